@@ -1,0 +1,302 @@
+"""Configuration: YAML and dotted overrides to frozen objects, by name, never by import path.
+
+The only module that imports OmegaConf.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from erta_framework.errors import ConfigError, ErtaError, suggestion
+from erta_framework.guidance import CFG, Guidance, NoGuidance
+from erta_framework.policy import Policy
+from erta_framework.registry import policies as policy_catalogue
+from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Solver
+
+T = TypeVar("T")
+SOLVERS: Mapping[str, type] = types.MappingProxyType(
+    {"flow_euler": FlowEuler, "flow_ab2": FlowAdamsBashforth2, "ddim": DDIM}
+)
+GUIDANCE: Mapping[str, type] = types.MappingProxyType({"none": NoGuidance, "cfg": CFG})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """A sampling or calibration run, as written in a configuration file.
+
+    Attributes:
+        model: Name of a bundled model.
+        policies: The policies, in call order.
+        solver: How the trajectory is integrated.
+        guidance: How branches combine.
+        steps: Number of steps of the nominal schedule.
+        sigmas: Own sigma list instead of `steps`.
+        prompts: Prompts given in place.
+        prompts_file: File with one prompt a line.
+        seed: Seed of the first sample; sample k has seed + k.
+        batch_size: Samples a batch.
+        precision: `"32"`, `"bf16-mixed"` or `"16-mixed"`.
+        accelerator: `"auto"`, `"cpu"` or `"cuda"`.
+        devices: Number of devices.
+        output: Folder for what is written.
+    """
+
+    model: str = "shapes-wan"
+    policies: tuple[Policy, ...] = ()
+    solver: Solver = field(default_factory=FlowEuler)
+    guidance: Guidance = field(default_factory=lambda: CFG(scale=3.0))
+    steps: int = 50
+    sigmas: tuple[float, ...] | None = None
+    prompts: tuple[str, ...] = ()
+    prompts_file: str | None = None
+    seed: int = 0
+    batch_size: int = 16
+    precision: str = "32"
+    accelerator: str = "auto"
+    devices: int = 1
+    output: str = "runs"
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Collection[str] | None = None,
+) -> RunConfig:
+    """Read a YAML file and apply dotted overrides such as `policies.0.ertacache.calls=17`.
+
+    Args:
+        path: The file; None starts from the defaults.
+        overrides: `key=value`, dotted, in YAML syntax; applied in order.
+        only: Third-party distributions whose policies may be loaded; see `registry.Catalogue`.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown or a value of the wrong type.
+        RegistryError: A policy is not installed.
+    """
+    try:
+        loaded = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path} holds a list; a configuration is a mapping of keys")
+        for override in overrides:
+            apply_override(loaded, override)
+        plain = OmegaConf.to_container(loaded, resolve=True)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except ErtaError:
+        raise
+    except Exception as error:  # yaml and omegaconf errors have no common base
+        raise ConfigError(f"cannot read the configuration {path or overrides}: {error}") from error
+    assert isinstance(plain, dict)
+    return build_run({str(key): value for key, value in plain.items()}, only)
+
+
+def apply_override(config: Any, override: str) -> None:
+    """Set one dotted key.
+
+    Raises:
+        ConfigError: The override has no `=`.
+    """
+    key, separator, _ = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"the override {override!r} is not of the form key=value")
+    value = OmegaConf.create({"value": None})
+    value.merge_with_dotlist([f"value={override.partition('=')[2]}"])
+    OmegaConf.update(config, key, value["value"], force_add=True)
+
+
+def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) -> RunConfig:
+    """Plain values as a `RunConfig`; parts are given as `{name: {option: value}}` or a name.
+
+    Raises:
+        ConfigError: A key is unknown or a value of the wrong type.
+    """
+    values = dict(values)
+    if "policies" in values:
+        values["policies"] = build_policies(values["policies"] or [], only)
+    for key, table in (("solver", SOLVERS), ("guidance", GUIDANCE)):
+        if key in values:
+            name, options = named(values[key], where=key)
+            if name not in table:
+                raise ConfigError(f"unknown {key} {name!r}; " + suggestion(name, table))
+            values[key] = construct(table[name], options, where=f"{key}.{name}")
+    return construct(RunConfig, values, where="configuration")
+
+
+def build_policies(specs: object, only: Collection[str] | None = None) -> tuple[Policy, ...]:
+    """A list of `{name: {option: value}}` or names as policies, in order.
+
+    Raises:
+        ConfigError: The value is no list, or an option is unknown.
+        RegistryError: A policy is not installed.
+    """
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
+        raise ConfigError(
+            f"policies is {specs!r}; it is a list, so that the order is visible, "
+            "as in [{ertacache: {calls: 25}}]"
+        )
+    return tuple(
+        build_policy(spec, where=f"policies.{i}", only=only) for i, spec in enumerate(specs)
+    )
+
+
+def build_policy(spec: object, where: str, only: Collection[str] | None = None) -> Policy:
+    """One `{name: {option: value}}`, name or finished policy as a policy."""
+    if isinstance(spec, Policy):
+        return spec
+    name, options = named(spec, where)
+    policy: Policy = construct(
+        policy_catalogue(only).load(name), options, where=f"{where}.{name}", only=only
+    )
+    return policy
+
+
+def named(spec: object, where: str) -> tuple[str, Mapping[str, Any]]:
+    """The name and options of `name` or `{name: {option: value}}`.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        (name, options), *_ = spec.items()
+        if options is None or isinstance(options, Mapping):
+            return str(name), options or {}
+    raise ConfigError(f"{where} is {spec!r}; write a name or {{name: {{option: value}}}}")
+
+
+def construct(
+    cls: type[T], options: Mapping[str, Any], where: str, only: Collection[str] | None = None
+) -> T:
+    """Make a dataclass from plain options, refusing unknown keys and wrong types.
+
+    Raises:
+        ConfigError: Names the place, the key or value, and what would be right.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in options:
+        if key not in fields:
+            raise ConfigError(f"{where}: unknown key {key!r}; " + suggestion(str(key), fields))
+    values = {
+        key: converted(hints[key], value, where=f"{where}.{key}", only=only)
+        for key, value in options.items()
+    }
+    try:
+        return cls(**values)
+    except ErtaError as error:
+        error.add_note(f"in the configuration at {where}")
+        raise
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def converted(hint: Any, value: Any, where: str, only: Collection[str] | None) -> Any:
+    """A plain value as the type that a field declares.
+
+    Raises:
+        ConfigError: The value does not fit; names both.
+    """
+    members = typing.get_args(hint) if is_union(hint) else (hint,)
+    if value is None and type(None) in members:
+        return None
+    fits = any(isinstance(value, m) for m in members if isinstance(m, type) and m is not type(None))
+    if fits and not (isinstance(value, bool) and bool not in members):
+        return value
+    if typing.Any in members or any(getattr(m, "_is_protocol", False) for m in members):
+        return value
+    if isinstance(value, Mapping) and any(
+        isinstance(m, type) and issubclass(m, Policy) for m in members
+    ):
+        return build_policy(value, where, only)
+    for member in members:
+        try:
+            return primitive(member, value)
+        except (OmegaConfBaseException, ValueError, TypeError):
+            continue
+    raise ConfigError(
+        f"{where} is {value!r} of type {type(value).__name__}, expected {spelled(hint)}"
+    )
+
+
+def primitive(member: Any, value: Any) -> Any:
+    """Convert by one member of a union: literal, sequence or an OmegaConf primitive."""
+    origin, arguments = typing.get_origin(member), typing.get_args(member)
+    if origin is typing.Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{value!r} is none of {arguments}")
+    if origin in (tuple, list) and isinstance(value, Sequence) and not isinstance(value, str):
+        items = (primitive(arguments[0], item) for item in value)
+        return tuple(items) if origin is tuple else list(items)
+    if member is Path and isinstance(value, str):
+        return Path(value)
+    if member in (int, float, str, bool):
+        if isinstance(value, bool) != (member is bool) or isinstance(value, Mapping | list):
+            raise TypeError(f"{value!r} is no {member.__name__}")
+        schema = dataclasses.make_dataclass("Schema", [("value", member)])
+        merged: Any = OmegaConf.merge(OmegaConf.structured(schema), {"value": value})
+        return merged["value"]
+    raise TypeError(f"{value!r} does not fit {member!r}")
+
+
+def is_union(hint: Any) -> bool:
+    """Whether a type hint is a union."""
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def spelled(hint: Any) -> str:
+    """A type hint as a person writes it."""
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+
+
+def options_of(policy: Policy) -> dict[str, Any]:
+    """The options that would configure this policy, as plain values.
+
+    Raises:
+        ConfigError: A field holds an object that no configuration file can hold.
+    """
+    return {
+        f.name: plain_value(getattr(policy, f.name), f.name) for f in dataclasses.fields(policy)
+    }
+
+
+def plain_value(value: Any, where: str) -> Any:
+    """A field value as YAML could hold it; nested policies become `{name: options}`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple | list):
+        return [plain_value(item, where) for item in value]
+    if isinstance(value, Policy):
+        return {registered_name(type(value)): options_of(value)}
+    raise ConfigError(
+        f"{where} holds {type(value).__name__}, which no configuration file can hold; "
+        "give a file path instead"
+    )
+
+
+def registered_name(cls: type[Policy]) -> str:
+    """The name under which a policy class is in the catalogue.
+
+    Raises:
+        ConfigError: It is not registered.
+    """
+    target = f"{cls.__module__}:{cls.__qualname__}"
+    for entry in policy_catalogue().entries():
+        if entry.point.value == target:
+            return entry.name
+    for entry in policy_catalogue().entries():
+        if entry.point.value.rpartition(":")[2] == cls.__qualname__ and entry.point.load() is cls:
+            return entry.name
+    raise ConfigError(f"{target} is not registered under erta_framework.policies")

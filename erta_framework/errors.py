@@ -1,0 +1,62 @@
+"""Errors of erta_framework.
+
+Every message names who is at fault, where, the values that disagree and what to do about it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ErtaError(Exception):
+    """Base of every error that erta_framework raises on purpose."""
+
+
+class PolicyError(ErtaError):
+    """A policy broke the contract of a hook, or raised inside one."""
+
+
+class ConflictError(ErtaError):
+    """Two policies claim what only one may own, such as the interval."""
+
+
+class CapabilityError(ErtaError):
+    """A policy needs something that this solver, model or driver does not offer."""
+
+
+class ProtocolError(ErtaError):
+    """A driver called the verbs of a session out of order or with impossible values."""
+
+
+class InputError(ErtaError, ValueError):
+    """Prompts, latents or settings that cannot be sampled."""
+
+
+class NonFiniteError(ErtaError):
+    """A reused output was NaN or infinite."""
+
+
+class ProfileError(ErtaError):
+    """A profile file that cannot be read, or that cannot serve what was asked of it."""
+
+
+class ProfileMismatchError(ProfileError):
+    """A profile was calibrated for another model, grid, guidance or shape than this run's."""
+
+
+class RegistryError(ErtaError):
+    """A name that no installed distribution provides, or that two provide."""
+
+
+class ConfigError(ErtaError, ValueError):
+    """A configuration that names an unknown key or holds a value of the wrong type."""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What to write instead of `name`: the close matches, else everything known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return "did you mean " + " or ".join(repr(match) for match in close) + "?"
+    return "known: " + (", ".join(names) if names else "none")

@@ -1,0 +1,104 @@
+"""`Policy`, the base of every plugin, and recipes made of several."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar, dataclass_transform
+
+from erta_framework.errors import PolicyError
+from erta_framework.records import Needs
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Policy:
+    """Base of every plugin; a subclass is a frozen, keyword-only dataclass by itself.
+
+    A policy holds settings only. What changes during a request lives in
+    `call.state_of(self, factory)` or `session.state_of(self, factory)` and dies with the session.
+    Two policies are never equal, so the same settings may stand twice in one engine. The
+    dataclass is also the schema of the configuration.
+
+    Example:
+        >>> from erta_framework import Reuse, hookimpl
+        >>> class EveryOther(Policy):
+        ...     period: int = 2
+        ...
+        ...     @hookimpl
+        ...     def decide(self, step):
+        ...         return Reuse("period") if step.index % self.period else None
+        >>> EveryOther(period=3)
+        EveryOther(period=3)
+    """
+
+    requires: ClassVar[frozenset[str]] = frozenset()
+    """Capabilities the driver must offer, such as `"first_order"`; checked before sampling."""
+
+    static: ClassVar[bool] = False
+    """Whether every decision is known before the request starts, so that no value is read back."""
+
+    corrects_computed: ClassVar[bool] = False
+    """Whether a `forward` wrapper of this policy may also change freshly computed outputs."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
+
+    @property
+    def name(self) -> str:
+        """Name in traces and errors: the class name in snake case."""
+        return snake_case(type(self).__name__)
+
+    def needs(self) -> Needs:
+        """What this policy wants remembered of earlier evaluations; nothing by default."""
+        return Needs()
+
+    def parts(self) -> Sequence[Policy]:
+        """The policies this one stands for, in call order; a recipe returns several."""
+        return (self,)
+
+    def calibrator(self) -> Policy | None:
+        """The profiler that emits what this policy's `profile` needs, if it needs one."""
+        return None
+
+    def prepare(self) -> None:
+        """Check settings and load files; called when an engine is built.
+
+        Raises:
+            ErtaError: Something is missing or does not fit.
+        """
+
+
+def snake_case(name: str) -> str:
+    """`ErrorLinearizer` as `error_linearizer`, `ERTACache` as `erta_cache`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def flatten(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    """Expand recipes into their parts, keeping the listed order.
+
+    Raises:
+        PolicyError: An entry is a class or no policy at all, or stands twice in the list.
+    """
+    flat: list[Policy] = []
+    for position, policy in enumerate(policies):
+        if isinstance(policy, type) and issubclass(policy, Policy):
+            raise PolicyError(
+                f"policies[{position}] is the class {policy.__name__}, not an instance; "
+                f"write {policy.__name__}(...)"
+            )
+        if not isinstance(policy, Policy):
+            raise PolicyError(
+                f"policies[{position}] is {policy!r} of type {type(policy).__name__}; "
+                "a policy derives from erta_framework.Policy"
+            )
+        parts = tuple(policy.parts())
+        flat.extend(parts if parts == (policy,) else flatten(parts))
+    for policy in flat:
+        if sum(policy is other for other in flat) > 1:
+            raise PolicyError(
+                f"the same object {policy!r} stands twice in the policies; make a second one"
+            )
+    return tuple(flat)

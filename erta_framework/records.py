@@ -1,0 +1,273 @@
+"""The frozen records that drivers, the engine and policies exchange."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+S = TypeVar("S")
+
+
+class Seam(StrEnum):
+    """Where a call may be answered without the network.
+
+    `LATENT` is the whole network, latent in and prediction out. `TRUNK` is the block stack only
+    (embedders and head still run). `MODULE` is a selected submodule.
+    """
+
+    LATENT = "latent"
+    TRUNK = "trunk"
+    MODULE = "module"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """One integration interval of the sampling trajectory.
+
+    Attributes:
+        index: Position in the schedule, 0 is the noisiest; given by the driver.
+        start: Sigma where the trajectory really is.
+        end: Sigma where the solver will take it.
+        time: What the network is told at `start`, in its own unit (often 1000 * sigma).
+        end_time: What the network will be told at `end`, on the next interval.
+    """
+
+    index: int
+    start: float
+    end: float
+    time: float
+    end_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """The decision to run the network.
+
+    Attributes:
+        reason: A few words for the trace.
+        scope: `"step"` shares the decision with the other branches of this step; `"branch"`
+            keeps it to this call.
+    """
+
+    reason: str
+    scope: str = "step"
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """The decision to answer from what is cached; attributes as in `Compute`."""
+
+    reason: str
+    scope: str = "step"
+
+
+Decision = Compute | Reuse
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One computed evaluation that was kept because a policy declared that it needs it.
+
+    Attributes:
+        index: Step at which the network ran.
+        sigma: Where the trajectory was.
+        time: What the network was told.
+        residual: `output - input`, `[B, C, ...]`.
+        input: The network's input, kept only when some policy's `Needs` ask for pairs.
+        output: The raw output, kept only when some policy's `Needs` ask for pairs.
+    """
+
+    index: int
+    sigma: float
+    time: float
+    residual: Tensor
+    input: Tensor | None = None
+    output: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a policy wants remembered: memory is what was declared, and is reported.
+
+    Attributes:
+        evaluations: How many computed evaluations of each branch to keep.
+        pairs: Whether to keep inputs and outputs besides the residual.
+    """
+
+    evaluations: int = 0
+    pairs: bool = False
+
+
+class StateStore:
+    """Per-policy state of one request, created on first use and dropped with the session."""
+
+    __slots__ = ("_states",)
+
+    def __init__(self) -> None:
+        self._states: dict[tuple[int, object], object] = {}
+
+    def get(self, policy: object, key: object, factory: Callable[[], S]) -> S:
+        """The state of `policy` under `key`; `factory` makes it the first time."""
+        slot = (id(policy), key)
+        if slot not in self._states:
+            self._states[slot] = factory()
+        return self._states[slot]  # type: ignore[return-value]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._states.clear()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SessionInfo:
+    """Read-only facts of one request; every policy sees the same.
+
+    Attributes:
+        sigmas: The nominal schedule, `num_steps + 1` values, ending where sampling ends.
+        times: What the network is told at each of the first `num_steps` sigmas.
+        shape: Shape of the latents, `[B, C, ...]`.
+        dtype: Type of the latents.
+        device: Where the latents live.
+        branches: Names of the guidance branches, such as `("cond", "uncond")`.
+        model: Facts that identify the network (class, hash of its configuration).
+        solver: Description of the solver, with its settings.
+        guidance: Description of the guidance, with its scale.
+        capabilities: What the driver offers, such as `"first_order"`.
+        first: Index of the first step that runs (img2img starts later than 0).
+        request_id: Name of this request in traces.
+        time_of: The network time of any sigma, for trajectories that leave the nominal grid.
+    """
+
+    sigmas: tuple[float, ...]
+    times: tuple[float, ...]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    branches: tuple[str, ...] = ("cond",)
+    model: Mapping[str, str] = field(default_factory=dict)
+    solver: str = ""
+    guidance: str = "none"
+    capabilities: frozenset[str] = frozenset()
+    first: int = 0
+    request_id: str = ""
+    time_of: Callable[[float], float] = field(default=lambda sigma: 1000.0 * sigma, repr=False)
+    states: StateStore = field(default_factory=StateStore, repr=False)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of the nominal schedule."""
+        return len(self.sigmas) - 1
+
+    def state_of(self, policy: object, factory: Callable[[], S]) -> S:
+        """This policy's own state for the whole request (not split by branch)."""
+        return self.states.get(policy, None, factory)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step as policies see it: the interval and the facts of the request."""
+
+    interval: Interval
+    session: SessionInfo
+    branches: tuple[str, ...] = ()
+
+    @property
+    def index(self) -> int:
+        """Position in the schedule."""
+        return self.interval.index
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of the nominal schedule."""
+        return self.session.num_steps
+
+
+class Network:
+    """Runs the network at most once and remembers the raw output and that it ran."""
+
+    __slots__ = ("_compute", "output", "reason")
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self.output: Tensor | None = None
+        self.reason = ""
+
+    def __call__(self) -> Tensor:
+        """The raw output; the first call runs the network."""
+        if self.output is None:
+            self.output = self._compute()
+        return self.output
+
+    @property
+    def ran(self) -> bool:
+        """Whether the network ran."""
+        return self.output is not None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """One evaluation of one branch at one seam.
+
+    Attributes:
+        x: The network's input, `[B, C, ...]`; policies must not write into it.
+        branch: Name of the guidance branch.
+        model: Name of the network within the pipeline (two-network pipelines have two).
+        seam: Where this call may be answered.
+        history: Computed evaluations of this branch, newest first; as many as policies need.
+        decision: What was decided; in `decide` itself still `Compute("undecided")`.
+        compute: Runs the network at most once and returns its raw output.
+    """
+
+    x: Tensor
+    branch: str
+    model: str
+    seam: Seam
+    history: tuple[Evaluation, ...]
+    decision: Decision
+    compute: Network
+    features: Mapping[str, Callable[[], Tensor]]
+    states: StateStore
+
+    @property
+    def reused(self) -> bool:
+        """Whether this call is to be answered without the network."""
+        return isinstance(self.decision, Reuse)
+
+    @property
+    def ran(self) -> bool:
+        """Whether the network has run for this call."""
+        return self.compute.ran
+
+    def state_of(self, policy: object, factory: Callable[[], S]) -> S:
+        """This policy's own state for this network and branch; `factory` makes it once."""
+        return self.states.get(policy, (self.model, self.branch, self.seam), factory)
+
+    def feature(self, name: str) -> Tensor:
+        """A signal that the driver offers by name, such as the modulated input of block 0.
+
+        Raises:
+            KeyError: The driver does not offer it.
+        """
+        return self.features[name]()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one branch was answered in this step, as `adjust_interval` sees it.
+
+    Attributes:
+        decision: What was decided.
+        output: The prediction that guidance will combine.
+        computed: Whether the network ran.
+        source: Step whose evaluation stood in, for a reused answer; else None.
+    """
+
+    decision: Decision
+    output: Tensor
+    computed: bool
+    source: int | None

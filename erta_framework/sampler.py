@@ -1,0 +1,305 @@
+"""`Sampler`: the front door. A thin facade over `Engine` and `SamplingLoop`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
+from erta_framework.engine import Engine
+from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.guidance import CFG, Guidance
+from erta_framework.loop import Request, SamplingLoop
+from erta_framework.models import TextModel, sample_noise
+from erta_framework.policy import Policy
+from erta_framework.profile import Profile
+from erta_framework.solvers import FlowEuler, Schedule, Solver
+from erta_framework.trace import Trace
+
+PRECISIONS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """What `Sampler.sample` gives.
+
+    Attributes:
+        samples: `[N, C, ...]` in the order of the prompts, on the CPU.
+        prompts: The prompts.
+        seeds: Seed of each sample.
+        traces: One trace a batch.
+        seconds: Wall seconds of the sampling, without encoding prompts.
+        emitted: Profiles that profilers emitted, one a batch.
+    """
+
+    samples: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    traces: tuple[Trace, ...]
+    seconds: float
+    emitted: tuple[Profile, ...]
+
+    @property
+    def network_calls(self) -> int:
+        """Network calls that were made, over all batches."""
+        return sum(trace.network_calls for trace in self.traces)
+
+
+class Sampler:
+    """Samples prompts with any `TextModel` under a list of policies.
+
+    Args:
+        policies: In call order; empty computes every step.
+        callbacks: Observers, such as `ProgressBar()`.
+        solver: How the trajectory is integrated; `FlowEuler()` by default.
+        guidance: How branches combine; `CFG(scale=3.0)` by default.
+        num_steps: Steps of the nominal schedule.
+        sigmas: Own sigma list instead of `num_steps`.
+        precision: `"32"`, or `"bf16-mixed"` / `"16-mixed"` for autocast.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        devices: Only 1; several devices are not available yet.
+        batch_size: Samples a batch.
+
+    Raises:
+        CapabilityError: More than one device, an unknown accelerator or precision, or a policy
+            that needs something the solver cannot do.
+
+    Example:
+        >>> sampler = Sampler(num_steps=50, guidance=CFG(scale=3.0))
+        >>> result = sampler.sample(model, ["a red circle moving left"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        *,
+        solver: Solver | None = None,
+        guidance: Guidance | None = None,
+        num_steps: int = 50,
+        sigmas: Sequence[float] | None = None,
+        precision: str = "32",
+        accelerator: str = "auto",
+        devices: int = 1,
+        batch_size: int = 16,
+    ) -> None:
+        self.policies = tuple(policies)
+        self.callbacks = tuple(callbacks)
+        self.solver: Solver = solver if solver is not None else FlowEuler()
+        self.guidance: Guidance = guidance if guidance is not None else CFG(scale=3.0)
+        self.schedule: Schedule = self.solver.schedule(num_steps, sigmas)
+        self.device = resolve_device(accelerator, devices)
+        self.precision = checked_precision(precision)
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}, it must be at least 1")
+        self.batch_size = batch_size
+        self.loop = SamplingLoop(Engine(self.policies), self.solver, self.guidance)
+
+    def sample(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        latents: Tensor | None = None,
+        init: Tensor | None = None,
+        first: int = 0,
+        title: str = "sampling",
+    ) -> Samples:
+        """Sample one output per prompt.
+
+        Args:
+            model: Encodes the prompts and predicts.
+            prompts: One a sample.
+            seed: Sample k draws its noise from `seed + k`.
+            seeds: A seed for each sample, instead of `seed`.
+            latents: Starting noise `[N, C, ...]` instead of seeds.
+            init: Clean samples `[N, C, ...]` to start from (img2img), noised to step `first`.
+            first: Index of the first step that runs.
+            title: Shown by the progress bar.
+
+        Raises:
+            InputError: No prompts, or inputs whose number, shape or values do not fit.
+            NonFiniteError: A reused output was NaN or infinite.
+        """
+        names = tuple(prompts)
+        if isinstance(prompts, str) or not names:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        numbers = tuple(seeds) if seeds is not None else tuple(seed + k for k in range(len(names)))
+        noise = self._noise(model, names, numbers, latents)
+        if not 0 <= first < self.schedule.num_steps:
+            raise InputError(f"first is {first}, outside the {self.schedule.num_steps} steps")
+        if init is not None:
+            check_latents("init", init, noise.shape)
+        start = self.solver.noised(init, noise, self.schedule.sigmas[first])
+        if isinstance(model, nn.Module):
+            model.to(self.device)
+        starts = range(0, len(names), self.batch_size)
+        run = RunStart(len(names), len(starts), self.schedule.num_steps - first, title)
+        done: list[BatchEnd] = []
+        emitted: list[Profile] = []
+        with Observers(self.callbacks, run) as observers, self._autocast():
+            for begin in starts:
+                chosen = slice(begin, begin + self.batch_size)
+                clock = time.perf_counter()
+                request = self._request(model, names[chosen], start[chosen], first, begin)
+                result = self.loop.run(model, request, observe=observers.step)
+                sample = result.sample.cpu()
+                seconds = time.perf_counter() - clock
+                result.trace.raise_if_nonfinite()
+                emitted.extend(result.emitted)
+                done.append(BatchEnd(names[chosen], numbers[chosen], sample, result.trace, seconds))
+                observers.batch(
+                    BatchEnd(names[chosen], numbers[chosen], sample.clone(), result.trace, seconds)
+                )
+        return Samples(
+            samples=torch.cat([batch.samples for batch in done]),
+            prompts=names,
+            seeds=numbers,
+            traces=tuple(batch.trace for batch in done),
+            seconds=sum(batch.seconds for batch in done),
+            emitted=tuple(emitted),
+        )
+
+    def calibrate(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        profiler: Policy | None = None,
+    ) -> Profile:
+        """Run the full network on calibration prompts and merge what the profiler emits.
+
+        Args:
+            model: Encodes the prompts and predicts.
+            prompts: Calibration prompts; keep them apart from those you test on.
+            seed: Sample k draws its noise from `seed + k`.
+            profiler: The profiler; by default the one that this sampler's policies ask for.
+
+        Raises:
+            PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
+        """
+        chosen = profiler or next(
+            (found for policy in self.policies if (found := policy.calibrator()) is not None), None
+        )
+        if chosen is None:
+            raise PolicyError(
+                "none of the policies needs calibration; give calibrate(..., profiler=...), "
+                "such as ResidualProfiler()"
+            )
+        twin = Sampler(
+            [chosen],
+            self.callbacks,
+            solver=self.solver,
+            guidance=self.guidance,
+            sigmas=self.schedule.sigmas,
+            batch_size=self.batch_size,
+        )
+        twin.schedule, twin.device, twin.precision = self.schedule, self.device, self.precision
+        result = twin.sample(model, prompts, seed=seed, title="calibrating")
+        if not result.emitted:
+            raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
+        return Profile.merge(result.emitted).with_provenance(
+            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+            seeds=f"{seed}..{seed + len(prompts) - 1}",
+            date=datetime.now(UTC).date().isoformat(),
+            torch=torch.__version__,
+            machine=f"{platform.machine()} {self.device.type}",
+        )
+
+    def _noise(
+        self, model: TextModel, names: Sequence[str], seeds: Sequence[int], latents: Tensor | None
+    ) -> Tensor:
+        if len(seeds) != len(names):
+            raise InputError(f"{len(seeds)} seeds for {len(names)} prompts; give one a prompt")
+        shape = (len(names), *model.latent_shape)
+        if latents is None:
+            return sample_noise(model.latent_shape, seeds)
+        check_latents("latents", latents, shape)
+        return latents
+
+    def _request(
+        self, model: TextModel, names: Sequence[str], start: Tensor, first: int, number: int
+    ) -> Request:
+        conditions = model.encode([*names, *[""] * len(names)]).to(self.device)
+        cond, uncond = conditions.chunk(2)
+        return Request(
+            latents=start.to(self.device),
+            cond=cond,
+            uncond=uncond,
+            schedule=self.schedule,
+            first=first,
+            model=model.fingerprint(),
+            request_id=f"batch-{number}",
+        )
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        dtype = PRECISIONS[self.precision]
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=dtype)
+
+
+def check_latents(name: str, latents: Tensor, shape: Sequence[int]) -> None:
+    """Refuse latents of another shape, or with NaN or infinite values.
+
+    Raises:
+        InputError: Names the argument and both values.
+    """
+    if tuple(latents.shape) != tuple(shape):
+        raise InputError(f"{name} has shape {tuple(latents.shape)}, expected {tuple(shape)}")
+    bad = [
+        k for k, good in enumerate(latents.isfinite().flatten(1).all(dim=1).tolist()) if not good
+    ]
+    if bad:
+        raise InputError(
+            f"{name} of sample {', '.join(map(str, islice(bad, 5)))} is NaN or infinite"
+        )
+
+
+def checked_precision(precision: str) -> str:
+    """A known precision name.
+
+    Raises:
+        CapabilityError: The name is unknown.
+    """
+    if precision not in PRECISIONS:
+        raise CapabilityError(
+            f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}"
+        )
+    return precision
+
+
+def resolve_device(accelerator: str, devices: int) -> torch.device:
+    """The device to sample on.
+
+    Raises:
+        CapabilityError: Several devices, or an accelerator that is not there.
+    """
+    if devices != 1:
+        raise CapabilityError(
+            f"devices={devices}: this version samples on one device; use devices=1, or start one "
+            "process a device"
+        )
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if accelerator == "auto":
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
+    if not available.get(accelerator, False):
+        usable = ", ".join(name for name, there in available.items() if there)
+        raise CapabilityError(f"accelerator {accelerator!r} is not available; use auto, {usable}")
+    return torch.device(accelerator)

@@ -1,0 +1,356 @@
+"""`Session`: the state machine of one request, between any driver and the policies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from erta_framework.errors import PolicyError, ProtocolError
+from erta_framework.history import History, Key, same_kind
+from erta_framework.profile import Profile
+from erta_framework.records import (
+    Answer,
+    Call,
+    Compute,
+    Decision,
+    Interval,
+    Network,
+    Reuse,
+    Seam,
+    SessionInfo,
+    Step,
+)
+from erta_framework.trace import CallTrace, StepTrace, Trace
+
+if TYPE_CHECKING:
+    from erta_framework.engine import Engine
+
+NO_FEATURES: Mapping[str, Callable[[], Tensor]] = {}
+
+
+class Stage(Enum):
+    """Where a session stands; each verb is allowed in some stages only."""
+
+    NEW = "not entered yet"
+    BETWEEN = "between steps"
+    RUNNING = "within a step"
+    SETTLED = "settled, waiting for end(sample)"
+    CLOSED = "closed"
+
+
+class Session:
+    """One request. A driver calls `begin`, `forward` per branch, `settle` and `end`, in order.
+
+    Made by `Engine.session(info)` and used once, as a context manager. Everything it remembers
+    dies when it closes, also after an exception.
+
+    Example:
+        >>> with engine.session(info) as session:  # doctest: +SKIP
+        ...     for interval in intervals:
+        ...         session.begin(interval)
+        ...         v = session.forward(x, lambda: network(x))
+        ...         settled = session.settle()
+        ...         x = x + (settled.end - settled.start) * v
+        ...         session.end(x)
+    """
+
+    def __init__(self, engine: Engine, info: SessionInfo) -> None:
+        self.engine = engine
+        self.info = info
+        self.trace = Trace(request_id=info.request_id, num_steps=info.num_steps)
+        self.emitted: list[Profile] = []
+        self._history = History(engine.needs)
+        self._stage = Stage.NEW
+        self._expected = info.first
+        self._step: Step | None = None
+        self._decision: Decision | None = None
+        self._answers: dict[str, Answer] = {}
+        self._calls: list[CallTrace] = []
+
+    # ----------------------------------------------------------------- life
+    def __enter__(self) -> Self:
+        self._require(Stage.NEW, verb="enter")
+        self._stage = Stage.BETWEEN
+        try:
+            self._hook("on_session_start", session=self.info)
+        except BaseException as error:
+            self._close(error)
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._close(error)
+
+    def _close(self, error: BaseException | None) -> None:
+        self._stage = Stage.CLOSED
+        try:
+            results = self._hook("on_session_end", session=self.info, error=error)
+            self.emitted = [profile for profile in results or () if profile is not None]
+        except Exception as second:
+            if error is None:
+                raise
+            error.add_note(f"on_session_end failed as well: {second}")
+        finally:
+            self._history.kept.clear()
+            self.info.states.clear()
+            self._answers, self._step, self._decision = {}, None, None
+
+    # ---------------------------------------------------------------- verbs
+    def begin(self, interval: Interval, branches: Sequence[str] = ()) -> Step:
+        """Open a step.
+
+        Args:
+            interval: The provisional interval; its index comes from the driver's schedule.
+            branches: Branches that will be evaluated in this step, where the driver knows them.
+                A branch with no usable history then makes the whole step compute.
+
+        Raises:
+            ProtocolError: Another step is open, or the index is not the next one.
+        """
+        self._require(Stage.BETWEEN, verb="begin")
+        if interval.index != self._expected or interval.index >= self.info.num_steps:
+            raise ProtocolError(
+                f"begin got the interval of step {interval.index}, expected step {self._expected} "
+                f"of {self.info.num_steps}; steps run in order, each once"
+            )
+        self._step = Step(interval, self.info, tuple(branches))
+        self._decision, self._answers, self._calls = None, {}, []
+        self._stage = Stage.RUNNING
+        if "pre_step" in self.engine.active:
+            self._hook("pre_step", step=self._step)
+        return self._step
+
+    def forward(
+        self,
+        x: Tensor,
+        compute: Callable[[], Tensor],
+        *,
+        branch: str = "cond",
+        model: str = "model",
+        seam: Seam = Seam.LATENT,
+        features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
+    ) -> Tensor:
+        """Answer one branch of the open step, with the network or from what is cached.
+
+        Args:
+            x: Input, `[B, C, ...]`.
+            compute: Runs the network on `x`; called at most once, and only if needed.
+            branch: Name of the guidance branch.
+            model: Name of the network, where a pipeline has several.
+            seam: What `x` and the output are.
+            features: Signals that policies may ask for by name.
+
+        Returns:
+            The prediction, of the shape of `x`.
+
+        Raises:
+            ProtocolError: No step is open, or the branch was already answered.
+            PolicyError: A policy raised, or returned something impossible.
+        """
+        self._require(Stage.RUNNING, verb="forward")
+        if branch in self._answers:
+            raise ProtocolError(
+                f"branch {branch!r} was already answered in step {self._expected}; "
+                "give every evaluation of a step its own branch name"
+            )
+        key = (model, branch, seam)
+        network = Network(compute)
+        started = time.perf_counter()
+        decision = self._decide(key, x, network, features)
+        call = self._call(key, x, network, features, decision)
+        source = call.history[0].index if call.history and call.reused else None
+        output = self._answer(call, network)
+        if network.output is not None:
+            self.trace.network_calls += 1
+            self._record(key, x, network.output)
+        self._answers[branch] = Answer(
+            decision, output, network.ran, None if network.ran else source
+        )
+        self._calls.append(
+            CallTrace(
+                index=self._expected,
+                branch=branch,
+                model=model,
+                computed=network.ran,
+                reason=network.reason or decision.reason,
+                source=None if network.ran else source,
+                seconds=time.perf_counter() - started,
+            )
+        )
+        return output
+
+    def settle(self) -> Interval:
+        """Close the forwards of this step; the interval that the solver must integrate.
+
+        Raises:
+            ProtocolError: No forward ran in this step.
+            PolicyError: The adjusted interval is impossible, or the last one does not end at the
+                schedule's end.
+        """
+        self._require(Stage.RUNNING, verb="settle")
+        if not self._answers or self._step is None:
+            raise ProtocolError(f"settle before any forward in step {self._expected}")
+        given = settled = self._step.interval
+        if "adjust_interval" in self.engine.active:
+            settled = self._hook("adjust_interval", step=self._step, answers=self._answers) or given
+        self._check_interval(given, settled)
+        self.trace.steps.append(
+            StepTrace(settled.index, settled.start, settled.end, settled.time, tuple(self._calls))
+        )
+        self._stage = Stage.SETTLED
+        return settled
+
+    def end(self, sample: Tensor) -> None:
+        """Close the step with the latents after the solver, `[B, C, ...]`."""
+        self._require(Stage.SETTLED, verb="end")
+        if "post_step" in self.engine.active:
+            self._hook("post_step", step=self._step, sample=sample)
+        self._expected += 1
+        self._stage = Stage.BETWEEN
+
+    # -------------------------------------------------------------- forward
+    def _call(
+        self,
+        key: Key,
+        x: Tensor,
+        network: Network,
+        features: Mapping[str, Callable[[], Tensor]],
+        decision: Decision,
+    ) -> Call:
+        model, branch, seam = key
+        history = self._history.kept.get(key, ())
+        return Call(x, branch, model, seam, history, decision, network, features, self.info.states)
+
+    def _decide(
+        self,
+        key: Key,
+        x: Tensor,
+        network: Network,
+        features: Mapping[str, Callable[[], Tensor]],
+    ) -> Decision:
+        if "decide" not in self.engine.active:
+            return Compute("default")
+        model, _, seam = key
+        if not self._history.usable(key, x):
+            cold = True
+        elif self._decision is not None:
+            return self._decision
+        else:
+            others = self._step.branches if self._step is not None else ()
+            cold = any(not self._history.usable((model, b, seam), x) for b in others)
+        if cold:
+            decision: Decision = Compute("cold")
+        else:
+            undecided = self._call(key, x, network, features, Compute("undecided"))
+            decision = self._hook("decide", step=self._step, call=undecided)
+            if not isinstance(decision, Compute | Reuse):
+                raise PolicyError(
+                    f"{self._owner('decide')} returned {decision!r} from decide "
+                    f"{self._where()}; return Compute(reason), Reuse(reason) or None"
+                )
+        if decision.scope == "step" and self._decision is None:
+            self._decision = decision
+        return decision
+
+    def _answer(self, call: Call, network: Network) -> Tensor:
+        if "forward" in self.engine.active:
+            output: Tensor = self._hook("forward", step=self._step, call=call)
+        else:
+            output = call.x + call.history[0].residual if call.reused else network()
+        self._check_output(call, network, output)
+        if network.ran:
+            return output
+        finite = torch.isfinite(output).all()
+        if self.engine.static:  # reading it now would wait for the device; see Trace
+            self.trace.finite[self._expected, call.branch] = finite
+        elif not bool(finite):
+            network.reason = "reused output was not finite"
+            return network()
+        return output
+
+    def _check_output(self, call: Call, network: Network, output: object) -> None:
+        who, where = self._owner("forward"), self._where()
+        if not isinstance(output, Tensor):
+            raise PolicyError(f"{who} returned {type(output).__name__} from forward {where}")
+        expected = network.output if network.output is not None else call.x
+        if not same_kind(output, expected):
+            raise PolicyError(
+                f"{who} returned {tuple(output.shape)} {output.dtype} on {output.device} from "
+                f"forward {where}, expected {tuple(expected.shape)} {expected.dtype} on "
+                f"{expected.device}"
+            )
+        if call.reused:
+            return
+        if not network.ran:
+            raise PolicyError(
+                f"{who} answered branch {call.branch!r} without the network {where}, although the "
+                "decision was to compute; answer only when call.reused"
+            )
+        if output is not network.output and not self.engine.corrects_computed:
+            raise PolicyError(
+                f"{who} replaced a computed output {where}; correct only when call.reused, or "
+                "declare corrects_computed = True"
+            )
+
+    def _record(self, key: Key, x: Tensor, output: Tensor) -> None:
+        if output.shape != x.shape and self.engine.needs.evaluations:
+            raise ProtocolError(
+                f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)} "
+                f"{self._where()}: a residual needs equal shapes"
+            )
+        if self._step is not None:
+            self._history.record(key, self._step.interval, x, output)
+            self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes())
+
+    # ------------------------------------------------------------- internals
+    def _check_interval(self, given: Interval, settled: Interval) -> None:
+        final = self.info.sigmas[-1]
+        who = self._owner("adjust_interval")
+        if not isinstance(settled, Interval):
+            raise PolicyError(f"{who} returned {settled!r} from adjust_interval, not an Interval")
+        if (settled.index, settled.start, settled.time) != (given.index, given.start, given.time):
+            raise PolicyError(
+                f"{who} moved the past: adjust_interval got {given}, returned {settled}; "
+                "only end and end_time may change"
+            )
+        low, high = sorted((given.start, final))
+        if not low <= settled.end <= high:
+            raise PolicyError(
+                f"{who} set the end of step {given.index} to {settled.end}, outside what remains "
+                f"of the schedule, [{low}, {high}]"
+            )
+        if given.index == self.info.num_steps - 1 and settled.end != final:
+            raise PolicyError(
+                f"{who} ends the last step at {settled.end}, but the schedule ends at {final}; "
+                "the last step must take all that remains"
+            )
+
+    def _owner(self, hook: str) -> str:
+        return " / ".join(repr(policy) for policy in self.engine.implementers(hook)) or "the driver"
+
+    def _where(self) -> str:
+        request = f"of request {self.info.request_id!r}"
+        return f"at step {self._expected} {request}" if self._step is not None else request
+
+    def _hook(self, hook: str, **arguments: object) -> Any:
+        if hook not in self.engine.active:
+            return None
+        return self.engine.call_hook(hook, self._where(), **arguments)
+
+    def _require(self, stage: Stage, verb: str) -> None:
+        if self._stage is not stage:
+            raise ProtocolError(
+                f"{verb} is not allowed now: the session of request {self.info.request_id!r} is "
+                f"{self._stage.value}, it must be {stage.value}"
+            )

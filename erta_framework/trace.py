@@ -1,0 +1,130 @@
+"""What really ran in a request, and why: measured, never inferred."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from erta_framework.errors import NonFiniteError
+
+
+@dataclass(frozen=True, slots=True)
+class CallTrace:
+    """One branch of one step.
+
+    Attributes:
+        index: Step in the schedule.
+        branch: Guidance branch.
+        model: Network within the pipeline.
+        computed: Whether the network ran, counted where it is called.
+        reason: Why it was computed or reused.
+        source: Step whose evaluation stood in for a reused answer.
+        seconds: Host seconds in the call (on a GPU, time to enqueue).
+    """
+
+    index: int
+    branch: str
+    model: str
+    computed: bool
+    reason: str
+    source: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrace:
+    """One settled step: the calls of its branches and the interval that was integrated."""
+
+    index: int
+    start: float
+    end: float
+    time: float
+    calls: tuple[CallTrace, ...]
+
+    @property
+    def computed(self) -> bool:
+        """Whether the network ran at least once in this step."""
+        return any(call.computed for call in self.calls)
+
+
+@dataclass(slots=True)
+class Trace:
+    """Trace of one request.
+
+    Attributes:
+        request_id: Name of the request.
+        num_steps: Steps of the nominal schedule.
+        steps: The settled steps, in order.
+        network_calls: Times the network really ran; batched guidance counts one call.
+        history_bytes: Largest memory held for earlier evaluations.
+    """
+
+    request_id: str = ""
+    num_steps: int = 0
+    steps: list[StepTrace] = field(default_factory=list)
+    network_calls: int = 0
+    history_bytes: int = 0
+    finite: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+
+    def calls(self) -> Iterator[CallTrace]:
+        """Every branch call in order."""
+        for step in self.steps:
+            yield from step.calls
+
+    @property
+    def reused_calls(self) -> int:
+        """Branch calls that were answered without the network."""
+        return sum(not call.computed for call in self.calls())
+
+    @property
+    def computed_steps(self) -> tuple[int, ...]:
+        """Indices of the steps in which the network ran."""
+        return tuple(step.index for step in self.steps if step.computed)
+
+    def raise_if_nonfinite(self) -> None:
+        """Check the reused outputs of a static schedule, which are not read back during sampling.
+
+        Raises:
+            NonFiniteError: Some reused output was NaN or infinite; names the first step.
+        """
+        if not self.finite:
+            return
+        flags = torch.stack(list(self.finite.values())).tolist()
+        for (index, branch), good in zip(self.finite, flags, strict=True):
+            if not good:
+                raise NonFiniteError(
+                    f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
+                    f"{index} is not finite; compute this step, or sample in a wider dtype"
+                )
+
+    def summary(self) -> str:
+        """A few lines: calls made and saved, and the reasons."""
+        # "error 0.04 < 0.07" differs at every step; its first word is the kind of reason
+        reasons = Counter((call.computed, call.reason.split(" ")[0]) for call in self.calls())
+        lines = [
+            f"request {self.request_id!r}: {self.network_calls} network calls, "
+            f"{self.reused_calls} branch calls reused, "
+            f"{len(self.computed_steps)} of {len(self.steps)} steps computed, "
+            f"{self.history_bytes / 1e6:.2f} MB of history"
+        ]
+        for (computed, reason), count in reasons.most_common():
+            lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
+        return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The whole trace as one JSON object."""
+        return json.dumps(
+            {
+                "request_id": self.request_id,
+                "num_steps": self.num_steps,
+                "network_calls": self.network_calls,
+                "reused_calls": self.reused_calls,
+                "history_bytes": self.history_bytes,
+                "steps": [asdict(step) for step in self.steps],
+            }
+        )

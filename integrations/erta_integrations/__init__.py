@@ -1,0 +1,1 @@
+"""First-party integrations of erta_framework: models, pipelines, launchers."""

@@ -1,0 +1,121 @@
+"""shapes-wan: a small trained text-to-video Wan transformer that ships with the package.
+
+`ShapesWan` holds diffusers' `WanTransformer3DModel` and a word embedding. It is
+the reference model of the demo, the benchmarks and the tests: large enough to
+have real trajectories, small enough for two CPU cores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from erta_integrations.shapes_wan.data import FRAMES, SIZE, VOCABULARY, tokenize
+
+WEIGHTS = Path(__file__).parent / "weights" / "shapes-wan.safetensors"
+TEXT_DIM = 64
+NETWORK: dict[str, Any] = {
+    "patch_size": (1, 4, 4),
+    "num_attention_heads": 5,
+    "attention_head_dim": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "text_dim": TEXT_DIM,
+    "freq_dim": 128,
+    "ffn_dim": 480,
+    "num_layers": 5,
+    "cross_attn_norm": True,
+    "qk_norm": "rms_norm_across_heads",
+    "rope_max_seq_len": 64,
+}
+
+
+class ShapesWan(nn.Module):
+    """A Wan transformer over `[B, 3, 5, 16, 16]` pixels and its word embedding.
+
+    Predicts the flow-matching velocity `noise - video`; sigma in [0, 1] is told to the network
+    as the timestep `1000 * sigma`.
+
+    Example:
+        >>> model = ShapesWan()
+        >>> model.encode(["a red circle moving left"]).shape
+        torch.Size([1, 6, 64])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = WanTransformer3DModel(**NETWORK)
+        self.words = nn.Embedding(len(VOCABULARY), TEXT_DIM)
+        self.weights_hash = "untrained"
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int, int]:
+        """Shape of one sample: (channels, frames, height, width)."""
+        return (3, FRAMES, SIZE, SIZE)
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Prompt embeddings `[B, 6, 64]`; padding words, hence the empty prompt, are zero.
+
+        Raises:
+            ValueError: A prompt has a word outside the vocabulary.
+        """
+        tokens = tokenize(prompts).to(self.words.weight.device)
+        embedded: Tensor = self.words(tokens)
+        return embedded * (tokens > 0).unsqueeze(-1)
+
+    def fingerprint(self) -> dict[str, str]:
+        """Network class, hash of its configuration and of its weights file."""
+        config = hashlib.sha256(json.dumps(NETWORK, sort_keys=True).encode()).hexdigest()[:16]
+        return {"network": "WanTransformer3DModel", "config": config, "weights": self.weights_hash}
+
+    def forward(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+        """Velocity `[B, 3, F, H, W]` at latents `x` and timestep `[B]` in [0, 1000]."""
+        velocity: Tensor = self.transformer(
+            x, timestep=timestep, encoder_hidden_states=embeds, return_dict=False
+        )[0]
+        return velocity
+
+
+def save_weights(model: ShapesWan, path: Path, metadata: dict[str, str]) -> None:
+    """Write the weights as half precision safetensors (about 6 MB)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
+    save_file(tensors, path, metadata={**metadata, "network": json.dumps(NETWORK)})
+
+
+def load_model(path: Path = WEIGHTS) -> ShapesWan:
+    """The trained model in float32, in evaluation mode, from a file; never from the network.
+
+    Raises:
+        FileNotFoundError: There is no weights file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no weights of shapes-wan at {path}; retrain them with "
+            "`python -m erta_integrations.shapes_wan.train`"
+        )
+    model = ShapesWan()
+    with safe_open(path, framework="pt") as file:
+        model.load_state_dict({name: file.get_tensor(name).float() for name in file.keys()})  # noqa: SIM118
+    model.weights_hash = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return model.eval().requires_grad_(False)
+
+
+def weights_metadata(path: Path = WEIGHTS) -> dict[str, str]:
+    """What the weights file says of its own training: steps, seconds, loss, machine."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def default_device() -> torch.device:
+    """The accelerator where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

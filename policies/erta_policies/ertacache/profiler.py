@@ -1,0 +1,140 @@
+"""`ResidualProfiler`: what reusing every residual at every later step would have cost."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework.errors import InputError, PolicyError
+from erta_framework.profile import fingerprint_of
+from erta_policies.ertacache.statistics import KIND
+
+PAIRS = ("ratio", "phi_velocity", "phi_difference")
+REGRESSION = ("v", "vv", "e", "ee", "ve")
+
+
+class Sums:
+    """Running sums of one branch of one request, and the residuals of its trajectory so far.
+
+    One trajectory is held at a time, `num_steps` residuals; it is dropped with the session.
+    """
+
+    def __init__(self, num_steps: int, channels: int, device: torch.device) -> None:
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.samples = torch.zeros(num_steps, dtype=wide, device=device)
+        self.elements = torch.zeros(num_steps, dtype=wide, device=device)
+        self.pairs = {
+            k: torch.zeros(num_steps, num_steps, dtype=wide, device=device) for k in PAIRS
+        }
+        self.regression = {
+            k: torch.zeros(num_steps, num_steps, channels, dtype=wide, device=device)
+            for k in REGRESSION
+        }
+        self._residuals: list[tuple[int, Tensor]] = []
+        self._before: tuple[int, Tensor, dict[int, Tensor]] | None = None
+
+    def add(self, index: int, x: Tensor, v: Tensor) -> None:
+        """Compare the residual of step `index` with every earlier one of this trajectory."""
+        x, v = x.flatten(2).float(), v.flatten(2).float()
+        residual = v - x
+        size_r, size_v = norm(residual), norm(v)
+        self._finish_difference(index, v)
+        errors = {}
+        for source, earlier in self._residuals:
+            error = earlier - residual
+            reused = x + earlier
+            errors[source] = norm(error)
+            self.pairs["ratio"][source, index] += (errors[source] / size_r).sum()
+            self.pairs["phi_velocity"][source, index] += phi(errors[source], size_v)
+            for name, value in zip(
+                REGRESSION,
+                (reused, reused * reused, error, error * error, reused * error),
+                strict=True,
+            ):
+                wide = self.regression[name].dtype
+                self.regression[name][source, index] += value.sum(dim=(0, 2), dtype=wide)
+        self.samples[index] += x.shape[0]
+        self.elements[index] += x.shape[0] * x.shape[2]
+        self._residuals.append((index, residual))
+        self._before = (index, v, errors)
+
+    def _finish_difference(self, index: int, v: Tensor) -> None:
+        # phi's "difference" form of step i needs v at i + 1
+        if self._before is None or self._before[0] != index - 1:
+            return
+        before, v_before, errors = self._before
+        size = norm(v_before - v)
+        for source, error in errors.items():
+            self.pairs["phi_difference"][source, before] += phi(error, size)
+
+
+def norm(value: Tensor) -> Tensor:
+    """Mean absolute value of each sample, `[B]`, kept away from 0."""
+    return value.abs().mean(dim=(1, 2)).clamp(min=1e-8)
+
+
+def phi(error: Tensor, size: Tensor) -> Tensor:
+    """Sum over samples of `clip(1 - error / size, 0, 1)`."""
+    return (1 - error / size).clamp(0, 1).sum()
+
+
+class ResidualProfiler(Policy):
+    """Observes full runs and logs what every possible reuse would have cost.
+
+    For each branch and each pair of steps (j, i) it sums the relative L1 error of reusing residual
+    j at step i, both published forms of phi, and the moments of the affine error fit. A profile
+    therefore serves every threshold and number of calls: planning needs no further network call.
+    Only the trajectory of the current batch is held; profiles of batches merge by adding.
+
+    Source: ERTACache, arXiv 2508.21091, offline policy and error rectification; keeping all pairs
+    instead of those of one schedule is ours.
+
+    Example:
+        >>> Sampler([ResidualProfiler()]).calibrate(model, prompts)  # doctest: +SKIP
+    """
+
+    @hookimpl
+    def on_session_start(self, session: SessionInfo) -> None:
+        if session.first != 0:
+            raise InputError(
+                f"ResidualProfiler observes whole trajectories, this one starts at step "
+                f"{session.first}; calibrate with first=0"
+            )
+
+    @hookimpl(wrapper=True)
+    def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
+        output = yield
+        if not call.ran:
+            raise PolicyError(
+                f"ResidualProfiler observes full runs, but step {step.index} of branch "
+                f"{call.branch!r} was reused; calibrate without skip policies"
+            )
+        sums = step.session.state_of(self, dict[str, Sums])
+        if call.branch not in sums:
+            sums[call.branch] = Sums(step.num_steps, call.x.shape[1], call.x.device)
+        sums[call.branch].add(step.index, call.x, output)
+        return output
+
+    @hookimpl
+    def on_session_end(self, session: SessionInfo, error: BaseException | None) -> Profile | None:
+        branches = session.state_of(self, dict[str, Sums])
+        if error is not None or not branches:
+            return None
+        ordered = [branches[name] for name in session.branches if name in branches]
+        statistics = {
+            "samples": torch.stack([sums.samples for sums in ordered]),
+            "elements": torch.stack([sums.elements for sums in ordered]),
+        }
+        for name in PAIRS:
+            statistics[name] = torch.stack([sums.pairs[name] for sums in ordered])
+        for name in REGRESSION:
+            statistics[name] = torch.stack([sums.regression[name] for sums in ordered])
+        return Profile(
+            kind=KIND,
+            fingerprint=fingerprint_of(session),
+            statistics={name: value.double().cpu() for name, value in statistics.items()},
+            samples=session.shape[0],
+        )

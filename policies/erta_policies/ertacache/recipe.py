@@ -1,0 +1,84 @@
+"""`ERTACache`: the paper as a recipe over four parts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from erta_framework import Policy, Profile
+from erta_framework.errors import PolicyError
+from erta_policies.ertacache.adjuster import TimestepAdjuster
+from erta_policies.ertacache.linearizer import ErrorLinearizer
+from erta_policies.ertacache.profiler import ResidualProfiler
+from erta_policies.ertacache.skip import ResidualReuse, SkipPolicy
+
+
+class ERTACache(Policy):
+    """Error-rectified, timestep-adjusted caching (ERTACache, arXiv 2508.21091) as a recipe.
+
+    Stands for `SkipPolicy` + `ResidualReuse` + `TimestepAdjuster` + `ErrorLinearizer`, all on one
+    profile of a `ResidualProfiler`. Each part may be switched off (`False`), kept (`True`) or
+    swapped for another policy; a swapped part with an empty `profile` gets this one's.
+
+    Attributes:
+        profile: File or profile of a `ResidualProfiler`.
+        calls: Network calls of each branch; lambda is solved for it.
+        threshold: lambda, instead of `calls`.
+        skip: Another skip policy instead of the offline schedule.
+        predictor: What stands in on a reused step.
+        adjuster: Whether to adjust timesteps, off unless asked for: see the measured ablation.
+        linearizer: Whether to correct reused outputs.
+        allow: Fingerprint fields of the profile that may differ from the run.
+
+    Raises:
+        PolicyError: Neither or several of `calls`, `threshold` and `skip` are given.
+
+    Example:
+        >>> policy = ERTACache(profile="wan.safetensors", calls=25)
+        >>> [part.name for part in policy.parts()]
+        ['skip_policy', 'residual_reuse', 'error_linearizer']
+    """
+
+    profile: str | Path | Profile | None = None
+    calls: int | None = None
+    threshold: float | None = None
+    skip: Policy | None = None
+    predictor: bool | Policy = True
+    adjuster: bool | Policy = False
+    linearizer: bool | Policy = True
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("calls", "threshold", "skip") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise PolicyError(
+                f"ERTACache got {' and '.join(given) or 'no schedule'}; give exactly one of "
+                "calls=<network calls>, threshold=<lambda> or skip=<policy>"
+            )
+
+    def calibrator(self) -> Policy | None:
+        return ResidualProfiler()
+
+    def parts(self) -> Sequence[Policy]:
+        skip = self.skip or SkipPolicy(
+            profile=self.profile, calls=self.calls, threshold=self.threshold, allow=self.allow
+        )
+        chosen = [
+            self._with_profile(skip),
+            self._part(self.predictor, ResidualReuse()),
+            self._part(self.adjuster, TimestepAdjuster(allow=self.allow)),
+            self._part(self.linearizer, ErrorLinearizer(allow=self.allow)),
+        ]
+        return tuple(part for part in chosen if part is not None)
+
+    def _part(self, choice: bool | Policy, default: Policy) -> Policy | None:
+        if choice is False:
+            return None
+        return self._with_profile(default if choice is True else choice)
+
+    def _with_profile(self, part: Policy) -> Policy:
+        empty = getattr(part, "profile", self) is None and getattr(part, "phi", None) is None
+        if not empty:
+            return part
+        return dataclasses.replace(part, **{"profile": self.profile})
