@@ -36,7 +36,7 @@ class RunStart:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchEnd:
-    """A finished batch; `samples` `[B, C, ...]` is a copy."""
+    """A finished batch; `samples` `[B, C, ...]` and `trace` are copies."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
@@ -171,8 +171,12 @@ class Observers:
         self._callbacks, self._run = callbacks, run
 
     def __enter__(self) -> Observers:
-        for callback in self._callbacks:
-            callback.on_run_start(self._run)
+        for started, callback in enumerate(self._callbacks):
+            try:
+                callback.on_run_start(self._run)
+            except BaseException as error:
+                self._end(self._callbacks[:started], error)
+                raise
         return self
 
     def __exit__(
@@ -181,8 +185,22 @@ class Observers:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        for callback in self._callbacks:
-            callback.on_run_end(error)
+        self._end(self._callbacks, error)
+
+    @staticmethod
+    def _end(callbacks: tuple[Callback, ...], error: BaseException | None) -> None:
+        # everyone is told; an error of the run itself is never replaced by that of a callback
+        first = error
+        for callback in callbacks:
+            try:
+                callback.on_run_end(error)
+            except Exception as second:
+                if first is None:
+                    first = second
+                else:
+                    first.add_note(f"{type(callback).__name__}.on_run_end raised: {second!r}")
+        if error is None and first is not None:
+            raise first
 
     def step(self, step: StepTrace) -> None:
         """Tell everyone of a step."""

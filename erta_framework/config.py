@@ -103,14 +103,20 @@ def apply_override(config: Any, override: str) -> None:
     """Set one dotted key.
 
     Raises:
-        ConfigError: The override has no `=`.
+        ConfigError: The override has no `=`, or its key leads nowhere.
     """
     key, separator, _ = override.partition("=")
     if not separator or not key:
         raise ConfigError(f"the override {override!r} is not of the form key=value")
     value = OmegaConf.create({"value": None})
-    value.merge_with_dotlist([f"value={override.partition('=')[2]}"])
-    OmegaConf.update(config, key, value["value"], force_add=True)
+    try:
+        value.merge_with_dotlist([f"value={override.partition('=')[2]}"])
+        plain = OmegaConf.to_container(value, resolve=False)
+        assert isinstance(plain, dict)
+        # replaced, not merged: solver={ddim: {}} takes the place of the file's solver
+        OmegaConf.update(config, key, plain["value"], merge=False, force_add=True)
+    except Exception as error:  # yaml and omegaconf errors have no common base
+        raise ConfigError(f"cannot apply the override {override!r}: {error}") from error
 
 
 def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) -> RunConfig:
@@ -183,7 +189,13 @@ def construct(
         ConfigError: Names the place, the key or value, and what would be right.
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
+    try:
+        hints = typing.get_type_hints(cls)
+    except NameError as error:
+        raise ConfigError(
+            f"{where}: the types of {cls.__name__} cannot be read ({error}); import them outside "
+            "of TYPE_CHECKING"
+        ) from error
     for key in options:
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}; " + suggestion(str(key), fields))
@@ -196,8 +208,8 @@ def construct(
     except ErtaError as error:
         error.add_note(f"in the configuration at {where}")
         raise
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from error
+    except Exception as error:
+        raise ConfigError(f"{where}: {type(error).__name__}: {error}") from error
 
 
 def converted(hint: Any, value: Any, where: str, only: Collection[str] | None) -> Any:
@@ -209,16 +221,17 @@ def converted(hint: Any, value: Any, where: str, only: Collection[str] | None) -
     members = typing.get_args(hint) if is_union(hint) else (hint,)
     if value is None and type(None) in members:
         return None
-    fits = any(isinstance(value, m) for m in members if isinstance(m, type) and m is not type(None))
-    if fits and not (isinstance(value, bool) and bool not in members):
-        return value
     if typing.Any in members or any(getattr(m, "_is_protocol", False) for m in members):
         return value
-    if isinstance(value, Mapping) and any(
-        isinstance(m, type) and issubclass(m, Policy) for m in members
-    ):
+    classes = tuple(m for m in members if isinstance(m, type) and m is not type(None))
+    if isinstance(value, classes) and not (isinstance(value, bool) and bool not in members):
+        return value
+    named_policy = isinstance(value, Mapping) or (isinstance(value, str) and str not in members)
+    if named_policy and any(issubclass(m, Policy) for m in classes):
         return build_policy(value, where, only)
     for member in members:
+        if typing.get_origin(member) in (tuple, list) and isinstance(value, list | tuple):
+            return sequence(member, value, where, only)
         try:
             return primitive(member, value)
         except (OmegaConfBaseException, ValueError, TypeError):
@@ -228,16 +241,35 @@ def converted(hint: Any, value: Any, where: str, only: Collection[str] | None) -
     )
 
 
-def primitive(member: Any, value: Any) -> Any:
-    """Convert by one member of a union: literal, sequence or an OmegaConf primitive."""
+def sequence(
+    member: Any, value: Sequence[Any], where: str, only: Collection[str] | None
+) -> tuple[Any, ...] | list[Any]:
+    """The items of a list as `tuple[T, ...]`, `tuple[A, B]` or `list[T]` declares them.
+
+    Raises:
+        ConfigError: An item does not fit, or a fixed tuple has another length.
+    """
     origin, arguments = typing.get_origin(member), typing.get_args(member)
-    if origin is typing.Literal:
-        if value in arguments:
-            return value
-        raise ValueError(f"{value!r} is none of {arguments}")
-    if origin in (tuple, list) and isinstance(value, Sequence) and not isinstance(value, str):
-        items = (primitive(arguments[0], item) for item in value)
-        return tuple(items) if origin is tuple else list(items)
+    if origin is tuple and (len(arguments) < 2 or arguments[1] is not Ellipsis):
+        if len(value) != len(arguments):
+            raise ConfigError(f"{where} has {len(value)} items, expected {len(arguments)}")
+        hints = list(arguments)
+    else:
+        hints = [arguments[0]] * len(value)
+    items = (
+        converted(hint, item, f"{where}.{i}", only)
+        for i, (hint, item) in enumerate(zip(hints, value, strict=True))
+    )
+    return tuple(items) if origin is tuple else list(items)
+
+
+def primitive(member: Any, value: Any) -> Any:
+    """Convert by one member of a union: a literal, a path or an OmegaConf primitive."""
+    if typing.get_origin(member) is typing.Literal:
+        for choice in typing.get_args(member):
+            if value == choice and type(value) is type(choice):  # True == 1
+                return choice
+        raise ValueError(f"{value!r} is none of {typing.get_args(member)}")
     if member is Path and isinstance(value, str):
         return Path(value)
     if member in (int, float, str, bool):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pluggy
@@ -11,6 +11,7 @@ from torch import Tensor
 from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError, suggestion
 from erta_framework.hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.policy import Policy, flatten
+from erta_framework.profile import Profile
 from erta_framework.records import Call, Compute, Decision, Needs, SessionInfo
 from erta_framework.session import Session
 
@@ -35,7 +36,8 @@ class Engine:
     """Frozen policies and their hook tables; built once, used for any number of requests.
 
     Args:
-        policies: In call order; recipes are expanded into their parts.
+        policies: In call order; recipes are expanded into their parts. Wrappers of a hook enclose
+            the policies that answer it, the first listed outermost.
 
     Raises:
         PolicyError: An entry is no policy, implements no hook, an unknown one, or takes an
@@ -65,7 +67,14 @@ class Engine:
                 + "; remove one of them"
             )
         for policy in self.policies:
-            policy.prepare()
+            try:
+                policy.prepare()
+            except ErtaError:
+                raise
+            except Exception as error:
+                raise PolicyError(
+                    f"{policy!r} raised {type(error).__name__} in prepare(): {error}"
+                ) from error
         needs = [policy.needs() for policy in self.policies]
         reuses = bool(self.implementers("decide"))
         self.needs = Needs(
@@ -75,6 +84,7 @@ class Engine:
         self.static = all(policy.static for policy in self.policies)
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
+        self._callers = {hook: getattr(self._manager.hook, hook) for hook in HOOKS}
 
     def _register(self, position: int, policy: Policy) -> None:
         marked = {
@@ -82,6 +92,12 @@ class Engine:
             for name in dir(type(policy))
             if hasattr(getattr(type(policy), name, None), f"{PROJECT}_impl")
         }
+        for name in HOOKS:
+            if name not in marked and hasattr(type(policy), name):
+                raise PolicyError(
+                    f"{policy!r} has a method {name!r} without @hookimpl, which would never be "
+                    "called; mark it, or rename it"
+                )
         unknown = [name for name in marked if name not in HOOKS]
         if unknown:
             raise PolicyError(
@@ -93,6 +109,13 @@ class Engine:
                 f"{policy!r} implements no hook; mark a method with @hookimpl, one of: "
                 + ", ".join(HOOKS)
             )
+        for name in marked:
+            options = hook_options(policy, name)
+            if options["tryfirst"] or options["trylast"] or options["hookwrapper"]:
+                raise PolicyError(
+                    f"{policy!r} marks {name!r} tryfirst, trylast or hookwrapper; the listed order "
+                    "is the call order, use a plain @hookimpl or @hookimpl(wrapper=True)"
+                )
         try:
             self._manager.register(policy, name=f"{position}:{policy.name}")
             self._manager.check_pending()
@@ -101,8 +124,9 @@ class Engine:
         self._implemented[id(policy)] = tuple(name for name in HOOKS if name in marked)
 
     def implementers(self, hook: str) -> tuple[Policy, ...]:
-        """The policies that implement `hook`, in call order."""
-        return tuple(p for p in self.policies if hook in self._implemented[id(p)])
+        """The policies that implement `hook`, in call order: wrappers first, then as listed."""
+        found = (p for p in self.policies if hook in self._implemented[id(p)])
+        return tuple(sorted(found, key=lambda policy: not self._wraps(hook, policy)))
 
     def hooks_of(self, policy: Policy) -> tuple[str, ...]:
         """The hooks that one of this engine's policies implements."""
@@ -128,29 +152,73 @@ class Engine:
         self.check(info.capabilities, info.solver or "this driver")
         return Session(self, info)
 
-    def call_hook(self, hook: str, where: str, **arguments: Any) -> Any:
+    def call_hook(self, hook: str, where: Callable[[], str], **arguments: Any) -> Any:
         """Call one hook; an exception names the plugin, the hook and the step.
+
+        What the network itself raises passes through unchanged, so that an out-of-memory error
+        stays one.
+
+        Args:
+            hook: Name of the hook.
+            where: Describes the step, asked only when something is raised.
+            **arguments: Arguments of the hook.
 
         Raises:
             PolicyError: A policy raised something that is not an `ErtaError`.
         """
         try:
-            return getattr(self._manager.hook, hook)(**arguments)
+            return self._callers[hook](**arguments)
         except ErtaError as error:
-            error.add_note(f"in hook {hook!r} {where}")
+            error.add_note(f"in hook {hook!r} {where()}")
             raise
         except Exception as error:
-            policy = self._raiser(error)
-            name = repr(policy) if policy is not None else "a driver or core"
+            call = arguments.get("call")
+            if isinstance(call, Call) and call.compute.failure is error:
+                error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
+                raise
             raise PolicyError(
-                f"{name} raised {type(error).__name__} in hook {hook!r} {where}: {error}"
+                f"{self._blamed(hook, error)} raised {type(error).__name__} in hook {hook!r} "
+                f"{where()}: {error}"
             ) from error
 
-    def _raiser(self, error: BaseException) -> Policy | None:
+    def end_session(
+        self, where: Callable[[], str], session: SessionInfo, error: BaseException | None
+    ) -> list[Profile]:
+        """Call `on_session_end` of every policy, also of those behind one that raises.
+
+        Raises:
+            ErtaError: What the first one raised; what others raised are its notes.
+        """
+        hook = "on_session_end"
+        try:
+            return list(self.call_hook(hook, where, session=session, error=error))
+        except Exception as first:
+            plain = [p for p in self.implementers(hook) if not self._wraps(hook, p)]
+            raiser = self._raiser(first)
+            behind = plain[plain.index(raiser) + 1 :] if raiser in plain else []
+            for policy in behind:
+                others = [p for p in self.policies if p is not policy]
+                try:
+                    self._manager.subset_hook_caller(hook, others)(session=session, error=error)
+                except Exception as second:
+                    first.add_note(f"{policy!r} raised {type(second).__name__} as well: {second}")
+            raise
+
+    def _blamed(self, hook: str, error: BaseException) -> str:
+        policy = self._raiser(error)
+        if policy is not None:
+            return repr(policy)
+        # pluggy itself raises when a wrapper yields twice or not at all
+        return " or ".join(map(repr, self.implementers(hook))) or "core"
+
+    def _raiser(self, error: BaseException | None) -> Policy | None:
         """The policy in whose method the exception arose, from the frames of its traceback."""
-        found, trace = None, error.__traceback__
+        if isinstance(error, PolicyError) and error.__cause__ is not None:
+            error = error.__cause__
+        found, trace = None, error.__traceback__ if error is not None else None
         while trace is not None:
-            owner = trace.tb_frame.f_locals.get("self")
+            code = trace.tb_frame.f_code
+            owner = trace.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
             found = next((p for p in self.policies if p is owner), found)
             trace = trace.tb_next
         return found
@@ -175,7 +243,15 @@ class Engine:
         )
         return "\n".join(lines)
 
+    def _described(self, hook: str, policy: Policy) -> str:
+        return f"[{policy.name}]" if self._wraps(hook, policy) else policy.name
+
     @staticmethod
-    def _described(hook: str, policy: Policy) -> str:
-        options = getattr(getattr(type(policy), hook), f"{PROJECT}_impl")
-        return f"[{policy.name}]" if options.get("wrapper") else policy.name
+    def _wraps(hook: str, policy: Policy) -> bool:
+        return bool(hook_options(policy, hook)["wrapper"])
+
+
+def hook_options(policy: Policy, hook: str) -> Mapping[str, Any]:
+    """What a policy's `@hookimpl` mark of a hook says."""
+    options: Mapping[str, Any] = getattr(getattr(type(policy), hook), f"{PROJECT}_impl")
+    return options

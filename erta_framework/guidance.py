@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -75,7 +76,7 @@ class CFG:
         batched: Evaluate both branches in one network call on a doubled batch.
 
     Raises:
-        InputError: The interval is not within [0, 1].
+        InputError: The interval is not within [0, 1], or the scale is not finite.
     """
 
     scale: float = 3.0
@@ -84,6 +85,8 @@ class CFG:
     batched: bool = False
 
     def __post_init__(self) -> None:
+        if not math.isfinite(self.scale):
+            raise InputError(f"the guidance scale is {self.scale}, it must be finite")
         if not 0.0 <= self.start <= self.stop <= 1.0:
             raise InputError(
                 f"the guidance interval [{self.start}, {self.stop}) must lie within [0, 1]"
@@ -105,7 +108,9 @@ class CFG:
         Raises:
             InputError: There is no unconditional condition.
         """
-        if not self.start * num_steps <= index < self.stop * num_steps:
+        # rounded, because 0.07 * 100 is a little more than 7
+        first, end = round(self.start * num_steps, 9), round(self.stop * num_steps, 9)
+        if not first <= index < end:
             return (Branch("cond", cond),)
         if uncond is None:
             raise InputError("CFG needs an unconditional condition; give uncond or use NoGuidance")

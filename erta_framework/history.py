@@ -14,16 +14,24 @@ Key = tuple[str, str, Seam]
 
 @dataclass(slots=True)
 class History:
-    """Computed evaluations by (model, branch, seam), newest first, as many as were declared."""
+    """Computed evaluations by (model, branch, seam), newest first, as many as were declared.
+
+    Attributes:
+        needs: How many evaluations of a branch are kept, and whether with inputs and outputs.
+        kept: The evaluations.
+        bytes: Memory held now.
+    """
 
     needs: Needs
     kept: dict[Key, tuple[Evaluation, ...]] = field(default_factory=dict)
+    bytes: int = 0
 
     def usable(self, key: Key, x: Tensor) -> tuple[Evaluation, ...]:
         """The evaluations that fit `x`; a change of shape, dtype or device drops them."""
         kept = self.kept.get(key, ())
         if kept and not same_kind(kept[0].residual, x):
             self.kept.pop(key)
+            self.bytes -= sum(map(nbytes, kept))
             return ()
         return kept
 
@@ -39,17 +47,25 @@ class History:
             input=x.clone() if self.needs.pairs else None,
             output=output.clone() if self.needs.pairs else None,
         )
-        self.kept[key] = (evaluation, *self.kept.get(key, ()))[: self.needs.evaluations]
+        before = self.kept.get(key, ())
+        depth = self.needs.evaluations
+        self.kept[key] = (evaluation, *before)[:depth]
+        self.bytes += nbytes(evaluation) - sum(map(nbytes, before[depth - 1 :]))
 
-    def bytes(self) -> int:
-        """Memory held now."""
-        tensors = (
-            tensor
-            for kept in self.kept.values()
-            for evaluation in kept
-            for tensor in (evaluation.residual, evaluation.input, evaluation.output)
-        )
-        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+    def clear(self) -> None:
+        """Forget everything."""
+        self.kept.clear()
+        self.bytes = 0
+
+
+def nbytes(evaluation: Evaluation) -> int:
+    """Memory of one evaluation."""
+    size = evaluation.residual.nbytes
+    if evaluation.input is not None:
+        size += evaluation.input.nbytes
+    if evaluation.output is not None:
+        size += evaluation.output.nbytes
+    return size
 
 
 def same_kind(a: Tensor, b: Tensor) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.engine import Engine
-from erta_framework.errors import InputError
+from erta_framework.errors import InputError, ProtocolError
 from erta_framework.guidance import Branch, Guidance, NoGuidance
 from erta_framework.profile import Profile
 from erta_framework.records import SessionInfo
@@ -132,11 +132,22 @@ class SamplingLoop:
 
 
 def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:
-    """A thunk that runs the network on one branch and returns the dtype of the latents."""
+    """A thunk that runs the network on one branch and returns the dtype of the latents.
+
+    Raises:
+        ProtocolError: The network returned no tensor, or another shape than that of the latents.
+    """
 
     def compute() -> Tensor:
         times = torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
-        return network(x, times, branch.condition).to(x.dtype)
+        output = network(x, times, branch.condition)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ProtocolError(
+                f"the network returned {given} for latents of {tuple(x.shape)} in branch "
+                f"{branch.name!r}; it must return one tensor of the shape of the latents"
+            )
+        return output if output.dtype == x.dtype else output.to(x.dtype)
 
     return compute
 

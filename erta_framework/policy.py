@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, dataclass_transform
 
 from erta_framework.errors import PolicyError
@@ -76,26 +76,29 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
-def flatten(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+def flatten(policies: Sequence[Policy], where: str = "policies") -> tuple[Policy, ...]:
     """Expand recipes into their parts, keeping the listed order.
 
     Raises:
         PolicyError: An entry is a class or no policy at all, or stands twice in the list.
     """
+    if isinstance(policies, Policy) or not isinstance(policies, Iterable):
+        raise PolicyError(f"{where} is {policies!r}, not a list; write [{policies!r}]")
     flat: list[Policy] = []
     for position, policy in enumerate(policies):
         if isinstance(policy, type) and issubclass(policy, Policy):
             raise PolicyError(
-                f"policies[{position}] is the class {policy.__name__}, not an instance; "
+                f"{where}[{position}] is the class {policy.__name__}, not an instance; "
                 f"write {policy.__name__}(...)"
             )
         if not isinstance(policy, Policy):
             raise PolicyError(
-                f"policies[{position}] is {policy!r} of type {type(policy).__name__}; "
+                f"{where}[{position}] is {policy!r} of type {type(policy).__name__}; "
                 "a policy derives from erta_framework.Policy"
             )
         parts = tuple(policy.parts())
-        flat.extend(parts if parts == (policy,) else flatten(parts))
+        for part in parts:  # a recipe may list itself beside others
+            flat.extend((part,) if part is policy else flatten((part,), f"{policy.name}.parts"))
     for policy in flat:
         if sum(policy is other for other in flat) > 1:
             raise PolicyError(

@@ -147,7 +147,7 @@ class Profile:
         """Write one safetensors file, replacing an older one atomically."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         metadata = {
             "schema": SCHEMA,
             "kind": self.kind,
@@ -156,9 +156,15 @@ class Profile:
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
             "digest": self.digest,
         }
-        tensors = {name: value.contiguous().cpu() for name, value in self.statistics.items()}
-        save_file(tensors, partial, metadata=metadata)
-        os.replace(partial, path)
+        # cloned, because safetensors refuses tensors that share memory
+        tensors = {name: value.cpu().clone() for name, value in self.statistics.items()}
+        tensors = {name: value.contiguous() for name, value in tensors.items()}
+        try:
+            save_file(tensors, partial, metadata=metadata)
+            partial.chmod(0o644)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
         return path
 
     @classmethod
@@ -189,10 +195,10 @@ class Profile:
         try:
             profile = cls(
                 kind=metadata["kind"],
-                fingerprint=json.loads(metadata["fingerprint"]),
+                fingerprint=_facts(metadata["fingerprint"]),
                 statistics=statistics,
                 samples=int(metadata["samples"]),
-                provenance=json.loads(metadata["provenance"]),
+                provenance=_facts(metadata["provenance"]),
             )
         except (KeyError, ValueError) as error:
             raise ProfileError(
@@ -215,7 +221,9 @@ def _require_alike(first: Profile, other: Profile, position: int) -> None:
     ]
     if first.kind != other.kind:
         differing.append(f"  kind: first {first.kind!r} / number {position} {other.kind!r}")
-    shapes = [{k: tuple(v.shape) for k, v in p.statistics.items()} for p in (first, other)]
+    shapes = [
+        {k: (tuple(v.shape), str(v.dtype)) for k, v in p.statistics.items()} for p in (first, other)
+    ]
     if shapes[0] != shapes[1]:
         differing.append(f"  statistics: first {shapes[0]} / number {position} {shapes[1]}")
     if differing:
@@ -224,12 +232,19 @@ def _require_alike(first: Profile, other: Profile, position: int) -> None:
         )
 
 
+def _facts(text: str) -> dict[str, str]:
+    facts = json.loads(text)
+    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
+        raise ValueError(f"expected a mapping of strings, got {text[:80]}")
+    return facts
+
+
 def _digest(profile: Profile) -> str:
     sha = hashlib.sha256()
     facts = [profile.kind, profile.samples, sorted(profile.fingerprint.items())]
     sha.update(json.dumps(facts).encode())
     for name in sorted(profile.statistics):
-        tensor = profile.statistics[name].contiguous().cpu()
+        tensor = profile.statistics[name].cpu().contiguous()
         sha.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        sha.update(tensor.numpy().tobytes())
+        sha.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:32]

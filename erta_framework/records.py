@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from erta_framework.errors import ProtocolError
+
 S = TypeVar("S")
 
 
@@ -188,20 +190,55 @@ class Step:
 
 
 class Network:
-    """Runs the network at most once and remembers the raw output and that it ran."""
+    """Runs the network at most once and remembers the raw output and that it ran.
 
-    __slots__ = ("_compute", "output", "reason")
+    Args:
+        compute: Runs the network.
+        on_output: Told the raw output at once, before any policy can touch it.
+    """
 
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
+    __slots__ = ("_compute", "_on_output", "_version", "failure", "output", "reason")
+
+    def __init__(
+        self, compute: Callable[[], Tensor], on_output: Callable[[Tensor], None] | None = None
+    ) -> None:
         self._compute = compute
+        self._on_output = on_output
+        self._version: int | None = None
         self.output: Tensor | None = None
+        self.failure: BaseException | None = None
         self.reason = ""
 
     def __call__(self) -> Tensor:
-        """The raw output; the first call runs the network."""
+        """The raw output; the first call runs the network.
+
+        Raises:
+            ProtocolError: The network returned something that is no tensor.
+        """
         if self.output is None:
-            self.output = self._compute()
+            try:
+                output = self._compute()
+            except BaseException as error:
+                self.failure = error
+                raise
+            if not isinstance(output, Tensor):
+                raise ProtocolError(
+                    f"the network returned {type(output).__name__}, it must return a tensor; "
+                    "unpack its output in the compute function"
+                )
+            # inference tensors do not count writes
+            self._version = None if output.is_inference() else output._version
+            self.output = output
+            if self._on_output is not None:
+                self._on_output(output)
         return self.output
+
+    @property
+    def written(self) -> bool:
+        """Whether someone wrote into the raw output after the network returned it."""
+        if self.output is None or self._version is None:
+            return False
+        return self.output._version != self._version
 
     @property
     def ran(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -27,7 +28,7 @@ def third_party_limit() -> frozenset[str] | None:
 
 def normalized(name: str) -> str:
     """A distribution name in its comparable form."""
-    return name.strip().lower().replace("_", "-").replace(".", "-")
+    return re.sub(r"[-_.]+", "-", name.strip().lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,11 @@ class Catalogue:
         """
         matches = [entry for entry in self.entries() if entry.name == name]
         if not matches:
-            limit = "" if third_party_limit() is None else f" ({LIMIT_VARIABLE} limits what loads)"
+            limit = ""
+            if self._only is not None:
+                limit = f" (only {', '.join(self._only) or 'first-party code'} may be loaded)"
+            elif third_party_limit() is not None:
+                limit = f" ({LIMIT_VARIABLE} limits what loads)"
             raise RegistryError(
                 f"no installed distribution provides {name!r} in {self.group}{limit}; "
                 + suggestion(name, self.names())

@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -135,10 +135,18 @@ class Sampler:
         names = tuple(prompts)
         if isinstance(prompts, str) or not names:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        strange = [name for name in names if not isinstance(name, str)]
+        if strange:
+            raise InputError(f"prompts holds {strange[0]!r}; every prompt is a string")
         numbers = tuple(seeds) if seeds is not None else tuple(seed + k for k in range(len(names)))
         noise = self._noise(model, names, numbers, latents)
         if not 0 <= first < self.schedule.num_steps:
             raise InputError(f"first is {first}, outside the {self.schedule.num_steps} steps")
+        if first > 0 and init is None and latents is None:
+            raise InputError(
+                f"first is {first}, but there is nothing to start from there; give init (clean "
+                "samples) or latents (already noised)"
+            )
         if init is not None:
             check_latents("init", init, noise.shape)
         start = self.solver.noised(init, noise, self.schedule.sigmas[first])
@@ -159,8 +167,10 @@ class Sampler:
                 result.trace.raise_if_nonfinite()
                 emitted.extend(result.emitted)
                 done.append(BatchEnd(names[chosen], numbers[chosen], sample, result.trace, seconds))
+                trace = result.trace
+                seen = replace(trace, steps=list(trace.steps), peaks=dict(trace.peaks))
                 observers.batch(
-                    BatchEnd(names[chosen], numbers[chosen], sample.clone(), result.trace, seconds)
+                    BatchEnd(names[chosen], numbers[chosen], sample.clone(), seen, seconds)
                 )
         return Samples(
             samples=torch.cat([batch.samples for batch in done]),

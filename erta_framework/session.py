@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from enum import Enum
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -24,6 +26,7 @@ from erta_framework.records import (
     Reuse,
     Seam,
     SessionInfo,
+    StateStore,
     Step,
 )
 from erta_framework.trace import CallTrace, StepTrace, Trace
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from erta_framework.engine import Engine
 
 NO_FEATURES: Mapping[str, Callable[[], Tensor]] = {}
+UNDECIDED = Compute("undecided")
+UNASKED = Compute("default")
+COLD = Compute("cold")
 
 
 class Stage(Enum):
@@ -62,7 +68,8 @@ class Session:
 
     def __init__(self, engine: Engine, info: SessionInfo) -> None:
         self.engine = engine
-        self.info = info
+        # its own store: two sessions made from one description share nothing
+        self.info = replace(info, states=StateStore())
         self.trace = Trace(request_id=info.request_id, num_steps=info.num_steps)
         self.emitted: list[Profile] = []
         self._history = History(engine.needs)
@@ -95,14 +102,14 @@ class Session:
     def _close(self, error: BaseException | None) -> None:
         self._stage = Stage.CLOSED
         try:
-            results = self._hook("on_session_end", session=self.info, error=error)
-            self.emitted = [profile for profile in results or () if profile is not None]
+            if "on_session_end" in self.engine.active:
+                self.emitted = self.engine.end_session(self._where, self.info, error)
         except Exception as second:
             if error is None:
                 raise
             error.add_note(f"on_session_end failed as well: {second}")
         finally:
-            self._history.kept.clear()
+            self._history.clear()
             self.info.states.clear()
             self._answers, self._step, self._decision = {}, None, None
 
@@ -165,26 +172,25 @@ class Session:
                 "give every evaluation of a step its own branch name"
             )
         key = (model, branch, seam)
-        network = Network(compute)
+        network = Network(compute, lambda output: self._record(key, x, output))
         started = time.perf_counter()
-        decision = self._decide(key, x, network, features)
-        call = self._call(key, x, network, features, decision)
-        source = call.history[0].index if call.history and call.reused else None
+        history = self._history.usable(key, x)
+        states = self.info.states
+        undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
+        decision = self._decide(undecided)
+        call = Call(x, branch, model, seam, history, decision, network, features, states)
         output = self._answer(call, network)
-        if network.output is not None:
-            self.trace.network_calls += 1
-            self._record(key, x, network.output)
-        self._answers[branch] = Answer(
-            decision, output, network.ran, None if network.ran else source
-        )
+        computed = network.ran
+        source = history[0].index if history and not computed else None
+        self._answers[branch] = Answer(decision, output, computed, source)
         self._calls.append(
             CallTrace(
                 index=self._expected,
                 branch=branch,
                 model=model,
-                computed=network.ran,
+                computed=computed,
                 reason=network.reason or decision.reason,
-                source=None if network.ran else source,
+                source=source,
                 seconds=time.perf_counter() - started,
             )
         )
@@ -203,7 +209,8 @@ class Session:
             raise ProtocolError(f"settle before any forward in step {self._expected}")
         given = settled = self._step.interval
         if "adjust_interval" in self.engine.active:
-            settled = self._hook("adjust_interval", step=self._step, answers=self._answers) or given
+            adjusted = self._hook("adjust_interval", step=self._step, answers=self._answers)
+            settled = given if adjusted is None else adjusted
         self._check_interval(given, settled)
         self.trace.steps.append(
             StepTrace(settled.index, settled.start, settled.end, settled.time, tuple(self._calls))
@@ -220,40 +227,14 @@ class Session:
         self._stage = Stage.BETWEEN
 
     # -------------------------------------------------------------- forward
-    def _call(
-        self,
-        key: Key,
-        x: Tensor,
-        network: Network,
-        features: Mapping[str, Callable[[], Tensor]],
-        decision: Decision,
-    ) -> Call:
-        model, branch, seam = key
-        history = self._history.kept.get(key, ())
-        return Call(x, branch, model, seam, history, decision, network, features, self.info.states)
-
-    def _decide(
-        self,
-        key: Key,
-        x: Tensor,
-        network: Network,
-        features: Mapping[str, Callable[[], Tensor]],
-    ) -> Decision:
+    def _decide(self, call: Call) -> Decision:
         if "decide" not in self.engine.active:
-            return Compute("default")
-        model, _, seam = key
-        if not self._history.usable(key, x):
-            cold = True
-        elif self._decision is not None:
+            return UNASKED
+        if call.history and self._decision is not None:
             return self._decision
-        else:
-            others = self._step.branches if self._step is not None else ()
-            cold = any(not self._history.usable((model, b, seam), x) for b in others)
-        if cold:
-            decision: Decision = Compute("cold")
-        else:
-            undecided = self._call(key, x, network, features, Compute("undecided"))
-            decision = self._hook("decide", step=self._step, call=undecided)
+        decision: Decision = COLD
+        if call.history and self._warm(call):
+            decision = self._hook("decide", step=self._step, call=call)
             if not isinstance(decision, Compute | Reuse):
                 raise PolicyError(
                     f"{self._owner('decide')} returned {decision!r} from decide "
@@ -263,6 +244,12 @@ class Session:
             self._decision = decision
         return decision
 
+    def _warm(self, call: Call) -> bool:
+        """Whether every branch that the driver announced was computed before."""
+        kept = self._history.kept
+        branches = self._step.branches if self._step is not None else ()
+        return all((call.model, branch, call.seam) in kept for branch in branches)
+
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:
             output: Tensor = self._hook("forward", step=self._step, call=call)
@@ -271,68 +258,93 @@ class Session:
         self._check_output(call, network, output)
         if network.ran:
             return output
-        finite = torch.isfinite(output).all()
+        # one reduction without a temporary; NaN and infinity both survive it
+        peak = torch.linalg.vector_norm(output, ord=torch.inf)
         if self.engine.static:  # reading it now would wait for the device; see Trace
-            self.trace.finite[self._expected, call.branch] = finite
-        elif not bool(finite):
+            self.trace.peaks[self._expected, call.branch] = peak
+        elif not math.isfinite(float(peak)):
             network.reason = "reused output was not finite"
             return network()
         return output
 
     def _check_output(self, call: Call, network: Network, output: object) -> None:
-        who, where = self._owner("forward"), self._where()
-        if not isinstance(output, Tensor):
-            raise PolicyError(f"{who} returned {type(output).__name__} from forward {where}")
         expected = network.output if network.output is not None else call.x
+        if not isinstance(output, Tensor):
+            raise PolicyError(
+                f"{self._owner('forward')} returned {type(output).__name__} from forward "
+                f"{self._where()}, not a tensor"
+            )
         if not same_kind(output, expected):
             raise PolicyError(
-                f"{who} returned {tuple(output.shape)} {output.dtype} on {output.device} from "
-                f"forward {where}, expected {tuple(expected.shape)} {expected.dtype} on "
-                f"{expected.device}"
+                f"{self._owner('forward')} returned {kind_of(output)} from forward "
+                f"{self._where()}, expected {kind_of(expected)}"
+            )
+        if network.written:
+            raise PolicyError(
+                f"{self._owner('forward')} wrote into the network's output {self._where()}; "
+                "return a new tensor"
             )
         if call.reused:
             return
         if not network.ran:
             raise PolicyError(
-                f"{who} answered branch {call.branch!r} without the network {where}, although the "
-                "decision was to compute; answer only when call.reused"
+                f"{self._owner('forward')} answered branch {call.branch!r} without the network "
+                f"{self._where()}, although the decision was to compute; answer only when "
+                "call.reused"
             )
         if output is not network.output and not self.engine.corrects_computed:
             raise PolicyError(
-                f"{who} replaced a computed output {where}; correct only when call.reused, or "
-                "declare corrects_computed = True"
+                f"{self._owner('forward')} replaced a computed output {self._where()}; correct "
+                "only when call.reused, or declare corrects_computed = True"
             )
 
     def _record(self, key: Key, x: Tensor, output: Tensor) -> None:
-        if output.shape != x.shape and self.engine.needs.evaluations:
+        self.trace.network_calls += 1
+        if self.engine.needs.evaluations == 0 or self._step is None:
+            return
+        if not same_kind(output, x):
             raise ProtocolError(
-                f"the network returned {tuple(output.shape)} for an input of {tuple(x.shape)} "
-                f"{self._where()}: a residual needs equal shapes"
+                f"the network returned {kind_of(output)} for an input of {kind_of(x)} "
+                f"{self._where()}: a residual needs equal shapes and types; convert in compute"
             )
-        if self._step is not None:
-            self._history.record(key, self._step.interval, x, output)
-            self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes())
+        self._history.record(key, self._step.interval, x, output)
+        self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes)
 
     # ------------------------------------------------------------- internals
     def _check_interval(self, given: Interval, settled: Interval) -> None:
         final = self.info.sigmas[-1]
-        who = self._owner("adjust_interval")
+        low, high = (final, given.start) if final <= given.start else (given.start, final)
+        last = given.index == self.info.num_steps - 1
+        if settled is given and low <= settled.end <= high and (not last or settled.end == final):
+            return
+
+        def who() -> str:  # only when asked: describing a profile hashes it
+            return self._owner("adjust_interval")
+
         if not isinstance(settled, Interval):
-            raise PolicyError(f"{who} returned {settled!r} from adjust_interval, not an Interval")
+            raise PolicyError(f"{who()} returned {settled!r} from adjust_interval, not an Interval")
+        if not all(isinstance(value, int | float) for value in (settled.end, settled.end_time)):
+            raise PolicyError(
+                f"{who()} returned {settled!r} from adjust_interval {self._where()}; end and "
+                "end_time are plain numbers (a tensor would be read back at every step)"
+            )
+        if not math.isfinite(settled.end_time):
+            raise PolicyError(
+                f"{who()} set the network time after step {given.index} to {settled.end_time}"
+            )
         if (settled.index, settled.start, settled.time) != (given.index, given.start, given.time):
             raise PolicyError(
-                f"{who} moved the past: adjust_interval got {given}, returned {settled}; "
+                f"{who()} moved the past: adjust_interval got {given}, returned {settled}; "
                 "only end and end_time may change"
             )
-        low, high = sorted((given.start, final))
         if not low <= settled.end <= high:
             raise PolicyError(
-                f"{who} set the end of step {given.index} to {settled.end}, outside what remains "
+                f"{who()} set the end of step {given.index} to {settled.end}, outside what remains "
                 f"of the schedule, [{low}, {high}]"
             )
-        if given.index == self.info.num_steps - 1 and settled.end != final:
+        if last and settled.end != final:
             raise PolicyError(
-                f"{who} ends the last step at {settled.end}, but the schedule ends at {final}; "
+                f"{who()} ends the last step at {settled.end}, but the schedule ends at {final}; "
                 "the last step must take all that remains"
             )
 
@@ -346,7 +358,7 @@ class Session:
     def _hook(self, hook: str, **arguments: object) -> Any:
         if hook not in self.engine.active:
             return None
-        return self.engine.call_hook(hook, self._where(), **arguments)
+        return self.engine.call_hook(hook, self._where, **arguments)
 
     def _require(self, stage: Stage, verb: str) -> None:
         if self._stage is not stage:
@@ -354,3 +366,8 @@ class Session:
                 f"{verb} is not allowed now: the session of request {self.info.request_id!r} is "
                 f"{self._stage.value}, it must be {stage.value}"
             )
+
+
+def kind_of(tensor: Tensor) -> str:
+    """Shape, dtype and device of a tensor, for messages."""
+    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -85,6 +85,13 @@ def checked_sigmas(sigmas: Sequence[float]) -> tuple[float, ...]:
     return values
 
 
+def checked_shift(shift: float) -> float:
+    """The schedule shift, refused unless positive and finite."""
+    if not 0 < shift < math.inf:
+        raise InputError(f"shift is {shift}, it must be positive and finite")
+    return shift
+
+
 def checked_steps(num_steps: int) -> int:
     """The number of steps, refused below 1."""
     if num_steps < 1:
@@ -102,6 +109,9 @@ class FlowEuler:
         shift: Schedule shift `s * u / (1 + (s - 1) * u)` of uniform u; 1 is uniform in sigma.
         time_scale: The network is told `time_scale * sigma`.
 
+    Raises:
+        InputError: The shift is not positive and finite.
+
     Example:
         >>> FlowEuler(shift=1.0).schedule(2).sigmas
         (1.0, 0.5, 0.0)
@@ -109,6 +119,9 @@ class FlowEuler:
 
     shift: float = 3.0
     time_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        checked_shift(self.shift)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -118,7 +131,8 @@ class FlowEuler:
     def schedule(self, num_steps: int, sigmas: Sequence[float] | None = None) -> Schedule:
         """The shifted schedule, or the user's sigmas."""
         if sigmas is None:
-            uniform = [1 - i / checked_steps(num_steps) for i in range(num_steps + 1)]
+            count = checked_steps(num_steps)
+            uniform = [1 - i / count for i in range(count + 1)]
             grid = tuple(self.shift * u / (1 + (self.shift - 1) * u) for u in uniform)
         else:
             grid = checked_sigmas(sigmas)
@@ -143,10 +157,16 @@ class FlowAdamsBashforth2:
 
     One network call a step, like Euler; the honest plain baseline at a small number of calls. It
     remembers the last velocity, so the interval cannot be moved under it.
+
+    Raises:
+        InputError: The shift is not positive and finite.
     """
 
     shift: float = 3.0
     time_scale: float = 1000.0
+
+    def __post_init__(self) -> None:
+        checked_shift(self.shift)
 
     @property
     def capabilities(self) -> frozenset[str]:

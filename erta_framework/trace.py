@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -62,6 +63,8 @@ class Trace:
         steps: The settled steps, in order.
         network_calls: Times the network really ran; batched guidance counts one call.
         history_bytes: Largest memory held for earlier evaluations.
+        peaks: Largest absolute value of each reused output of a static schedule, by step and
+            branch, still on the device.
     """
 
     request_id: str = ""
@@ -69,7 +72,7 @@ class Trace:
     steps: list[StepTrace] = field(default_factory=list)
     network_calls: int = 0
     history_bytes: int = 0
-    finite: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+    peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
 
     def calls(self) -> Iterator[CallTrace]:
         """Every branch call in order."""
@@ -92,11 +95,11 @@ class Trace:
         Raises:
             NonFiniteError: Some reused output was NaN or infinite; names the first step.
         """
-        if not self.finite:
+        if not self.peaks:
             return
-        flags = torch.stack(list(self.finite.values())).tolist()
-        for (index, branch), good in zip(self.finite, flags, strict=True):
-            if not good:
+        values = torch.stack(list(self.peaks.values())).tolist()
+        for (index, branch), peak in zip(self.peaks, values, strict=True):
+            if not math.isfinite(peak):
                 raise NonFiniteError(
                     f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
                     f"{index} is not finite; compute this step, or sample in a wider dtype"

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from erta_framework.errors import InputError
+
 FRAMES, SIZE = 5, 16
 COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.95, -0.75, -0.75),
@@ -137,14 +139,14 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
     """Word indices `[B, MAX_WORDS]`; the empty prompt is all padding (index 0).
 
     Raises:
-        ValueError: A prompt has a word outside `VOCABULARY` or too many words.
+        InputError: A prompt has a word outside `VOCABULARY` or too many words.
     """
     rows = []
     for prompt in prompts:
         words = prompt.lower().split()
         unknown = [word for word in words if word not in VOCABULARY]
         if unknown or len(words) > MAX_WORDS:
-            raise ValueError(
+            raise InputError(
                 f"shapes-wan cannot read the prompt {prompt!r}: "
                 + (f"unknown words {unknown}" if unknown else f"more than {MAX_WORDS} words")
                 + f"; it knows {', '.join(VOCABULARY[1:])}, as in 'a red circle moving left'"

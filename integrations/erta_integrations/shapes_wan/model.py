@@ -19,9 +19,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erta_integrations.shapes_wan.data import FRAMES, SIZE, VOCABULARY, tokenize
+from erta_integrations.shapes_wan.data import (
+    FRAMES,
+    SIZE,
+    VOCABULARY,
+    all_prompts,
+    tokenize,
+)
 
 WEIGHTS = Path(__file__).parent / "weights" / "shapes-wan.safetensors"
+PROFILE = WEIGHTS.with_name("shapes-wan-50.profile.safetensors")
+"""Residual profile of the demo's setting: 50 Euler steps, shift 3, guidance 3."""
 TEXT_DIM = 64
 NETWORK: dict[str, Any] = {
     "patch_size": (1, 4, 4),
@@ -72,6 +80,17 @@ class ShapesWan(nn.Module):
         embedded: Tensor = self.words(tokens)
         return embedded * (tokens > 0).unsqueeze(-1)
 
+    def demo_prompts(self) -> tuple[list[str], list[str]]:
+        """Prompts to calibrate on (24) and held-out prompts to show (48); they share none."""
+        order = torch.randperm(72, generator=torch.Generator().manual_seed(0)).tolist()
+        prompts = all_prompts()
+        shuffled = [prompts[k] for k in order]
+        return shuffled[:24], shuffled[24:]
+
+    def shipped_profile(self) -> Path | None:
+        """The calibration profile that ships beside the weights, if there is one."""
+        return PROFILE if PROFILE.is_file() else None
+
     def fingerprint(self) -> dict[str, str]:
         """Network class, hash of its configuration and of its weights file."""
         config = hashlib.sha256(json.dumps(NETWORK, sort_keys=True).encode()).hexdigest()[:16]
@@ -90,6 +109,7 @@ def save_weights(model: ShapesWan, path: Path, metadata: dict[str, str]) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, path, metadata={**metadata, "network": json.dumps(NETWORK)})
+    path.chmod(0o644)
 
 
 def load_model(path: Path = WEIGHTS) -> ShapesWan:

@@ -10,23 +10,33 @@ from typing import ClassVar, Literal
 
 from erta_framework import Answer, Interval, Policy, Profile, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_policies.ertacache.source import loaded
-from erta_policies.ertacache.statistics import KIND, Form, Signal, phi_table
+from erta_policies.ertacache.source import loaded, require
+from erta_policies.ertacache.statistics import (
+    KIND,
+    Form,
+    Plan,
+    Signal,
+    phi_table,
+    reused_pairs,
+)
 
 
 class TimestepAdjuster(Policy):
     """Scales the step after a reused output by phi and redistributes the time that remains.
 
-    At step i of a trajectory that stands at sigma s, the nominal step is scaled by
+    ERTACache (arXiv 2508.21091) multiplies a reused step by phi, and after n of T steps scales the
+    next by dt_c = (1 - sum of the steps so far) / (1 - n/T). On any sigma grid, which is ours: at
+    step i of a trajectory that stands at sigma s, the nominal step is scaled by
     (s - sigma_T) / (sigma_i - sigma_T), remaining time over nominally remaining time, and by phi
     if the step was reused. The last step takes all that remains, so the steps end at sigma_T
     exactly for every phi.
 
-    Two forms of phi are published for ERTACache (arXiv 2508.21091):
-    `"difference"`, clip(1 - ||v~_i - v_i||_1 / ||v_i - v_{i+1}||_1, 0, 1), and
-    `"velocity"`, clip(1 - ||v~_i - v_i||_1 / ||v_i||_1, 0, 1). At inference v_i is unknown; that
-    phi is a constant a step, averaged over calibration, is our reading, and so are the lower bound
-    and the choice of network time.
+    Two forms of phi are published: `"difference"`,
+    clip(1 - ||v~_i - v_i||_1 / ||v_i - v_{i+1}||_1, 0, 1), and `"velocity"`,
+    clip(1 - ||v~_i - v_i||_1 / ||v_i||_1, 0, 1). At inference v_i is unknown; that phi is a
+    constant a step, averaged over calibration, is our reading, and so are the lower bound and the
+    choice of network time. `mean_phi` tells how far reused steps go: below about 0.2 they hardly
+    move.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`; not needed when `phi` is given.
@@ -39,7 +49,8 @@ class TimestepAdjuster(Policy):
         allow: Fingerprint fields of the profile that may differ from the run.
 
     Raises:
-        PolicyError: The bound or a phi is outside (0, 1].
+        PolicyError: The bound is outside (0, 1] or a phi outside [0, 1], or both `phi` and
+            `profile` are given.
 
     Example:
         >>> TimestepAdjuster(phi=(0.9,) * 50).network_time
@@ -62,6 +73,8 @@ class TimestepAdjuster(Policy):
             raise PolicyError(f"TimestepAdjuster(minimum={self.minimum}): it must be in (0, 1]")
         if self.phi is not None and not all(0 <= value <= 1 for value in self.phi):
             raise PolicyError("TimestepAdjuster(phi=...): every value must be in [0, 1]")
+        if self.phi is not None and self.profile is not None:
+            raise PolicyError("TimestepAdjuster got profile and phi; give one of them")
 
     def prepare(self) -> None:
         if self.phi is None:
@@ -86,10 +99,20 @@ class TimestepAdjuster(Policy):
         value = self.phi[index] if self.phi is not None else self._table[source][index]
         return min(1.0, max(self.minimum, value))
 
+    def mean_phi(self, plan: Plan) -> float:
+        """Average phi over the reused steps of a plan, after bounding; 1 if it reuses none.
+
+        Example:
+            >>> TimestepAdjuster(phi=(1.0, 0.5, 0.1, 1.0)).mean_phi(Plan.of({0}, 4))
+            0.35
+        """
+        values = [self.phi_of(source, index) for source, index in reused_pairs(plan)]
+        return sum(values) / len(values) if values else 1.0
+
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self.phi is None:
-            self._profile.require(session, self.allow)
+            require(self._profile, session, self.allow)
         elif len(self.phi) != session.num_steps:
             raise PolicyError(
                 f"TimestepAdjuster has {len(self.phi)} values of phi, the run {session.num_steps} "

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Needs, Policy, Profile, SessionInfo, Step, hookimpl
-from erta_policies.ertacache.source import loaded
+from erta_framework.errors import ProfileError
+from erta_policies.ertacache.source import branches_of, loaded, require
 from erta_policies.ertacache.statistics import KIND, AffineFit, affine_fit
 
 Line = tuple[Tensor, Tensor]
@@ -21,18 +22,26 @@ class ErrorLinearizer(Policy):
     """Corrects reused outputs: v^ = v~ - eps^, with eps^ fitted offline.
 
     ERTACache (arXiv 2508.21091) models eps = v~ - v as sigmoid(K v~ + B) and fits K and B in
-    closed form through sigmoid(z) = z/4 + 1/2. `"affine"` evaluates with the linearisation that
-    fitted it, eps^ = K v~ / 4 + B / 4 + 1/2, which is ordinary least squares; evaluating the
-    literal `"sigmoid"` with the same K, B is biased near eps = 0 and is kept for comparison.
+    closed form through sigmoid(z) = z/4 + 1/2. Our reading, `"affine"`, also evaluates with that
+    linearisation: eps^ = K v~ / 4 + B / 4 + 1/2, which is ordinary least squares. The literal
+    `"sigmoid"` with the same K, B takes a vanishing error for sigmoid(-2) = 0.119 and is kept for
+    comparison. The granularity is not published; both choices are ours, and so is fitting every
+    pair of steps on the reference trajectory.
 
-    The line is chosen by (branch, step of the reused residual, step), so it follows any skip rule,
-    not only ERTACache's. The stored residual is never changed.
+    The line is chosen by (branch, step of the newest residual, step), so it follows any skip rule,
+    not only ERTACache's. It is fitted to x + residual: behind another predictor the error has
+    another line, and correcting it with this one may do harm; measure it, or leave it out. The
+    stored residual is never changed, nor is a computed output.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
         granularity: One line for all channels (`"scalar"`) or one a `"channel"`.
         form: How K and B are evaluated.
         allow: Fingerprint fields of the profile that may differ from the run.
+
+    Raises:
+        ProfileMismatchError: The profile was calibrated for another run.
+        ProfileError: It has no line for a branch or channel of the run.
 
     Example:
         >>> ErrorLinearizer(profile="wan.safetensors").form
@@ -67,15 +76,26 @@ class ErrorLinearizer(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        self._profile.require(session, self.allow)
+        require(self._profile, session, self.allow)
         session.state_of(self, lambda: self._tables(session))
 
     def _tables(self, session: SessionInfo) -> dict[str, Line]:
-        fit = self._fit
+        fit, rows = self._fit, branches_of(self._profile)
+        missing = [branch for branch in session.branches if branch not in rows]
+        channels = fit.slope.shape[-1]
+        if missing or channels not in (1, session.shape[1]):
+            raise ProfileError(
+                f"{self!r} has lines for branches {', '.join(rows)} with {channels} channels, the "
+                f"run has {', '.join(session.branches)} with {session.shape[1]}; calibrate for it"
+            )
         first, second = (fit.k, fit.b) if self.form == "sigmoid" else (fit.slope, fit.offset)
-        rows = zip(session.branches, first, second, strict=False)
-        kind = {"device": session.device, "dtype": torch.float32}
-        return {branch: (a.to(**kind), b.to(**kind)) for branch, a, b in rows}
+        return {
+            branch: (
+                first[row].to(session.device, torch.float32),
+                second[row].to(session.device, torch.float32),
+            )
+            for row, branch in enumerate(rows)
+        }
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:

@@ -38,24 +38,25 @@ class Sums:
 
     def add(self, index: int, x: Tensor, v: Tensor) -> None:
         """Compare the residual of step `index` with every earlier one of this trajectory."""
-        x, v = x.flatten(2).float(), v.flatten(2).float()
+        x, v = by_channel(x), by_channel(v)
         residual = v - x
-        size_r, size_v = norm(residual), norm(v)
+        size_v = norm(v)
         self._finish_difference(index, v)
         errors = {}
         for source, earlier in self._residuals:
             error = earlier - residual
             reused = x + earlier
             errors[source] = norm(error)
-            self.pairs["ratio"][source, index] += (errors[source] / size_r).sum()
+            self.pairs["ratio"][source, index] += relative_error(earlier, residual).sum()
             self.pairs["phi_velocity"][source, index] += phi(errors[source], size_v)
+            # products in the wide type: a variance from rounded squares would not vanish
+            reused, error = reused.to(self.elements.dtype), error.to(self.elements.dtype)
             for name, value in zip(
                 REGRESSION,
                 (reused, reused * reused, error, error * error, reused * error),
                 strict=True,
             ):
-                wide = self.regression[name].dtype
-                self.regression[name][source, index] += value.sum(dim=(0, 2), dtype=wide)
+                self.regression[name][source, index] += value.sum(dim=(0, 2))
         self.samples[index] += x.shape[0]
         self.elements[index] += x.shape[0] * x.shape[2]
         self._residuals.append((index, residual))
@@ -71,14 +72,50 @@ class Sums:
             self.pairs["phi_difference"][source, before] += phi(error, size)
 
 
+def by_channel(value: Tensor) -> Tensor:
+    """Latents `[B, C, ...]` as float32 `[B, C, N]`."""
+    return value.reshape(*value.shape[:2], -1).float()
+
+
 def norm(value: Tensor) -> Tensor:
-    """Mean absolute value of each sample, `[B]`, kept away from 0."""
-    return value.abs().mean(dim=(1, 2)).clamp(min=1e-8)
+    """Mean absolute value of each sample, `[B]`."""
+    return value.abs().mean(dim=(1, 2))
+
+
+def relative_error(reused: Tensor, true: Tensor) -> Tensor:
+    """`||reused - true||_1 / ||true||_1` of each sample, `[B]`; the norm is kept away from 0."""
+    return norm(reused - true) / norm(true).clamp(min=1e-8)
 
 
 def phi(error: Tensor, size: Tensor) -> Tensor:
     """Sum over samples of `clip(1 - error / size, 0, 1)`."""
-    return (1 - error / size).clamp(0, 1).sum()
+    return (1 - error / size.clamp(min=1e-8)).clamp(0, 1).sum()
+
+
+def require_full(policy: Policy, step: Step, call: Call) -> None:
+    """Refuse a call that was answered without the network.
+
+    Raises:
+        PolicyError: Names the step and branch.
+    """
+    if not call.ran:
+        raise PolicyError(
+            f"{type(policy).__name__} observes full runs, but step {step.index} of branch "
+            f"{call.branch!r} was reused; calibrate without skip policies"
+        )
+
+
+def require_whole(policy: Policy, session: SessionInfo) -> None:
+    """Refuse a trajectory that does not start at step 0.
+
+    Raises:
+        InputError: Names the first step.
+    """
+    if session.first != 0:
+        raise InputError(
+            f"{type(policy).__name__} observes whole trajectories, this one starts at step "
+            f"{session.first}; calibrate with first=0"
+        )
 
 
 class ResidualProfiler(Policy):
@@ -87,10 +124,16 @@ class ResidualProfiler(Policy):
     For each branch and each pair of steps (j, i) it sums the relative L1 error of reusing residual
     j at step i, both published forms of phi, and the moments of the affine error fit. A profile
     therefore serves every threshold and number of calls: planning needs no further network call.
-    Only the trajectory of the current batch is held; profiles of batches merge by adding.
+    Only the trajectory of the current batch is held; profiles of batches merge by adding. The
+    network's own outputs are logged, whatever other policies make of them. Nothing is emitted for
+    a trajectory that failed or stopped before its last step.
 
     Source: ERTACache, arXiv 2508.21091, offline policy and error rectification; keeping all pairs
     instead of those of one schedule is ours.
+
+    Raises:
+        PolicyError: A step was reused.
+        InputError: The trajectory does not start at step 0.
 
     Example:
         >>> Sampler([ResidualProfiler()]).calibrate(model, prompts)  # doctest: +SKIP
@@ -98,32 +141,26 @@ class ResidualProfiler(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        if session.first != 0:
-            raise InputError(
-                f"ResidualProfiler observes whole trajectories, this one starts at step "
-                f"{session.first}; calibrate with first=0"
-            )
+        require_whole(self, session)
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
         output = yield
-        if not call.ran:
-            raise PolicyError(
-                f"ResidualProfiler observes full runs, but step {step.index} of branch "
-                f"{call.branch!r} was reused; calibrate without skip policies"
-            )
+        require_full(self, step, call)
         sums = step.session.state_of(self, dict[str, Sums])
         if call.branch not in sums:
             sums[call.branch] = Sums(step.num_steps, call.x.shape[1], call.x.device)
-        sums[call.branch].add(step.index, call.x, output)
+        sums[call.branch].add(step.index, call.x, call.compute())
         return output
 
     @hookimpl
     def on_session_end(self, session: SessionInfo, error: BaseException | None) -> Profile | None:
         branches = session.state_of(self, dict[str, Sums])
-        if error is not None or not branches:
+        finished = any(bool(sums.samples[-1]) for sums in branches.values())
+        if error is not None or not finished:
             return None
-        ordered = [branches[name] for name in session.branches if name in branches]
+        none = Sums(session.num_steps, session.shape[1], session.device)
+        ordered = [branches.get(name, none) for name in session.branches]
         statistics = {
             "samples": torch.stack([sums.samples for sums in ordered]),
             "elements": torch.stack([sums.elements for sums in ordered]),

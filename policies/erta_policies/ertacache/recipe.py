@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from erta_framework import Policy, Profile
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache.adjuster import TimestepAdjuster
 from erta_policies.ertacache.linearizer import ErrorLinearizer
+from erta_policies.ertacache.predictor import ResidualReuse
 from erta_policies.ertacache.profiler import ResidualProfiler
-from erta_policies.ertacache.skip import ResidualReuse, SkipPolicy
+from erta_policies.ertacache.skip import SkipPolicy
 
 
 class ERTACache(Policy):
@@ -19,7 +21,8 @@ class ERTACache(Policy):
 
     Stands for `SkipPolicy` + `ResidualReuse` + `TimestepAdjuster` + `ErrorLinearizer`, all on one
     profile of a `ResidualProfiler`. Each part may be switched off (`False`), kept (`True`) or
-    swapped for another policy; a swapped part with an empty `profile` gets this one's.
+    swapped for another policy; a swapped part with an empty `profile` gets this one's, and its
+    `allow`. What of each part is the paper's and what is our reading, the parts say themselves.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
@@ -28,7 +31,7 @@ class ERTACache(Policy):
         skip: Another skip policy instead of the offline schedule.
         predictor: What stands in on a reused step.
         adjuster: Whether to adjust timesteps, off unless asked for: see the measured ablation.
-        linearizer: Whether to correct reused outputs.
+        linearizer: Whether to correct reused outputs; fitted to residual reuse.
         allow: Fingerprint fields of the profile that may differ from the run.
 
     Raises:
@@ -79,6 +82,9 @@ class ERTACache(Policy):
 
     def _with_profile(self, part: Policy) -> Policy:
         empty = getattr(part, "profile", self) is None and getattr(part, "phi", None) is None
-        if not empty:
+        if not empty or self.profile is None:
             return part
-        return dataclasses.replace(part, **{"profile": self.profile})
+        inherited: dict[str, Any] = {"profile": self.profile}
+        if getattr(part, "allow", self.allow) == ():
+            inherited["allow"] = self.allow
+        return dataclasses.replace(part, **inherited)

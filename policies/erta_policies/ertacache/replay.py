@@ -11,15 +11,21 @@ from torch import Tensor
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.profile import fingerprint_of
-from erta_policies.ertacache.profiler import norm
+from erta_policies.ertacache.profiler import (
+    by_channel,
+    relative_error,
+    require_full,
+    require_whole,
+)
 from erta_policies.ertacache.skip import REPLAY
 
 
 @dataclass(slots=True)
 class Replay:
-    """State of one request: cached residuals, whether this step reuses, and the sums."""
+    """State of one request: cached residuals, the last step decided and how, and the errors."""
 
     residuals: dict[str, Tensor] = field(default_factory=dict)
+    decided: int = -1
     reuses: bool = False
     errors: dict[int, float] = field(default_factory=dict)
     computed: set[int] = field(default_factory=set)
@@ -29,15 +35,24 @@ class ReplayProfiler(Policy):
     """ERTACache's walk in its replay reading: the residual is evaluated on the cached trajectory.
 
     The network runs at every step, but where the error of the cached residual is below the
-    threshold the trajectory goes on with the reused output. The first branch decides for all, on
-    the error averaged over the batch: calibrate in one batch to average over all prompts. The
-    emitted profile carries the schedule; give it to `SkipPolicy(profile=...)`.
+    threshold the trajectory goes on with the reused output. The first branch of a step decides for
+    all, on the error averaged over the batch: calibrate in one batch to average over all prompts
+    (of several batches, each walks alone and the majority of samples decides). The emitted profile
+    carries the schedule; give it to `SkipPolicy(profile=...)`.
 
     Source: ERTACache, arXiv 2508.21091, offline policy; that the walk may be read this way is ours.
 
     Attributes:
         threshold: lambda.
         warmup: Steps at the start that are always computed.
+
+    Raises:
+        PolicyError: The threshold is negative, `warmup` below 1, or a step was reused.
+        InputError: The trajectory does not start at step 0.
+
+    Example:
+        >>> profiler = ReplayProfiler(threshold=0.05)
+        >>> Sampler(batch_size=32).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 
     corrects_computed = True
@@ -46,16 +61,23 @@ class ReplayProfiler(Policy):
     warmup: int = 1
 
     def __post_init__(self) -> None:
-        if self.threshold < 0:
+        if not self.threshold >= 0:
             raise PolicyError(f"ReplayProfiler(threshold={self.threshold}): it must be >= 0")
+        if self.warmup < 1:
+            raise PolicyError(f"ReplayProfiler(warmup={self.warmup}): step 0 is always computed")
+
+    @hookimpl
+    def on_session_start(self, session: SessionInfo) -> None:
+        require_whole(self, session)
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
         output = yield
+        require_full(self, step, call)
         replay = step.session.state_of(self, Replay)
-        residual = output - call.x
+        residual = call.compute() - call.x
         cached = replay.residuals.get(call.branch)
-        if call.branch == step.session.branches[0]:
+        if replay.decided != step.index:
             self._decide(step, replay, residual, cached)
         if cached is not None and replay.reuses:
             return call.x + cached
@@ -63,11 +85,13 @@ class ReplayProfiler(Policy):
         return output
 
     def _decide(self, step: Step, replay: Replay, residual: Tensor, cached: Tensor | None) -> None:
-        forced = cached is None or step.index < self.warmup or step.index == step.num_steps - 1
+        # a branch without a residual makes the whole step compute, as the session will
+        cold = cached is None or any(branch not in replay.residuals for branch in step.branches)
+        forced = cold or step.index < self.warmup or step.index == step.num_steps - 1
         error = 0.0
         if cached is not None:
-            flat, earlier = residual.flatten(2).float(), cached.flatten(2).float()
-            error = float((norm(earlier - flat) / norm(flat)).mean())
+            error = float(relative_error(by_channel(cached), by_channel(residual)).mean())
+        replay.decided = step.index
         replay.errors[step.index] = error
         replay.reuses = not forced and error < self.threshold
         if not replay.reuses:
@@ -76,7 +100,7 @@ class ReplayProfiler(Policy):
     @hookimpl
     def on_session_end(self, session: SessionInfo, error: BaseException | None) -> Profile | None:
         replay = session.state_of(self, Replay)
-        if error is not None:
+        if error is not None or session.num_steps - 1 not in replay.computed:
             return None
         batch = session.shape[0]
         steps = range(session.num_steps)

@@ -1,14 +1,14 @@
-"""`SkipPolicy`: an offline schedule, and `ResidualReuse`: what stands in."""
+"""`SkipPolicy`: a schedule that is known before sampling."""
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 
 from torch import Tensor
 
 from erta_framework import (
-    Call,
     Compute,
     Decision,
     Needs,
@@ -19,12 +19,13 @@ from erta_framework import (
     Step,
     hookimpl,
 )
-from erta_framework.errors import InputError, PolicyError
-from erta_policies.ertacache.source import loaded
+from erta_framework.errors import InputError, PolicyError, ProfileError
+from erta_policies.ertacache.source import loaded, require
 from erta_policies.ertacache.statistics import (
     KIND,
     Plan,
     Signal,
+    describe,
     evenly,
     pair_errors,
     solve_threshold,
@@ -38,8 +39,10 @@ class SkipPolicy(Policy):
     """Computes the steps of a fixed schedule and reuses the others; step 0 and the last compute.
 
     Give one of `threshold`, `calls`, `evenly`, `every` or `steps`. The first two walk the errors of
-    a profile (ERTACache, arXiv 2508.21091, offline policy, on logged residuals); a profile of
-    `ReplayProfiler` carries its schedule and needs none of them.
+    a profile, the offline policy of ERTACache (arXiv 2508.21091); that the errors are those of
+    logged residuals, solving lambda for a number of calls, the warm-up and always computing the
+    last step are ours. A profile of `ReplayProfiler` carries its schedule and needs none of them.
+    A run that starts later (img2img) walks from its first step.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler` (or `ReplayProfiler`).
@@ -48,12 +51,12 @@ class SkipPolicy(Policy):
         evenly: This many calls spread evenly; needs no profile.
         every: Compute every n-th step; needs no profile.
         steps: Computed steps, listed; needs no profile.
-        warmup: Steps at the start that are always computed.
+        warmup: Steps at the start that are always computed; for `threshold`, `calls` and `every`.
         signal: Branch whose error decides: the first (conditional), the mean or the largest.
         allow: Fingerprint fields of the profile that may differ from the run.
 
     Raises:
-        PolicyError: None or several of the schedules are given.
+        PolicyError: None or several of the schedules are given, or a setting is out of range.
 
     Example:
         >>> SkipPolicy(evenly=3).plan(5).computed
@@ -82,8 +85,15 @@ class SkipPolicy(Policy):
             )
         if self.every is not None and self.every < 1:
             raise PolicyError(f"SkipPolicy(every={self.every}): it must be at least 1")
+        if self.threshold is not None and not self.threshold >= 0:
+            raise PolicyError(f"SkipPolicy(threshold={self.threshold}): it must be >= 0")
         if self.warmup < 1:
             raise PolicyError(f"SkipPolicy(warmup={self.warmup}): step 0 is always computed")
+        if self.warmup > 1 and not {*given} & {"threshold", "calls", "every"}:
+            raise PolicyError(
+                f"SkipPolicy(warmup={self.warmup}) has no effect on this schedule; "
+                "it serves threshold, calls and every"
+            )
 
     def prepare(self) -> None:
         if self._uses_profile:
@@ -114,81 +124,126 @@ class SkipPolicy(Policy):
     def _profile(self) -> Profile:
         return loaded(self, self.profile, (KIND, REPLAY))
 
+    @cached_property
+    def _errors(self) -> Tensor:
+        return pair_errors(self._profile, self.signal)
+
+    @cached_property
+    def _profile_plan(self) -> Plan:
+        if self._profile.kind == REPLAY:
+            return self._replayed()
+        if self.threshold is not None:
+            return walk(self._errors, self.threshold, self.warmup)
+        assert self.calls is not None
+        return solve_threshold(self._errors, self.calls, self.warmup)
+
     def plan(self, num_steps: int) -> Plan:
         """The schedule for this number of steps.
 
         Raises:
-            ProfileError: The number of calls cannot be scheduled.
+            ProfileError: The number of calls cannot be scheduled, or the profile has another
+                number of steps.
             InputError: A listed step is outside the schedule.
+
+        Example:
+            >>> SkipPolicy(every=3).plan(8).computed
+            (0, 3, 6, 7)
         """
         if self.evenly is not None:
             return evenly(self.evenly, num_steps)
         if self.every is not None:
-            return Plan.of(set(range(0, num_steps, self.every)), num_steps)
+            steps = {*range(0, num_steps, self.every), *range(min(self.warmup, num_steps))}
+            return Plan.of(steps, num_steps)
         if self.steps is not None:
             outside = [step for step in self.steps if not 0 <= step < num_steps]
             if outside:
                 raise InputError(f"{self!r} lists steps {outside}, outside 0..{num_steps - 1}")
             return Plan.of(set(self.steps), num_steps)
-        if self._profile.kind == REPLAY:
-            return self._replayed()
-        errors = pair_errors(self._profile, self.signal)
-        if self.threshold is not None:
-            return walk(errors, self.threshold, self.warmup)
-        assert self.calls is not None
-        return solve_threshold(errors, self.calls, self.warmup)
+        plan = self._profile_plan
+        if len(plan.sources) != num_steps:
+            raise ProfileError(
+                f"{self!r} has a profile of {len(plan.sources)} steps, a schedule of {num_steps} "
+                "was asked for; calibrate for that number of steps"
+            )
+        return plan
 
     def _replayed(self) -> Plan:
         share = self._profile.statistics["computed"] / self._profile.samples
         computed = {i for i, part in enumerate(share.tolist()) if part >= 0.5}
         threshold = self._profile.provenance.get("threshold")
-        return Plan.of(computed, len(share), None if threshold is None else float(threshold))
+        try:
+            walked = None if threshold is None else float(threshold)
+        except ValueError as error:
+            raise ProfileError(
+                f"{self!r}: this replay profile was merged from walks at different thresholds "
+                f"({threshold}); calibrate with one"
+            ) from error
+        return Plan.of(computed, len(share), walked)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self._uses_profile:
-            self._profile.require(session, self.allow)
+            require(self._profile, session, self.allow)
         plan = self.plan(session.num_steps)
+        if session.first > 0 and self._walks and plan.threshold is not None:
+            plan = walk(self._errors, plan.threshold, max(self.warmup, session.first + 1))
         session.state_of(self, lambda: self._decisions(plan))
 
+    def describe(self, num_steps: int) -> dict[str, float]:
+        """What the schedule does according to the profile, as `statistics.describe` tells.
+
+        The number of calls alone where there is no profile of a `ResidualProfiler`.
+
+        Example:
+            >>> SkipPolicy(evenly=3).describe(8)
+            {'calls': 3.0}
+        """
+        plan = self.plan(num_steps)
+        if self.profile is None or self._profile.kind != KIND:
+            return {"calls": float(plan.calls)}
+        return describe(self._profile, plan)
+
+    def step_errors(self, num_steps: int) -> list[float]:
+        """Calibrated relative L1 error of reusing at each step the residual it would find.
+
+        NaN at step 0, and everywhere without a profile; infinite where reuse is impossible.
+
+        Example:
+            >>> SkipPolicy(evenly=2).step_errors(3)
+            [nan, nan, nan]
+        """
+        plan = self.plan(num_steps)
+        if self.profile is None:
+            return [math.nan] * num_steps
+        if self._profile.kind == REPLAY:
+            errors = (self._profile.statistics["error"] / self._profile.samples).tolist()
+            return [math.nan, *errors[1:]]
+        found = [float(self._errors[plan.sources[i - 1], i]) for i in range(1, num_steps)]
+        return [math.nan, *found]
+
+    @property
+    def _walks(self) -> bool:
+        return self._uses_profile and self._profile.kind == KIND
+
     def _decisions(self, plan: Plan) -> tuple[Decision, ...]:
-        errors = None
-        if plan.threshold is not None and self._profile.kind == KIND:
-            errors = pair_errors(self._profile, self.signal).tolist()
         decisions: list[Decision] = []
-        newest = 0
+        newest, last = 0, len(plan.sources) - 1
         for index, source in enumerate(plan.sources):
-            why = "schedule"
-            if errors is not None and index > 0:
-                error = errors[newest][index]
-                sign = "<" if error < (plan.threshold or 0) else ">="
-                why = f"error {error:.3f} {sign} {plan.threshold:.3f}"
-            if source == index:
-                last = index == len(plan.sources) - 1
-                decisions.append(Compute("last step" if last else why))
-                newest = index
+            computed = source == index
+            if computed and index == last:
+                why = "last step"
+            elif not self._walks or plan.threshold is None:
+                why = "schedule"
+            elif index < self.warmup:
+                why = "warm-up"
             else:
-                decisions.append(Reuse(why))
+                sign = ">=" if computed else "<"
+                why = f"error {float(self._errors[newest, index]):.3f} {sign} {plan.threshold:.3f}"
+            decisions.append(Compute(why) if computed else Reuse(why))
+            newest = index if computed else newest
         return tuple(decisions)
 
     @hookimpl
     def decide(self, step: Step) -> Decision:
         decisions: tuple[Decision, ...] = step.session.state_of(self, tuple)
         return decisions[step.index]
-
-
-class ResidualReuse(Policy):
-    """Predicts a reused output as `x + residual` of the newest evaluation, as core does unasked.
-
-    Listing it makes the choice visible, and keeps predictors behind it from answering.
-    Source: ERTACache, arXiv 2508.21091; the same rule as EasyCache, arXiv 2507.02860.
-    """
-
-    static = True
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
-
-    @hookimpl
-    def forward(self, call: Call) -> Tensor | None:
-        return call.x + call.history[0].residual if call.reused else None

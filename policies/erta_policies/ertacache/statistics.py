@@ -1,11 +1,13 @@
-"""Pure functions over a residual profile: errors, schedules, phi and affine fits.
+"""Pure functions over a residual profile: errors, phi, affine fits, and what a plan does.
 
 Notation of ERTACache (arXiv 2508.21091): v is the network's velocity, the residual is r = v - x,
 a reused velocity is v~ = x + r~ with the residual r~ of the last computed step, its error
-eps = v~ - v. On a logged trajectory eps equals r~ - r.
+eps = v~ - v. On a logged trajectory eps equals r~ - r. The walk, phi and the affine model of eps
+are that paper's; logging every pair of steps, and averaging before comparing, are our reading.
 
 Statistics of a residual profile, sums over samples, with T steps, C channels and one row a branch
-`b`; a pair `[j, i]` is "the residual of step j stands in at step i":
+`b`, in the order of the fingerprint's `branches`; a pair `[j, i]` is "the residual of step j
+stands in at step i". A branch that does not run at a step has zeros there:
 
 | name | shape | sum of |
 |---|---|---|
@@ -19,6 +21,7 @@ Statistics of a residual profile, sums over samples, with T steps, C channels an
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,131 +30,96 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import ProfileError
+from erta_policies.ertacache.schedule import Plan, evenly, reused_pairs, solve_threshold, walk
+
+__all__ = [
+    "KIND",
+    "AffineFit",
+    "Form",
+    "Plan",
+    "Signal",
+    "affine_fit",
+    "describe",
+    "evenly",
+    "pair_errors",
+    "phi_table",
+    "reused_pairs",
+    "solve_threshold",
+    "walk",
+]
 
 KIND = "residual_profiler"
 Signal = Literal["first", "mean", "max"]
 Form = Literal["velocity", "difference"]
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A static schedule.
-
-    Attributes:
-        computed: Indices of the computed steps, rising.
-        sources: For every step, the step whose residual it uses (itself if computed).
-        threshold: The lambda that made it, if a threshold walk did.
-    """
-
-    computed: tuple[int, ...]
-    sources: tuple[int, ...]
-    threshold: float | None = None
-
-    @classmethod
-    def of(cls, computed: set[int], num_steps: int, threshold: float | None = None) -> Plan:
-        """A schedule from its computed steps; step 0 and the last are always added."""
-        steps = tuple(sorted(computed | {0, num_steps - 1}))
-        sources, newest = [], 0
-        for index in range(num_steps):
-            newest = index if index in steps else newest
-            sources.append(newest)
-        return cls(steps, tuple(sources), threshold)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of each branch."""
-        return len(self.computed)
-
-
 def pair_errors(profile: Profile, signal: Signal = "first") -> Tensor:
     """Relative L1 error `[T, T]` of reusing step j's residual at step i, averaged over samples.
 
-    The average is taken before any comparison with a threshold.
+    The error is ERTACache's (arXiv 2508.21091); averaging it over samples before any comparison
+    with a threshold is ours. It is infinite where reuse is impossible, because some branch that
+    runs at step i did not run at step j.
 
     Args:
         profile: A residual profile.
-        signal: Which branch decides: the first (conditional), the mean or the largest.
+        signal: Which branch decides: the first that runs (conditional), the mean or the largest.
+
+    Example:
+        >>> pair_errors(profile)[0, 1]  # doctest: +SKIP
+        tensor(0.0181, dtype=torch.float64)
     """
-    counts = profile.statistics["samples"][:, None, :]
-    errors = torch.where(counts > 0, profile.statistics["ratio"] / counts.clamp(min=1), torch.inf)
-    return combined(errors, signal)
+    present, usable = presence(profile)
+    errors = combined(per_sample(profile, "ratio"), present, signal)
+    return torch.where(usable, errors, torch.inf)
 
 
 def phi_table(profile: Profile, form: Form, signal: Signal = "first") -> Tensor:
-    """Mean step-size factor phi `[T, T]` for every pair, in [0, 1], averaged over samples."""
-    counts = profile.statistics["samples"][:, None, :].clamp(min=1)
-    return combined(profile.statistics[f"phi_{form}"] / counts, signal)
+    """Mean step-size factor phi `[T, T]` for every pair, in [0, 1], averaged over samples.
 
-
-def combined(values: Tensor, signal: Signal) -> Tensor:
-    """Per-branch values `[b, ...]` as one."""
-    if signal == "first":
-        return values[0]
-    return values.mean(dim=0) if signal == "mean" else values.amax(dim=0)
-
-
-def walk(errors: Tensor, threshold: float, warmup: int = 1) -> Plan:
-    """ERTACache's threshold walk on logged residuals.
-
-    Steps are visited in sampling order with the residual of the last computed one; a step whose
-    error is below the threshold reuses it, any other is computed.
+    Both forms are published for ERTACache (arXiv 2508.21091); the average is ours. Where a form is
+    not defined phi is 1: on pairs that cannot be reused and, for `"difference"`, on a step after
+    which the branch does not run again, such as the last.
 
     Args:
-        errors: `[T, T]`, from `pair_errors`.
-        threshold: lambda.
-        warmup: Steps at the start that are always computed.
+        profile: A residual profile.
+        form: Which denominator.
+        signal: Which branch counts, as in `pair_errors`.
+
+    Example:
+        >>> phi_table(profile, "velocity")[0, 1]  # doctest: +SKIP
+        tensor(0.9858, dtype=torch.float64)
     """
-    table = errors.tolist()
-    num_steps, newest, computed = len(table), 0, {0}
-    for index in range(1, num_steps - 1):
-        if index < warmup or not table[newest][index] < threshold:
-            newest = index
-            computed.add(index)
-    return Plan.of(computed, num_steps, threshold)
+    present, usable = presence(profile)
+    defined = present.clone()
+    if form == "difference":
+        defined[:, :-1] &= present[:, 1:]
+        defined[:, -1] = False
+    values = combined(per_sample(profile, f"phi_{form}"), defined, signal)
+    return torch.where(usable & defined.any(dim=0), values, 1.0)
 
 
-def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> Plan:
-    """The threshold walk that uses at most `calls` network calls, found by bisection.
-
-    The number of calls jumps as lambda moves; the plan comes closest to `calls` from below.
-
-    Raises:
-        ProfileError: Fewer calls than the forced steps, or more than there are steps.
-    """
-    num_steps = errors.shape[0]
-    least = walk(errors, float("inf"), warmup).calls
-    if not least <= calls <= num_steps:
-        raise ProfileError(
-            f"{calls} network calls cannot be scheduled over {num_steps} steps: "
-            f"between {least} (first {warmup} and the last step) and {num_steps} are possible"
-        )
-    finite = errors[errors.isfinite()]
-    low, high = 0.0, float(finite.max()) * 1.01 + 1e-12
-    best = walk(errors, high, warmup)
-    for _ in range(60):
-        middle = (low + high) / 2
-        plan = walk(errors, middle, warmup)
-        if plan.calls <= calls:
-            high = middle
-            best = plan if plan.calls >= best.calls else best
-        else:
-            low = middle
-    return best if calls < num_steps else walk(errors, 0.0, warmup)
+def presence(profile: Profile) -> tuple[Tensor, Tensor]:
+    """Whether a branch runs at a step, `[b, T]`, and whether a pair can be reused, `[T, T]`."""
+    present = profile.statistics["samples"] > 0
+    usable = (present[:, :, None] | ~present[:, None, :]).all(dim=0) & present.any(dim=0)
+    return present, usable
 
 
-def evenly(calls: int, num_steps: int) -> Plan:
-    """`calls` network calls spread evenly over the steps, both ends included.
+def per_sample(profile: Profile, name: str) -> Tensor:
+    """A statistic of pairs divided by the number of samples, `[b, T, T]`."""
+    return profile.statistics[name] / profile.statistics["samples"][:, None, :].clamp(min=1)
 
-    Raises:
-        ProfileError: Fewer than 2 calls, or more than there are steps.
-    """
-    if not min(2, num_steps) <= calls <= num_steps:
-        raise ProfileError(
-            f"{calls} calls cannot be spread over {num_steps} steps: use 2 to {num_steps}"
-        )
-    if calls == 1:
-        return Plan.of(set(), num_steps)
-    return Plan.of({round(k * (num_steps - 1) / (calls - 1)) for k in range(calls)}, num_steps)
+
+def combined(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
+    """Per-branch values `[b, T, T]` as one, over branches present `[b, T]` at the later step."""
+    mask = present[:, None, :]
+    if signal == "first":
+        first = present.int().argmax(dim=0).expand(1, values.shape[1], -1)
+        return values.gather(0, first)[0]
+    if signal == "mean":
+        kept = torch.where(mask, values, 0.0)
+        return kept.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+    return torch.where(mask, values, -torch.inf).amax(dim=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +127,12 @@ class AffineFit:
     """Least squares `eps ~ slope * v~ + offset` for every pair, `[b, T, T, C]`.
 
     `r2` is the share of the variance of eps that it explains, `mean` and `mean_v` the averages of
-    eps and v~. In ERTACache's notation K = 4 * slope, B = 4 * (mean - 1/2) - K * mean_v.
+    eps and v~. In the notation of ERTACache (arXiv 2508.21091), K = 4 * slope and
+    B = 4 * (mean - 1/2) - K * mean_v, so that K v~ / 4 + B / 4 + 1/2 is this line.
+
+    Example:
+        >>> affine_fit(profile, per_channel=True).slope.shape  # doctest: +SKIP
+        torch.Size([2, 50, 50, 4])
     """
 
     slope: Tensor
@@ -182,11 +155,17 @@ class AffineFit:
 def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
     """Fit the error of residual reuse for every pair of steps.
 
-    The slope is 0 where v~ has no variance (below 1e-12 an element).
+    The slope is 0 where v~ has no variance (below 1e-12 an element). Source: ERTACache, arXiv
+    2508.21091, error rectification; the granularity is not published, both choices are ours.
 
     Args:
         profile: A residual profile.
         per_channel: One line a channel, or one for all channels (`C` is then 1).
+
+    Example:
+        >>> fit = affine_fit(profile, per_channel=False)  # doctest: +SKIP
+        >>> float(fit.slope[0, 3, 5])  # doctest: +SKIP
+        -0.0213
     """
     count = profile.statistics["elements"][:, None, :, None]
     sums = {name: profile.statistics[name] for name in ("v", "vv", "e", "ee", "ve")}
@@ -203,3 +182,48 @@ def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
         error_variance > 1e-12, slope * covariance / error_variance.clamp(min=1e-12), 0.0
     )
     return AffineFit(slope, mean - slope * mean_v, mean, mean_v, r2)
+
+
+def describe(profile: Profile, plan: Plan) -> dict[str, float]:
+    """What a plan does, according to the calibration, without running anything.
+
+    Averages over the reused steps, and for `r2` also over branches. A value that has no meaning is
+    NaN: the averages of a plan that reuses nothing, and the threshold of a plan without one.
+
+    Args:
+        profile: A residual profile.
+        plan: A schedule over the same number of steps.
+
+    Returns:
+        `calls`; `threshold` (lambda); `error` (relative L1 error); `phi_velocity` and
+        `phi_difference` (mean phi of both forms); `r2` and `r2_channel` (share of the error's
+        variance that the affine fits explain, with one line for all channels or one a channel).
+
+    Raises:
+        ProfileError: The plan has another number of steps than the profile.
+
+    Example:
+        >>> describe(profile, SkipPolicy(profile=profile, calls=25).plan(50))  # doctest: +SKIP
+        {'calls': 25.0, 'threshold': 0.046, 'error': 0.031, ...}
+    """
+    errors = pair_errors(profile)
+    if len(plan.sources) != len(errors):
+        raise ProfileError(
+            f"the plan has {len(plan.sources)} steps, the profile {len(errors)}; "
+            "plan for the profile's number of steps"
+        )
+    pairs = reused_pairs(plan)
+    rows = torch.tensor([source for source, _ in pairs], dtype=torch.long)
+    columns = torch.tensor([step for _, step in pairs], dtype=torch.long)
+    seen = profile.statistics["samples"][:, columns] > 0  # [b, pairs]
+    facts = {
+        "calls": float(plan.calls),
+        "threshold": math.nan if plan.threshold is None else plan.threshold,
+        "error": float(errors[rows, columns].mean()),
+        "phi_velocity": float(phi_table(profile, "velocity")[rows, columns].mean()),
+        "phi_difference": float(phi_table(profile, "difference")[rows, columns].mean()),
+    }
+    for name, per_channel in (("r2", False), ("r2_channel", True)):
+        r2 = affine_fit(profile, per_channel).r2[:, rows, columns].mean(dim=-1)
+        facts[name] = float(r2[seen].mean())
+    return facts

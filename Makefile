@@ -1,0 +1,71 @@
+# Everything runs in a virtual environment of its own; the first target that needs it makes it.
+#   PYTHON=python3.12   another interpreter (3.11 or newer)
+#   PIP_ARGS=...        more arguments for pip, such as --extra-index-url=<wheels without CUDA>
+#   OUTPUT=...          where the demo and the benchmarks write
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+OUTPUT ?= runs
+WORKERS ?= 2
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
+SCRIPTS := docs/gen_tables.py docs/update_readme.py docs/griffe_reference.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo env test test-slow lint format docs bench ci clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## sample the trained video model with and without ERTACache
+	$(BIN)/erta demo --output $(OUTPUT)/demo
+	@echo "look at $(OUTPUT)/demo/report.html"
+
+env: $(VENV)/.dev ## the environment of the tests, checks and docs
+
+test: $(VENV)/.dev ## the tests that take seconds
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS)
+
+test-slow: $(VENV)/.dev ## the tests that sample with the trained model
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS)
+
+lint: $(VENV)/.dev ## formatting, lint, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	MYPYPATH=docs $(BIN)/mypy $(SCRIPTS)
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev ## put every file into the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev ## build the documentation into site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.demo ## measure again every table of the README and the docs (long)
+	$(BIN)/python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json
+	$(BIN)/erta bench overhead --json docs/data/overhead.json
+	$(BIN)/erta bench ablation --json docs/data/ablation.json
+	$(BIN)/python docs/update_readme.py
+
+ci: ## what continuous integration runs, from a clean checkout
+	.ci/run
+
+clean: ## remove what was built; the environment and runs/ stay
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# the stamps make a second run quick; the environment for development holds the demo's
+$(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (a minute or two)"
+	$(INSTALL) -e ".[demo]"
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV) (a few minutes)"
+	$(INSTALL) -e ".[dev]"
+	@touch $(VENV)/.demo $@

@@ -1,0 +1,397 @@
+"""Tables of the documentation, made from the JSON files in `docs/data/` while the site is built.
+
+As a hook of mkdocs it replaces comments such as `<!-- table:ablation -->` in a page; `SECTIONS`
+lists them. A missing file fails the build, so no page can show an old or an invented number.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "data"
+COMMANDS = {
+    "ablation": "erta bench ablation --json docs/data/ablation.json",
+    "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
+    "overhead": "erta bench overhead --json docs/data/overhead.json",
+}
+LADDER = ("plain", "ablation", "recipe")
+"""Groups of rows that every number of calls has; the others vary one choice at one number."""
+EQUAL = 0.05
+"""Differences in dB that are no difference when they are shown."""
+
+Record = dict[str, Any]
+Row = dict[str, Any]
+
+
+class MissingDataError(Exception):
+    """A table's JSON file is not there, or does not hold what a page shows of it."""
+
+
+def load(name: str, folder: Path = DATA) -> Record:
+    """The record of a benchmark.
+
+    Raises:
+        MissingDataError: There is none; names the command that writes it.
+    """
+    path = folder / f"{name}.json"
+    if not path.is_file():
+        raise MissingDataError(f"no {path.name} in docs/data; write it with `{COMMANDS[name]}`")
+    record: Record = json.loads(path.read_text(encoding="utf-8"))
+    if not record.get("rows"):
+        raise MissingDataError(f"{path.name} holds no rows; write it with `{COMMANDS[name]}`")
+    return record
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is left-aligned, the others right-aligned."""
+    rules = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rules, *rows))
+
+
+def caption(record: Record) -> str:
+    """Where the numbers come from: command, machine, versions and date."""
+    machine, versions = record["machine"], record["versions"]
+    place = machine.get("accelerator") or machine.get("processor") or machine.get("system")
+    cores = f", {machine['cores']} cores" if machine.get("cores") else ""
+    software = ", ".join(f"{name} {held}" for name, held in versions.items())
+    return f"`{record['command']}`, {record['date']}, {place}{cores}; {software}."
+
+
+# ------------------------------------------------------------------------------- ablation
+def budgets(record: Record) -> list[int]:
+    """The numbers of network calls that were compared, largest first."""
+    found = {row["budget"] for row in record["rows"] if row.get("budget") is not None}
+    return sorted(found, reverse=True)
+
+
+def ladder(record: Record) -> dict[str, dict[int, Row]]:
+    """Rows of the ablation proper, by name and number of calls, in the order of the file.
+
+    Raises:
+        MissingDataError: A row lacks one of the numbers of calls.
+    """
+    found: dict[str, dict[int, Row]] = {}
+    for row in record["rows"]:
+        if row.get("budget") is not None and row["group"] in LADDER:
+            found.setdefault(row["name"], {})[row["budget"]] = row
+    for name, rows in found.items():
+        if set(rows) != set(budgets(record)):
+            raise MissingDataError(
+                f"ablation.json has {name!r} at {sorted(rows)} calls, not at all of "
+                f"{budgets(record)}; write it with `{COMMANDS['ablation']}`"
+            )
+    return found
+
+
+def quality(row: Row) -> str:
+    """PSNR with its deviation."""
+    return f"{row['psnr_mean']:.1f} ± {row['psnr_std']:.1f}"
+
+
+def ablation_table(record: Record) -> str:
+    """PSNR of the ablation: a row a method, a column a number of calls; the best is bold."""
+    rows, columns = ladder(record), budgets(record)
+    best = {n: max(rows, key=lambda name: float(rows[name][n]["psnr_mean"])) for n in columns}
+    lines = [
+        [name, *(f"**{quality(r[n])}**" if best[n] == name else quality(r[n]) for n in columns)]
+        for name, r in rows.items()
+    ]
+    steps = full_run(record)["steps"]
+    return table(["", *(f"{n} of {steps} calls" for n in columns)], lines)
+
+
+def full_run(record: Record) -> Row:
+    """The row of the full run, the reference of all others."""
+    (row,) = (row for row in record["rows"] if row.get("budget") is None)
+    found: Row = row
+    return found
+
+
+def samples(record: Record) -> str:
+    """How many samples stand behind a number."""
+    row = full_run(record)
+    return f"{row['prompts']} held-out prompts x {row['seeds']} seed sets"
+
+
+def ablation_summary(record: Record) -> str:
+    """The table of the README, with where it comes from and what it says."""
+    return "\n\n".join(
+        [ablation_table(record), f"{samples(record)}; {caption(record)}", findings(record)]
+    )
+
+
+def ablation_section(record: Record) -> str:
+    """Every row that was measured: the ablation, its times, and the open choices."""
+    full = full_run(record)
+    parts = [
+        f"PSNR in dB against the full run of {full['steps']} steps from the same noise, mean and "
+        f"standard deviation over {samples(record)}. Network calls are those of each branch.",
+        ablation_table(record),
+        caption(record),
+    ]
+    for budget in budgets(record):
+        rows = [row for row in record["rows"] if row.get("budget") == budget]
+        headings = ["", "calls made", "seconds", "speed-up", "PSNR", "SSIM"]
+        shown = [full, *(row for row in rows if row["group"] in LADDER)]
+        parts += [f"### {budget} network calls", table(headings, map(details, shown))]
+        choices = [row for row in rows if row["group"] not in LADDER]
+        if choices:
+            parts += [
+                f"The choices that are left open, at {budget} calls; each starts from the offline "
+                "policy:",
+                table(headings, map(details, choices)),
+            ]
+    return "\n\n".join(parts)
+
+
+def details(row: Row) -> list[str]:
+    """One row with its calls, times and both measures; the full run is the reference."""
+    reference = row["psnr_mean"] is None
+    return [
+        row["name"],
+        f"{row['calls']:g}",
+        f"{row['seconds']:.1f}",
+        f"{row['speedup']:.2f} x",
+        "reference" if reference else quality(row),
+        "" if reference else f"{row['ssim_mean']:.3f}",
+    ]
+
+
+def findings(record: Record) -> str:
+    """What the numbers say, as sentences whose words follow from the numbers."""
+    rows, columns = ladder(record), budgets(record)
+    asked = [
+        ("The offline policy against uniform reuse", "+ offline policy", "uniform"),
+        ("Timestep adjustment, added to it", "+ timestep adjustment", "+ offline policy"),
+        ("Error rectification, added to it", RECIPE, "+ offline policy"),
+        ("The recipe as shipped against as many plain Euler steps", RECIPE, "plain Euler"),
+        (
+            "The recipe against as many plain second-order steps",
+            RECIPE,
+            "plain Adams-Bashforth 2",
+        ),
+    ]
+    lines = []
+    for title, one, other in asked:
+        gaps = {n: gap(rows, one, other, n) for n in columns}
+        numbers = " / ".join(f"{value:+.1f}" for value in gaps.values())
+        lines.append(
+            f"* {title}: **{verdict(gaps)}** ({numbers} dB at {listed(columns)} network calls)."
+        )
+    return "\n".join([*lines, *choice_findings(record)])
+
+
+RECIPE = "ertacache (recipe default)"
+
+
+def gap(rows: Mapping[str, Mapping[int, Row]], one: str, other: str, budget: int) -> float:
+    """Mean PSNR of one row minus another's.
+
+    Raises:
+        MissingDataError: There is no such row.
+    """
+    for name in (one, other):
+        if name not in rows:
+            raise MissingDataError(f"ablation.json has no row {name!r}; it has {list(rows)}")
+    return float(rows[one][budget]["psnr_mean"]) - float(rows[other][budget]["psnr_mean"])
+
+
+def verdict(gaps: Mapping[int, float]) -> str:
+    """Better, worse or neither, and where."""
+    better = [budget for budget, value in gaps.items() if value > EQUAL]
+    worse = [budget for budget, value in gaps.items() if value < -EQUAL]
+    if not better and not worse:
+        return "no difference"
+    if len(better) == len(gaps) or len(worse) == len(gaps):
+        return "better" if better else "worse"
+    said = [("better", better), ("worse", worse)]
+    return ", ".join(f"{word} at {listed(where)}" for word, where in said if where)
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers in words: `25, 17 and 12`."""
+    *first, last = (str(number) for number in numbers)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def choice_findings(record: Record) -> list[str]:
+    """The best and the worst of each open choice, beside the offline policy alone."""
+    lines = []
+    names = {"phi": "Forms of phi and network time", "correction": "Forms of the correction"}
+    for group, title in names.items():
+        rows = [row for row in record["rows"] if row["group"] == group]
+        if not rows:
+            raise MissingDataError(f"ablation.json has no rows of group {group!r}")
+        budget = rows[0]["budget"]
+        alone = ladder(record)["+ offline policy"][budget]["psnr_mean"]
+        ranked = sorted(rows, key=lambda row: float(row["psnr_mean"]))
+        lines.append(
+            f"* {title}, at {budget} calls, where the offline policy alone has {alone:.1f} dB: "
+            f"best {ranked[-1]['psnr_mean']:.1f} ({ranked[-1]['name']}), worst "
+            f"{ranked[0]['psnr_mean']:.1f} ({ranked[0]['name']})."
+        )
+    return lines
+
+
+# -------------------------------------------------------------------- accuracy and overhead
+def accuracy_section(record: Record) -> str:
+    """What the reference model gets right."""
+    lines = [
+        [
+            row["name"],
+            f"{row['right']} of {row['samples']}",
+            f"{row['accuracy']:.1%}",
+            f"{row['target']:.0%}",
+            f"{row['rendered']:.1%}",
+            f"{row['chance']:.1%}",
+        ]
+        for row in record["rows"]
+    ]
+    headings = ["", "right", "share", "asked for", "of rendered videos", "by chance"]
+    return f"{table(headings, lines)}\n\n{caption(record)}"
+
+
+def overhead_section(record: Record) -> str:
+    """Microseconds of the engine a step, and the synchronisations of a static schedule."""
+    timed = [row for row in record["rows"] if row.get("us_per_step") is not None]
+    static = [row for row in record["rows"] if row.get("static_syncs") is not None]
+    if not timed or not static:
+        raise MissingDataError(
+            f"overhead.json lacks us_per_step or static_syncs; write it with "
+            f"`{COMMANDS['overhead']}`"
+        )
+    keys = ("us_per_step", "us_per_step_least", "us_per_step_bare")
+    lines = [
+        [str(row["policies"]), str(row["branches"]), *(f"{row[key]:.0f}" for key in keys)]
+        for row in timed
+    ]
+    syncs = static[0]["static_syncs"]
+    said = (
+        "Microseconds a step; the median of the differences, and the difference of the fastest "
+        f"runs. Values that a static schedule reads back from the device while sampling: {syncs}."
+    )
+    headings = ["policies", "branches", "engine adds", "fastest", "bare loop"]
+    return "\n\n".join([table(headings, lines), said, caption(record)])
+
+
+# ---------------------------------------------------------------------------------- code
+def cli_root() -> Any:
+    """The `erta` command as click sees it; `erta bench` hands over to a group of its own."""
+    import typer
+
+    def command(module: str) -> Any:
+        return typer.main.get_command(importlib.import_module(module).app)
+
+    root = command("erta_framework.cli")
+    root.commands["bench"] = command("erta_framework.bench.cli")
+    return root
+
+
+def cli_reference() -> str:
+    """The help of every command."""
+    return "\n\n".join(command_help(cli_root(), "erta", level=2))
+
+
+def command_help(command: Any, path: str, level: int) -> list[str]:
+    """Heading, usage, text and options of a command and of those below it."""
+    shown = [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
+    arguments = [p for p in shown if p.param_type_name == "argument"]
+    below = getattr(command, "commands", {})
+    usage = [path, *(["COMMAND"] if below else []), *map(metavar, arguments), "[OPTIONS]"]
+    rows = [
+        [f"`{metavar(p) if p in arguments else spelled(p)}`", cell(p.help), default(p)]
+        for p in shown
+    ]
+    parts = [
+        f"{'#' * level} `{path}`",
+        inspect.cleandoc(command.help or ""),
+        f"```text\n{' '.join(usage)}\n```",
+        left_aligned(["", "Meaning", "Default"], rows) if rows else "",
+    ]
+    for name, sub in below.items():
+        parts += command_help(sub, f"{path} {name}", level + 1)
+    return [part for part in parts if part]
+
+
+def metavar(argument: Any) -> str:
+    """How a positional argument is written."""
+    return str(argument.metavar or f"{argument.name.upper()}{'...' * (argument.nargs != 1)}")
+
+
+def spelled(option: Any) -> str:
+    """How an option is written, with its other names and its opposite."""
+    return ", ".join([*option.opts, *option.secondary_opts])
+
+
+def default(parameter: Any) -> str:
+    """The default of an option, where it has one to show."""
+    value = parameter.default
+    if value is None or isinstance(value, bool) or callable(value) or not parameter.show_default:
+        return ""
+    return f"`{value}`"
+
+
+def cell(text: str | None) -> str:
+    """Text that may stand in a table."""
+    return (text or "").replace("|", "\\|").replace("\n", " ")
+
+
+def left_aligned(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of words."""
+    return table(headings, rows).replace("---:", "---", len(headings))
+
+
+def checks_table() -> str:
+    """The checks of the conformance kit with what each asks for."""
+    from erta_framework.testing import CHECKS
+
+    rows = [
+        [f"`{check.__name__}`", inspect.cleandoc(check.__doc__ or "").splitlines()[0]]
+        for check in CHECKS
+    ]
+    return left_aligned(["Check", "Holds when"], rows)
+
+
+SECTIONS: dict[str, Callable[[], str]] = {
+    "table:ablation": lambda: ablation_section(load("ablation")),
+    "findings:ablation": lambda: findings(load("ablation")),
+    "table:accuracy": lambda: accuracy_section(load("accuracy")),
+    "table:overhead": lambda: overhead_section(load("overhead")),
+    "cli": cli_reference,
+    "checks": checks_table,
+}
+
+
+def filled(markdown: str) -> str:
+    """A page with its comments replaced.
+
+    Raises:
+        MissingDataError: A comment names no section, or its numbers are missing.
+    """
+
+    def section(match: re.Match[str]) -> str:
+        if match[1] not in SECTIONS:
+            raise MissingDataError(f"<!-- {match[1]} --> is none of {', '.join(SECTIONS)}")
+        return SECTIONS[match[1]]()
+
+    return re.sub(r"<!-- ([a-z:]+) -->", section, markdown)
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Called by mkdocs with the text of every page.
+
+    Raises:
+        PluginError: What a page shows is missing; ends the build with one line.
+    """
+    from mkdocs.exceptions import PluginError
+
+    try:
+        return filled(markdown)
+    except MissingDataError as error:
+        raise PluginError(str(error)) from error

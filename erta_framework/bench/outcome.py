@@ -1,0 +1,79 @@
+"""What one row of a comparison measured against the full run, and its flat record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from erta_framework.bench.report import Row
+from erta_framework.metrics import psnr, ssim
+from erta_framework.sampler import Samples
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one row measured, seed set by seed set.
+
+    Attributes:
+        seconds: Wall seconds of sampling all prompts.
+        processor: Processor seconds of the same, which other programs disturb less.
+        calls: Network calls of each branch, counted by the engine.
+        psnr, ssim: `[prompts]` against the full run.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
+    psnr: list[Tensor] = field(default_factory=list)
+    ssim: list[Tensor] = field(default_factory=list)
+
+    def add(self, result: Samples, reference: Samples, processor: float, branches: int) -> None:
+        """Measure one run against the full one."""
+        self.processor.append(processor)
+        self.seconds.append(result.seconds)
+        self.calls.append(result.network_calls / (branches * len(result.traces)))
+        self.psnr.append(psnr(result.samples, reference.samples))
+        self.ssim.append(ssim(result.samples, reference.samples))
+
+
+def record(
+    name: str,
+    outcome: Outcome,
+    full: Outcome,
+    uniform: Outcome | None,
+    facts: Row,
+) -> Row:
+    """One flat record; PSNR is None where the samples equal the full run's."""
+    quality, structure = torch.cat(outcome.psnr), torch.cat(outcome.ssim)
+    gain = quality - torch.cat(uniform.psnr) if uniform is not None else None
+    return {
+        "name": name,
+        "calls": mean(outcome.calls),
+        "seconds": sum(outcome.seconds) / len(outcome.seconds),
+        "speedup": sum(full.seconds) / sum(outcome.seconds),
+        "processor_seconds": sum(outcome.processor) / len(outcome.processor),
+        "processor_speedup": sum(full.processor) / sum(outcome.processor),
+        "psnr_mean": finite(quality.mean()),
+        "psnr_std": finite(quality.std(correction=0)),
+        "ssim_mean": finite(structure.mean()),
+        "ssim_std": finite(structure.std(correction=0)),
+        "gain_mean": None if gain is None else finite(gain.mean()),
+        "gain_std": None if gain is None else finite(gain.std(correction=0)),
+        "seeds": len(outcome.seconds),
+        "prompts": len(outcome.psnr[0]),
+        **facts,
+    }
+
+
+def mean(counts: Sequence[float]) -> int | float:
+    """Mean of counts, a whole number where it is one."""
+    value = sum(counts) / len(counts)
+    return int(value) if value.is_integer() else value
+
+
+def finite(value: Tensor) -> float | None:
+    """A number, or None where it is infinite or undefined."""
+    return value.item() if bool(value.isfinite()) else None

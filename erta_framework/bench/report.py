@@ -1,0 +1,142 @@
+"""What a benchmark gives: flat records, as a table for people and as JSON for scripts."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+Value = str | int | float | bool | None
+Row = Mapping[str, Value]
+"""One flat record; common keys are `name, calls, steps, seconds, speedup, psnr_mean, psnr_std,
+ssim_mean, seeds, prompts`."""
+
+PACKAGES = ("erta-framework", "torch", "numpy", "diffusers")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter, where they are installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, Value]:
+    """What it ran on: system, processor, cores, torch threads and accelerator."""
+    gpu = torch.cuda.is_available()
+    return {
+        "system": platform.system(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if gpu else None,
+    }
+
+
+def processor() -> str:
+    """Model name of the processor where the system tells it, else its architecture."""
+    facts = Path("/proc/cpuinfo")
+    if facts.is_file():
+        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A finished benchmark.
+
+    Attributes:
+        command: What was run, such as `"erta bench ablation --prompts 32"`.
+        rows: Flat records; every value is a string, a number, a truth value or None.
+        columns: Keys shown in the table, with their headings; the JSON holds every key.
+        settings: What all rows share, such as the model's fingerprint and the solver.
+        section: Key whose change draws a line between rows of the table.
+        versions: Versions of the packages that matter.
+        machine: What it ran on.
+        date: Day, in UTC.
+
+    Example:
+        >>> Bench("demo", [{"name": "full", "calls": 50}], {"name": "run"}).record()["rows"]
+        [{'name': 'full', 'calls': 50}]
+    """
+
+    command: str
+    rows: Sequence[Row]
+    columns: Mapping[str, str]
+    settings: Mapping[str, Value] = field(default_factory=dict)
+    section: str = ""
+    versions: Mapping[str, str] = field(default_factory=versions)
+    machine: Mapping[str, Value] = field(default_factory=machine)
+    date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
+
+    def record(self) -> dict[str, object]:
+        """The whole benchmark as plain values."""
+        return {
+            "command": self.command,
+            "date": self.date,
+            "versions": dict(self.versions),
+            "machine": dict(self.machine),
+            "settings": dict(self.settings),
+            "rows": [dict(row) for row in self.rows],
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write the record as JSON.
+
+        Raises:
+            ValueError: A value is NaN, which no JSON reader has to accept.
+        """
+        path = Path(path)
+        text = json.dumps(self.record(), indent=2, allow_nan=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n", encoding="utf-8")
+        return path
+
+    def table(self) -> Table:
+        """The rows as a table; keys that a row lacks stay empty."""
+        table = Table(title=self.command, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        for key, heading in self.columns.items():
+            number = any(isinstance(row.get(key), int | float) for row in self.rows)
+            table.add_column(heading, justify="right" if number else "left", no_wrap=number)
+        before: Value = None
+        for row in self.rows:
+            if row.get(self.section) != before:
+                table.add_section()
+            before = row.get(self.section)
+            table.add_row(*(shown(row.get(key)) for key in self.columns))
+        return table
+
+    def show(self, console: Console | None = None, path: str | Path | None = None) -> None:
+        """Print the table, and write the JSON file if one is named."""
+        console = console or Console()
+        console.print(self.table())
+        if path is not None:
+            console.print(f"wrote {self.write(path)}", highlight=False)
+
+
+def shown(value: Value) -> str:
+    """A value as the table shows it: floats with a sensible number of digits."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        size = abs(value)
+        return f"{value:.0f}" if size >= 1000 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+    return str(value)

@@ -1,0 +1,225 @@
+"""`erta demo`: ERTACache against other ways to spend the same number of network calls."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+from erta_framework.callbacks import Callback, ProgressBar
+from erta_framework.cli.app import app
+from erta_framework.cli.common import console, demo_prompts, load_model, shipped_profile
+from erta_framework.config import build_policies
+from erta_framework.errors import InputError, ProfileMismatchError
+from erta_framework.extras import require_extra
+from erta_framework.models import TextModel
+from erta_framework.planning import forecast
+from erta_framework.profile import Profile
+from erta_framework.report import Comparison, Method, Report, compare, write_report
+from erta_framework.sampler import Sampler, resolve_device
+from erta_framework.solvers import FlowAdamsBashforth2
+from erta_framework.trace import StepTrace
+
+CALIBRATION_PROMPTS, CALIBRATION_SEED, SEED = 8, 1000, 5000
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(
+        "runs/demo"
+    ),
+    calls: Annotated[int, typer.Option(min=2, help="Network calls a guidance branch.")] = 25,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts to sample.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps of the full run.")] = 50,
+    model: Annotated[str, typer.Option(help="Model of the catalogue.")] = "shapes-wan",
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Calibrate even if the model ships a profile.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Sample held-out prompts with and without ERTACache; writes pictures and a report."""
+    for module in ("PIL", "matplotlib", "torchmetrics"):
+        require_extra(module, extra="report", wanted_by="erta demo")
+    if calls > steps:
+        raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
+    out = console()
+    network = load_model(model)
+    calibration, held_out = prompts_for_demo(network, model, prompts)
+    profile, origin = profile_for_demo(network, calibration, steps, output, out, recalibrate)
+    methods = methods_of(profile, calls, steps)
+    plan = forecast(methods[-1].policies, steps)
+    comparison = run_methods(network, methods, held_out)
+    setting = setting_of(model, network, comparison, origin)
+    report = write_report(
+        comparison,
+        output,
+        title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
+        setting=setting,
+        forecast=plan,
+        device=resolve_device("auto", 1),
+    )
+    show_results(out, comparison, report)
+    if show:
+        webbrowser.open(report.html.resolve().as_uri())
+
+
+def prompts_for_demo(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
+    """Calibration prompts and `count` held-out ones.
+
+    Raises:
+        InputError: The model brings no prompts, or fewer than were asked for.
+    """
+    offered = demo_prompts(model)
+    if offered is None:
+        raise InputError(
+            f"the model {name!r} brings no prompts for a demo (demo_prompts); use `erta sample`"
+        )
+    calibration, held_out = offered
+    if not 1 <= count <= len(held_out):
+        raise InputError(
+            f"--prompts {count}: {name!r} brings 1 to {len(held_out)} held-out prompts"
+        )
+    return calibration, held_out[:count]
+
+
+def profile_for_demo(
+    model: TextModel,
+    calibration: list[str],
+    steps: int,
+    output: Path,
+    out: Console,
+    recalibrate: bool,
+) -> tuple[Path, str]:
+    """The shipped profile, or a new one from a few prompts; says which."""
+    shipped = None if recalibrate else shipped_profile(model)
+    if shipped is not None and Profile.load(shipped).fingerprint["num_steps"] == str(steps):
+        samples = Profile.load(shipped).samples
+        origin = f"shipped with the model, calibrated on {samples} prompts; none of them is shown"
+        out.print(f"using the profile {origin}", soft_wrap=True)
+        return shipped, origin
+    few = calibration[:CALIBRATION_PROMPTS]
+    sampler = Sampler((), [ProgressBar()], num_steps=steps)
+    (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
+    profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
+    path = profile.save(output / "profile.safetensors")
+    origin = f"calibrated now on {len(few)} prompts; none of them is shown"
+    out.print(f"{origin}: {path}", soft_wrap=True)
+    return path, origin
+
+
+def methods_of(profile: Path, calls: int, steps: int) -> list[Method]:
+    """The full run and four ways to spend the same number of network calls; ERTACache last.
+
+    The schedule of ERTACache may come out below `calls`; the others then get as few.
+    """
+    policies = build_policies([{"ertacache": {"profile": str(profile), "calls": calls}}])
+    number = forecast(policies, steps).calls
+    uniform = build_policies([{"skip_policy": {"evenly": number}}])
+    return [
+        Method(
+            name="Full run",
+            detail=f"{steps} Euler steps, the network runs in every one. PSNR and SSIM of the "
+            "others are measured against its videos.",
+            steps=steps,
+        ),
+        Method(
+            name="Fewer steps",
+            detail=f"{number} plain Euler steps on the same kind of schedule, nothing is cached.",
+            steps=number,
+        ),
+        Method(
+            name="Fewer steps, AB2",
+            detail=f"{number} plain steps of second-order Adams-Bashforth, nothing is cached: the "
+            "better plain solver at the same number of network calls.",
+            steps=number,
+            solver=FlowAdamsBashforth2(),
+        ),
+        Method(
+            name="Uniform reuse",
+            detail=f"{steps} Euler steps; {number} evenly spread ones run the network, the others "
+            "reuse the newest residual.",
+            steps=steps,
+            policies=uniform,
+        ),
+        Method(
+            name="ERTACache",
+            detail=f"{steps} Euler steps; calibration decides which {number} run the network, and "
+            "a line fitted in calibration corrects what is reused (arXiv 2508.21091).",
+            steps=steps,
+            policies=policies,
+            subject=True,
+        ),
+    ]
+
+
+class DemoProgress(Callback):
+    """One bar over every run of the demo."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def on_step(self, step: StepTrace) -> None:
+        """Advance by one step."""
+        self._progress.update(self._task, advance=1)
+
+
+def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> Comparison:
+    """Compare the methods under one progress bar.
+
+    Raises:
+        ProfileMismatchError: The shipped profile is not of this model.
+    """
+    rounds = min(2, len(prompts))
+    total = (1 + rounds) * sum(method.steps for method in methods)
+    columns = (TextColumn("sampling"), BarColumn(bar_width=30), TimeElapsedColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = DemoProgress(progress, progress.add_task("sampling", total=total))
+        try:
+            return compare(model, methods, prompts, seed=SEED, rounds=rounds, callbacks=[bar])
+        except ProfileMismatchError as error:
+            error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")
+            raise
+
+
+def setting_of(name: str, model: TextModel, comparison: Comparison, origin: str) -> dict[str, str]:
+    """The facts of the run that the report states."""
+    sampler = Sampler(num_steps=comparison.methods[0].steps)
+    shape = " x ".join(map(str, model.latent_shape))
+    return {
+        "model": f"{name}, samples of {shape}",
+        "network": ", ".join(f"{key} {value}" for key, value in model.fingerprint().items()),
+        "solver": f"{sampler.solver!r}; the AB2 row uses its own",
+        "guidance": f"{sampler.guidance!r}, {len(sampler.guidance.names)} network calls a step",
+        "profile": origin,
+    }
+
+
+def show_results(out: Console, comparison: Comparison, report: Report) -> None:
+    """The measured table and where to look."""
+    table = Table(
+        title=f"{len(comparison.prompts)} held-out prompts, measured against the first row",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("network calls", "seconds", "speed-up", "PSNR dB", "SSIM"):
+        table.add_column(name, justify="right")
+    for position, row in enumerate(comparison.rows):
+        table.add_row(
+            row.name,
+            f"{row.calls:.0f}",
+            f"{row.seconds:.2f}",
+            f"{row.speedup:.2f}x",
+            "-" if row.psnr_mean is None else f"{row.psnr_mean:.2f}",
+            "-" if row.ssim_mean is None else f"{row.ssim_mean:.4f}",
+            style="bold" if position == comparison.subject else None,
+        )
+    out.print(table)
+    out.print(f"report         {report.html}", markup=False, soft_wrap=True)
+    out.print(f"contact sheet  {report.contact_sheet}", markup=False, soft_wrap=True)
+    out.print(f"animation      {report.animation}", markup=False, soft_wrap=True)

@@ -1,0 +1,171 @@
+"""`erta sample` and `erta calibrate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from safetensors.torch import save_file
+
+from erta_framework.callbacks import BatchEnd, Callback, PictureWriter, ProgressBar, TraceLogger
+from erta_framework.cli.app import app
+from erta_framework.cli.common import (
+    Settings,
+    console,
+    demo_prompts,
+    load_model,
+    prompts_of,
+    read_settings,
+    sampler_of,
+)
+from erta_framework.config import build_policy
+from erta_framework.errors import InputError, PolicyError
+from erta_framework.policy import Policy
+from erta_framework.registry import policies as policy_catalogue
+
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", "-p", help="A prompt; may be repeated.", show_default=False),
+]
+
+
+@app.command()
+def sample(
+    settings: Settings = None,
+    prompt: Prompts = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to write to; the config's by default."),
+    ] = None,
+    gifs: Annotated[bool, typer.Option(help="Write a GIF of each sample.")] = True,
+) -> None:
+    """Sample prompts; writes GIFs, samples.safetensors and trace.jsonl."""
+    config = read_settings(settings)
+    folder = output if output is not None else Path(config.output)
+    batches = Batches()
+    callbacks: list[Callback] = [ProgressBar(), TraceLogger(folder / "trace.jsonl"), batches]
+    if gifs:
+        from erta_framework.media import write_gif
+
+        callbacks.append(PictureWriter(folder / "gifs", write_gif))
+    sampler = sampler_of(config, config.policies, callbacks)
+    model = load_model(config.model)
+    prompts = prompts_of(config, prompt, fallback=())
+    (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
+    result = sampler.sample(model, prompts, seed=config.seed)
+    facts = {"prompts": "\n".join(result.prompts), "seeds": ",".join(map(str, result.seeds))}
+    save_file({"samples": result.samples.contiguous()}, folder / "samples.safetensors", facts)
+    out = console()
+    out.print(batches.table())
+    out.print(result.traces[0].summary(), markup=False)
+    out.print(f"written to {folder}", markup=False, soft_wrap=True)
+
+
+class Batches(Callback):
+    """Keeps the finished batches."""
+
+    def __init__(self) -> None:
+        self.done: list[BatchEnd] = []
+
+    def on_batch_end(self, batch: BatchEnd) -> None:
+        """Keep it."""
+        self.done.append(batch)
+
+    def table(self) -> Table:
+        """What ran in each batch, and in total."""
+        calls = sum(batch.trace.network_calls for batch in self.done)
+        samples = sum(len(batch.prompts) for batch in self.done)
+        seconds = sum(batch.seconds for batch in self.done)
+        table = Table(caption=f"{samples} samples, {calls} network calls, {seconds:.2f} s")
+        table.add_column("batch", no_wrap=True)
+        for name in ("samples", "network calls", "reused calls", "steps computed", "seconds"):
+            table.add_column(name, justify="right")
+        for batch in self.done:
+            trace = batch.trace
+            table.add_row(
+                trace.request_id,
+                str(len(batch.prompts)),
+                str(trace.network_calls),
+                str(trace.reused_calls),
+                f"{len(trace.computed_steps)} of {len(trace.steps)}",
+                f"{batch.seconds:.2f}",
+            )
+        return table
+
+
+@app.command()
+def calibrate(
+    settings: Settings = None,
+    prompt: Prompts = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Profile to write; by default the file that the policy reads."
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="Policy to calibrate, instead of the config's.", show_default=False),
+    ] = None,
+    profiler: Annotated[
+        str | None,
+        typer.Option(help="The profiler itself, instead of asking a policy.", show_default=False),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
+) -> None:
+    """Run the full network on calibration prompts and write a profile."""
+    config = read_settings(settings)
+    asked = [blank_policy(policy)] if policy is not None else list(config.policies)
+    target = output if output is not None else output_of(asked)
+    if target.exists() and not force:
+        raise InputError(f"{target} exists; give --force to replace it, or another --output")
+    chosen = profiler_of(asked, profiler)
+    sampler = sampler_of(config, (), [ProgressBar()])
+    model = load_model(config.model)
+    offered = demo_prompts(model)
+    prompts = prompts_of(config, prompt, fallback=offered[0] if offered is not None else ())
+    made = sampler.calibrate(model, prompts, seed=config.seed, profiler=chosen)
+    made.save(target)
+    out = console()
+    out.print(f"{made!r} by {chosen!r}", markup=False)
+    out.print(f"written to {target}", markup=False, soft_wrap=True)
+
+
+def profiler_of(policies: Sequence[Policy], name: str | None) -> Policy:
+    """The profiler of that name, else the first that a policy asks for.
+
+    Raises:
+        PolicyError: No policy asks for one.
+    """
+    if name is not None:
+        return build_policy(name, where="--profiler")
+    for policy in policies:
+        found = policy.calibrator()
+        if found is not None:
+            return found
+    names = ", ".join(policy.name for policy in policies) or "no policies"
+    raise PolicyError(
+        f"nothing asks for calibration ({names}); give --policy NAME, --profiler NAME, or a "
+        "config whose policies read a profile"
+    )
+
+
+def blank_policy(name: str) -> Policy:
+    """A policy by name without its settings, good only to ask what it is calibrated with.
+
+    Which profiler it needs is asked before its budget is known, so its settings are not checked.
+    """
+    cls: type[Policy] = policy_catalogue().load(name)
+    return object.__new__(cls)
+
+
+def output_of(policies: Sequence[Policy]) -> Path:
+    """The profile file that the first of the policies reads, else `profile.safetensors`."""
+    for policy in policies:
+        named = getattr(policy, "profile", None)
+        if isinstance(named, str | Path):
+            return Path(named)
+    return Path("profile.safetensors")

@@ -1,0 +1,34 @@
+"""The conformance kit: named checks for any policy, and toys whose answers are known exactly.
+
+Two lines of test hold a policy to the whole contract:
+
+    @parametrize_with_checks([MyPolicy()])
+    def test_policy(check, policy):
+        check(policy)
+
+A policy that decides nothing itself, but predicts, corrects or adjusts, is checked together with
+a skip policy that reuses every odd step. A policy that needs a profile gets one made on the toy:
+`MyPolicy(profile=toy_profile(MyProfiler()))`.
+"""
+
+from erta_framework.testing.bench import AlternateSteps, ToySetup, toy_profile, toy_run
+from erta_framework.testing.checks import CHECKS, Outcome, check_policy, parametrize_with_checks
+from erta_framework.testing.compare import Check, CheckError
+from erta_framework.testing.toys import AffineFlow, GaussianEpsilon, GaussianMixtureFlow, Toy
+
+__all__ = [
+    "CHECKS",
+    "AffineFlow",
+    "AlternateSteps",
+    "Check",
+    "CheckError",
+    "GaussianEpsilon",
+    "GaussianMixtureFlow",
+    "Outcome",
+    "Toy",
+    "ToySetup",
+    "check_policy",
+    "parametrize_with_checks",
+    "toy_profile",
+    "toy_run",
+]

@@ -1,0 +1,143 @@
+"""`attach`: accelerate an unmodified diffusers pipeline for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from erta_framework import Engine, Policy, Profile, Trace
+from erta_framework.config import build_policies, build_policy, load_config
+from erta_framework.errors import CapabilityError, ConflictError
+from erta_integrations.diffusers.driver import Driver
+from erta_integrations.diffusers.networks import find_networks
+from erta_integrations.diffusers.patching import patched
+from erta_integrations.diffusers.schedulers import capabilities
+
+Policies = str | Path | Policy | Engine | Sequence[Any]
+
+
+class Attachment:
+    """A pipeline with an engine attached; made by `attach`.
+
+    Attributes:
+        engine: The policies that decide.
+    """
+
+    def __init__(self, pipe: Any, engine: Engine, networks: dict[str, nn.Module]) -> None:
+        self.engine = engine
+        self._driver = Driver(engine, pipe, networks)
+
+    def __enter__(self) -> Self:
+        driver = self._driver
+        for name, network in driver.networks.items():
+            if patched(network, "forward"):
+                raise ConflictError(
+                    f"{name} ({type(network).__name__}) has an engine attached already; leave "
+                    "that `with` block or call detach() first"
+                )
+        if patched(driver.scheduler, "step"):
+            raise ConflictError(
+                f"the scheduler ({type(driver.scheduler).__name__}) is driven by another "
+                "attachment; give this pipeline its own with "
+                "scheduler.from_config(scheduler.config)"
+            )
+        driver.install()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Put back the very same attributes and drop every state; safe to call twice."""
+        try:
+            self._driver.abort("detached before the last step")
+        finally:
+            self._driver.patches.undo()
+
+    @property
+    def traces(self) -> list[Trace]:
+        """One trace a finished (or aborted) request, oldest first."""
+        return self._driver.traces
+
+    @property
+    def emitted(self) -> list[Profile]:
+        """Profiles that profilers emitted, one a request."""
+        return self._driver.emitted
+
+    def profile(self) -> Profile:
+        """The emitted profiles of all requests so far, merged.
+
+        Raises:
+            ProfileError: Nothing was emitted.
+        """
+        return Profile.merge(self.emitted)
+
+    def summary(self) -> str:
+        """Real against reused calls of every request, with the reasons."""
+        if not self.traces:
+            return "no request yet"
+        return "\n".join(trace.summary() for trace in self.traces)
+
+
+def attach(
+    pipe: Any,
+    policies: Policies,
+    *,
+    networks: Sequence[str] | None = None,
+    **options: Any,
+) -> Attachment:
+    """Attach policies to a diffusers pipeline that nobody changed.
+
+    Only attributes of this pipeline's scheduler and networks are replaced, and only within the
+    `with` block.
+
+    Args:
+        pipe: A pipeline with a `scheduler` and a denoising network.
+        policies: A policy's name, a policy, a list of either (or of `{name: options}`), a path to
+            a configuration file, or an `Engine`.
+        networks: Names of the components to drive; by default every module of the pipeline whose
+            `forward` takes latents and a time.
+        options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.
+
+    Raises:
+        CapabilityError: The scheduler cannot be driven, lacks what a policy requires, the pipeline
+            has no network, or a network was compiled in place.
+        ConflictError: On entering, when a network is attached already.
+
+    Example:
+        >>> with attach(pipe, "skip_policy", every=2) as run:  # doctest: +SKIP
+        ...     pipe("a cat")
+        >>> print(run.summary())  # doctest: +SKIP
+    """
+    engine = build_engine(policies, options)
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise CapabilityError(
+            f"{type(pipe).__name__} has no scheduler; a diffusers pipeline is needed"
+        )
+    engine.check(capabilities(scheduler), type(scheduler).__name__)
+    return Attachment(pipe, engine, find_networks(pipe, networks))
+
+
+def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:
+    """An engine from whatever `attach` was given."""
+    if isinstance(policies, Engine):
+        return policies
+    if isinstance(policies, Policy):
+        return Engine([policies])
+    if isinstance(policies, Path) or (
+        isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
+    ):
+        return Engine(load_config(policies).policies)
+    if isinstance(policies, str):
+        return Engine([build_policy({policies: options}, where="attach")])
+    return Engine(build_policies(policies))

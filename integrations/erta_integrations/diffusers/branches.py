@@ -1,0 +1,90 @@
+"""Which guidance branch a network call belongs to: by name, else by what it is conditioned on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONDITIONING = re.compile(r"encoder_hidden_states|cap_feats|prompt|text|pooled|class_labels")
+
+
+@dataclass(slots=True)
+class Branches:
+    """Names the calls of each step.
+
+    A `cache_context` name is taken as it is. Without one, a call is recognised by its
+    conditioning: the same tensors (or equal ones) and the same plain options, such as a list of
+    skipped layers, mean the same branch. The place within the step decides only among calls that
+    have no conditioning. Parity is never used.
+
+    The conditioning tensors of known branches are held until the request ends, so that an address
+    cannot be mistaken for another tensor's.
+    """
+
+    known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+    def begin_step(self) -> None:
+        """A new step starts: every branch may be called again."""
+        self.used.clear()
+
+    def name(self, context: str | None, arguments: Mapping[str, Any]) -> tuple[str, bool]:
+        """The branch of this call, unique within the step, and whether it looks like a repeat."""
+        signature = {} if context is not None else conditioning(arguments)
+        name = context if context is not None else self._recognised(signature)
+        base, repeat = name, 1
+        while name in self.used:
+            repeat += 1
+            name = f"{base}#{repeat}"
+        self.used.add(name)
+        self.known.setdefault(name, signature)
+        return name, repeat > 1
+
+    def _recognised(self, signature: Mapping[str, Any]) -> str:
+        for name, earlier in self.known.items():
+            if name not in self.used and same_conditioning(earlier, signature):
+                return name
+        return f"call{len(self.known)}" if signature else f"call{len(self.used)}"
+
+
+def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that tell branches apart: conditioning tensors and plain options."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if isinstance(value, Tensor):
+            if CONDITIONING.search(name):
+                found[name] = value
+        elif isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
+            if CONDITIONING.search(name):
+                found.update({f"{name}.{k}": item for k, item in enumerate(value)})
+        elif isinstance(value, Mapping):
+            nested = conditioning({f"{name}.{key}": item for key, item in value.items()})
+            found.update({k: v for k, v in nested.items() if isinstance(v, Tensor)})
+        elif name == "skip_layers" and value is not None:
+            found[name] = value
+        if name == "skip_layers" and isinstance(value, list | tuple):
+            found[name] = tuple(value)
+    return found
+
+
+def same_conditioning(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two calls are conditioned alike; values are compared only if storage differs."""
+    if a.keys() != b.keys():
+        return False
+    return all(same_value(value, b[name]) for name, value in a.items())
+
+
+def same_value(a: Any, b: Any) -> bool:
+    """Equal plain values, the same storage, or equal tensors."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return bool(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b))
+    if a is b:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)

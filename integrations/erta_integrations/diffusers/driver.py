@@ -1,0 +1,279 @@
+"""Drives sessions from the calls that an unmodified pipeline makes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erta_framework import Engine, Interval, Profile, Schedule, Session, SessionInfo, Trace
+from erta_framework.errors import CapabilityError, ProtocolError
+from erta_integrations.diffusers.branches import Branches, same_value
+from erta_integrations.diffusers.facts import guidance_of, network_facts, solver_of
+from erta_integrations.diffusers.networks import LATENTS, TIMES, bound, compiled_in_place, pick
+from erta_integrations.diffusers.patching import PatchSet
+from erta_integrations.diffusers.schedulers import (
+    capabilities,
+    first_index,
+    index_of,
+    move_interval,
+    read_schedule,
+)
+from erta_integrations.diffusers.shapes import OutputForm, as_tensor, read_output
+UNREAD = Schedule((0.0,), (0.0,))
+
+
+class Aborted(Exception):
+    """The pipeline stopped before its last step; given to `on_session_end` as the reason."""
+
+
+@dataclass(slots=True)
+class Request:
+    """One pipeline call: its schedule, session and what was learned of the network's shapes.
+
+    The schedule is read at the first network call, because pipelines still change the grid after
+    `set_timesteps`.
+    """
+
+    number: int
+    branches: Branches = field(default_factory=Branches)
+    schedule: Schedule = UNREAD
+    session: Session | None = None
+    index: int = 0
+    carried: Interval | None = None
+    in_step: bool = False
+    told: Any = None
+    forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
+
+
+class Driver:
+    """Turns `set_timesteps`, network calls and `scheduler.step` into the verbs of a session."""
+
+    def __init__(self, engine: Engine, pipe: Any, networks: Mapping[str, nn.Module]) -> None:
+        self.engine = engine
+        self.pipe = pipe
+        self.scheduler = pipe.scheduler
+        self.networks = networks
+        self.patches = PatchSet()
+        self.traces: list[Trace] = []
+        self.emitted: list[Profile] = []
+        self._request: Request | None = None
+        self._contexts: list[str] = []
+
+    def install(self) -> None:
+        """Put the patches on this pipeline's scheduler and networks."""
+        self.patches.apply(self.scheduler, "set_timesteps", self.set_timesteps)
+        self.patches.apply(self.scheduler, "step", self.step)
+        for name, network in self.networks.items():
+            self.patches.apply(network, "forward", partial(self.network_call, name))
+            inner = getattr(network, "_orig_mod", network)
+            if hasattr(inner, "cache_context"):
+                self.patches.apply(inner, "cache_context", self.named)
+
+    # ---------------------------------------------------------- replacements
+    def set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Opens a request: every pipeline sets its timesteps once a call."""
+        self.abort("a new request began before the last step of this one")
+        self._refuse_replaced_parts()
+        self.patches.refresh()
+        result = original(*args, **kwargs)
+        self._request = Request(number=len(self.traces))
+        return result
+
+    def network_call(
+        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """Answers one call of a network, or passes it on when no request is running."""
+        if self.pipe.scheduler is not self.scheduler:
+            self.abort("the scheduler was replaced")
+            self._refuse_replaced_parts()
+        request = self._request
+        if request is None:
+            return original(*args, **kwargs)
+        with self._closing_on_error(request):
+            arguments = bound(self.networks[name], args, kwargs)
+            latents = as_tensor(pick(arguments, LATENTS, first=True), f"the latents of {name}")
+            told = pick(arguments, TIMES)
+            if not request.in_step:
+                self._begin(request, name, latents, told)
+            context = self._contexts[-1] if self._contexts else None
+            branch, repeated = request.branches.name(context, arguments)
+            if repeated and not same_value(told, request.told):
+                raise ProtocolError(
+                    f"{type(self.pipe).__name__} called {name} ({branch}) at another time before "
+                    f"it called {type(self.scheduler).__name__}.step; a pipeline that integrates "
+                    "by itself or steps a copy of its scheduler cannot be followed"
+                )
+            return self._answer(request, name, branch, latents, partial(original, *args, **kwargs))
+
+    @contextmanager
+    def named(
+        self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any
+    ) -> Generator[Any, None, None]:
+        """Remembers the branch that the pipeline names, within diffusers' own context."""
+        self._contexts.append(name)
+        try:
+            with original(name, *args, **kwargs) as inner:
+                yield inner
+        finally:
+            self._contexts.pop()
+
+    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Settles the step, lets the scheduler integrate it, and ends it."""
+        request = self._request
+        if request is None or not request.in_step or request.session is None:
+            return original(*args, **kwargs)
+        with self._closing_on_error(request):
+            self._check_clock(request, original, args, kwargs)
+            settled = request.session.settle()
+            if settled.end != request.schedule.sigmas[settled.index + 1]:
+                move_interval(self.scheduler, settled)
+            result = original(*args, **kwargs)
+            request.session.end(previous_sample(result))
+        request.carried, request.in_step = settled, False
+        request.index += 1
+        if request.index == request.schedule.num_steps:
+            self._close(request, None)
+        return result
+
+    # ------------------------------------------------------------- the request
+    def abort(self, why: str) -> None:
+        """Ends a request that never reached its last step; its state is dropped."""
+        if self._request is not None:
+            self._close(self._request, Aborted(why))
+
+    @contextmanager
+    def _closing_on_error(self, request: Request) -> Generator[None, None, None]:
+        try:
+            yield
+        except BaseException as error:
+            if self._request is request:
+                self._close(request, error)
+            raise
+
+    def _close(self, request: Request, error: BaseException | None) -> None:
+        self._request = None
+        request.forms.clear()
+        request.branches.known.clear()
+        session = request.session
+        if session is None:
+            return
+        session.__exit__(type(error) if error else None, error, None)
+        self.traces.append(session.trace)
+        self.emitted.extend(session.emitted)
+
+    def _begin(self, request: Request, name: str, latents: Tensor, told: Any) -> None:
+        if request.session is None:
+            time = told if isinstance(told, Tensor) else None
+            request.schedule = read_schedule(self.scheduler)
+            request.index = first_index(self.scheduler, time, request.schedule)
+            request.session = self.engine.session(self._info(request, name, latents))
+            request.session.__enter__()
+        before = request.carried
+        interval = request.schedule.interval(
+            request.index,
+            None if before is None else before.end,
+            None if before is None else before.end_time,
+        )
+        request.branches.begin_step()
+        request.session.begin(interval)
+        request.in_step, request.told = True, told
+
+    def _info(self, request: Request, name: str, latents: Tensor) -> SessionInfo:
+        return SessionInfo(
+            sigmas=request.schedule.sigmas,
+            times=request.schedule.times[:-1],
+            shape=tuple(latents.shape),
+            dtype=latents.dtype,
+            device=latents.device,
+            branches=(),
+            model=network_facts(name, self.networks[name]),
+            solver=solver_of(self.scheduler),
+            guidance=guidance_of(self.pipe),
+            capabilities=capabilities(self.scheduler),
+            first=request.index,
+            request_id=f"request-{request.number}",
+            time_of=lambda sigma: sigma * float(self.scheduler.config.num_train_timesteps),
+        )
+
+    def _answer(
+        self,
+        request: Request,
+        name: str,
+        branch: str,
+        latents: Tensor,
+        call: Callable[[], Any],
+    ) -> Any:
+        assert request.session is not None
+        key = (name, branch, latents.shape, latents.dtype)
+        ran: list[tuple[Any, Tensor, OutputForm]] = []
+
+        def compute() -> Tensor:
+            raw = call()
+            main, form = read_output(raw, latents, name)
+            ran.append((raw, main, form))
+            return main
+
+        known = request.forms.get(key)
+        network: Callable[[], Tensor] = compute
+        if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
+            first = compute()
+            known, network = ran[0][2], lambda: first
+        reference = known.reference(latents)
+        output = request.session.forward(reference, network, branch=branch, model=name)
+        if not ran:
+            return known.rebuild(output)
+        raw, main, form = ran[0]
+        request.forms[key] = form
+        return raw if output is main else form.rebuild(output)
+
+    # ------------------------------------------------------------------ checks
+    def _check_clock(
+        self,
+        request: Request,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        if "timestep" not in given:
+            return
+        found = index_of(self.scheduler, given["timestep"], request.schedule, request.index)
+        moved = request.carried is not None and (
+            request.carried.end_time != request.schedule.times[request.index]
+        )
+        if found is not None and found != request.index and not moved:
+            raise ProtocolError(
+                f"request {request.number}: the pipeline steps index {found} of its timesteps, "
+                f"the network was called for step {request.index}; this pipeline runs its steps "
+                "in an order that cannot be followed"
+            )
+
+    def _refuse_replaced_parts(self) -> None:
+        for name, part in {"scheduler": self.scheduler, **self.networks}.items():
+            now = getattr(self.pipe, name)
+            if now is not part:
+                raise ProtocolError(
+                    f"the {name} of {type(self.pipe).__name__} was replaced after attach "
+                    f"({type(part).__name__} / {type(now).__name__}); set it first, then attach"
+                )
+        for name, network in self.networks.items():
+            if compiled_in_place(network):
+                raise CapabilityError(
+                    f"{name} ({type(network).__name__}) was compiled in place after attach, which "
+                    "would trace the engine; compile first with "
+                    f"pipe.{name} = torch.compile(pipe.{name}), then attach"
+                )
+
+
+def previous_sample(result: Any) -> Tensor:
+    """The latents in what `scheduler.step` returned."""
+    sample = result[0] if isinstance(result, tuple) else result.prev_sample
+    assert isinstance(sample, torch.Tensor)
+    return sample

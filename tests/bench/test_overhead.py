@@ -1,0 +1,121 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from erta_framework import Engine, FlowEuler, SamplingLoop
+from erta_framework.bench import cli
+from erta_framework.bench.overhead import (
+    ReadsBack,
+    bare_loop,
+    count_syncs,
+    guidance_of,
+    overhead,
+    toy_network,
+    toy_policies,
+    toy_request,
+)
+from erta_framework.bench.syncs import SyncCounter
+from erta_framework.errors import InputError
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return overhead(steps=STEPS, repeats=3)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_the_bare_loop_computes_what_the_engine_does(branches):
+    network, request = toy_network(), toy_request(STEPS)
+    loop = SamplingLoop(Engine([]), FlowEuler(), guidance_of(branches))
+    assert torch.equal(bare_loop(network, request, branches), loop.run(network, request).sample)
+
+
+def test_rows(bench, tmp_path):
+    rows = json.loads(bench.write(tmp_path / "overhead.json").read_text())["rows"]
+    timed = [r for r in rows if r["name"] == "overhead"]
+    assert [(r["branches"], r["policies"]) for r in timed] == [
+        (1, 0),
+        (1, 1),
+        (1, 4),
+        (2, 0),
+        (2, 1),
+        (2, 4),
+    ]
+    for record in timed:
+        assert isinstance(record["us_per_step"], float)
+        assert record["us_per_step_engine"] > 0 < record["us_per_step_bare"]
+        assert record["calls"] == (STEPS if record["policies"] == 0 else STEPS // 2)
+
+
+def test_a_static_schedule_never_waits_for_the_device_and_the_control_does(bench):
+    static, control = bench.rows[-2:]
+    assert (static["name"], static["static_syncs"], static["policies"]) == ("static_syncs", 0, 4)
+    assert control["syncs"] >= STEPS - 1
+
+
+def test_four_policies_are_four_parts():
+    policies = toy_policies(4, STEPS, 2)
+    assert [p.name for p in policies] == [
+        "skip_policy",
+        "residual_reuse",
+        "timestep_adjuster",
+        "error_linearizer",
+    ]
+    assert count_syncs(policies, STEPS).total == 0
+
+
+def test_the_control_reads_once_in_every_step_that_may_reuse():
+    assert count_syncs([ReadsBack()], STEPS).counts["_local_scalar_dense"] >= STEPS - 1
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.isfinite().all()),
+        lambda x: float(x[0]),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.masked_select(x, x > 0),
+        lambda x: torch.equal(x, x + 1),
+        lambda x: x.tolist(),
+        lambda x: x.numpy(),
+        lambda x: x.cpu(),
+        lambda x: x.unique(),
+    ],
+)
+def test_every_way_of_waiting_is_counted(read):
+    x = torch.tensor([1.0, -2.0, 3.0])
+    with SyncCounter() as syncs:
+        read(x)
+    assert syncs.total == 1, str(syncs)
+
+
+def test_arithmetic_and_indexing_by_number_are_not_counted():
+    x = torch.arange(6.0).reshape(2, 3)
+    with SyncCounter() as syncs:
+        y = (x @ x.T + x[1, 2]).to(torch.float64).abs().mean()
+        torch.where(y > 0, y, torch.zeros_like(y)).isfinite().all()
+        x.to(x.dtype)[:, 1:].clone()
+    assert syncs.total == 0, str(syncs)
+    y.item()
+    assert syncs.total == 0  # nothing is watched behind the block
+
+
+def test_three_branches_are_refused():
+    with pytest.raises(InputError, match="branches is 3"):
+        guidance_of(3)
+
+
+def test_command(tmp_path):
+    path = tmp_path / "overhead.json"
+    options = ["overhead", "--steps", "4", "--repeats", "1", "--json", str(path)]
+    result = CliRunner().invoke(cli.app, options)
+    assert result.exit_code == 0, result.output
+    record = json.loads(path.read_text())
+    assert record["command"] == "erta bench overhead --steps 4 --repeats 1"
+    assert {"policies", "branches", "us_per_step"} <= set(record["rows"][0])

@@ -1,0 +1,174 @@
+"""The catalogue over entry points, with distributions made up for the test."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import textwrap
+
+import pytest
+
+from erta_framework import registry
+from erta_framework.errors import RegistryError
+
+GROUP = "erta_framework.policies"
+POLICY = """
+from erta_framework import Policy, hookimpl
+
+class Toy(Policy):
+    period: int = 2
+
+    @hookimpl
+    def pre_step(self):
+        pass
+"""
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """Installs distributions into a folder on the path; gives the installer."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delenv(registry.LIMIT_VARIABLE, raising=False)
+
+    def install(name, points, version="1.0", modules=None, group=GROUP):
+        folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+        folder.mkdir()
+        (folder / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        lines = [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
+        (folder / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        for module, source in (modules or {}).items():
+            (tmp_path / f"{module}.py").write_text(textwrap.dedent(source))
+        importlib.invalidate_caches()
+
+    yield install
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+def test_first_party_policies_come_through_the_same_door():
+    catalogue = registry.policies()
+    entries = {entry.name: entry for entry in catalogue.entries()}
+    assert {"ertacache", "skip_policy", "timestep_adjuster"} <= set(entries)
+    assert entries["ertacache"].distribution == "erta-framework"
+    assert catalogue.load("ertacache").__name__ == "ERTACache"
+
+
+def test_third_party_policy(site):
+    site("erta-toy", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    catalogue = registry.policies()
+    assert "toy" in catalogue.names()
+    assert catalogue.load("toy")(period=5).period == 5
+
+
+def test_names_import_nothing(site):
+    site(
+        "erta-bomb",
+        {"bomb": "erta_bomb:Bomb"},
+        modules={"erta_bomb": "raise RuntimeError('imported')"},
+    )
+    assert "bomb" in registry.policies().names()
+    assert [entry.version for entry in registry.policies().entries() if entry.name == "bomb"] == [
+        "1.0"
+    ]
+    assert "erta_bomb" not in sys.modules
+
+
+def test_unknown_name_is_answered_with_a_suggestion():
+    with pytest.raises(RegistryError, match=r"provides 'ertacash'.*did you mean 'ertacache'"):
+        registry.policies().load("ertacash")
+
+
+def test_two_distributions_with_one_name(site):
+    site("erta-one", {"toy": "erta_one:Toy"}, modules={"erta_one": POLICY})
+    site("erta-two", {"toy": "erta_two:Toy"}, version="2.5", modules={"erta_two": POLICY})
+    assert registry.policies().names().count("toy") == 1
+    with pytest.raises(RegistryError) as error:
+        registry.policies().load("toy")
+    assert "erta-one 1.0 (erta_one:Toy), erta-two 2.5 (erta_two:Toy)" in str(error.value)
+    assert "uninstall one" in str(error.value)
+    assert registry.policies(only=["erta-two"]).load("toy").__module__ == "erta_two"
+
+
+@pytest.mark.parametrize(
+    ("source", "cause"),
+    [
+        ("import nothing_of_this_name", "ModuleNotFoundError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def broken(:", "SyntaxError"),
+        ("", "AttributeError"),
+    ],
+)
+def test_import_failure_names_distribution_and_version(site, source, cause):
+    site("erta-sick", {"sick": "erta_sick:Sick"}, version="0.3", modules={"erta_sick": source})
+    with pytest.raises(RegistryError) as error:
+        registry.policies().load("sick")
+    assert "'sick' of erta-sick 0.3 (erta_sick:Sick) failed to import" in str(error.value)
+    assert cause in str(error.value)
+    assert error.value.__cause__ is not None
+
+
+@pytest.mark.parametrize("source", ["Toy = 3", "class Toy: pass", "def Toy(): pass"])
+def test_wrong_type(site, source):
+    site("erta-odd", {"odd": "erta_odd:Toy"}, version="0.2", modules={"erta_odd": source})
+    with pytest.raises(RegistryError, match=r"of erta-odd 0\.2 .* not a subclass of .*Policy"):
+        registry.policies().load("odd")
+
+
+def test_models_are_functions(site):
+    site(
+        "erta-zoo",
+        {"tiny": "erta_zoo:load", "number": "erta_zoo:NUMBER"},
+        modules={"erta_zoo": "NUMBER = 3\ndef load(): return 'model'"},
+        group="erta_framework.models",
+    )
+    assert registry.models().load("tiny")() == "model"
+    with pytest.raises(RegistryError, match="is 3, not a function that returns a model"):
+        registry.models().load("number")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, {"toy", "tie"}),
+        ("none", set()),
+        ("", set()),
+        ("erta-toy", {"toy"}),
+        ("ERTA_Toy", {"toy"}),
+        (" erta.toy , erta__tie ", {"toy", "tie"}),
+        ("none,erta-tie", {"tie"}),
+        ("something-else", set()),
+    ],
+)
+def test_environment_limits_what_may_load(site, monkeypatch, value, expected):
+    site("erta-toy", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    site("Erta_Tie", {"tie": "erta_tie:Toy"}, modules={"erta_tie": POLICY})
+    if value is not None:
+        monkeypatch.setenv(registry.LIMIT_VARIABLE, value)
+    catalogue = registry.policies()
+    names = set(catalogue.names())
+    assert names & {"toy", "tie"} == expected
+    assert "ertacache" in names  # first-party code is always there
+    for name in ("toy", "tie"):
+        if name in expected:
+            assert catalogue.load(name).__name__ == "Toy"
+        else:
+            with pytest.raises(RegistryError, match="ERTA_PLUGINS limits what loads"):
+                catalogue.load(name)
+    assert ("erta_toy" in sys.modules) == ("toy" in expected)
+
+
+def test_limit_given_in_code_comes_before_the_environment(site, monkeypatch):
+    site("erta-toy", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    assert "toy" in registry.policies(only=["erta_toy"]).names()
+    monkeypatch.delenv(registry.LIMIT_VARIABLE)
+    with pytest.raises(RegistryError, match=r"only first-party code may be loaded"):
+        registry.policies(only=[]).load("toy")
+
+
+@pytest.mark.parametrize("name", ["Erta-Toy", "erta_toy", "erta.toy", "erta-_.toy", " ERTA__TOY "])
+def test_normalised_names(name):
+    assert registry.normalized(name) == "erta-toy"

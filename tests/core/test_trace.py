@@ -1,0 +1,64 @@
+"""The trace: measured, summed up, written as JSON."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from erta_framework import CFG, Trace
+from erta_framework.errors import NonFiniteError
+
+
+def test_totals_of_a_run(run, reuse_on):
+    trace = run([reuse_on(steps=(1, 2, 5))], steps=6, guidance=CFG()).trace
+    assert trace.request_id == "toy"
+    assert trace.num_steps == 6
+    assert trace.network_calls == 6
+    assert trace.reused_calls == 6
+    assert trace.computed_steps == (0, 3, 4)
+    assert [step.computed for step in trace.steps] == [True, False, False, True, True, False]
+    assert all(call.seconds >= 0 for call in trace.calls())
+    assert [call.branch for call in trace.calls()] == ["cond", "uncond"] * 6
+
+
+def test_intervals_are_those_that_were_integrated(run):
+    trace = run(steps=3).trace
+    starts = [step.start for step in trace.steps]
+    assert starts[1:] == [step.end for step in trace.steps][:-1]
+    assert [step.time for step in trace.steps] == [1000.0 * start for start in starts]
+
+
+def test_summary(run, reuse_on):
+    lines = run([reuse_on(steps=(1, 2, 5))], steps=6, guidance=CFG()).trace.summary().splitlines()
+    assert lines[0].startswith(
+        "request 'toy': 6 network calls, 6 branch calls reused, 3 of 6 steps computed, "
+    )
+    assert set(lines[1:]) == {
+        "  reused      6  listed",
+        "  computed    4  default",
+        "  computed    2  cold",
+    }
+
+
+def test_json(run, reuse_on):
+    trace = run([reuse_on(steps=(1,))], steps=3).trace
+    data = json.loads(trace.to_json())
+    assert data["network_calls"] == 2
+    assert data["reused_calls"] == 1
+    assert [step["index"] for step in data["steps"]] == [0, 1, 2]
+    call = data["steps"][1]["calls"][0]
+    assert (call["computed"], call["reason"], call["source"]) == (False, "listed", 0)
+    assert "peaks" not in data
+
+
+def test_first_step_that_is_not_finite_is_named():
+    trace = Trace(request_id="r")
+    trace.raise_if_nonfinite()
+    trace.peaks[3, "cond"] = torch.tensor(1.0)
+    trace.raise_if_nonfinite()
+    trace.peaks[4, "uncond"] = torch.tensor(float("inf"))
+    trace.peaks[5, "cond"] = torch.tensor(float("nan"))
+    with pytest.raises(NonFiniteError, match=r"request 'r'.*branch 'uncond' at step 4"):
+        trace.raise_if_nonfinite()

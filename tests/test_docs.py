@@ -1,0 +1,268 @@
+"""The documentation is true: its code runs, its commands exist, its numbers were measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from erta_framework.config import RunConfig, load_config
+from erta_framework.registry import models, policies
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+EXECUTED = [README, *sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+
+
+def script(name: str) -> ModuleType:
+    """A script of docs/ as a module, found by the scripts beside it as well."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules[name]
+
+
+tables = script("gen_tables")
+update_readme = script("update_readme")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of one language, in order."""
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def executed_pages() -> list[object]:
+    found = []
+    for page in EXECUTED:
+        code = "".join(blocks(page, "python"))
+        assert code, f"{named(page)} shows no code"
+        slow = [pytest.mark.slow] if "shapes_wan" in code or "check_policy" in code else []
+        found.append(pytest.param(page, id=named(page), marks=slow))
+    return found
+
+
+# ----------------------------------------------------------------------------------- code
+@pytest.mark.parametrize("page", executed_pages())
+def test_the_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    module = ModuleType("page_of_the_docs")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    for number, block in enumerate(blocks(page, "python"), start=1):
+        code = compile(block, f"{named(page)}, block {number}", "exec")
+        exec(code, vars(module))  # noqa: S102 - our own pages
+
+
+def test_the_policy_of_the_tutorial_has_seven_lines() -> None:
+    first = blocks(DOCS / "tutorials/write-a-policy.md", "python")[0]
+    assert len([line for line in first.splitlines() if line.strip()]) == 7
+
+
+def test_the_example_of_the_readme_has_at_most_twelve_lines() -> None:
+    (example,) = blocks(README, "python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 12
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_configurations_of_a_page_are_valid(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "yaml"):
+        path = tmp_path / "config.yaml"
+        path.write_text(block, encoding="utf-8")
+        assert load_config(path).model in models(only=[]).names()
+
+
+# ------------------------------------------------------------------------------- commands
+def shell_lines() -> list[object]:
+    return [
+        pytest.param(line.split("#")[0].strip(), id=f"{named(page)}: {line.strip()}")
+        for page in PAGES
+        for block in blocks(page, "bash")
+        for line in block.splitlines()
+        if line.strip() and not line.startswith("#")
+    ]
+
+
+@pytest.mark.parametrize("line", shell_lines())
+def test_a_command_of_the_docs_exists(line: str) -> None:
+    program, *words = [word for word in line.split() if not re.match(r"[A-Z_]+=", word)]
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{words[0]}:", makefile, re.MULTILINE)
+    elif program == "python":
+        assert words[0] == "-m"
+        assert importlib.util.find_spec(words[1]) is not None
+    elif program == "erta":
+        assert_is_command(words)
+    else:
+        assert line == 'pip install -c constraints.txt -e ".[demo]"'
+
+
+def assert_is_command(words: list[str]) -> None:
+    command = tables.cli_root()
+    while hasattr(command, "commands") and words and not words[0].startswith("-"):
+        assert words[0] in command.commands, f"erta has no command {words[0]!r}"
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+    assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
+
+
+def test_the_command_line_page_lists_every_command() -> None:
+    page = tables.cli_reference()
+    root = tables.cli_root()
+    assert isinstance(root, typer.core.TyperGroup)
+    for name in root.commands:
+        assert f"erta {name}" in page
+
+
+# -------------------------------------------------------------------------------- numbers
+PSNR = {
+    "plain Euler": ("plain", 30.0, 25.0),
+    "plain Adams-Bashforth 2": ("plain", 29.0, 28.0),
+    "uniform": ("ablation", 31.0, 24.0),
+    "+ offline policy": ("ablation", 33.0, 26.0),
+    "+ timestep adjustment": ("ablation", 32.5, 26.01),
+    "ertacache (recipe default)": ("recipe", 34.0, 27.0),
+    "phi velocity, nominal time": ("phi", None, 25.5),
+    "phi difference, actual time": ("phi", None, 25.8),
+    "K/B scalar": ("correction", None, 27.0),
+}
+
+
+def measured() -> dict[str, Any]:
+    """A record as `erta bench ablation` writes it, with numbers made for the test."""
+    common = {"seconds": 2.0, "speedup": 2.0, "psnr_std": 1.0, "ssim_mean": 0.9}
+    common |= {"steps": 50, "prompts": 4, "seeds": 3}
+    full = {"psnr_mean": None, "psnr_std": None, "ssim_mean": 1.0, "seconds": 4.0, "speedup": 1.0}
+    rows = [{**common, "name": "full", "group": "plain", "budget": None, "calls": 50, **full}]
+    for name, (group, *values) in PSNR.items():
+        for budget, value in zip((25, 12), values, strict=True):
+            if value is not None:
+                facts = {"name": name, "group": group, "budget": budget, "calls": budget}
+                rows.append({**common, **facts, "psnr_mean": value})
+    return {
+        "command": "erta bench ablation",
+        "date": "2026-01-02",
+        "machine": {"processor": "a processor", "cores": 2, "accelerator": None},
+        "versions": {"torch": "2.13.0"},
+        "rows": rows,
+    }
+
+
+def test_the_ablation_table_shows_the_numbers_and_marks_the_best() -> None:
+    lines = tables.ablation_table(measured()).splitlines()
+    assert lines[0] == "|  | 25 of 50 calls | 12 of 50 calls |"
+    assert "| plain Adams-Bashforth 2 | 29.0 ± 1.0 | **28.0 ± 1.0** |" in lines
+    assert "| ertacache (recipe default) | **34.0 ± 1.0** | 27.0 ± 1.0 |" in lines
+    assert len(lines) == 2 + sum(values[1] is not None for values in PSNR.values())
+
+
+def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
+    said = tables.findings(measured()).splitlines()
+    assert len(said) == 7
+    assert "uniform reuse: **better** (+2.0 / +2.0 dB at 25 and 12 network calls)" in said[0]
+    assert "Timestep adjustment, added to it: **worse at 25** (-0.5 / +0.0 dB" in said[1]
+    assert "second-order steps: **better at 25, worse at 12** (+5.0 / -1.0 dB" in said[4]
+    assert "alone has 26.0 dB: best 25.8 (phi difference, actual time), worst 25.5" in said[5]
+
+
+def test_the_details_name_the_machine_and_the_day() -> None:
+    section = tables.ablation_section(measured())
+    assert "`erta bench ablation`, 2026-01-02, a processor, 2 cores; torch 2.13.0." in section
+    assert "| full | 50 | 4.0 | 1.00 x | reference |  |" in section
+    assert "4 held-out prompts x 3 seed sets" in section
+
+
+def test_a_row_that_is_missing_is_an_error() -> None:
+    record = measured()
+    record["rows"] = [row for row in record["rows"] if row["name"] != "uniform"]
+    with pytest.raises(tables.MissingDataError, match="no row 'uniform'"):
+        tables.findings(record)
+
+
+def test_the_readme_shows_the_measured_ablation() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert update_readme.rendered(text) == text, "run `python docs/update_readme.py`"
+
+
+@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead"])
+def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) -> None:
+    with pytest.raises(tables.MissingDataError, match=f"{name}.json.*write it with"):
+        tables.load(name, tmp_path)
+    (tmp_path / f"{name}.json").write_text('{"rows": []}', encoding="utf-8")
+    with pytest.raises(tables.MissingDataError, match="no rows"):
+        tables.load(name, tmp_path)
+
+
+def test_every_marker_of_a_page_is_replaced() -> None:
+    seen = set()
+    for page in DOCS.rglob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        seen.update(re.findall(r"<!-- ([a-z:]+) -->", text))
+        assert "<!--" not in tables.filled(text), named(page)
+    assert seen == set(tables.SECTIONS)
+
+
+def test_a_misspelt_marker_is_an_error() -> None:
+    with pytest.raises(tables.MissingDataError, match="table:abaltion"):
+        tables.filled("<!-- table:abaltion -->")
+
+
+# -------------------------------------------------------------------------------- tables
+def first_column(page: str, heading: str) -> set[str]:
+    """Names in backticks in the first column of the table under a heading or with it."""
+    text = (DOCS / page).read_text(encoding="utf-8").partition(heading)[2]
+    rows = re.search(r"^\|.*?\n\n", text + "\n\n", re.MULTILINE | re.DOTALL)
+    assert rows is not None
+    return set(re.findall(r"^\| `([\w.*]+)`", rows[0], re.MULTILINE))
+
+
+def test_the_profile_page_names_the_statistics() -> None:
+    from erta_framework.testing import toy_profile
+    from erta_policies.ertacache import ReplayProfiler, ResidualProfiler
+
+    page = "reference/profile.md"
+    for profiler in (ResidualProfiler(), ReplayProfiler(threshold=0.1)):
+        heading = f"## Statistics of a `{profiler.name}`"
+        assert first_column(page, heading) == set(toy_profile(profiler).statistics)
+
+
+def test_the_policy_page_names_the_catalogue() -> None:
+    assert first_column("reference/policies.md", "# Policies") == set(policies(only=[]).names())
+
+
+def test_the_configuration_page_shows_existing_keys() -> None:
+    shown = first_column("reference/config.md", "# Configuration")
+    assert shown == {"model", "policies", "solver", "guidance"}
+    assert shown < set(RunConfig.__dataclass_fields__)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[\w/-]+\.md", yaml.safe_dump(yaml.safe_load(text)["nav"])))
+    assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#\s]+)", text):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), f"{named(page)} links to {target}"
