@@ -21,6 +21,7 @@ from erta_framework.records import (
     Call,
     Compute,
     Decision,
+    Evaluation,
     Interval,
     Network,
     Reuse,
@@ -176,8 +177,12 @@ class Session:
         started = time.perf_counter()
         history = self._history.usable(key, x)
         states = self.info.states
-        undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
-        decision = self._decide(undecided)
+        decision = self._known_decision(model, seam, history)
+        if decision is None:
+            undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
+            decision = self._decide(undecided)
+        if decision.scope == "step" and self._decision is None:
+            self._decision = decision
         call = Call(x, branch, model, seam, history, decision, network, features, states)
         output = self._answer(call, network)
         computed = network.ran
@@ -227,28 +232,31 @@ class Session:
         self._stage = Stage.BETWEEN
 
     # -------------------------------------------------------------- forward
-    def _decide(self, call: Call) -> Decision:
+    def _known_decision(
+        self, model: str, seam: Seam, history: tuple[Evaluation, ...]
+    ) -> Decision | None:
+        """The decision where no policy is to be asked."""
         if "decide" not in self.engine.active:
             return UNASKED
-        if call.history and self._decision is not None:
+        if not history:
+            return COLD
+        if self._decision is not None:
             return self._decision
-        decision: Decision = COLD
-        if call.history and self._warm(call):
-            decision = self._hook("decide", step=self._step, call=call)
-            if not isinstance(decision, Compute | Reuse):
-                raise PolicyError(
-                    f"{self._owner('decide')} returned {decision!r} from decide "
-                    f"{self._where()}; return Compute(reason), Reuse(reason) or None"
-                )
-        if decision.scope == "step" and self._decision is None:
-            self._decision = decision
-        return decision
-
-    def _warm(self, call: Call) -> bool:
-        """Whether every branch that the driver announced was computed before."""
+        # one branch that was never computed makes the whole step compute
         kept = self._history.kept
-        branches = self._step.branches if self._step is not None else ()
-        return all((call.model, branch, call.seam) in kept for branch in branches)
+        for branch in self._step.branches if self._step is not None else ():
+            if (model, branch, seam) not in kept:
+                return COLD
+        return None
+
+    def _decide(self, call: Call) -> Decision:
+        decision: Decision = self._hook("decide", step=self._step, call=call)
+        if not isinstance(decision, Compute | Reuse):
+            raise PolicyError(
+                f"{self._owner('decide')} returned {decision!r} from decide "
+                f"{self._where()}; return Compute(reason), Reuse(reason) or None"
+            )
+        return decision
 
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:

@@ -32,11 +32,15 @@ class Outcome:
 
     def add(self, result: Samples, reference: Samples, processor: float, branches: int) -> None:
         """Measure one run against the full one."""
-        self.processor.append(processor)
-        self.seconds.append(result.seconds)
+        self.time(result, processor)
         self.calls.append(result.network_calls / (branches * len(result.traces)))
         self.psnr.append(psnr(result.samples, reference.samples))
         self.ssim.append(ssim(result.samples, reference.samples))
+
+    def time(self, result: Samples, processor: float) -> None:
+        """Take the time of one run."""
+        self.seconds.append(result.seconds)
+        self.processor.append(processor)
 
 
 def record(
@@ -51,26 +55,30 @@ def record(
     gain = quality - torch.cat(uniform.psnr) if uniform is not None else None
     return {
         "name": name,
-        "calls": mean(outcome.calls),
-        "seconds": sum(outcome.seconds) / len(outcome.seconds),
-        "speedup": sum(full.seconds) / sum(outcome.seconds),
-        "processor_seconds": sum(outcome.processor) / len(outcome.processor),
-        "processor_speedup": sum(full.processor) / sum(outcome.processor),
+        "calls": whole(average(outcome.calls)),
+        "seconds": average(outcome.seconds),
+        "speedup": average(full.seconds) / average(outcome.seconds),
+        "processor_seconds": average(outcome.processor),
+        "processor_speedup": average(full.processor) / average(outcome.processor),
         "psnr_mean": finite(quality.mean()),
         "psnr_std": finite(quality.std(correction=0)),
         "ssim_mean": finite(structure.mean()),
         "ssim_std": finite(structure.std(correction=0)),
         "gain_mean": None if gain is None else finite(gain.mean()),
         "gain_std": None if gain is None else finite(gain.std(correction=0)),
-        "seeds": len(outcome.seconds),
+        "seeds": len(outcome.psnr),
         "prompts": len(outcome.psnr[0]),
         **facts,
     }
 
 
-def mean(counts: Sequence[float]) -> int | float:
-    """Mean of counts, a whole number where it is one."""
-    value = sum(counts) / len(counts)
+def average(values: Sequence[float]) -> float:
+    """Their mean."""
+    return sum(values) / len(values)
+
+
+def whole(value: float) -> int | float:
+    """A whole number where it is one: calls may differ between seed sets."""
     return int(value) if value.is_integer() else value
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import webbrowser
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -21,7 +23,14 @@ from erta_framework.extras import require_extra
 from erta_framework.models import TextModel
 from erta_framework.planning import forecast
 from erta_framework.profile import Profile
-from erta_framework.report import Comparison, Method, Report, compare, write_report
+from erta_framework.report import (
+    Comparison,
+    Method,
+    Report,
+    compare,
+    fastest_threads,
+    write_report,
+)
 from erta_framework.sampler import Sampler, resolve_device
 from erta_framework.solvers import FlowAdamsBashforth2
 from erta_framework.trace import StepTrace
@@ -51,22 +60,40 @@ def demo(
     out = console()
     network = load_model(model)
     calibration, held_out = prompts_for_demo(network, model, prompts)
-    profile, origin = profile_for_demo(network, calibration, steps, output, out, recalibrate)
-    methods = methods_of(profile, calls, steps)
-    plan = forecast(methods[-1].policies, steps)
-    comparison = run_methods(network, methods, held_out)
-    setting = setting_of(model, network, comparison, origin)
-    report = write_report(
-        comparison,
-        output,
-        title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
-        setting=setting,
-        forecast=plan,
-        device=resolve_device("auto", 1),
-    )
+    device = resolve_device("auto", 1)
+    with threads_for(network, held_out, device):
+        profile, origin = profile_for_demo(network, calibration, steps, output, out, recalibrate)
+        methods = methods_of(profile, calls, steps)
+        plan = forecast(methods[-1].policies, steps)
+        comparison = run_methods(network, methods, held_out)
+        report = write_report(
+            comparison,
+            output,
+            title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
+            setting=setting_of(model, network, comparison, origin),
+            forecast=plan,
+            device=device,
+        )
     show_results(out, comparison, report)
     if show:
         webbrowser.open(report.html.resolve().as_uri())
+
+
+def threads_for(
+    model: TextModel, prompts: list[str], device: torch.device
+) -> AbstractContextManager[object]:
+    """The number of CPU threads that suits the model on this machine right now."""
+    if device.type != "cpu":
+        return nullcontext()
+    condition = model.encode(prompts)
+    x = torch.zeros(len(prompts), *model.latent_shape)
+    times = torch.full((len(prompts),), 500.0)
+
+    def call() -> object:
+        with torch.no_grad():
+            return model(x, times, condition)
+
+    return fastest_threads(call)
 
 
 def prompts_for_demo(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:

@@ -507,7 +507,7 @@ def sd(
 ) -> Any:
     return pipeline(
         cls,
-        scheduler=getattr(diffusers, scheduler)(**config),
+        scheduler=getattr(diffusers, scheduler)(steps_offset=1, **config),
         unet=unet(),
         vae=sd_vae(),
         requires_safety_checker=False,
