@@ -116,7 +116,8 @@ def full_run(record: Record) -> Row:
 def samples(record: Record) -> str:
     """How many samples stand behind a number."""
     row = full_run(record)
-    return f"{row['prompts']} held-out prompts x {row['seeds']} seed sets"
+    sets = "seed set" if row["seeds"] == 1 else "seed sets"
+    return f"{row['prompts']} held-out prompts × {row['seeds']} {sets}"
 
 
 def ablation_summary(record: Record) -> str:

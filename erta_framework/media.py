@@ -67,7 +67,7 @@ def write_gif(sample: Tensor, path: str | Path, *, scale: int = 8, fps: float = 
 
     Args:
         sample: A video `[C, F, H, W]` in [-1, 1]; an image gives a single frame.
-        path: Where to; the suffix becomes `.gif`.
+        path: Where to; `.gif` is appended if it does not end so.
         scale: Side of the block that each pixel becomes.
         fps: Frames a second.
 
@@ -89,7 +89,9 @@ def save_gif(frames: Sequence[Image.Image], path: str | Path, fps: float = 6.0) 
     require_extra("PIL", extra="report", wanted_by="writing a GIF")
     from PIL import Image
 
-    target = Path(path).with_suffix(".gif")
+    target = Path(path)
+    if target.suffix != ".gif":
+        target = target.with_name(target.name + ".gif")
     target.parent.mkdir(parents=True, exist_ok=True)
     quantised = [frame.quantize(colors=255, dither=Image.Dither.NONE) for frame in frames]
     first, *rest = quantised
@@ -262,7 +264,8 @@ class SchedulePlot:
     Attributes:
         title: Heading.
         computed: For each step, whether the network ran.
-        errors: Predicted error of reuse at each step; empty if unknown.
+        errors: Predicted error of reuse at each step; NaN where unknown, infinite where reuse is
+            impossible, empty if nobody predicts.
         threshold: The error below which a step is reused, if there is one.
         distances: Measured distance from the full run after each step, by method.
     """
@@ -277,7 +280,7 @@ class SchedulePlot:
 def schedule_plot(plot: SchedulePlot, path: str | Path, *, dark: bool = False) -> Path:
     """Draw which steps are computed or reused, the predicted error, and the measured distance.
 
-    Without predicted errors every bar has height 1.
+    Without predicted errors all bars are of one height.
 
     Raises:
         InputError: Errors and steps are not equally many.
@@ -315,22 +318,27 @@ def _schedule_panel(axis: Any, plot: SchedulePlot, ink: str) -> None:
     from matplotlib.patches import Patch
 
     steps = range(len(plot.computed))
-    heights = [0.0 if math.isnan(e) else e for e in plot.errors] or [1.0 for _ in steps]
+    known = [error for error in plot.errors if math.isfinite(error)]
+    top = max(known, default=1.0) or 1.0
+    # an unknown error has no bar, an infinite one ends at the top
+    heights = (
+        [min(e, top) if e >= 0 else 0.0 for e in plot.errors] if known else [top for _ in steps]
+    )
     colours = [COMPUTED if done else REUSED for done in plot.computed]
     axis.bar(steps, heights, color=colours, width=0.82)
     # a strip under the bars keeps steps visible whose error is unknown or tiny
-    low = -0.07 * max(heights)
+    low = -0.07 * top
     axis.bar(steps, [0.8 * low for _ in steps], color=colours, width=0.82)
-    axis.set_ylim(low, 1.12 * max(heights))
+    axis.set_ylim(low, 1.12 * top)
     handles = [
         Patch(color=COMPUTED, label=f"computed ({sum(plot.computed)})"),
         Patch(color=REUSED, label=f"reused ({len(plot.computed) - sum(plot.computed)})"),
     ]
-    if plot.errors and plot.threshold is not None:
+    if known and plot.threshold is not None:
         line = axis.axhline(plot.threshold, color=ACCENT, linewidth=1.3, linestyle="--")
         line.set_label(f"threshold {plot.threshold:.3g}")
         handles.append(line)
-    if plot.errors:
+    if known:
         axis.set_ylabel("predicted relative error\nof reusing here")
     else:
         axis.set_yticks([])

@@ -118,7 +118,8 @@ def forecast(policies: Sequence[Policy], num_steps: int) -> Forecast:
     facts = dict(planner.describe(num_steps)) if isinstance(planner, Describer) else {}
     errors: tuple[float, ...] = ()
     if isinstance(planner, ErrorForecaster):
-        errors = tuple(float(error) for error in planner.step_errors(num_steps))
+        predicted = tuple(float(error) for error in planner.step_errors(num_steps))
+        errors = () if all(math.isnan(error) for error in predicted) else predicted
     assert isinstance(planner, Policy)
     return Forecast(
         policy=planner.name,

@@ -187,7 +187,7 @@ def test_the_details_name_the_machine_and_the_day() -> None:
     section = tables.ablation_section(measured())
     assert "`erta bench ablation`, 2026-01-02, a processor, 2 cores; torch 2.13.0." in section
     assert "| full | 50 | 4.0 | 1.00 x | reference |  |" in section
-    assert "4 held-out prompts x 3 seed sets" in section
+    assert "4 held-out prompts × 3 seed sets" in section
 
 
 def test_a_row_that_is_missing_is_an_error() -> None:

@@ -676,7 +676,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "wan-i2v": Family(
         wan_i2v,
-        with_extra(WAN, lambda batch: {"image": drawn(1, 3, 16, 16).clamp(-1, 1)}),
+        with_extra(WAN, lambda batch: {"image": drawn(1, 3, 16, 16).sigmoid()}),
         square(16, **FRAMES),
         square(32, **FRAMES),
         calls=2,
@@ -685,7 +685,7 @@ FAMILIES: dict[str, Family] = {
     "flux-true-cfg": Family(flux, TRUE_CFG, square(8, true_cfg_scale=3.0), square(16), calls=2),
     "flux-kontext": Family(
         functools.partial(flux, "FluxKontextPipeline"),
-        with_extra(FLUX, lambda batch: {"image": drawn(batch, 3, 8, 8).clamp(-1, 1)}),
+        with_extra(FLUX, lambda batch: {"image": drawn(batch, 3, 8, 8).sigmoid()}),
         square(8, max_area=64, _auto_resize=False),
         square(16, max_area=256),
     ),
@@ -700,7 +700,7 @@ FAMILIES: dict[str, Family] = {
     "cogvideox": Family(cogvideox, embeds(8, 32), square(32, **FRAMES), square(64, **FRAMES)),
     "cogvideox-i2v": Family(
         cogvideox_i2v,
-        with_extra(embeds(8, 32), lambda batch: {"image": drawn(batch, 3, 32, 32).clamp(-1, 1)}),
+        with_extra(embeds(8, 32), lambda batch: {"image": drawn(batch, 3, 32, 32).sigmoid()}),
         square(32, **FRAMES),
         square(32, num_frames=17),
     ),
@@ -748,7 +748,9 @@ FAMILIES: dict[str, Family] = {
         z_image, z_image_inputs, square(64), square(32), inner=("transformer.t_embedder",)
     ),
     "sdxl": Family(sdxl, POOLED_XL, square(64), square(32), inner=UNET),
-    "sd": Family(sd, embeds(6, 16), square(16), square(32), inner=UNET),
+    "sd": Family(
+        functools.partial(sd, clip_sample=False), embeds(6, 16), square(16), square(32), inner=UNET
+    ),
     "sd-pndm": Family(
         functools.partial(sd, scheduler="PNDMScheduler", skip_prk_steps=True),
         embeds(6, 16),
@@ -766,7 +768,7 @@ FAMILIES: dict[str, Family] = {
         forwards=lambda steps: 2 * steps - 1,
     ),
     "sd-img2img": Family(
-        functools.partial(sd, "StableDiffusionImg2ImgPipeline"),
+        functools.partial(sd, "StableDiffusionImg2ImgPipeline", clip_sample=False),
         with_extra(embeds(6, 16), lambda batch: {"image": drawn(batch, 4, 8, 8)}),
         {"strength": 0.7},
         {"image": drawn(1, 4, 16, 16)},

@@ -110,7 +110,7 @@ def test_a_request_after_an_error_is_a_fresh_one(name: str) -> None:
             assert torch.equal(family.run(pipe), fresh)
         with (
             counted(pipe, family) as made,
-            failing_after(pipe, family, made, calls=2),
+            failing_after(pipe, family, made, calls=family.calls),
             pytest.raises(Stop),
         ):
             family.run(pipe)

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from erta_framework import Profile, __version__
+from erta_framework.cli.app import ORDER, app
+from erta_framework.cli.catalogue import hooks_of
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in ORDER), ("profile", "merge")])
+def test_help_everywhere(erta, command):
+    done = erta(*command, "--help")
+    assert done.exit_code == 0, done.output
+    assert "Usage:" in done.output
+
+
+def test_every_command_is_listed():
+    names = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback}
+    assert names | {group.name for group in app.registered_groups} == set(ORDER)
+
+
+def test_version(erta):
+    assert erta("--version").output == f"erta-framework {__version__}\n"
+
+
+def test_policies_lists_distribution_hooks_and_failures(erta):
+    done = erta("policies")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    (sometimes,) = [line for line in lines if "sometimes" in line]
+    assert "erta-toy 1.2.3" in sometimes
+    assert "decide" in sometimes
+    (broken,) = [line for line in lines if "broken" in line]
+    assert "failed" in broken
+    (skip,) = [line for line in lines if "skip_policy" in line]
+    assert "on_session_start, decide" in skip
+
+
+def test_policies_without_hooks_imports_nothing(erta):
+    done = erta("policies", "--no-hooks")
+    assert done.exit_code == 0
+    assert "broken" in done.output
+    assert "failed" not in done.output
+    assert "erta_toy_video" not in sys.modules
+
+
+def test_policies_can_be_limited(erta, monkeypatch):
+    monkeypatch.setenv("ERTA_PLUGINS", "none")
+    done = erta("policies", "--no-hooks")
+    assert "skip_policy" in done.output
+    assert "sometimes" not in done.output
+
+
+def test_hooks_of_a_recipe():
+    from erta_policies.ertacache import ERTACache, TimestepAdjuster
+
+    assert hooks_of(ERTACache) == ("recipe",)
+    assert hooks_of(TimestepAdjuster) == ("on_session_start", "adjust_interval")
+
+
+def test_explain_names_who_answers(erta):
+    done = erta("explain", "model=toy-video", "steps=9", "policies=[{skip_policy: {every: 3}}]")
+    assert done.exit_code == 0, done.output
+    assert "schedule  9 steps, sigma 1 to 0" in done.output
+    assert "skip_policy -> core" in done.output
+
+
+def test_explain_refuses_what_the_solver_cannot_do(erta):
+    done = erta(
+        "explain", "solver=flow_ab2", "policies=[{timestep_adjuster: {phi: [0.5, 0.5]}}]", "steps=2"
+    )
+    assert done.exit_code == 1
+    assert "requires first_order" in done.output
+
+
+def test_plan_of_a_config(erta):
+    done = erta("plan", "steps=9", "policies=[{skip_policy: {every: 4}}]", "--json")
+    assert done.exit_code == 0, done.output
+    (plan,) = json.loads(done.output)
+    assert plan["computed"] == [0, 4, 8]
+    assert plan["sources"] == [0, 0, 0, 0, 4, 4, 4, 4, 8]
+    assert (plan["steps"], plan["calls"], plan["speedup"]) == (9, 3, 3.0)
+
+
+def test_plan_counts_the_steps_of_own_sigmas(erta):
+    done = erta("plan", "sigmas=[1.0, 0.5, 0.25]", "policies=[{skip_policy: {every: 2}}]", "--json")
+    assert json.loads(done.output)[0]["steps"] == 3
+
+
+def test_plan_of_a_profile_compares_budgets(erta, profile):
+    done = erta("plan", "--profile", profile, "--calls", "4", "--calls", "2", "--json")
+    assert done.exit_code == 0, done.output
+    four, two = json.loads(done.output)
+    assert (four["steps"], four["calls"], four["speedup"]) == (8, 4, 2.0)
+    assert two["computed"] == [0, 7]
+    assert two["threshold"] > four["threshold"] > 0
+    shown = erta("plan", "--profile", profile, "--calls", "4")
+    assert "2.00x" in shown.output
+    assert "skip_policy: 4 of 8 steps computed" in shown.output
+    computed = "".join("█" if k in four["computed"] else "░" for k in range(8))
+    assert computed in shown.output
+
+
+def test_plan_does_what_sampling_does(erta, profile):
+    options = f"policies=[{{ertacache: {{profile: {profile}, calls: 3}}}}]"
+    planned = json.loads(erta("plan", "steps=8", options, "--json").output)
+    erta("sample", "model=toy-video", "steps=8", options, "-p", "x", "-o", "out", "--no-gifs")
+    lines = [json.loads(line) for line in Path("out/trace.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["event"] == "step"]
+    ran = [line["index"] for line in steps if line["calls"][0]["computed"]]
+    assert ran == planned[0]["computed"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("plan",), "plans ahead (no policies)"),
+        (("plan", "policies=[sometimes]"), "plans ahead (sometimes)"),
+        (("plan", "--calls", "3"), "--calls and --threshold go with --profile"),
+        (("plan", "--profile", "toy.st"), "give a budget beside --profile"),
+        (("plan", "--profile", "toy.st", "--calls", "1"), "1 network calls cannot be scheduled"),
+        (("plan", "--profile", "no.st", "--calls", "3"), "no profile at no.st"),
+    ],
+)
+def test_plan_errors(erta, profile, arguments, message):
+    done = erta(*arguments)
+    assert done.exit_code in (1, 2)
+    assert message in " ".join(done.output.split())
+    assert "Traceback" not in done.output
+
+
+def test_profile_show(erta, profile):
+    shown = erta("profile", "show", profile)
+    assert shown.exit_code == 0, shown.output
+    assert "2 x 8 x 8 x 3" in shown.output
+    facts = json.loads(erta("profile", "show", profile, "--json").output)
+    loaded = Profile.load(profile)
+    assert facts["digest"] == loaded.digest
+    assert facts["fingerprint"] == dict(loaded.fingerprint)
+    assert facts["statistics"]["ratio"] == [2, 8, 8]
+
+
+def test_profile_show_of_a_truncated_file(erta, profile):
+    Path("cut.st").write_bytes(Path(profile).read_bytes()[:200])
+    done = erta("profile", "show", "cut.st")
+    assert done.exit_code == 1
+    assert "cut.st is not a readable safetensors file" in done.output
+
+
+def test_profile_merge_adds(erta, profile):
+    other = ("calibrate", "model=toy-video", "steps=8", "seed=9", "-p", "more", "-o", "other.st")
+    assert erta(*other, "--policy", "skip_policy").exit_code == 0
+    assert erta("profile", "merge", "all.st", profile, "other.st").exit_code == 0
+    a, b, merged = (Profile.load(name) for name in (profile, "other.st", "all.st"))
+    assert merged.samples == 3
+    assert merged.statistics["ratio"].equal(a.statistics["ratio"] + b.statistics["ratio"])
+    again = erta("profile", "merge", "all.st", profile, "other.st")
+    assert again.exit_code == 2
+    assert "all.st exists" in again.output
+
+
+def test_profile_merge_refuses_other_runs(erta, profile):
+    erta("calibrate", "model=toy-video", "steps=6", "--policy", "ertacache", "-o", "six.st")
+    done = erta("profile", "merge", "all.st", profile, "six.st")
+    assert done.exit_code == 1
+    assert "num_steps: first '8' / number 2 '6'" in done.output
+    assert not Path("all.st").exists()
+    one = erta("profile", "merge", "all.st", profile)
+    assert one.exit_code == 2
+    assert "two or more profiles, got 1" in one.output
+
+
+def test_bench_passes_its_arguments_on(erta):
+    done = erta("bench", "overhead", "--help")
+    assert done.exit_code == 0, done.output
+    assert "erta bench overhead" in done.output
+    assert erta("bench", "no-such-benchmark").exit_code == 2

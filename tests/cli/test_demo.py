@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from erta_framework import Profile
+
+METHODS = ["Full run", "Fewer steps", "Fewer steps, AB2", "Uniform reuse", "ERTACache"]
+DEMO = ("demo", "--model", "toy-video", "--steps", "8", "--calls", "4", "--prompts", "2")
+
+
+@pytest.fixture
+def shipped(erta, profile, monkeypatch):
+    """The toy model as a class that ships a profile."""
+    import erta_toy_video
+
+    path = Path(profile).resolve()
+    toy = erta_toy_video.ToyVideo
+    monkeypatch.setattr(toy, "shipped_profile", lambda _: path, raising=False)
+    return toy
+
+
+def test_demo_measures_and_writes_everything(erta, shipped, monkeypatch):
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    done = erta(*DEMO, "-o", "out", "--recalibrate", "--open")
+    assert done.exit_code == 0, done.output
+    assert opened == [Path("out/report.html").resolve().as_uri()]
+    assert "calibrated now on 2 prompts" in done.output
+    assert Profile.load("out/profile.safetensors").fingerprint["num_steps"] == "8"
+    rows = json.loads(Path("out/results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == METHODS
+    assert [row["calls"] for row in rows] == [16, 8, 8, 8, 8]
+    assert [row["computed"] for row in rows] == [8, 4, 4, 4, 4]
+    assert rows[0]["psnr_mean"] is None
+    assert all(row["psnr_mean"] > 0 and row["ssim_mean"] <= 1 for row in rows[1:])
+    assert all(name in done.output for name in METHODS)
+    assert len(list(Path("out/gifs").iterdir())) == 10
+    with Image.open("out/comparison.gif") as gif:
+        assert gif.n_frames == 4
+    with Image.open("out/contact-sheet.png") as sheet, Image.open("out/schedule.png") as plot:
+        assert sheet.width > 5 * (3 * 72)
+        assert plot.width == 1500
+
+
+def test_report_is_self_contained_and_says_what_ran(erta, shipped):
+    done = erta(*DEMO, "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert "using the profile shipped with the model, calibrated on 2 prompts" in done.output
+    assert not Path("out/profile.safetensors").exists()
+    page = Path("out/report.html").read_text()
+    sources = re.findall(r'(?:src|srcset|href)="([^"]{0,30})', page)
+    assert len(sources) == 2 * 5 + 2
+    assert all(source.startswith("data:image/") for source in sources)
+    assert page.count('<span class="tag computed">') == 4
+    assert page.count('<span class="tag reused">') == 4
+    assert "prefers-color-scheme: dark" in page
+    for text in ("show one", "show number two", "FlowEuler(shift=3.0", "CFG(scale=3.0", "torch"):
+        assert text in page
+
+
+def test_a_shipped_profile_of_another_network_is_refused(erta, shipped, monkeypatch):
+    monkeypatch.setattr(shipped, "fingerprint", lambda _: {"network": "Other"})
+    done = erta(*DEMO, "-o", "out")
+    assert done.exit_code == 1
+    assert "model.network: profile 'ToyVideo' / run 'Other'" in done.output
+    assert "erta demo --recalibrate" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompts", "9"), "brings 1 to 3 held-out prompts"),
+        (("--calls", "9"), "--calls 9 exceeds the 8 steps"),
+        (("--model", "toyvideo"), "did you mean 'toy-video'?"),
+    ],
+)
+def test_demo_errors(erta, arguments, message):
+    done = erta(*DEMO, *arguments, "-o", "out")
+    assert done.exit_code in (1, 2)
+    assert message in " ".join(done.output.split())
