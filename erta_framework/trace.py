@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -107,8 +108,10 @@ class Trace:
 
     def summary(self) -> str:
         """A few lines: calls made and saved, and the reasons."""
-        # "error 0.04 < 0.07" differs at every step; its first word is the kind of reason
-        reasons = Counter((call.computed, call.reason.split(" ")[0]) for call in self.calls())
+        # "error 0.04 < 0.07" differs at every step; the words before the number are the kind
+        reasons = Counter(
+            (call.computed, re.split(r"\s*\d", call.reason)[0]) for call in self.calls()
+        )
         lines = [
             f"request {self.request_id!r}: {self.network_calls} network calls, "
             f"{self.reused_calls} branch calls reused, "

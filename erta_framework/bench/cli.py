@@ -15,7 +15,9 @@ from erta_framework.models import TextModel
 from erta_framework.registry import models
 
 app = typer.Typer(
-    help="Benchmarks; each prints a table and takes --json FILE.", no_args_is_help=True
+    help="Benchmarks; each prints a table and takes --json FILE.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
 

@@ -73,9 +73,9 @@ def by_name(name: str, options: str) -> Policy:
     return policy
 
 
-def offline(calls: int, signal: str = "first") -> tuple[Spec, ...]:
+def offline(calls: int, **chosen: str) -> tuple[Spec, ...]:
     """ERTACache's offline policy and residual reuse."""
-    options = {"profile": PROFILE, "calls": calls, "signal": signal}
+    options = {"profile": PROFILE, "calls": calls, **chosen}
     return ({"skip_policy": options}, "residual_reuse")
 
 
@@ -138,7 +138,8 @@ def choices(calls: int, steps: int) -> list[Variant]:
     literal = offline(calls) + corrected(granularity="scalar", form="sigmoid")
     rows.append(("K/B scalar, literal sigmoid", "correction", literal))
     for signal in ("first", "mean", "max"):
-        rows.append((f"signal {signal}", "signal", offline(calls, signal)))
+        policies = offline(calls, signal=signal) + corrected()
+        rows.append((f"signal {signal}, K/B", "signal", policies))
     return [
         Variant(name=name, group=group, budget=calls, steps=steps, policies=policies)
         for name, group, policies in rows

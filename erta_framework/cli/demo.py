@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import webbrowser
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -125,9 +126,13 @@ def profile_for_demo(
 ) -> tuple[Path, str]:
     """The shipped profile, or a new one from a few prompts; says which."""
     shipped = None if recalibrate else shipped_profile(model)
-    if shipped is not None and Profile.load(shipped).fingerprint["num_steps"] == str(steps):
-        samples = Profile.load(shipped).samples
-        origin = f"shipped with the model, calibrated on {samples} prompts; none of them is shown"
+    if shipped is not None and (known := Profile.load(shipped)).fingerprint["num_steps"] == str(
+        steps
+    ):
+        origin = f"shipped with the model, calibrated on {known.samples} prompts"
+        hashed = hashlib.sha256("\n".join(calibration).encode()).hexdigest()[:16]
+        if known.provenance.get("prompts") == hashed:
+            origin += "; none of them is shown"
         out.print(f"using the profile {origin}", soft_wrap=True)
         return shipped, origin
     few = calibration[:CALIBRATION_PROMPTS]
@@ -162,8 +167,8 @@ def methods_of(profile: Path, calls: int, steps: int) -> list[Method]:
         ),
         Method(
             name="Fewer steps, AB2",
-            detail=f"{number} plain steps of second-order Adams-Bashforth, nothing is cached: the "
-            "better plain solver at the same number of network calls.",
+            detail=f"{number} plain steps of second-order Adams-Bashforth, nothing is cached: a "
+            "second-order plain solver at the same number of network calls.",
             steps=number,
             solver=FlowAdamsBashforth2(),
         ),

@@ -169,7 +169,7 @@ def why(row: Row, trace: Trace, explanation: str) -> str:
     return (
         f"<details open><summary>Why each step of {escape(row.name)} was computed or reused"
         "</summary>"
-        '<div class="scroll"><table class="steps"><thead><tr><th>step</th><th>sigma</th>'
+        '<div class="scroll tall"><table class="steps"><thead><tr><th>step</th><th>sigma</th>'
         "<th>network</th><th>uses step</th><th>reason</th></tr></thead>"
         f"<tbody>{lines}</tbody></table></div></details>"
         f"<details><summary>Who answers which hook</summary><pre>{escape(explanation)}</pre>"

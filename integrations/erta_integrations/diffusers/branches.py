@@ -36,20 +36,21 @@ class Branches:
     def name(self, context: str | None, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         """The branch of this call, unique within the step, and whether it looks like a repeat."""
         signature = {} if context is not None else conditioning(arguments)
-        name = context if context is not None else self._recognised(signature)
+        name, repeated = (context, False) if context is not None else self._recognised(signature)
         base, repeat = name, 1
         while name in self.used:
             repeat += 1
             name = f"{base}#{repeat}"
         self.used.add(name)
         self.known.setdefault(name, signature)
-        return name, repeat > 1
+        return name, repeated or repeat > 1
 
-    def _recognised(self, signature: Mapping[str, Any]) -> str:
+    def _recognised(self, signature: Mapping[str, Any]) -> tuple[str, bool]:
         for name, earlier in self.known.items():
             if name not in self.used and same_conditioning(earlier, signature):
-                return name
-        return f"call{len(self.known)}" if signature else f"call{len(self.used)}"
+                return name, False
+        repeated = any(same_conditioning(self.known[name], signature) for name in self.used)
+        return f"call{len(self.known)}" if signature else f"call{len(self.used)}", repeated
 
 
 def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:

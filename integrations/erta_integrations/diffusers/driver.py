@@ -26,6 +26,7 @@ from erta_integrations.diffusers.schedulers import (
     read_schedule,
 )
 from erta_integrations.diffusers.shapes import OutputForm, as_tensor, read_output
+
 UNREAD = Schedule((0.0,), (0.0,))
 
 

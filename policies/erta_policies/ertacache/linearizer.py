@@ -15,7 +15,7 @@ from erta_framework.errors import ProfileError
 from erta_policies.ertacache.source import branches_of, loaded, require
 from erta_policies.ertacache.statistics import KIND, AffineFit, affine_fit
 
-Line = tuple[Tensor, Tensor]
+Line = tuple[Tensor, ...]
 
 
 class ErrorLinearizer(Policy):
@@ -88,11 +88,15 @@ class ErrorLinearizer(Policy):
                 f"{self!r} has lines for branches {', '.join(rows)} with {channels} channels, the "
                 f"run has {', '.join(session.branches)} with {session.shape[1]}; calibrate for it"
             )
-        first, second = (fit.k, fit.b) if self.form == "sigmoid" else (fit.slope, fit.offset)
+        # affine: v~ - (slope * v~ + offset) as one fused (1 - slope) * v~ - offset
+        first, second = (fit.k, fit.b) if self.form == "sigmoid" else (1 - fit.slope, -fit.offset)
+        trailing = [1] * (len(session.shape) - 2)
         return {
-            branch: (
-                first[row].to(session.device, torch.float32),
-                second[row].to(session.device, torch.float32),
+            branch: tuple(
+                table[row]
+                .to(session.device, torch.float32)
+                .reshape(*table.shape[1:3], 1, channels, *trailing)
+                for table in (first, second)
             )
             for row, branch in enumerate(rows)
         }
@@ -103,11 +107,8 @@ class ErrorLinearizer(Policy):
         if not call.reused or call.ran:
             return output
         tables: dict[str, Line] = step.session.state_of(self, dict)
-        shape = (1, -1, *[1] * (output.ndim - 2))
-        first, second = (
-            table[call.history[0].index, step.index].reshape(shape) for table in tables[call.branch]
-        )
-        error = first * output + second
+        pair = (call.history[0].index, step.index)
+        first, second = (table[pair] for table in tables[call.branch])
         if self.form == "sigmoid":
-            error = torch.sigmoid(error)
-        return (output - error).to(output.dtype)
+            return (output - torch.sigmoid(first * output + second)).to(output.dtype)
+        return torch.addcmul(second, first, output).to(output.dtype)

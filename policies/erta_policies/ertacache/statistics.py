@@ -53,7 +53,7 @@ Signal = Literal["first", "mean", "max"]
 Form = Literal["velocity", "difference"]
 
 
-def pair_errors(profile: Profile, signal: Signal = "first") -> Tensor:
+def pair_errors(profile: Profile, signal: Signal = "max") -> Tensor:
     """Relative L1 error `[T, T]` of reusing step j's residual at step i, averaged over samples.
 
     The error is ERTACache's (arXiv 2508.21091); averaging it over samples before any comparison

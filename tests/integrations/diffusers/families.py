@@ -31,6 +31,7 @@ class Family:
         calls: Network calls a step at the default guidance.
         inner: Submodules that run exactly once a network call, as `component.path`.
         callback: Name of the callback argument; None where the pipeline has none.
+        modular: Whether it is a modular pipeline, which names its outputs.
         forwards: Steps the scheduler makes of `n` requested ones.
         skipped: Steps at the start that image-to-image leaves out.
     """
@@ -42,6 +43,7 @@ class Family:
     calls: int = 1
     inner: tuple[str, ...] = ("transformer.proj_out",)
     callback: str | None = "callback_on_step_end"
+    modular: bool = False
     forwards: Callable[[int], int] = field(default=lambda steps: steps)
     skipped: Callable[[int], int] = field(default=lambda steps: 0)
 
@@ -55,7 +57,10 @@ class Family:
             **self.size,
             **changes,
         }
-        return pipe(return_dict=False, **arguments)[0]
+        if self.modular:
+            arguments["output"] = arguments.pop("output_type") + "s"
+            return pipe(**arguments)
+        return torch.as_tensor(pipe(return_dict=False, **arguments)[0])
 
 
 def drawn(*shape: int, seed: int = 7) -> Tensor:
@@ -189,6 +194,23 @@ def wan_i2v() -> Any:
         scheduler=unipc(),
         transformer=wan_network(in_channels=36),
     )
+
+
+def wan_v2v() -> Any:
+    components = {"vae": wan_vae(), "scheduler": flow(shift=3.0), "transformer": wan_network()}
+    return pipeline("WanVideoToVideoPipeline", **components)
+
+
+def wan_modular() -> Any:
+    from diffusers.modular_pipelines.wan import WanBlocks
+
+    blocks = WanBlocks()
+    for absent in ("text_encoder", "decode"):
+        blocks.sub_blocks.pop(absent)
+    pipe = blocks.init_pipeline()
+    pipe.update_components(transformer=wan_network(), scheduler=flow(shift=3.0), vae=wan_vae())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def flux_network(**config: Any) -> Any:
@@ -514,6 +536,42 @@ def sd(
     )
 
 
+def dit() -> Any:
+    network = made(
+        "DiTTransformer2DModel",
+        sample_size=8,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        in_channels=4,
+        out_channels=8,
+        attention_bias=True,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )
+    scheduler = diffusers.DDIMScheduler()
+    return pipeline("DiTPipeline", transformer=network, vae=sd_vae(), scheduler=scheduler)
+
+
+def unconditional() -> Any:
+    network = made(
+        "UNet2DModel",
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=1,
+        block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=2,
+    )
+    scheduler = diffusers.DDIMScheduler()
+    return pipeline("DDIMPipeline", unet=network, scheduler=scheduler)
+
+
 def allegro() -> Any:
     network = made(
         "AllegroTransformer3DModel",
@@ -770,10 +828,10 @@ FAMILIES: dict[str, Family] = {
     "sd-img2img": Family(
         functools.partial(sd, "StableDiffusionImg2ImgPipeline", clip_sample=False),
         with_extra(embeds(6, 16), lambda batch: {"image": drawn(batch, 4, 8, 8)}),
-        {"strength": 0.7},
+        {"strength": 0.5},
         {"image": drawn(1, 4, 16, 16)},
         inner=UNET,
-        skipped=lambda steps: steps - int(0.7 * steps),
+        skipped=lambda steps: steps // 2,
     ),
     "sdxl-controlnet": Family(
         sdxl_controlnet,
@@ -781,6 +839,46 @@ FAMILIES: dict[str, Family] = {
         square(16),
         square(32),
         inner=UNET,
+    ),
+    "wan-v2v": Family(
+        wan_v2v,
+        with_extra(WAN, lambda batch: {"video": drawn(batch, 9, 3, 16, 16).sigmoid()}),
+        square(16, strength=0.5),
+        {"video": drawn(1, 9, 3, 32, 32).sigmoid(), **square(32)},
+        calls=2,
+        skipped=lambda steps: steps // 2,
+    ),
+    "wan-modular": Family(
+        wan_modular,
+        WAN,
+        square(16, **FRAMES),
+        square(32, **FRAMES),
+        calls=2,
+        callback=None,
+        modular=True,
+    ),
+    "flux-img2img": Family(
+        functools.partial(flux, "FluxImg2ImgPipeline"),
+        with_extra(FLUX, lambda batch: {"image": drawn(batch, 3, 8, 8).sigmoid()}),
+        square(8, strength=0.5),
+        {"image": drawn(1, 3, 16, 16).sigmoid(), **square(16)},
+        skipped=lambda steps: steps // 2,
+    ),
+    "dit": Family(
+        dit,
+        lambda batch: {"class_labels": list(range(3, 3 + batch))},
+        {"output_type": "np"},
+        {"guidance_scale": 2.0},
+        inner=("transformer.proj_out_2",),
+        callback=None,
+    ),
+    "unconditional": Family(
+        unconditional,
+        lambda batch: {"batch_size": batch},
+        {"output_type": "np"},
+        {"eta": 0.5},
+        inner=UNET,
+        callback=None,
     ),
     "latte": Family(
         latte,
@@ -807,3 +905,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "cogview4": Family(cogview4, embeds(6, 32), square(32), square(64), calls=2),
 }
+
+NOT_COVERED: dict[str, str] = {
+    "LTX2": "needs a text connector, an audio VAE and a vocoder",
+    "Qwen-Image edit": "encodes its prompt together with the image, so embeddings cannot be given",
+    "Flux 2, Cosmos, Kandinsky 5, HunyuanVideo 1.5, SkyReels": "no tiny configuration made yet",
+    "Stable Cascade": "two pipelines after each other; each is a prior or decoder of its own",
+    "group offload, layerwise casting": "need an accelerator to differ from a plain run",
+}
+"""What has no tiny pipeline here, and why."""

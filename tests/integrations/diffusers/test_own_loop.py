@@ -7,10 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-pytest.importorskip("diffusers")
 from families import FAMILIES, drawn
+from torch import Tensor
 
 from erta_framework import (
     CFG,

@@ -106,7 +106,7 @@ def test_reasons_say_why(world: SimpleNamespace) -> None:
     newest = 1
     for call in list(result.trace.calls())[2:-1]:
         sign = ">=" if call.computed else "<"
-        assert call.reason == f"error {float(errors[newest, call.index]):.3f} {sign} 0.350"
+        assert call.reason == f"error {float(errors[newest, call.index]):.4f} {sign} 0.3500"
         assert (float(errors[newest, call.index]) >= 0.35) == call.computed
         newest = call.index if call.computed else newest
     schedule = world.run([SkipPolicy(every=3)]).trace

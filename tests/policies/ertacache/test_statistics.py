@@ -41,9 +41,10 @@ def test_errors_are_averaged_over_samples_before_any_comparison() -> None:
     ratio = torch.zeros(2, STEPS, STEPS, dtype=torch.float64)
     ratio[0, 0, 1], ratio[1, 0, 1] = 0.6, 3.0
     profile = profile_of(torch.full((2, STEPS), 3), ratio=ratio)
-    assert float(pair_errors(profile)[0, 1]) == pytest.approx(0.2, abs=1e-15)
+    assert float(pair_errors(profile, "first")[0, 1]) == pytest.approx(0.2, abs=1e-15)
     assert float(pair_errors(profile, "mean")[0, 1]) == pytest.approx(0.6, abs=1e-15)
     assert float(pair_errors(profile, "max")[0, 1]) == pytest.approx(1.0, abs=1e-15)
+    assert torch.equal(pair_errors(profile), pair_errors(profile, "max"))
 
 
 def test_a_branch_that_begins_later_makes_reuse_impossible() -> None:
