@@ -135,7 +135,9 @@ class SessionInfo:
         shape: Shape of the latents, `[B, C, ...]`.
         dtype: Type of the latents.
         device: Where the latents live.
-        branches: Names of the guidance branches, such as `("cond", "uncond")`.
+        branches: Names of the guidance branches, such as `("cond", "uncond")`; empty where the
+            driver learns them as they are called.
+        channel_dim: Dimension of the latents that holds the channels.
         model: Facts that identify the network (class, hash of its configuration).
         solver: Description of the solver, with its settings.
         guidance: Description of the guidance, with its scale.
@@ -151,6 +153,7 @@ class SessionInfo:
     dtype: torch.dtype
     device: torch.device
     branches: tuple[str, ...] = ("cond",)
+    channel_dim: int = 1
     model: Mapping[str, str] = field(default_factory=dict)
     solver: str = ""
     guidance: str = "none"

@@ -83,19 +83,19 @@ class ErrorLinearizer(Policy):
         fit, rows = self._fit, branches_of(self._profile)
         missing = [branch for branch in session.branches if branch not in rows]
         channels = fit.slope.shape[-1]
-        if missing or channels not in (1, session.shape[1]):
+        if missing or channels not in (1, session.shape[session.channel_dim]):
             raise ProfileError(
                 f"{self!r} has lines for branches {', '.join(rows)} with {channels} channels, the "
-                f"run has {', '.join(session.branches)} with {session.shape[1]}; calibrate for it"
+                f"run has {', '.join(session.branches)} with "
+                f"{session.shape[session.channel_dim]}; calibrate for it"
             )
         # affine: v~ - (slope * v~ + offset) as one fused (1 - slope) * v~ - offset
         first, second = (fit.k, fit.b) if self.form == "sigmoid" else (1 - fit.slope, -fit.offset)
-        trailing = [1] * (len(session.shape) - 2)
+        line = [1] * len(session.shape)
+        line[session.channel_dim] = channels
         return {
             branch: tuple(
-                table[row]
-                .to(session.device, torch.float32)
-                .reshape(*table.shape[1:3], 1, channels, *trailing)
+                table[row].to(session.device, torch.float32).reshape(*table.shape[1:3], *line)
                 for table in (first, second)
             )
             for row, branch in enumerate(rows)
@@ -108,6 +108,11 @@ class ErrorLinearizer(Policy):
             return output
         tables: dict[str, Line] = step.session.state_of(self, dict)
         pair = (call.history[0].index, step.index)
+        if call.branch not in tables:
+            raise ProfileError(
+                f"{self!r} has lines for branches {', '.join(tables)}, the run has "
+                f"{call.branch!r}; calibrate for it"
+            )
         first, second = (table[pair] for table in tables[call.branch])
         if self.form == "sigmoid":
             return (output - torch.sigmoid(first * output + second)).to(output.dtype)

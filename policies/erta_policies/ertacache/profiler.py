@@ -24,6 +24,7 @@ class Sums:
 
     def __init__(self, num_steps: int, channels: int, device: torch.device) -> None:
         wide = torch.float32 if device.type == "mps" else torch.float64
+        self.channels = channels
         self.samples = torch.zeros(num_steps, dtype=wide, device=device)
         self.elements = torch.zeros(num_steps, dtype=wide, device=device)
         self.pairs = {
@@ -148,9 +149,11 @@ class ResidualProfiler(Policy):
         output = yield
         require_full(self, step, call)
         sums = step.session.state_of(self, dict[str, Sums])
+        channel_dim = step.session.channel_dim
+        x, v = (value.movedim(channel_dim, 1) for value in (call.x, call.compute()))
         if call.branch not in sums:
-            sums[call.branch] = Sums(step.num_steps, call.x.shape[1], call.x.device)
-        sums[call.branch].add(step.index, call.x, call.compute())
+            sums[call.branch] = Sums(step.num_steps, x.shape[1], x.device)
+        sums[call.branch].add(step.index, x, v)
         return output
 
     @hookimpl
@@ -159,8 +162,9 @@ class ResidualProfiler(Policy):
         finished = any(bool(sums.samples[-1]) for sums in branches.values())
         if error is not None or not finished:
             return None
-        none = Sums(session.num_steps, session.shape[1], session.device)
-        ordered = [branches.get(name, none) for name in session.branches]
+        none = Sums(session.num_steps, next(iter(branches.values())).channels, session.device)
+        names = session.branches or tuple(branches)
+        ordered = [branches.get(name, none) for name in names]
         statistics = {
             "samples": torch.stack([sums.samples for sums in ordered]),
             "elements": torch.stack([sums.elements for sums in ordered]),
@@ -171,7 +175,7 @@ class ResidualProfiler(Policy):
             statistics[name] = torch.stack([sums.regression[name] for sums in ordered])
         return Profile(
             kind=KIND,
-            fingerprint=fingerprint_of(session),
+            fingerprint={**fingerprint_of(session), "branches": ",".join(names)},
             statistics={name: value.double().cpu() for name, value in statistics.items()},
             samples=session.shape[0],
         )

@@ -911,6 +911,5 @@ NOT_COVERED: dict[str, str] = {
     "Qwen-Image edit": "encodes its prompt together with the image, so embeddings cannot be given",
     "Flux 2, Cosmos, Kandinsky 5, HunyuanVideo 1.5, SkyReels": "no tiny configuration made yet",
     "Stable Cascade": "two pipelines after each other; each is a prior or decoder of its own",
-    "group offload, layerwise casting": "need an accelerator to differ from a plain run",
 }
 """What has no tiny pipeline here, and why."""

@@ -118,6 +118,7 @@ def test_keyboard_interrupt_in_the_network(pipe: Any) -> None:
         with pytest.raises(KeyboardInterrupt):
             WAN.run(pipe)
         handle.remove()
+        assert len(run.traces) == 1  # closed at once: nothing is held until the next request
         assert torch.equal(WAN.run(pipe), expected)
         assert [len(trace.steps) for trace in run.traces] == [0, 6]
 
@@ -432,20 +433,22 @@ def test_in_place_compilation_is_refused(pipe: Any) -> None:
 @pytest.mark.parametrize("regional", [False, True], ids=["whole", "repeated-blocks"])
 def test_no_graph_break_is_added(regional: bool) -> None:
     """The same graphs, operators and breaks with an engine and without, counted by a backend."""
+    from torch._dynamo.testing import CompileCounter
+    from torch._dynamo.utils import counters
 
     def compiled() -> tuple[Any, Any]:
         torch._dynamo.reset()
-        counter = torch._dynamo.testing.CompileCounter()
+        counter = CompileCounter()
         pipe = WAN.build()
         if regional:
             pipe.transformer.compile_repeated_blocks(backend=counter)
         else:
             pipe.transformer = torch.compile(pipe.transformer, backend=counter)
-        torch._dynamo.utils.counters.clear()
+        counters.clear()
         return pipe, counter
 
     def breaks() -> int:
-        return sum(torch._dynamo.utils.counters["graph_break"].values())
+        return sum(counters["graph_break"].values())
 
     pipe, counter = compiled()
     full = WAN.run(pipe)
@@ -540,3 +543,42 @@ def test_time_warp_needs_a_first_order_flow_scheduler(name: str) -> None:
     scheduler = type(pipe.scheduler).__name__
     with pytest.raises(CapabilityError, match=f"first_order, which {scheduler} does not offer"):
         attach(pipe, [SOME, TimestepAdjuster(phi=(0.9,) * 6)])
+
+
+def cast_layerwise(network: Any) -> None:
+    network.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
+
+
+def offload_groups(network: Any) -> None:
+    pytest.importorskip("accelerate")
+    device = torch.device("cpu")
+    network.enable_group_offload(device, device, "block_level", num_blocks_per_group=1)
+
+
+@pytest.mark.parametrize("prepare", [cast_layerwise, offload_groups])
+@pytest.mark.parametrize("name", ["wan-euler", "sd3"])
+def test_hooks_of_diffusers_on_the_network_keep_working(name: str, prepare: Any) -> None:
+    family = FAMILIES[name]
+    pipe = family.build()
+    prepare(pipe.transformer)
+    plain = family.run(pipe)
+    before = dict(vars(pipe.transformer))
+    with attach(pipe, [EVERY]):
+        assert torch.equal(family.run(pipe), plain)
+    with attach(pipe, [SOME]) as run, counted(pipe, family) as made:
+        first = family.run(pipe)
+        assert torch.equal(family.run(pipe), first)
+    assert not torch.equal(first, plain)
+    assert len(made) == 2 * 3 * family.calls == sum(t.network_calls for t in run.traces)
+    assert vars(pipe.transformer).items() == before.items()
+    assert torch.equal(family.run(pipe), plain)
+
+
+def test_weights_changed_between_requests_start_from_nothing(pipe: Any) -> None:
+    """As loading or scaling an adapter does: no residual of the old weights survives."""
+    with attach(pipe, [SOME]):
+        WAN.run(pipe)
+        with torch.no_grad():
+            pipe.transformer.proj_out.weight.mul_(1.5)
+        changed = WAN.run(pipe)
+    assert torch.equal(changed, fresh(WAN, pipe))
