@@ -54,7 +54,7 @@ class TimestepAdjuster(Policy):
 
     Example:
         >>> TimestepAdjuster(phi=(0.9,) * 50).network_time
-        'nominal'
+        'actual'
     """
 
     static = True
@@ -64,7 +64,7 @@ class TimestepAdjuster(Policy):
     phi: tuple[float, ...] | None = None
     form: Form = "velocity"
     minimum: float = 0.2
-    network_time: Literal["nominal", "actual"] = "nominal"
+    network_time: Literal["nominal", "actual"] = "actual"
     signal: Signal = "first"
     allow: tuple[str, ...] = ()
 

@@ -138,7 +138,7 @@ def test_phi_counts_on_reused_steps_only(world: SimpleNamespace) -> None:
 def test_nominal_and_actual_times_differ_and_so_do_the_samples(world: SimpleNamespace) -> None:
     skip = SkipPolicy(steps=(0, 2, 4, 6))
     phi = (0.5,) * 8
-    nominal = world.run([skip, TimestepAdjuster(phi=phi)])
+    nominal = world.run([skip, TimestepAdjuster(phi=phi, network_time="nominal")])
     actual = world.run([skip, TimestepAdjuster(phi=phi, network_time="actual")])
     grid = FlowEuler().schedule(8)
     assert [s.time for s in nominal.trace.steps] == list(grid.times[:-1])
