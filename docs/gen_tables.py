@@ -6,10 +6,12 @@ lists them. A missing file fails the build, so no page can show an old or an inv
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ DATA = Path(__file__).parent / "data"
 COMMANDS = {
     "ablation": "erta bench ablation --json docs/data/ablation.json",
     "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
+    "families": "erta bench families --json docs/data/families.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
 }
 LADDER = ("plain", "ablation", "recipe")
@@ -281,6 +284,53 @@ def overhead_section(record: Record) -> str:
     return "\n\n".join([table(headings, lines), said, caption(record)])
 
 
+# ------------------------------------------------------------------------------- families
+def families_section(record: Record) -> str:
+    """Which cache works on which family: how many, each pair, and why not."""
+    cells = {(row["family"], row["method"]): row for row in record["rows"]}
+    families, methods = (list(dict.fromkeys(key[place] for key in cells)) for place in (0, 1))
+    kinds = [k for k in KINDS if any(row["status"] == k for row in record["rows"])]
+    counts = []
+    for method in methods:
+        found = [cells[name, method]["status"] for name in families]
+        helped = [r for r in record["rows"] if (r["method"], r["status"]) == (method, "works")]
+        by_hand = sum(bool(row["detail"]) for row in helped)
+        counts.append([method, *(str(found.count(kind)) for kind in kinds), str(by_hand or "")])
+    pairs = [[name, *(outcome(cells[name, method]) for method in methods)] for name in families]
+    return "\n\n".join(
+        [
+            table([f"of {len(families)} families", *kinds, "works by hand"], counts),
+            caption(record),
+            "## Family by family",
+            "A percentage is the share of the layers' work that was still done where it works.",
+            table(["", *methods], pairs),
+            "## Why not",
+            left_aligned(["Method", "What it said", "Families"], reasons(record)),
+        ]
+    )
+
+
+KINDS = ("works", "no-effect", "error", "not installed")
+"""What a cache may do on a family."""
+
+
+def outcome(row: Row) -> str:
+    """A cell of the table of families."""
+    return f"{row['work']:.0%}" if row["status"] == "works" else str(row["status"])
+
+
+def reasons(record: Record) -> list[list[str]]:
+    """Why a method does not work, with the families that it says so on."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in record["rows"]:
+        if row["status"] != "works":
+            found.setdefault((row["method"], row["detail"]), []).append(row["family"])
+    return [
+        [method, "`" + cell(said).replace("`", "'") + "`", ", ".join(names)]
+        for (method, said), names in sorted(found.items())
+    ]
+
+
 # ---------------------------------------------------------------------------------- code
 def cli_root() -> Any:
     """The `erta` command as click sees it; `erta bench` hands over to a group of its own."""
@@ -303,7 +353,8 @@ def command_help(command: Any, path: str, level: int) -> list[str]:
     """Heading, usage, text and options of a command and of those below it."""
     shown = [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
     arguments = [p for p in shown if p.param_type_name == "argument"]
-    below = getattr(command, "commands", {})
+    names = command.list_commands(None) if hasattr(command, "list_commands") else []
+    below = {name: command.get_command(None, name) for name in names}
     usage = [path, *(["COMMAND"] if below else []), *map(metavar, arguments), "[OPTIONS]"]
     rows = [
         [f"`{metavar(p) if p in arguments else spelled(p)}`", cell(p.help), default(p)]
@@ -359,13 +410,47 @@ def checks_table() -> str:
     return left_aligned(["Check", "Holds when"], rows)
 
 
+def schedulers_table() -> str:
+    """What every scheduler allows, with the reason."""
+    from erta_integrations.diffusers import CAPABILITIES
+
+    rows = [[f"`{name}`", c.support.value, c.reason] for name, c in sorted(CAPABILITIES.items())]
+    return left_aligned(["Scheduler", "Support", "Why"], rows)
+
+
+@functools.cache
+def pipelines_table() -> str:
+    """The pipelines of the test matrix, with what could not be built for it."""
+    rows = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations within diffusers are not ours to show
+        from erta_integrations.diffusers.tiny import FAMILIES, NOT_COVERED
+
+        for name, family in FAMILIES.items():
+            networks = dict.fromkeys(inner.partition(".")[0] for inner in family.inner)
+            pipe = type(family.build())
+            rows.append([name, f"`{pipe.__name__}`", ", ".join(networks), str(family.calls)])
+    absent = [[name, reason] for name, reason in NOT_COVERED.items()]
+    headings = ["Family", "Pipeline", "Networks", "Calls a step"]
+    return "\n\n".join(
+        [
+            left_aligned(headings, rows),
+            "Not among the tests:",
+            left_aligned(["Family", "Why"], absent),
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
+    "table:families": lambda: families_section(load("families")),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "cli": cli_reference,
     "checks": checks_table,
+    "table:schedulers": schedulers_table,
+    "table:pipelines": pipelines_table,
 }
 
 

@@ -1,5 +1,6 @@
 """erta_framework: caching methods for diffusion models as plugins on one sampling loop."""
 
+from erta_framework.attach import attach
 from erta_framework.callbacks import Callback, PictureWriter, ProgressBar, TraceLogger
 from erta_framework.engine import Engine
 from erta_framework.errors import ErtaError
@@ -60,5 +61,6 @@ __all__ = [
     "Step",
     "Trace",
     "TraceLogger",
+    "attach",
     "hookimpl",
 ]

@@ -129,6 +129,14 @@ def _model_problem(loaded: object) -> str | None:
     return None if callable(loaded) else f"is {loaded!r}, not a function that returns a model"
 
 
+def _driver_problem(loaded: object) -> str | None:
+    return None if callable(loaded) else f"is {loaded!r}, not a function that takes a pipeline"
+
+
+def _bench_problem(loaded: object) -> str | None:
+    return None if callable(loaded) else f"is {loaded!r}, not a function that typer can run"
+
+
 def policies(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of policies (`erta_framework.policies`)."""
     return Catalogue("erta_framework.policies", _policy_problem, only)
@@ -137,3 +145,13 @@ def policies(only: Collection[str] | None = None) -> Catalogue:
 def models(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of bundled models (`erta_framework.models`): functions that load one."""
     return Catalogue("erta_framework.models", _model_problem, only)
+
+
+def drivers(only: Collection[str] | None = None) -> Catalogue:
+    """The catalogue of drivers (`erta_framework.drivers`): functions that take a pipeline."""
+    return Catalogue("erta_framework.drivers", _driver_problem, only)
+
+
+def benches(only: Collection[str] | None = None) -> Catalogue:
+    """The catalogue of benchmarks (`erta_framework.benches`): functions that are commands."""
+    return Catalogue("erta_framework.benches", _bench_problem, only)

@@ -80,6 +80,7 @@ class Session:
         self._decision: Decision | None = None
         self._answers: dict[str, Answer] = {}
         self._calls: list[CallTrace] = []
+        self._asked: tuple[Call, float] | None = None
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
@@ -113,6 +114,7 @@ class Session:
             self._history.clear()
             self.info.states.clear()
             self._answers, self._step, self._decision = {}, None, None
+            self._asked = None
 
     # ---------------------------------------------------------------- verbs
     def begin(self, interval: Interval, branches: Sequence[str] = ()) -> Step:
@@ -166,7 +168,34 @@ class Session:
             ProtocolError: No step is open, or the branch was already answered.
             PolicyError: A policy raised, or returned something impossible.
         """
+        self.ask(x, compute, branch=branch, model=model, seam=seam, features=features)
+        return self.answer()
+
+    def ask(
+        self,
+        x: Tensor,
+        compute: Callable[[], Tensor],
+        *,
+        branch: str = "cond",
+        model: str = "model",
+        seam: Seam = Seam.LATENT,
+        features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
+    ) -> Call:
+        """Decide one branch of the open step; `answer` must follow.
+
+        For drivers that are inside the network when they ask, and that let it run on when
+        `call.reused` is false: `compute` then returns what the network has produced by the time
+        of `answer`. Arguments and errors as in `forward`, which is both verbs at once.
+
+        Returns:
+            The call, with its decision.
+        """
         self._require(Stage.RUNNING, verb="forward")
+        if self._asked is not None:
+            raise ProtocolError(
+                f"branch {branch!r} was asked in step {self._expected} before branch "
+                f"{self._asked[0].branch!r} was answered; call answer() first"
+            )
         if branch in self._answers:
             raise ProtocolError(
                 f"branch {branch!r} was already answered in step {self._expected}; "
@@ -184,17 +213,31 @@ class Session:
         if decision.scope == "step" and self._decision is None:
             self._decision = decision
         call = Call(x, branch, model, seam, history, decision, network, features, states)
-        output = self._answer(call, network)
-        computed = network.ran
-        source = history[0].index if history and not computed else None
-        self._answers[branch] = Answer(decision, output, computed, source)
+        self._asked = call, started
+        return call
+
+    def answer(self) -> Tensor:
+        """Answer the branch that was asked; the prediction, of the shape of its `x`.
+
+        Raises:
+            ProtocolError: Nothing was asked.
+            PolicyError: A policy raised, or returned something impossible.
+        """
+        self._require(Stage.RUNNING, verb="answer")
+        if self._asked is None:
+            raise ProtocolError(f"answer without ask in step {self._expected}")
+        (call, started), self._asked = self._asked, None
+        output = self._answer(call, call.compute)
+        computed = call.ran
+        source = call.history[0].index if call.history and not computed else None
+        self._answers[call.branch] = Answer(call.decision, output, computed, source)
         self._calls.append(
             CallTrace(
                 index=self._expected,
-                branch=branch,
-                model=model,
+                branch=call.branch,
+                model=call.model,
                 computed=computed,
-                reason=network.reason or decision.reason,
+                reason=call.compute.reason or call.decision.reason,
                 source=source,
                 seconds=time.perf_counter() - started,
             )
@@ -212,6 +255,11 @@ class Session:
         self._require(Stage.RUNNING, verb="settle")
         if not self._answers or self._step is None:
             raise ProtocolError(f"settle before any forward in step {self._expected}")
+        if self._asked is not None:
+            raise ProtocolError(
+                f"settle in step {self._expected} before branch {self._asked[0].branch!r}, which "
+                "was asked, was answered"
+            )
         given = settled = self._step.interval
         if "adjust_interval" in self.engine.active:
             adjusted = self._hook("adjust_interval", step=self._step, answers=self._answers)

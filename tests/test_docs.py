@@ -118,8 +118,8 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
 def assert_is_command(words: list[str]) -> None:
     command = tables.cli_root()
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
-        assert words[0] in command.commands, f"erta has no command {words[0]!r}"
-        command = command.commands[words.pop(0)]
+        assert words[0] in command.list_commands(None), f"erta has no command {words[0]!r}"
+        command = command.get_command(None, words.pop(0))
     known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
     assert {word.split("=")[0] for word in words if word.startswith("--")} <= known
 

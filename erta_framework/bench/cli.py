@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from erta_framework.bench.ablation import Setting, ablation
 from erta_framework.bench.overhead import overhead
 from erta_framework.errors import InputError
 from erta_framework.models import TextModel
-from erta_framework.registry import models
+from erta_framework.registry import benches, models
+
+
+class Benches(TyperGroup):
+    """Our own benchmarks, and those of installed packages, imported when one is asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *self.installed()]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in self.installed():
+            single = typer.Typer(add_completion=False)
+            single.command(cmd_name)(benches().load(cmd_name))
+            return typer.main.get_command(single)
+        return super().get_command(ctx, cmd_name)
+
+    def installed(self) -> list[str]:
+        """Names in the catalogue that are not our own."""
+        return [name for name in benches().names() if name not in self.commands]
+
 
 app = typer.Typer(
+    cls=Benches,
     help="Benchmarks; each prints a table and takes --json FILE.",
     no_args_is_help=True,
     add_completion=False,

@@ -10,7 +10,15 @@ import typer
 from rich.table import Table
 from safetensors.torch import save_file
 
-from erta_framework.callbacks import BatchEnd, Callback, PictureWriter, ProgressBar, TraceLogger
+from erta_framework.callbacks import (
+    BatchEnd,
+    Callback,
+    Observers,
+    PictureWriter,
+    ProgressBar,
+    RunStart,
+    TraceLogger,
+)
 from erta_framework.cli.app import app
 from erta_framework.cli.common import (
     Settings,
@@ -21,10 +29,25 @@ from erta_framework.cli.common import (
     read_settings,
     sampler_of,
 )
-from erta_framework.config import build_policy
+from erta_framework.cli.pipeline import (
+    Dtype,
+    Frames,
+    GuidanceScale,
+    Height,
+    Pipeline,
+    PipelineOptions,
+    PromptsFile,
+    Seed,
+    Steps,
+    Width,
+    write_picture,
+)
+from erta_framework.config import RunConfig, build_policy
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.policy import Policy
+from erta_framework.profile import Profile
 from erta_framework.registry import policies as policy_catalogue
+from erta_framework.sampler import Samples
 
 Prompts = Annotated[
     list[str] | None,
@@ -40,11 +63,28 @@ def sample(
         Path | None,
         typer.Option("--output", "-o", help="Folder to write to; the config's by default."),
     ] = None,
-    gifs: Annotated[bool, typer.Option(help="Write a GIF of each sample.")] = True,
+    gifs: Annotated[
+        bool, typer.Option(help="Write a GIF of each sample, or a PNG of a still.")
+    ] = True,
+    pipeline: Pipeline = None,
+    prompts: PromptsFile = None,
+    steps: Steps = None,
+    guidance: GuidanceScale = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Sample prompts; writes GIFs, samples.safetensors and trace.jsonl."""
+    """Sample prompts; writes GIFs or PNGs, samples.safetensors and trace.jsonl."""
     config = read_settings(settings)
     folder = output if output is not None else Path(config.output)
+    options = PipelineOptions(
+        pipeline, prompts, steps, guidance, height, width, frames, seed, dtype
+    )
+    if options.wanted(config, settings):
+        sample_pipeline(options, config, prompt, folder, gifs)
+        return
     batches = Batches()
     callbacks: list[Callback] = [ProgressBar(), TraceLogger(folder / "trace.jsonl"), batches]
     if gifs:
@@ -53,9 +93,41 @@ def sample(
         callbacks.append(PictureWriter(folder / "gifs", write_gif))
     sampler = sampler_of(config, config.policies, callbacks)
     model = load_model(config.model)
-    prompts = prompts_of(config, prompt, fallback=())
+    texts = prompts_of(config, prompt, fallback=())
     (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
-    result = sampler.sample(model, prompts, seed=config.seed)
+    show_samples(sampler.sample(model, texts, seed=config.seed), batches, folder)
+
+
+def sample_pipeline(
+    options: PipelineOptions,
+    config: RunConfig,
+    prompt: Sequence[str] | None,
+    folder: Path,
+    pictures: bool,
+) -> None:
+    """What `erta sample --pipeline` does."""
+    texts = prompts_of(config, options.given_prompts(prompt), fallback=())
+    run = options.open(config)
+    result: Samples = run.sample(texts, config.policies, **options.arguments(config))
+    batches = Batches()
+    callbacks: list[Callback] = [TraceLogger(folder / "trace.jsonl"), batches]
+    if pictures:
+        callbacks.append(PictureWriter(folder / "pictures", write_picture))
+    (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
+    seconds = result.seconds / len(texts)
+    start = RunStart(len(texts), len(texts), result.traces[0].num_steps, "sampling")
+    with Observers(tuple(callbacks), start) as observers:
+        for text, number, one, trace in zip(
+            result.prompts, result.seeds, result.samples, result.traces, strict=True
+        ):
+            for step in trace.steps:
+                observers.step(step)
+            observers.batch(BatchEnd((text,), (number,), one.unsqueeze(0), trace, seconds))
+    show_samples(result, batches, folder)
+
+
+def show_samples(result: Samples, batches: Batches, folder: Path) -> None:
+    """Write the samples with their prompts and seeds, and print what ran."""
     facts = {"prompts": "\n".join(result.prompts), "seeds": ",".join(map(str, result.seeds))}
     save_file({"samples": result.samples.contiguous()}, folder / "samples.safetensors", facts)
     out = console()
@@ -115,19 +187,41 @@ def calibrate(
         typer.Option(help="The profiler itself, instead of asking a policy.", show_default=False),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing profile.")] = False,
+    pipeline: Pipeline = None,
+    prompts: PromptsFile = None,
+    steps: Steps = None,
+    guidance: GuidanceScale = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
 ) -> None:
-    """Run the full network on calibration prompts and write a profile."""
+    """Run the full network on calibration prompts and write a profile.
+
+    With --pipeline, and nothing that asks for a profiler, for the policy ertacache.
+    """
     config = read_settings(settings)
+    options = PipelineOptions(
+        pipeline, prompts, steps, guidance, height, width, frames, seed, dtype
+    )
+    piped = options.wanted(config, settings)
+    if piped and policy is None and profiler is None and not config.policies:
+        policy = "ertacache"
     asked = [blank_policy(policy)] if policy is not None else list(config.policies)
     target = output if output is not None else output_of(asked)
     if target.exists() and not force:
         raise InputError(f"{target} exists; give --force to replace it, or another --output")
     chosen = profiler_of(asked, profiler)
-    sampler = sampler_of(config, (), [ProgressBar()])
-    model = load_model(config.model)
-    offered = demo_prompts(model)
-    prompts = prompts_of(config, prompt, fallback=offered[0] if offered is not None else ())
-    made = sampler.calibrate(model, prompts, seed=config.seed, profiler=chosen)
+    if piped:
+        texts = prompts_of(config, options.given_prompts(prompt), fallback=())
+        made: Profile = options.open(config).calibrate(texts, chosen, **options.arguments(config))
+    else:
+        sampler = sampler_of(config, (), [ProgressBar()])
+        model = load_model(config.model)
+        offered = demo_prompts(model)
+        texts = prompts_of(config, prompt, fallback=offered[0] if offered is not None else ())
+        made = sampler.calibrate(model, texts, seed=config.seed, profiler=chosen)
     made.save(target)
     out = console()
     out.print(f"{made!r} by {chosen!r}", markup=False)

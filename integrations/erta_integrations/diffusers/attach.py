@@ -9,9 +9,10 @@ from typing import Any, Self
 
 from torch import nn
 
-from erta_framework import Engine, Policy, Profile, Trace
+from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.config import build_policies, build_policy, load_config
-from erta_framework.errors import CapabilityError, ConflictError
+from erta_framework.errors import CapabilityError, ConflictError, InputError
+from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.driver import Driver
 from erta_integrations.diffusers.networks import find_networks
 from erta_integrations.diffusers.patching import patched
@@ -27,9 +28,18 @@ class Attachment:
         engine: The policies that decide.
     """
 
-    def __init__(self, pipe: Any, engine: Engine, networks: dict[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        engine: Engine,
+        networks: dict[str, nn.Module],
+        seam: Seam = Seam.LATENT,
+    ) -> None:
         self.engine = engine
-        self._driver = Driver(engine, pipe, networks)
+        self._driver = Driver(engine, pipe, networks, seam)
+        signals.check(engine.policies, networks, self._driver.signals)
+        scheduler = self._driver.scheduler
+        engine.check(capabilities(scheduler) | self._driver.signals, type(scheduler).__name__)
 
     def __enter__(self) -> Self:
         driver = self._driver
@@ -87,12 +97,33 @@ class Attachment:
             return "no request yet"
         return "\n".join(trace.summary() for trace in self.traces)
 
+    def plot(self, path: str | Path, request: int = -1) -> Path:
+        """Draw which steps of a request were computed or reused.
+
+        Args:
+            path: Picture to write; its ending gives the format.
+            request: Place in `traces`; the newest by default.
+
+        Raises:
+            InputError: There is no such request.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from erta_framework.media import SchedulePlot, schedule_plot
+
+        if not -len(self.traces) <= request < len(self.traces):
+            raise InputError(f"there is no request {request} to plot, {len(self.traces)} were made")
+        trace = self.traces[request]
+        title = f"{trace.request_id}: {trace.network_calls} network calls"
+        computed = [step.computed for step in trace.steps]
+        return schedule_plot(SchedulePlot(title, computed), path)
+
 
 def attach(
     pipe: Any,
     policies: Policies,
     *,
     networks: Sequence[str] | None = None,
+    seam: str = Seam.LATENT,
     **options: Any,
 ) -> Attachment:
     """Attach policies to a diffusers pipeline that nobody changed.
@@ -106,11 +137,15 @@ def attach(
             a configuration file, or an `Engine`.
         networks: Names of the components to drive; by default every module of the pipeline whose
             `forward` takes latents and a time.
+        seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` only its block
+            stack, so that embedders, final norm and head run at the current timestep.
         options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.
 
     Raises:
         CapabilityError: The scheduler cannot be driven, lacks what a policy requires, the pipeline
-            has no network, or a network was compiled in place.
+            has no network, a network was compiled in place, or it has no trunk or not the signal
+            that a policy requires.
+        InputError: `seam` is no seam of a pipeline.
         ConflictError: On entering, when a network is attached already.
 
     Example:
@@ -124,8 +159,10 @@ def attach(
         raise CapabilityError(
             f"{type(pipe).__name__} has no scheduler; a diffusers pipeline is needed"
         )
-    engine.check(capabilities(scheduler), type(scheduler).__name__)
-    return Attachment(pipe, engine, find_networks(pipe, networks))
+    if seam not in (Seam.LATENT, Seam.TRUNK):
+        raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
+    capabilities(scheduler)  # refuses what cannot be driven, before anything else is looked at
+    return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam))
 
 
 def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:

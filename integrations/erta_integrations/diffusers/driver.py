@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erta_framework import Engine, Interval, Profile, Schedule, Session, SessionInfo, Trace
+from erta_framework import Engine, Interval, Profile, Schedule, Seam, Session, SessionInfo, Trace
 from erta_framework.errors import CapabilityError, ProtocolError
+from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.branches import Branches, same_value
-from erta_integrations.diffusers.facts import guidance_of, network_facts, solver_of
+from erta_integrations.diffusers.chain import Run, Trunk
+from erta_integrations.diffusers.facts import channel_dim, guidance_of, network_facts, solver_of
 from erta_integrations.diffusers.networks import LATENTS, TIMES, bound, compiled_in_place, pick
 from erta_integrations.diffusers.patching import PatchSet
 from erta_integrations.diffusers.schedulers import (
@@ -26,6 +28,7 @@ from erta_integrations.diffusers.schedulers import (
     read_schedule,
 )
 from erta_integrations.diffusers.shapes import OutputForm, as_tensor, read_output
+from erta_integrations.diffusers.streams import Chain
 
 UNREAD = Schedule((0.0,), (0.0,))
 
@@ -51,17 +54,31 @@ class Request:
     in_step: bool = False
     told: Any = None
     forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
+    chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
 
 
 class Driver:
     """Turns `set_timesteps`, network calls and `scheduler.step` into the verbs of a session."""
 
-    def __init__(self, engine: Engine, pipe: Any, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        pipe: Any,
+        networks: Mapping[str, nn.Module],
+        seam: Seam = Seam.LATENT,
+    ) -> None:
         self.engine = engine
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
         self.patches = PatchSet()
+        self.seam = seam
+        wanted = signals.required(engine.policies)
+        self.trunks = {
+            name: Trunk(name, network, wanted)
+            for name, network in networks.items()
+            if seam is Seam.TRUNK
+        }
         self.traces: list[Trace] = []
         self.emitted: list[Profile] = []
         self._request: Request | None = None
@@ -76,6 +93,14 @@ class Driver:
             inner = getattr(network, "_orig_mod", network)
             if hasattr(inner, "cache_context"):
                 self.patches.apply(inner, "cache_context", self.named)
+        for trunk in self.trunks.values():
+            trunk.install(self.patches)
+
+    @property
+    def signals(self) -> frozenset[str]:
+        """The signals that every network offers at this seam."""
+        offered = [trunk.offered for trunk in self.trunks.values()]
+        return frozenset.intersection(*offered) if offered else frozenset()
 
     # ---------------------------------------------------------- replacements
     def set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -111,7 +136,10 @@ class Driver:
                     f"it called {type(self.scheduler).__name__}.step; a pipeline that integrates "
                     "by itself or steps a copy of its scheduler cannot be followed"
                 )
-            return self._answer(request, name, branch, latents, partial(original, *args, **kwargs))
+            call = partial(original, *args, **kwargs)
+            if name in self.trunks:
+                return self._answer_trunk(request, name, branch, latents, call)
+            return self._answer(request, name, branch, latents, call)
 
     @contextmanager
     def named(
@@ -161,6 +189,7 @@ class Driver:
     def _close(self, request: Request, error: BaseException | None) -> None:
         self._request = None
         request.forms.clear()
+        request.chains.clear()
         request.branches.known.clear()
         session = request.session
         if session is None:
@@ -194,14 +223,37 @@ class Driver:
             dtype=latents.dtype,
             device=latents.device,
             branches=(),
-            model=network_facts(name, self.networks[name]),
+            channel_dim=channel_dim(self.networks[name], tuple(latents.shape)),
+            model=self._facts(name),
             solver=solver_of(self.scheduler),
             guidance=guidance_of(self.pipe),
-            capabilities=capabilities(self.scheduler),
+            capabilities=capabilities(self.scheduler) | self.signals,
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * float(self.scheduler.config.num_train_timesteps),
         )
+
+    def _facts(self, name: str) -> dict[str, str]:
+        facts = network_facts(name, self.networks[name])
+        # residuals of tokens are no residuals of latents: profiles must not be mixed up
+        return facts if self.seam is Seam.LATENT else {**facts, "seam": self.seam.value}
+
+    def _answer_trunk(
+        self,
+        request: Request,
+        name: str,
+        branch: str,
+        latents: Tensor,
+        call: Callable[[], Any],
+    ) -> Any:
+        assert request.session is not None
+        key = (name, branch, latents.shape, latents.dtype)
+        trunk = self.trunks[name]
+        run = Run(trunk, request.session, branch, call, request.chains.get(key))
+        with trunk.running(run):
+            raw = run.whole()
+        request.chains[key] = run.chain
+        return raw
 
     def _answer(
         self,

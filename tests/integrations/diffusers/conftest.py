@@ -1,14 +1,11 @@
-"""Makes `families` importable here, and lets warnings of third parties pass."""
+"""Lets warnings of third parties pass, and needs diffusers."""
 
 from __future__ import annotations
 
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 collect_ignore_glob = [] if find_spec("diffusers") else ["test_*.py"]
 FILTERS = (
     "ignore:__array__ implementation doesn:DeprecationWarning",  # schedulers, NumPy 2

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from families import drawn
 
 from erta_integrations.diffusers.branches import Branches
+from erta_integrations.diffusers.tiny import drawn
 
 COND, UNCOND = drawn(1, 4, 8, seed=1), drawn(1, 4, 8, seed=2)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, counted
 from torch import Tensor
 
 from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.tiny import FAMILIES, Family, counted
 from erta_policies.ertacache import SkipPolicy
 
 pytestmark = pytest.mark.parametrize("name", FAMILIES)

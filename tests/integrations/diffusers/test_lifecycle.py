@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, Family, counted, drawn, flow, unipc
 from torch import Tensor
 
 from erta_framework import Call, Policy, hookimpl
 from erta_framework.errors import CapabilityError, ConflictError, PolicyError, ProtocolError
 from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.tiny import FAMILIES, Family, counted, drawn, flow, unipc
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 
 SOME = SkipPolicy(steps=(0, 2))

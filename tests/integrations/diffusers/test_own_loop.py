@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES, drawn
 from torch import Tensor
 
 from erta_framework import (
@@ -23,6 +22,7 @@ from erta_framework import (
 )
 from erta_framework.guidance import Guidance
 from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.tiny import FAMILIES, drawn
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 
 SKIP = SkipPolicy(steps=(0, 1, 4))

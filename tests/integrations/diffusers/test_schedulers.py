@@ -7,7 +7,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from families import FAMILIES
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
@@ -17,6 +16,7 @@ from erta_integrations.diffusers.schedulers import (
     first_index,
     read_schedule,
 )
+from erta_integrations.diffusers.tiny import FAMILIES
 from erta_policies.ertacache import SkipPolicy
 
 EXPORTED = sorted(

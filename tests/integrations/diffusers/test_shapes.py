@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 from diffusers.utils import BaseOutput
-from families import drawn
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers.shapes import Relation, read_output, rule_for
+from erta_integrations.diffusers.tiny import drawn
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""`erta bench families`: which caches work on which pipelines, side by side."""

@@ -1,0 +1,165 @@
+"""One method on one pipeline: what it skipped, counted inside the network, and what came out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from erta_framework.bench.report import Row
+from erta_integrations.diffusers.bench.methods import METHODS, Target
+from erta_integrations.diffusers.tiny import FAMILIES, VIDEO, Family
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+LONGEST = 200
+"""Characters of an error that are kept."""
+
+
+@dataclass(slots=True)
+class Work:
+    """What the layers of the networks really computed.
+
+    Attributes:
+        calls: Runs of a linear or convolution layer.
+        elements: Elements of their outputs; fewer too where only a part of a batch was computed.
+        batch: Samples of the first network call.
+    """
+
+    calls: int = 0
+    elements: int = 0
+    batch: int = 0
+
+
+def watched(networks: tuple[nn.Module, ...]) -> Work:
+    """Count from now on.
+
+    A layer's own `forward` is replaced before any cache is switched on, so whatever a cache puts
+    around it decides first: only what was really computed is counted.
+    """
+    work = Work()
+    for network in networks:
+        for layer in network.modules():
+            if isinstance(layer, LAYERS):
+                count(layer, work)
+        network.register_forward_pre_hook(
+            lambda _, args, kwargs: note_batch(work, args, kwargs), with_kwargs=True
+        )
+    return work
+
+
+def count(layer: nn.Module, work: Work) -> None:
+    """Count the runs of one layer."""
+    own = layer.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = own(*args, **kwargs)
+        work.calls += 1
+        work.elements += output.numel()
+        return output
+
+    vars(layer)["forward"] = forward
+
+
+def note_batch(work: Work, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Keep the number of samples of the first call."""
+    latents = kwargs.get("hidden_states", kwargs.get("sample", args[0] if args else ()))
+    work.batch = work.batch or len(latents)
+
+
+def networks_of(pipe: Any, family: Family) -> tuple[nn.Module, ...]:
+    """The denoising networks."""
+    names = dict.fromkeys(path.partition(".")[0] for path in family.inner)
+    return tuple(getattr(pipe, name) for name in names)
+
+
+def layout(name: str) -> str:
+    """Order of the latents' dimensions."""
+    if name not in VIDEO:
+        return "BCHW"
+    return "BFCHW" if name.startswith("cogvideox") else "BCFHW"
+
+
+def measured(name: str, method: str, steps: int) -> Row:
+    """The row of one method on one family.
+
+    Changes classes and logging, as some methods do: for a process of its own.
+
+    Args:
+        name: Name of a family.
+        method: Name of a method.
+        steps: Steps of both runs.
+    """
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    family = FAMILIES[name]
+    pipe = family.build()
+    full = watched(networks_of(pipe, family))
+    expected = family.run(pipe, steps)
+    pipe = family.build()
+    networks = networks_of(pipe, family)
+    work = watched(networks)
+    target = Target(pipe, networks, steps, layout(name), batched=full.batch > 1)
+    try:
+        by_hand = METHODS[method].enable(target)
+        output = family.run(pipe, steps)
+    except Exception as error:
+        return row(name, method, "error", first_line(error), full_calls=full.calls)
+    status, detail = judged(expected, output, full, work)
+    return row(
+        name,
+        method,
+        status,
+        detail or by_hand,
+        real_calls=work.calls,
+        full_calls=full.calls,
+        work=work.elements / full.elements,
+    )
+
+
+def judged(expected: Tensor, output: Tensor, full: Work, work: Work) -> tuple[str, str]:
+    """Status and detail of a run that ended."""
+    same = torch.equal(expected, output)
+    skipped = work.elements < full.elements
+    if not output.isfinite().all():
+        return "error", "the output is not finite"
+    if skipped and not same:
+        return "works", ""
+    if same:
+        return "no-effect", "skipped layers, but the output is identical" if skipped else (
+            "every layer ran and the output is identical"
+        )
+    return "no-effect", "every layer ran, yet the output differs"
+
+
+def row(
+    family: str,
+    method: str,
+    status: str,
+    detail: str,
+    *,
+    real_calls: int | None = None,
+    full_calls: int | None = None,
+    work: float | None = None,
+) -> Row:
+    """One flat record."""
+    return {
+        "family": family,
+        "method": method,
+        "status": status,
+        "real_calls": real_calls,
+        "full_calls": full_calls,
+        "work": work,
+        "detail": detail,
+    }
+
+
+def first_line(error: BaseException) -> str:
+    """Type and first line of an error."""
+    lines = str(error).strip().splitlines()
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

@@ -1,0 +1,105 @@
+"""Signals inside a network that policies may ask for by name, such as `signal:modulated_input`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from erta_framework import Policy
+from erta_framework.errors import CapabilityError
+from erta_integrations.diffusers.networks import pick, signature_of
+
+PREFIX = "signal:"
+MODULATED = "modulated_input"
+TIME = "timestep_embedding"
+
+
+class _Seen(Exception):
+    """Carries what the attention of a block was given; never leaves this module."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def attention_of(block: nn.Module) -> nn.Module | None:
+    """The first attention module inside a block, which its modulated input goes into."""
+    for module in block.modules():
+        name = type(module).__name__
+        if module is not block and ("Attention" in name or "Attn" in name) and uses(module):
+            return module
+    return None
+
+
+def uses(module: nn.Module) -> bool:
+    """Whether a module's `forward` takes hidden states first."""
+    first = next(iter(signature_of(type(module).forward).parameters), "")
+    return first in ("hidden_states", "x")
+
+
+def time_embedding_of(network: nn.Module) -> nn.Module | None:
+    """The module that embeds the timestep: the first `TimestepEmbedding`."""
+    found = (m for m in network.modules() if type(m).__name__ == "TimestepEmbedding")
+    return next(found, None)
+
+
+def modulated_input(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """What the attention of `block` would be given: its normalized, modulated input `[B, N, C]`.
+
+    Runs the block up to its first attention, no further.
+
+    Raises:
+        CapabilityError: The block never called that attention.
+    """
+    attention = attention_of(block)
+    if attention is not None:
+
+        def seen(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            raise _Seen(pick(named, ("hidden_states", "x")) if not given else given[0])
+
+        handle = attention.register_forward_pre_hook(seen, with_kwargs=True, prepend=True)
+        try:
+            type(block).forward(block, *args, **kwargs)
+        except _Seen as found:
+            return found.tensor
+        finally:
+            handle.remove()
+    raise CapabilityError(f"{type(block).__name__} never ran its attention; no modulated input")
+
+
+def available(network: nn.Module, first_blocks: Sequence[nn.Module]) -> frozenset[str]:
+    """Names of the signals that this network offers at the trunk seam, with their prefix."""
+    found = set()
+    if first_blocks and all(attention_of(block) is not None for block in first_blocks):
+        found.add(PREFIX + MODULATED)
+    if time_embedding_of(network) is not None:
+        found.add(PREFIX + TIME)
+    return frozenset(found)
+
+
+def required(policies: Sequence[Policy]) -> frozenset[str]:
+    """The signals that some policy declares in `requires`."""
+    return frozenset(r for policy in policies for r in policy.requires if r.startswith(PREFIX))
+
+
+def check(
+    policies: Sequence[Policy], networks: Mapping[str, nn.Module], offered: frozenset[str]
+) -> None:
+    """Refuse a pipeline that lacks a signal.
+
+    Raises:
+        CapabilityError: Names the policy, the signal, the model class and what it offers.
+    """
+    for policy in policies:
+        missing = sorted(required([policy]) - offered)
+        if missing:
+            models = ", ".join(f"{n} ({type(m).__name__})" for n, m in networks.items())
+            raise CapabilityError(
+                f"{policy!r} requires {', '.join(missing)}, which {models} does not offer (it "
+                f"offers {', '.join(sorted(offered)) or 'none'}); signals need seam='trunk' and a "
+                "network that has them, see inspect(pipe)"
+            )
+
+
+Feature = Callable[[], Tensor]

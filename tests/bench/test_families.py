@@ -1,0 +1,129 @@
+"""`erta bench families`: what is counted, what is judged, and what happens to a bad process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from erta_framework.bench import cli
+from erta_framework.errors import InputError
+from erta_framework.registry import benches
+
+pytest.importorskip("diffusers")
+
+from erta_integrations.diffusers.bench import families as bench
+from erta_integrations.diffusers.bench.cell import Work, judged, measured, watched
+from erta_integrations.diffusers.bench.isolated import GoneError, isolated
+from erta_integrations.diffusers.bench.methods import METHODS, Method
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """A cell is meant for a process of its own, where it silences everything."""
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        yield
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["wan-euler", "flux"])
+def test_ours_runs_exactly_the_layers_of_its_steps(name: str) -> None:
+    row = measured(name, "erta skip_policy", 8)
+    assert row["status"] == "works"
+    assert row["real_calls"] == row["full_calls"] * 5 / 8  # steps 0, 2, 4, 6 and the last
+    assert row["work"] == pytest.approx(5 / 8)
+
+
+def test_two_families_differ_in_what_works_on_them() -> None:
+    """TaylorSeer finds no module of Wan by itself, and says nothing."""
+    rows = {name: measured(name, "TaylorSeer", 8) for name in ("wan-euler", "flux")}
+    assert rows["flux"]["status"] == "works"
+    assert rows["wan-euler"]["status"] == "no-effect"
+    assert rows["wan-euler"]["real_calls"] == rows["wan-euler"]["full_calls"]
+    assert rows["wan-euler"]["work"] == 1
+    assert rows["wan-euler"]["detail"] == "every layer ran and the output is identical"
+
+
+def test_an_error_is_a_row_with_its_first_line() -> None:
+    row = measured("sd3", "FirstBlockCache", 8)
+    assert (row["status"], row["real_calls"], row["work"]) == ("error", None, None)
+    assert str(row["detail"]).startswith("ValueError: ")
+    assert "\n" not in str(row["detail"])
+
+
+def test_layers_are_counted_beneath_what_wraps_them() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    work = watched((network,))
+    inner = network[1]
+    computed = inner.forward
+    network(torch.ones(5, 3))
+    vars(inner)["forward"] = lambda x: torch.zeros(len(x), 2)
+    network(torch.ones(2, 3))
+    assert (work.calls, work.elements, work.batch) == (3, 5 * 4 + 5 * 2 + 2 * 4, 5)
+    assert computed(torch.ones(1, 4)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("output", "elements", "status"),
+    [(1.0, 5, "works"), (0.0, 5, "no-effect"), (1.0, 9, "no-effect"), (float("nan"), 5, "error")],
+)
+def test_judged(output: float, elements: int, status: str) -> None:
+    found, detail = judged(torch.zeros(1), torch.tensor([output]), Work(9, 9), Work(9, elements))
+    assert found == status
+    assert bool(detail) == (status != "works")
+
+
+def test_a_method_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "rival", Method(lambda _: "", package="not_a_package"))
+    (row,) = bench.families(["flux"], ["rival"]).rows
+    assert (row["status"], row["detail"]) == ("not installed", "pip install not-a-package")
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(InputError, match=r"no family 'fluks'.*flux"):
+        bench.families(["fluks"])
+    with pytest.raises(InputError, match=r"no method 'MagCash'.*MagCache"):
+        bench.families(["flux"], ["MagCash"])
+
+
+def test_it_is_a_command_that_an_entry_point_brings() -> None:
+    assert "families" in benches().names()
+    result = CliRunner().invoke(cli.app, ["--help"])
+    assert result.exit_code == 0
+    for name in ("ablation", "overhead", "families"):
+        assert name in result.output
+    assert CliRunner().invoke(cli.app, ["familys"]).exit_code == 2
+
+
+@pytest.mark.slow
+def test_bad_processes_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GoneError, match=r"no answer within 0\.5 s"):
+        isolated(time.sleep, 600, timeout=0.5)
+    with pytest.raises(GoneError, match="ended with exit code 7"):
+        isolated(functools.partial(__import__("os")._exit, 7), timeout=60)
+
+
+@pytest.mark.slow
+def test_command(tmp_path: object) -> None:
+    path = f"{tmp_path}/families.json"
+    options = ["families", "--family", "flux", "--method", "erta skip_policy", "--json", path]
+    result = CliRunner().invoke(cli.app, options)
+    assert result.exit_code == 0, result.output
+    with open(path, encoding="utf-8") as file:
+        record = json.load(file)
+    assert (
+        record["command"]
+        == 'erta bench families --family flux --method "erta skip_policy" --steps 8'
+    )
+    assert [(r["family"], r["method"], r["status"]) for r in record["rows"]] == [
+        ("flux", "erta skip_policy", "works")
+    ]
