@@ -84,7 +84,7 @@ class Engine:
         self.static = all(policy.static for policy in self.policies)
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
-        self._callers = {hook: getattr(self._manager.hook, hook) for hook in HOOKS}
+        self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
 
     def _register(self, position: int, policy: Policy) -> None:
         marked = {
@@ -249,6 +249,27 @@ class Engine:
     @staticmethod
     def _wraps(hook: str, policy: Policy) -> bool:
         return bool(hook_options(policy, hook)["wrapper"])
+
+
+def shortened(caller: pluggy.HookCaller) -> Callable[..., Any]:
+    """A hook that stops at the first answer, called directly where no wrapper surrounds it.
+
+    The same calls in the same order as pluggy's, without its cost for each of them.
+    """
+    implementations = caller.get_hookimpls()
+    first = caller.spec is not None and caller.spec.opts["firstresult"]
+    if not first or any(found.wrapper for found in implementations):
+        return caller
+    chain = tuple((found.function, found.argnames) for found in reversed(implementations))
+
+    def call(**arguments: Any) -> Any:
+        for function, names in chain:
+            answer = function(*[arguments[name] for name in names])
+            if answer is not None:
+                return answer
+        return None
+
+    return call
 
 
 def hook_options(policy: Policy, hook: str) -> Mapping[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from erta_framework.errors import ProfileError
 from erta_policies.ertacache.source import branches_of, loaded, require
 from erta_policies.ertacache.statistics import KIND, AffineFit, affine_fit
 
-Line = tuple[Tensor, ...]
+Line = tuple[Sequence[Any], Sequence[Any]]
+"""Slopes and offsets, `[source][step]`: numbers, or tensors that broadcast along the channels."""
 
 
 class ErrorLinearizer(Policy):
@@ -56,7 +57,8 @@ class ErrorLinearizer(Policy):
     allow: tuple[str, ...] = ()
 
     def prepare(self) -> None:
-        _ = self._fit
+        if self._fit.slope.shape[-1] == 1:
+            _ = self._numbers
 
     def needs(self) -> Needs:
         return Needs(evaluations=1)
@@ -74,6 +76,18 @@ class ErrorLinearizer(Policy):
     def _fit(self) -> AffineFit:
         return affine_fit(self._profile, per_channel=self.granularity == "channel")
 
+    @property
+    def _coefficients(self) -> tuple[Tensor, Tensor]:
+        fit = self._fit
+        # affine: v~ - (slope * v~ + offset) is (1 - slope) * v~ - offset
+        return (fit.k, fit.b) if self.form == "sigmoid" else (1 - fit.slope, -fit.offset)
+
+    @cached_property
+    def _numbers(self) -> list[Line]:
+        # one line for all channels needs no tensors: nothing to index, nothing to copy
+        first, second = (table[..., 0].tolist() for table in self._coefficients)
+        return list(zip(first, second, strict=True))
+
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         require(self._profile, session, self.allow)
@@ -89,15 +103,17 @@ class ErrorLinearizer(Policy):
                 f"run has {', '.join(session.branches)} with "
                 f"{session.shape[session.channel_dim]}; calibrate for it"
             )
-        # affine: v~ - (slope * v~ + offset) as one fused (1 - slope) * v~ - offset
-        first, second = (fit.k, fit.b) if self.form == "sigmoid" else (1 - fit.slope, -fit.offset)
+        if channels == 1:
+            return dict(zip(rows, self._numbers, strict=True))
+        first, second = self._coefficients
         line = [1] * len(session.shape)
         line[session.channel_dim] = channels
+        slopes, offsets = (
+            table.to(session.device, torch.float32).reshape(*table.shape[:3], *line)
+            for table in (first, second)
+        )
         return {
-            branch: tuple(
-                table[row].to(session.device, torch.float32).reshape(*table.shape[1:3], *line)
-                for table in (first, second)
-            )
+            branch: (slopes[row].unbind(0), offsets[row].unbind(0))
             for row, branch in enumerate(rows)
         }
 
@@ -107,13 +123,15 @@ class ErrorLinearizer(Policy):
         if not call.reused or call.ran:
             return output
         tables: dict[str, Line] = step.session.state_of(self, dict)
-        pair = (call.history[0].index, step.index)
         if call.branch not in tables:
             raise ProfileError(
                 f"{self!r} has lines for branches {', '.join(tables)}, the run has "
                 f"{call.branch!r}; calibrate for it"
             )
-        first, second = (table[pair] for table in tables[call.branch])
+        source = call.history[0].index
+        first, second = (table[source][step.index] for table in tables[call.branch])
+        wide = output if output.dtype is torch.float64 else output.float()
+        corrected: Tensor = first * wide + second
         if self.form == "sigmoid":
-            return (output - torch.sigmoid(first * output + second)).to(output.dtype)
-        return torch.addcmul(second, first, output).to(output.dtype)
+            corrected = wide - torch.sigmoid(corrected)
+        return corrected.to(output.dtype)
