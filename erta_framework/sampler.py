@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import platform
 import time
@@ -208,15 +209,9 @@ class Sampler:
                 "none of the policies needs calibration; give calibrate(..., profiler=...), "
                 "such as ResidualProfiler()"
             )
-        twin = Sampler(
-            [chosen],
-            self.callbacks,
-            solver=self.solver,
-            guidance=self.guidance,
-            sigmas=self.schedule.sigmas,
-            batch_size=self.batch_size,
-        )
-        twin.schedule, twin.device, twin.precision = self.schedule, self.device, self.precision
+        twin = copy.copy(self)  # the same run in everything but its policies
+        twin.policies = (chosen,)
+        twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
         result = twin.sample(model, prompts, seed=seed, title="calibrating")
         if not result.emitted:
             raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")

@@ -217,9 +217,12 @@ FIELDS = {
 
 def test_fitting_run_is_accepted(info):
     run = info(model={"class": "Toy"})
-    make(fingerprint=fingerprint_of(run)).require(run)
+    profile = make(fingerprint=fingerprint_of(run))
+    profile.require(run)
     # the batch does not matter
-    make(fingerprint=fingerprint_of(run)).require(info(model={"class": "Toy"}, shape=(7, 2, 3)))
+    other = info(model={"class": "Toy"}, shape=(7, 2, 3))
+    assert fingerprint_of(other) == dict(profile.fingerprint)
+    profile.require(other)
 
 
 @pytest.mark.parametrize("name", FIELDS)
