@@ -82,6 +82,15 @@ class Engine:
             pairs=any(need.pairs for need in needs),
         )
         self.static = all(policy.static for policy in self.policies)
+        self.agrees = any(policy.agrees for policy in self.policies)
+        self.per_branch = any(policy.per_branch for policy in self.policies)
+        self.per_sample = any(policy.per_sample for policy in self.policies)
+        if self.per_sample and owners:
+            deciders = [repr(policy) for policy in self.policies if policy.per_sample]
+            raise ConflictError(
+                f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
+                "the interval of the whole batch; remove it, or decide for the whole batch"
+            )
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
@@ -208,7 +217,7 @@ class Engine:
         policy = self._raiser(error)
         if policy is not None:
             return repr(policy)
-        # pluggy itself raises when a wrapper yields twice or not at all
+        # a wrapper that yields twice or not at all is found outside of its frames
         return " or ".join(map(repr, self.implementers(hook))) or "core"
 
     def _raiser(self, error: BaseException | None) -> Policy | None:
@@ -251,23 +260,68 @@ class Engine:
         return bool(hook_options(policy, hook)["wrapper"])
 
 
+Link = tuple[Callable[..., Any], Sequence[str]]
+"""A hook implementation and the arguments it takes."""
+
+
 def shortened(caller: pluggy.HookCaller) -> Callable[..., Any]:
-    """A hook that stops at the first answer, called directly where no wrapper surrounds it.
+    """A hook that stops at the first answer, called directly.
 
     The same calls in the same order as pluggy's, without its cost for each of them.
     """
-    implementations = caller.get_hookimpls()
-    first = caller.spec is not None and caller.spec.opts["firstresult"]
-    if not first or any(found.wrapper for found in implementations):
+    found = caller.get_hookimpls()
+    if caller.spec is None or not caller.spec.opts["firstresult"]:
         return caller
-    chain = tuple((found.function, found.argnames) for found in reversed(implementations))
+    wrappers = [(one.function, one.argnames) for one in reversed(found) if one.wrapper]
+    chain = tuple((one.function, one.argnames) for one in reversed(found) if not one.wrapper)
 
-    def call(**arguments: Any) -> Any:
+    def answered(**arguments: Any) -> Any:
         for function, names in chain:
             answer = function(*[arguments[name] for name in names])
             if answer is not None:
                 return answer
         return None
+
+    return surrounded(tuple(wrappers), answered) if wrappers else answered
+
+
+def surrounded(wrappers: tuple[Link, ...], answered: Callable[..., Any]) -> Callable[..., Any]:
+    """A call within generators that yield once, the first the outermost, as pluggy does it."""
+
+    def call(**arguments: Any) -> Any:
+        entered, answer = [], None
+        raised: BaseException | None = None
+        try:
+            for function, names in wrappers:
+                generator = function(*[arguments[name] for name in names])
+                for _ in generator:
+                    break
+                else:
+                    raise RuntimeError(f"{function.__qualname__} is a wrapper and did not yield")
+                entered.append(generator)
+            answer = answered(**arguments)
+        except BaseException as error:
+            raised = error
+        while entered:
+            generator = entered.pop()
+            try:
+                if raised is None:
+                    generator.send(answer)
+                else:
+                    generator.throw(raised)
+            except StopIteration as stop:
+                answer, raised = stop.value, None
+            except BaseException as error:
+                raised = error
+            else:
+                generator.close()
+                raised = RuntimeError(f"{generator.__qualname__} is a wrapper and yielded twice")
+        if raised is not None:
+            try:
+                raise raised
+            finally:
+                del raised  # a frame that holds its own exception is freed late
+        return answer
 
     return call
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -30,6 +30,10 @@ class Branch:
     def expand(self, x: Tensor) -> Tensor:
         """The network's input: the latents, repeated along the batch if need be."""
         return x if self.copies == 1 else torch.cat([x] * self.copies)
+
+    def select(self, rows: Tensor) -> Branch:
+        """The same branch for some samples of the network's batch, by their places `[R]`."""
+        return replace(self, condition=self.condition.index_select(0, rows))
 
 
 class Guidance(Protocol):

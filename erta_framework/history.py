@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from erta_framework.records import Evaluation, Interval, Needs, Seam
+from erta_framework.rows import merged
 
 Key = tuple[str, str, Seam]
 """Network, branch, seam."""
@@ -39,7 +41,32 @@ class History:
         """Keep one computed evaluation, dropping the oldest."""
         if self.needs.evaluations == 0:
             return
-        evaluation = Evaluation(
+        evaluation = self._evaluation(interval, x, output)
+        before = self.kept.get(key, ())
+        depth = self.needs.evaluations
+        self.kept[key] = (evaluation, *before)[:depth]
+        self.bytes += nbytes(evaluation) - sum(map(nbytes, before[depth - 1 :]))
+
+    def record_rows(
+        self, key: Key, interval: Interval, x: Tensor, output: Tensor, rows: Sequence[int]
+    ) -> None:
+        """Keep the computed evaluation of some samples; the others keep theirs.
+
+        Args:
+            key: Network, branch, seam; an evaluation of the whole batch was recorded before.
+            interval: The step.
+            x: What went in, `[R, C, ...]`.
+            output: What came out, `[R, C, ...]`.
+            rows: Places of the samples in the batch.
+        """
+        before = self.kept[key]
+        fresh = self._evaluation(interval, x, output)
+        batch = before[0].residual.shape[0]
+        self.kept[key] = merged(before, fresh, rows, batch, self.needs.evaluations)
+        self.bytes += sum(map(nbytes, self.kept[key])) - sum(map(nbytes, before))
+
+    def _evaluation(self, interval: Interval, x: Tensor, output: Tensor) -> Evaluation:
+        return Evaluation(
             index=interval.index,
             sigma=interval.start,
             time=interval.time,
@@ -47,10 +74,6 @@ class History:
             input=x.clone() if self.needs.pairs else None,
             output=output.clone() if self.needs.pairs else None,
         )
-        before = self.kept.get(key, ())
-        depth = self.needs.evaluations
-        self.kept[key] = (evaluation, *before)[:depth]
-        self.bytes += nbytes(evaluation) - sum(map(nbytes, before[depth - 1 :]))
 
     def clear(self) -> None:
         """Forget everything."""

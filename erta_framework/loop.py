@@ -13,6 +13,7 @@ from erta_framework.errors import InputError, ProtocolError
 from erta_framework.guidance import Branch, Guidance, NoGuidance
 from erta_framework.profile import Profile
 from erta_framework.records import SessionInfo
+from erta_framework.rows import RowCompute
 from erta_framework.solvers import Schedule, Solver
 from erta_framework.trace import StepTrace, Trace
 
@@ -105,7 +106,10 @@ class SamplingLoop:
                 for branch in branches:
                     latents = branch.expand(x)
                     compute = evaluation(network, latents, settled.time, branch)
-                    outputs[branch.name] = session.forward(latents, compute, branch=branch.name)
+                    rows = row_evaluation(network, latents, settled.time, branch)
+                    outputs[branch.name] = session.forward(
+                        latents, compute, branch=branch.name, rows=rows
+                    )
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
                 session.end(x)
@@ -148,6 +152,15 @@ def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Cal
                 f"{branch.name!r}; it must return one tensor of the shape of the latents"
             )
         return output if output.dtype == x.dtype else output.to(x.dtype)
+
+    return compute
+
+
+def row_evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> RowCompute:
+    """Runs the network on some samples of the batch, for per-sample decisions."""
+
+    def compute(rows: Tensor) -> Tensor:
+        return evaluation(network, x.index_select(0, rows), time, branch.select(rows))()
 
     return compute
 

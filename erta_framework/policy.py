@@ -33,18 +33,47 @@ class Policy:
         EveryOther(period=3)
     """
 
-    requires: ClassVar[frozenset[str]] = frozenset()
-    """Capabilities the driver must offer, such as `"first_order"`; checked before sampling."""
-
-    static: ClassVar[bool] = False
-    """Whether every decision is known before the request starts, so that no value is read back."""
-
-    corrects_computed: ClassVar[bool] = False
-    """Whether a `forward` wrapper of this policy may also change freshly computed outputs."""
+    agrees: ClassVar[bool] = False
+    """Whether this policy makes several ranks decide alike, so that none may compute alone."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
+
+    # A class attribute, a setting or a property of the same name overrides each of these.
+    @property
+    def requires(self) -> frozenset[str]:
+        """Capabilities the driver must offer, such as `"first_order"`; checked before sampling."""
+        return frozenset()
+
+    @property
+    def static(self) -> bool:
+        """Whether every decision is known before the request, so that no value is read back."""
+        return False
+
+    @property
+    def corrects_computed(self) -> bool:
+        """Whether `forward` of this policy, wrapping, may also change freshly computed outputs."""
+        return False
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether `decide` may answer `Reuse(mask=...)`, a decision of its own for each sample."""
+        return False
+
+    @property
+    def reads_latents(self) -> bool:
+        """Whether it looks at `call.x` itself, or at kept inputs.
+
+        A network whose output has another shape than its latents offers no input to compare with,
+        and is refused then; without this, its whole output is reused.
+        """
+        return self.needs().pairs
+
+    @property
+    def per_branch(self) -> bool:
+        """Whether `decide` asks for `call.peers()`, the other branches of the step."""
+        return False
 
     @property
     def name(self) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from erta_framework.errors import ProtocolError
+from erta_framework.errors import PolicyError, ProtocolError
 
 S = TypeVar("S")
 
@@ -62,13 +62,41 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """The decision to answer from what is cached; attributes as in `Compute`."""
+    """The decision to answer from what is cached.
+
+    Attributes:
+        reason: A few words for the trace.
+        scope: As in `Compute`.
+        mask: Which samples of the batch may be answered from what is cached, `[B]` booleans; the
+            network runs on the others only. None is the whole batch. A tensor is read back to
+            the host here. Only policies that declare `per_sample = True` may give one.
+
+    Example:
+        >>> Reuse("small change", mask=torch.tensor([0.1, 0.9]) < 0.5).mask
+        (True, False)
+    """
 
     reason: str
     scope: str = "step"
+    mask: Sequence[bool] | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        given = self.mask
+        if given is None:
+            return
+        values = given.tolist() if isinstance(given, Tensor) else list(given)
+        if not isinstance(values, list) or not all(isinstance(value, bool) for value in values):
+            kind = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else given
+            raise PolicyError(
+                f"the mask of Reuse({self.reason!r}) is {kind}; give one boolean a sample, [B]"
+            )
+        object.__setattr__(self, "mask", tuple(values))
 
 
 Decision = Compute | Reuse
+
+Stamp = tuple[int, float, float]
+"""When one sample was computed: step, sigma, network time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +104,14 @@ class Evaluation:
     """One computed evaluation that was kept because a policy declared that it needs it.
 
     Attributes:
-        index: Step at which the network ran.
+        index: Step at which the network ran; of the newest sample where they differ.
         sigma: Where the trajectory was.
         time: What the network was told.
         residual: `output - input`, `[B, C, ...]`.
         input: The network's input, kept only when some policy's `Needs` ask for pairs.
         output: The raw output, kept only when some policy's `Needs` ask for pairs.
+        stamps: Step, sigma and time of each sample, after a per-sample decision made them
+            differ; else empty. In `forward`, reused samples come in groups that share theirs.
     """
 
     index: int
@@ -90,6 +120,13 @@ class Evaluation:
     residual: Tensor
     input: Tensor | None = None
     output: Tensor | None = None
+    stamps: tuple[Stamp | None, ...] = ()
+
+    def steps(self, batch: int) -> tuple[int, ...]:
+        """Step at which each of `batch` samples was computed."""
+        if not self.stamps:
+            return (self.index,) * batch
+        return tuple(self.index if stamp is None else stamp[0] for stamp in self.stamps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +237,7 @@ class Network:
         on_output: Told the raw output at once, before any policy can touch it.
     """
 
-    __slots__ = ("_compute", "_on_output", "_version", "failure", "output", "reason")
+    __slots__ = ("_compute", "_on_output", "_version", "asked", "failure", "output", "reason")
 
     def __init__(
         self, compute: Callable[[], Tensor], on_output: Callable[[Tensor], None] | None = None
@@ -211,6 +248,7 @@ class Network:
         self.output: Tensor | None = None
         self.failure: BaseException | None = None
         self.reason = ""
+        self.asked: tuple[str, ...] = ()
 
     def __call__(self) -> Tensor:
         """The raw output; the first call runs the network.
@@ -261,6 +299,9 @@ class Call:
         history: Computed evaluations of this branch, newest first; as many as policies need.
         decision: What was decided; in `decide` itself still `Compute("undecided")`.
         compute: Runs the network at most once and returns its raw output.
+        rows: Places in the batch of the samples in `x`, in a `forward` on part of the batch that
+            a per-sample decision made; None is the whole batch.
+        kept: Histories of every network, branch and seam of the request; see `peers`.
     """
 
     x: Tensor
@@ -272,6 +313,22 @@ class Call:
     compute: Network
     features: Mapping[str, Callable[[], Tensor]]
     states: StateStore
+    rows: tuple[int, ...] | None = None
+    kept: Mapping[tuple[str, str, Seam], tuple[Evaluation, ...]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def peers(self) -> tuple[Call, ...]:
+        """The other branches of this network that have a history, as calls on the same latents.
+
+        For rules that ask every branch before the first is answered; a peer has its own history
+        and state, no features, and must not be answered.
+        """
+        return tuple(
+            replace(self, branch=branch, history=history, features={})
+            for (model, branch, seam), history in self.kept.items()
+            if model == self.model and seam is self.seam and branch != self.branch
+        )
 
     @property
     def reused(self) -> bool:
@@ -293,6 +350,8 @@ class Call:
         Raises:
             KeyError: The driver does not offer it.
         """
+        if name not in self.compute.asked:
+            self.compute.asked += (name,)
         return self.features[name]()
 
 

@@ -30,6 +30,7 @@ from erta_framework.records import (
     StateStore,
     Step,
 )
+from erta_framework.rows import RowCompute, diverged, groups, part, settled, visible
 from erta_framework.trace import CallTrace, StepTrace, Trace
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ NO_FEATURES: Mapping[str, Callable[[], Tensor]] = {}
 UNDECIDED = Compute("undecided")
 UNASKED = Compute("default")
 COLD = Compute("cold")
+WHOLE = "the driver cannot run the network on part of it"
 
 
 class Stage(Enum):
@@ -80,7 +82,7 @@ class Session:
         self._decision: Decision | None = None
         self._answers: dict[str, Answer] = {}
         self._calls: list[CallTrace] = []
-        self._asked: tuple[Call, float] | None = None
+        self._asked: tuple[Call, float, RowCompute | None] | None = None
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
@@ -150,6 +152,7 @@ class Session:
         model: str = "model",
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
+        rows: RowCompute | str = WHOLE,
     ) -> Tensor:
         """Answer one branch of the open step, with the network or from what is cached.
 
@@ -160,6 +163,8 @@ class Session:
             model: Name of the network, where a pipeline has several.
             seam: What `x` and the output are.
             features: Signals that policies may ask for by name.
+            rows: Runs the network on some samples of the batch, for per-sample decisions; or why
+                that cannot be done, and then one sample that must be computed computes all.
 
         Returns:
             The prediction, of the shape of `x`.
@@ -168,7 +173,7 @@ class Session:
             ProtocolError: No step is open, or the branch was already answered.
             PolicyError: A policy raised, or returned something impossible.
         """
-        self.ask(x, compute, branch=branch, model=model, seam=seam, features=features)
+        self.ask(x, compute, branch=branch, model=model, seam=seam, features=features, rows=rows)
         return self.answer()
 
     def ask(
@@ -180,6 +185,7 @@ class Session:
         model: str = "model",
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
+        rows: RowCompute | str = WHOLE,
     ) -> Call:
         """Decide one branch of the open step; `answer` must follow.
 
@@ -205,15 +211,21 @@ class Session:
         network = Network(compute, lambda output: self._record(key, x, output))
         started = time.perf_counter()
         history = self._history.usable(key, x)
+        if self.engine.per_sample:
+            history = visible(history)
         states = self.info.states
         decision = self._known_decision(model, seam, history)
         if decision is None:
             undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
+            if self.engine.per_branch:
+                undecided = replace(undecided, kept=self._history.kept)
             decision = self._decide(undecided)
         if decision.scope == "step" and self._decision is None:
             self._decision = decision
+        if isinstance(decision, Reuse) and decision.mask is not None:
+            decision = settled(decision, x, rows if isinstance(rows, str) else None, self._decider)
         call = Call(x, branch, model, seam, history, decision, network, features, states)
-        self._asked = call, started
+        self._asked = call, started, None if isinstance(rows, str) else rows
         return call
 
     def answer(self) -> Tensor:
@@ -226,9 +238,14 @@ class Session:
         self._require(Stage.RUNNING, verb="answer")
         if self._asked is None:
             raise ProtocolError(f"answer without ask in step {self._expected}")
-        (call, started), self._asked = self._asked, None
-        output = self._answer(call, call.compute)
-        computed = call.ran
+        (call, started, rows), self._asked = self._asked, None
+        computed_rows: tuple[int, ...] | None = None
+        if call.reused and self.engine.per_sample and self._differs(call):
+            output, computed_rows, reason = self._answer_rows(call, rows)
+            computed = bool(computed_rows)
+        else:
+            output = self._answer(call, call.compute)
+            computed, reason = call.ran, call.compute.reason
         source = call.history[0].index if call.history and not computed else None
         self._answers[call.branch] = Answer(call.decision, output, computed, source)
         self._calls.append(
@@ -237,9 +254,11 @@ class Session:
                 branch=call.branch,
                 model=call.model,
                 computed=computed,
-                reason=call.compute.reason or call.decision.reason,
+                reason=reason or call.decision.reason,
                 source=source,
                 seconds=time.perf_counter() - started,
+                rows=computed_rows,
+                signals=call.compute.asked,
             )
         )
         return output
@@ -304,7 +323,56 @@ class Session:
                 f"{self._owner('decide')} returned {decision!r} from decide "
                 f"{self._where()}; return Compute(reason), Reuse(reason) or None"
             )
+        masked = isinstance(decision, Reuse) and decision.mask is not None
+        if masked and not self.engine.per_sample:
+            raise PolicyError(
+                f"{self._decider()} decided for each sample, but declares no per_sample = True; "
+                "declare it, or return Reuse without a mask"
+            )
         return decision
+
+    def _decider(self) -> str:
+        return f"{self._owner('decide')} {self._where()}"
+
+    def _differs(self, call: Call) -> bool:
+        """Whether the samples of a reused call must be answered apart."""
+        masked = isinstance(call.decision, Reuse) and call.decision.mask is not None
+        return masked or diverged(self._history.kept[call.model, call.branch, call.seam])
+
+    def _answer_rows(
+        self, call: Call, run: RowCompute | None
+    ) -> tuple[Tensor, tuple[int, ...], str]:
+        """Answer a call sample by sample; the output, the samples computed, and why if unasked."""
+        key, batch = (call.model, call.branch, call.seam), call.x.shape[0]
+        history = self._history.kept[key]
+        mask = call.decision.mask if isinstance(call.decision, Reuse) else None
+        assert mask is None or isinstance(mask, tuple)
+        absent = tuple(row for row in range(batch) if mask is not None and not mask[row])
+        output, done, why = torch.empty_like(call.x), list(absent), ""
+
+        def answer(
+            decision: Decision, rows: tuple[int, ...], own: tuple[Evaluation, ...]
+        ) -> Network:
+            index = torch.tensor(rows, device=call.x.device)
+            x = call.x.index_select(0, index)
+            network = Network(
+                (lambda: run(index)) if run is not None else call.compute,
+                lambda out: self._record(key, x, out, rows),
+            )
+            one = replace(call, x=x, history=own, decision=decision, compute=network, rows=rows)
+            output.index_copy_(0, index, self._answer(one, network))
+            return network
+
+        if absent:
+            decided = Compute(call.decision.reason, call.decision.scope)
+            answer(decided, absent, part(history, absent, batch))
+        decided_reuse = Reuse(call.decision.reason, call.decision.scope)
+        for group in groups(history, [row for row in range(batch) if row not in absent], batch):
+            network = answer(decided_reuse, group.rows, group.history)
+            if network.ran:
+                done.extend(group.rows)
+                why = network.reason
+        return output, tuple(sorted(done)), why
 
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:
@@ -316,8 +384,12 @@ class Session:
             return output
         # one reduction without a temporary; NaN and infinity both survive it
         peak = torch.linalg.vector_norm(output, ord=torch.inf)
-        if self.engine.static:  # reading it now would wait for the device; see Trace
-            self.trace.peaks[self._expected, call.branch] = peak
+        # reading it now would wait for the device, and one rank cannot compute alone; see Trace
+        if self.engine.static or self.engine.agrees:
+            place = (self._expected, call.branch)
+            if call.rows is not None and place in self.trace.peaks:
+                peak = torch.maximum(peak, self.trace.peaks[place])
+            self.trace.peaks[place] = peak
         elif not math.isfinite(float(peak)):
             network.reason = "reused output was not finite"
             return network()
@@ -354,8 +426,11 @@ class Session:
                 "only when call.reused, or declare corrects_computed = True"
             )
 
-    def _record(self, key: Key, x: Tensor, output: Tensor) -> None:
+    def _record(
+        self, key: Key, x: Tensor, output: Tensor, rows: tuple[int, ...] | None = None
+    ) -> None:
         self.trace.network_calls += 1
+        self.trace.network_samples += x.shape[0] if x.ndim else 1
         if self.engine.needs.evaluations == 0 or self._step is None:
             return
         if not same_kind(output, x):
@@ -363,7 +438,10 @@ class Session:
                 f"the network returned {kind_of(output)} for an input of {kind_of(x)} "
                 f"{self._where()}: a residual needs equal shapes and types; convert in compute"
             )
-        self._history.record(key, self._step.interval, x, output)
+        if rows is None:
+            self._history.record(key, self._step.interval, x, output)
+        else:
+            self._history.record_rows(key, self._step.interval, x, output, rows)
         self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes)
 
     # ------------------------------------------------------------- internals

@@ -27,6 +27,9 @@ class CallTrace:
         reason: Why it was computed or reused.
         source: Step whose evaluation stood in for a reused answer.
         seconds: Host seconds in the call (on a GPU, time to enqueue).
+        rows: Samples that the network ran on, after a per-sample decision; None where the whole
+            batch was treated alike.
+        signals: Signals that policies looked at; a probe among them ran part of the network.
     """
 
     index: int
@@ -36,6 +39,12 @@ class CallTrace:
     reason: str
     source: int | None
     seconds: float
+    rows: tuple[int, ...] | None = None
+    signals: tuple[str, ...] = ()
+
+    def computed_for(self, sample: int) -> bool:
+        """Whether the network ran on one sample of the batch."""
+        return self.computed if self.rows is None else sample in self.rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,7 @@ class Trace:
         num_steps: Steps of the nominal schedule.
         steps: The settled steps, in order.
         network_calls: Times the network really ran; batched guidance counts one call.
+        network_samples: Samples that went through the network, over all its calls.
         history_bytes: Largest memory held for earlier evaluations.
         peaks: Largest absolute value of each reused output of a static schedule, by step and
             branch, still on the device.
@@ -72,6 +82,7 @@ class Trace:
     num_steps: int = 0
     steps: list[StepTrace] = field(default_factory=list)
     network_calls: int = 0
+    network_samples: int = 0
     history_bytes: int = 0
     peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
 
@@ -79,6 +90,10 @@ class Trace:
         """Every branch call in order."""
         for step in self.steps:
             yield from step.calls
+
+    def calls_for(self, sample: int) -> int:
+        """Branch calls in which the network ran on one sample of the batch."""
+        return sum(call.computed_for(sample) for call in self.calls())
 
     @property
     def reused_calls(self) -> int:
@@ -129,6 +144,7 @@ class Trace:
                 "request_id": self.request_id,
                 "num_steps": self.num_steps,
                 "network_calls": self.network_calls,
+                "network_samples": self.network_samples,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "steps": [asdict(step) for step in self.steps],

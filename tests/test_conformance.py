@@ -15,6 +15,9 @@ SkipPolicy = OURS["skip_policy"]
 TimestepAdjuster = OURS["timestep_adjuster"]
 ErrorLinearizer = OURS["error_linearizer"]
 ERTACache = OURS["ertacache"]
+EasyCache = OURS["easycache"]
+Forecaster = OURS["forecaster"]
+EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
 REPLAYED = toy_profile(ReplayProfiler(threshold=0.3))
@@ -45,6 +48,20 @@ POLICIES: list[Policy] = [
         adjuster=TimestepAdjuster(form="difference", network_time="actual"),
         linearizer=ErrorLinearizer(granularity="channel"),
     ),
+    EASY,
+    EasyCache(threshold=0.5, warmup=2, per_sample=False),
+    Forecaster(),
+    Forecaster(basis="taylor", order=2, over="index", what="residual"),
+    Forecaster(basis="hermite", order=2, over="index"),
+    Forecaster(basis="adams", order=2),
+    Forecaster(order=1, what="x0"),
+    OURS["mean_velocity"](),
+    OURS["warm_up"](steps=3),
+    OURS["last_step"](),
+    OURS["max_consecutive"](steps=1),
+    OURS["only_between"](high=0.8, low=0.2),
+    OURS["budget"](calls=4),
+    OURS["every_branch_agrees"](policy=EASY),
 ]
 
 

@@ -107,6 +107,36 @@ def check_branches_are_isolated(policy: Policy) -> None:
                 )
 
 
+def check_samples_are_independent(policy: Policy) -> None:
+    """A policy that decides per sample gives each sample of a batch what it gets alone."""
+    if not engine_of(policy).per_sample:
+        return
+    setup = setup_of(policy)
+    batch = setup.request(seed=27, batch=4)
+    together = setup.run(fresh(policy), batch)
+    for sample in range(4):
+        alone = setup.run(fresh(policy), _only(batch, sample))
+        calls = together.trace.calls_for(sample), alone.trace.calls_for(0)
+        if calls[0] != calls[1] or not torch.equal(together.sample[sample], alone.sample[0]):
+            fail(
+                policy,
+                f"sample {sample} of a batch took {calls[0]} network calls and alone {calls[1]}, "
+                "or its latents differ",
+                "reduce over all dimensions but the first, and keep one state a sample",
+            )
+
+
+def _only(request: Request, sample: int) -> Request:
+    assert request.uncond is not None
+    part = slice(sample, sample + 1)
+    return dataclasses.replace(
+        request,
+        latents=request.latents[part],
+        cond=request.cond[part],
+        uncond=request.uncond[part],
+    )
+
+
 @torch.no_grad()
 def _branch_outputs(
     setup: ToySetup, engine: Engine, request: Request
@@ -178,5 +208,6 @@ ISOLATION_CHECKS = (
     check_requests_do_not_leak,
     check_interleaved_sessions_agree,
     check_branches_are_isolated,
+    check_samples_are_independent,
     check_exception_leaves_no_trace,
 )

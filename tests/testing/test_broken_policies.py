@@ -345,6 +345,16 @@ class DecidesFromTheOtherBranch(Policy):
         return output
 
 
+@broken("check_samples_are_independent", "of a batch took")
+class DecidesFromTheWholeBatch(Policy):
+    per_sample = True
+
+    @hookimpl
+    def decide(self, call):
+        size = call.x.flatten(1).norm(dim=1)
+        return Reuse("below the mean", mask=size <= size.mean())
+
+
 @broken("check_inputs_are_not_mutated", "wrote into")
 class WritesIntoLatents(Policy):
     @hookimpl(wrapper=True)

@@ -1,0 +1,287 @@
+"""Per-sample decisions: `Reuse(mask=...)`."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from erta_framework import CFG, Compute, Engine, FlowEuler, Needs, Policy, Reuse, Seam, hookimpl
+from erta_framework.errors import ConflictError, PolicyError
+from erta_framework.guidance import NoGuidance
+from erta_framework.history import History
+from erta_framework.loop import Request, SamplingLoop
+from erta_framework.records import Evaluation, Interval
+from erta_framework.rows import groups, merged, part, visible
+from erta_framework.solvers import FlowAdamsBashforth2
+
+
+class Masked(Policy):
+    """Sample k computes at the steps listed for it."""
+
+    per_sample = True
+    steps: tuple[tuple[int, ...], ...] = ()
+    depth: int = 1
+    scope: str = "step"
+
+    def needs(self):
+        return Needs(evaluations=self.depth)
+
+    @hookimpl
+    def decide(self, step, call):
+        copies = call.x.shape[0] // len(self.steps)
+        mask = [step.index not in own for own in self.steps] * copies
+        return Reuse("listed", scope=self.scope, mask=mask)
+
+
+SEEN: list[tuple] = []
+
+
+class Extrapolated(Policy):
+    """A line in sigma through the two newest evaluations; notes what it saw."""
+
+    def needs(self):
+        return Needs(evaluations=2)
+
+    @hookimpl
+    def forward(self, step, call):
+        SEEN.append((step.index, call.branch, call.rows, call.reused))
+        if not call.reused or len(call.history) < 2:
+            return None
+        new, old = call.history[:2]
+        slope = (new.residual - old.residual) / (new.sigma - old.sigma)
+        return call.x + new.residual + slope * (step.interval.start - new.sigma)
+
+
+SCHEDULES = ((0, 3, 5), (0, 1, 2, 3, 4, 5, 6, 7), (0, 3, 6), (0, 3, 5))
+
+
+def alone(latents, sample, policies, steps=8, guidance=None):
+    """One sample of a batch, sampled by itself."""
+    part, batch = slice(sample, sample + 1), latents.shape[0]
+    request = Request(
+        latents=latents[part],
+        cond=torch.linspace(-1.0, 1.0, batch)[part, None],
+        uncond=torch.linspace(0.5, 0.25, batch)[part, None],
+        schedule=FlowEuler().schedule(steps),
+    )
+    loop = SamplingLoop(Engine(policies), FlowEuler(), guidance or NoGuidance())
+    return loop.run(PerPrompt(), request)
+
+
+class PerPrompt:
+    """A counting network whose rows do not depend on each other or on the size of the batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, x, timestep, embeds):
+        self.batches.append(x.shape[0])
+        level = timestep.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1)) / 1000.0
+        return torch.sin(x * (1.0 + level)) + embeds.reshape(level.shape) * x
+
+
+@pytest.mark.parametrize("guidance", [None, CFG(scale=2.0), CFG(scale=2.0, batched=True)])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_batch_equals_its_samples_one_by_one(run, make_noise, guidance, depth):
+    latents = make_noise(4)
+    together = run(
+        [Masked(steps=SCHEDULES, depth=depth)],
+        guidance=guidance, latents=latents, batch=4, network=PerPrompt(),
+    )  # fmt: skip
+    for sample, own in enumerate(SCHEDULES):
+        one = alone(latents, sample, [Masked(steps=(own,), depth=depth)], guidance=guidance)
+        assert torch.equal(together.sample[sample], one.sample[0])
+        assert together.trace.calls_for(sample) == one.trace.calls_for(0)
+
+
+def test_the_network_runs_on_the_rows_that_need_it_and_the_trace_says_so(run, make_noise):
+    driven = run(
+        [Masked(steps=SCHEDULES)], latents=make_noise(4), batch=4, network=(net := PerPrompt())
+    )
+    assert net.batches == [4, 1, 1, 4, 1, 3, 2, 1]
+    assert driven.trace.network_calls == 8
+    assert driven.trace.network_samples == sum(net.batches)
+    rows = [call.rows for call in driven.trace.calls()]
+    assert rows == [None, (1,), (1,), None, (1,), (0, 1, 3), (1, 2), (1,)]
+    assert [driven.trace.calls_for(k) for k in range(4)] == [3, 8, 3, 3]
+    # a call in which nobody ran is not a computed one
+    assert driven.trace.reused_calls == 0
+
+
+def test_a_predictor_sees_plain_numbers_in_groups_of_equal_history(run, make_noise):
+    SEEN.clear()
+    schedules = ((0, 1, 4), (0, 1, 2), (0, 1, 4))
+    latents = make_noise(3)
+    together = run(
+        [Masked(steps=schedules, depth=2), Extrapolated()],
+        steps=6, latents=latents, batch=3, network=PerPrompt(),
+    )  # fmt: skip
+    at_3 = [rows for index, _, rows, _ in SEEN if index == 3]
+    assert at_3 == [(0, 2), (1,)]
+    # not a step at which a sample's group sees another sample's evaluation
+    for sample, own in enumerate(schedules):
+        one = alone(latents, sample, [Masked(steps=(own,), depth=2), Extrapolated()], steps=6)
+        assert torch.equal(together.sample[sample], one.sample[0])
+
+
+def test_masks_that_agree_are_plain_decisions(run, make_noise):
+    same = ((0, 2), (0, 2))
+    driven = run([Masked(steps=same)], steps=4, latents=make_noise(2), network=(net := PerPrompt()))
+    assert net.batches == [2, 2]
+    assert [call.rows for call in driven.trace.calls()] == [None] * 4
+    assert driven.trace.reused_calls == 2
+
+
+def test_a_multistep_solver_works_with_masks(run, make_noise):
+    solver = FlowAdamsBashforth2()
+    full = run([], solver=solver, latents=make_noise(4), batch=4, network=PerPrompt())
+    everything = (tuple(range(8)),) * 4
+    null = run(
+        [Masked(steps=everything)],
+        solver=solver,
+        latents=make_noise(4),
+        batch=4,
+        network=PerPrompt(),
+    )
+    assert torch.equal(full.sample, null.sample)
+
+
+def test_a_driver_that_cannot_split_a_batch_computes_all_and_says_so(info):
+    engine = Engine([Masked(steps=((0,), (0, 1)))])
+    x = torch.zeros(2, 2, 3)
+    with engine.session(info(steps=2, shape=(2, 2, 3))) as session:
+        for index in range(2):
+            start, end = session.info.sigmas[index : index + 2]
+            session.begin(Interval(index, start, end, 1000 * start, 1000 * end))
+            session.forward(x, lambda: x + 1.0, rows="its condition has no batch axis")
+            session.settle()
+            session.end(x)
+    call = session.trace.steps[1].calls[0]
+    assert call.computed
+    assert call.reason == "listed for part of the batch: its condition has no batch axis"
+    assert session.trace.network_samples == 4
+
+
+def test_a_group_that_is_not_finite_is_computed_and_only_it(run, make_noise):
+    class Breaks(Policy):
+        @hookimpl
+        def forward(self, call):
+            if not call.reused or call.rows is None or 0 not in call.rows:
+                return None
+            return call.x * float("nan")
+
+    schedules = ((0, 1), (0, 1, 2), (0, 2))
+    driven = run(
+        [Masked(steps=schedules), Breaks()],
+        steps=4, latents=make_noise(3), batch=3, network=(net := PerPrompt()),
+    )  # fmt: skip
+    by_index = {call.index: call for call in driven.trace.calls()}
+    assert by_index[2].rows == (0, 1, 2)
+    assert by_index[2].reason == "reused output was not finite"
+    assert net.batches == [3, 2, 2, 1]
+    assert driven.trace.network_calls == 4
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ((True,), "mask of 1 samples for a batch of 2"),
+        ([0.5, 1.0], "one boolean a sample"),
+        (torch.ones(2, 1, dtype=torch.bool), "one boolean a sample"),
+        (torch.ones(2), "one boolean a sample"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(run, mask, words):
+    class Given(Policy):
+        per_sample = True
+
+        @hookimpl
+        def decide(self, step):
+            return Reuse("given", mask=mask)
+
+    with pytest.raises(PolicyError, match=words):
+        run([Given()])
+
+
+def test_a_mask_must_be_declared(run):
+    class Undeclared(Policy):
+        @hookimpl
+        def decide(self, step):
+            return Reuse("some", mask=(True, False))
+
+    with pytest.raises(PolicyError, match=r"Undeclared\(\).*declares no per_sample = True"):
+        run([Undeclared()])
+
+
+def test_the_interval_cannot_be_moved_for_some_samples():
+    class Moves(Policy):
+        @hookimpl
+        def adjust_interval(self, step):
+            return None
+
+    with pytest.raises(ConflictError, match=r"Masked.*decides for each sample.*Moves"):
+        Engine([Masked(steps=((0,),)), Moves()])
+
+
+def test_masks_may_be_tensors_and_become_tuples():
+    decision = Reuse("x", mask=torch.tensor([0.1, 0.9]) < 0.5)
+    assert decision.mask == (True, False)
+    assert decision == Reuse("x", mask=[True, False])
+    assert Reuse("x").mask is None
+
+
+def evaluation(index: int, value: float, batch: int = 3) -> Evaluation:
+    return Evaluation(index, 1.0 - index / 10, 100.0 * index, torch.full((batch, 2), value))
+
+
+def test_the_history_of_computed_rows_moves_back_and_of_others_stays():
+    first = evaluation(0, 0.0)
+    fresh = evaluation(1, 1.0, batch=1)
+    once = merged((first,), fresh, (2,), 3, depth=2)
+    assert once[0].steps(3) == (0, 0, 1)
+    assert once[0].residual[:, 0].tolist() == [0.0, 0.0, 1.0]
+    assert [stamp is None for stamp in once[1].stamps] == [True, True, False]
+    assert visible(once) == once[:1]
+    again = merged(once, evaluation(2, 2.0, batch=2), (0, 2), 3, depth=2)
+    assert again[0].steps(3) == (2, 0, 2)
+    assert again[0].residual[:, 0].tolist() == [2.0, 0.0, 2.0]
+    assert again[1].residual[[0, 2], 0].tolist() == [0.0, 1.0]
+    assert [(g.rows, len(g.history)) for g in groups(again, range(3), 3)] == [
+        ((0,), 2), ((1,), 1), ((2,), 2),
+    ]  # fmt: skip
+    (alone,) = [g for g in groups(again, [2], 3)]
+    assert [(e.index, e.sigma, e.stamps) for e in alone.history] == [(2, 0.8, ()), (1, 0.9, ())]
+    # equal stamps for all make a plain evaluation again
+    whole = merged(again, evaluation(3, 3.0), (0, 1, 2), 3, depth=1)
+    assert whole[0].stamps == ()
+    assert whole[0].index == 3
+    assert part(whole, (0, 1, 2), 3)[0].residual is whole[0].residual
+
+
+def test_memory_is_counted_with_rows():
+    history = History(Needs(evaluations=2, pairs=True))
+    key = ("model", "cond", Seam.LATENT)
+    x = torch.zeros(3, 4)
+    history.record(key, Interval(0, 1.0, 0.9, 1000.0, 900.0), x, x + 1)
+    whole = history.bytes
+    history.record_rows(key, Interval(1, 0.9, 0.8, 900.0, 800.0), x[:1], x[:1] + 2, (0,))
+    assert whole == 3 * x.nbytes
+    assert history.bytes == 6 * x.nbytes
+    assert history.bytes == sum(
+        t.nbytes for e in history.kept[key] for t in (e.residual, e.input, e.output)
+    )
+
+
+def test_a_plain_compute_after_a_mask_computes_every_sample(run, make_noise):
+    class Mixed(Policy):
+        per_sample = True
+
+        @hookimpl
+        def decide(self, step):
+            if step.index == 3:
+                return Compute("all")
+            return Reuse("some", mask=(True, step.index != 1))
+
+    driven = run([Mixed()], steps=6, latents=make_noise(2), network=(net := PerPrompt()))
+    assert net.batches == [2, 1, 2]
+    assert [call.source for call in driven.trace.calls()] == [None, None, 1, None, 3, 3]
