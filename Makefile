@@ -47,6 +47,7 @@ bench: $(VENV)/.demo ## measure again every table of the README and the docs (lo
 	$(BIN)/python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json
 	$(BIN)/erta bench overhead --json docs/data/overhead.json
 	$(BIN)/erta bench ablation --json docs/data/ablation.json
+	$(BIN)/erta bench pipeline --json docs/data/pipeline.json
 	$(BIN)/python docs/update_readme.py
 
 ci: ## what continuous integration runs, from a clean checkout

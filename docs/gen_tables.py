@@ -19,9 +19,12 @@ from typing import Any
 DATA = Path(__file__).parent / "data"
 COMMANDS = {
     "ablation": "erta bench ablation --json docs/data/ablation.json",
+    "attach_overhead": "erta bench attach-overhead --json docs/data/attach_overhead.json",
+    "batch": "erta bench batch --json docs/data/batch.json",
     "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
     "families": "erta bench families --json docs/data/families.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
+    "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
 }
 LADDER = ("plain", "ablation", "recipe")
 """Groups of rows that every number of calls has; the others vary one choice at one number."""
@@ -244,6 +247,116 @@ def choice_findings(record: Record) -> list[str]:
     return lines
 
 
+# ------------------------------------------------------------------------------- pipeline
+def pipeline_section(record: Record, own: Record) -> str:
+    """The ablation through `WanPipeline`: a table a number of calls, and what it says."""
+    rows = by_scheduler(record)
+    count = next(row["prompts"] for row in record["rows"] if row["budget"] is None)
+    parts = [f"{count} held-out prompts; {caption(record)}"]
+    for budget in budgets(record):
+        headings = [f"{budget} calls", "Euler", "own loop, same grid", "same bits", "UniPC"]
+        names = dict.fromkeys(name for (_, n, name) in rows if n == budget)
+        lines = [
+            pipeline_line(name, rows["flow_euler", budget, name], rows["unipc", budget, name])
+            for name in names
+        ]
+        parts.append(table(headings, lines))
+    return "\n\n".join([*parts, pipeline_findings(record, own)])
+
+
+PLAIN = "plain"
+"""Stands for the plain steps of either scheduler."""
+
+
+def by_scheduler(record: Record) -> dict[tuple[str, int, str], Row]:
+    """Rows by scheduler, number of calls and name; both kinds of plain steps have one name.
+
+    Raises:
+        MissingDataError: One scheduler lacks a row that the other has.
+    """
+    found = {}
+    for row in record["rows"]:
+        if row["budget"] is not None:
+            name = PLAIN if row["group"] == "plain" else row["name"]
+            found[row["scheduler"], row["budget"], name] = row
+    euler, unipc = (
+        {key[1:] for key in found if key[0] == scheduler} for scheduler in ("flow_euler", "unipc")
+    )
+    if euler != unipc:
+        raise MissingDataError(
+            f"pipeline.json has other rows of flow_euler than of unipc ({sorted(euler ^ unipc)}); "
+            f"write it with `{COMMANDS['pipeline']}`"
+        )
+    return found
+
+
+def pipeline_line(name: str, euler: Row, unipc: Row) -> list[str]:
+    """One row under both schedulers."""
+    same = "yes" if euler["identical"] else f"within {euler['largest_difference']:.0e}"
+    return [
+        "plain steps" if name == PLAIN else name,
+        quality(euler),
+        f"{euler['own_psnr_mean']:.1f}",
+        same,
+        "refused" if unipc["status"] == "refused" else quality(unipc),
+    ]
+
+
+def pipeline_findings(record: Record, own: Record) -> str:
+    """What the pipeline's numbers say beside those of the own loop, in words that follow."""
+    rows = by_scheduler(record)
+    euler = [row for row in record["rows"] if row["scheduler"] == "flow_euler"]
+    same = [row for row in euler if row["identical"]]
+    rest = [row for row in euler if not row["identical"]]
+    apart = max((abs(r["psnr_mean"] - r["own_psnr_mean"]) for r in rest), default=0.0)
+    furthest = max((row["largest_difference"] for row in rest), default=0.0)
+    lines = [
+        f"* The own loop on the pipeline's grid gives the same bits in {len(same)} of {len(euler)} "
+        f"runs. The others ({', '.join(dict.fromkeys(r['name'] for r in rest)) or 'none'}) differ "
+        f"by at most {furthest:.0e} in a pixel and {apart:.0e} dB in a mean."
+    ]
+    columns = budgets(record)
+    theirs = ladder(own)
+    asked = [
+        ("The offline policy against uniform reuse", "+ offline policy", "uniform"),
+        ("Error rectification, added to it", RECIPE, "+ offline policy"),
+        ("The recipe against as many plain steps of the same scheduler", RECIPE, PLAIN),
+    ]
+    for title, one, other in asked:
+        plain = "plain Euler" if other == PLAIN else other
+        said = [("own loop, own grid", {n: gap(theirs, one, plain, n) for n in columns})]
+        for scheduler, shown in (("flow_euler", "pipeline, Euler"), ("unipc", "pipeline, UniPC")):
+            said.append(
+                (
+                    shown,
+                    {
+                        n: float(rows[scheduler, n, one]["psnr_mean"])
+                        - float(rows[scheduler, n, other]["psnr_mean"])
+                        for n in columns
+                    },
+                )
+            )
+        words = "; ".join(
+            f"{where} **{verdict(gaps)}** ({' / '.join(f'{g:+.1f}' for g in gaps.values())} dB)"
+            for where, gaps in said
+        )
+        lines.append(f"* {title}, at {listed(columns)} calls: {words}.")
+    refused = [row for row in record["rows"] if row["status"] == "refused"]
+    for detail, names in grouped((row["detail"], row["name"]) for row in refused).items():
+        lines.append(f"* Refused under UniPC ({', '.join(names)}): `{detail}`.")
+    return "\n".join(lines)
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Second values by first, each once, in order."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        known = found.setdefault(key, [])
+        if value not in known:
+            known.append(value)
+    return found
+
+
 # -------------------------------------------------------------------- accuracy and overhead
 def accuracy_section(record: Record) -> str:
     """What the reference model gets right."""
@@ -283,6 +396,69 @@ def overhead_section(record: Record) -> str:
     )
     headings = ["policies", "branches", "engine adds", "fastest", "bare loop"]
     return "\n\n".join([table(headings, lines), said, caption(record)])
+
+
+def attach_section(record: Record) -> str:
+    """Microseconds a step that an attached engine adds to a pipeline whose network is free."""
+    keys = ("us_per_step", "us_per_step_least", "us_per_step_processor", "us_per_step_plain")
+    lines = [
+        [
+            row["pipeline"],
+            str(row["policies"]),
+            str(row["branches"]),
+            *(f"{row[key]:.0f}" for key in keys),
+        ]
+        for row in record["rows"]
+    ]
+    headings = ["", "policies", "branches", "engine adds", "fastest", "processor", "plain pipeline"]
+    said = (
+        "Microseconds a step, opening and closing the request included: the median of the "
+        "differences, the difference of the fastest requests, and the median in processor time."
+    )
+    return "\n\n".join([table(headings, lines), said, caption(record)])
+
+
+# ---------------------------------------------------------------------- per-sample batches
+def batch_section(record: Record) -> str:
+    """Four ways to run a batch, for each batch and threshold, and how mixed the batch is."""
+    parts = []
+    for name in dict.fromkeys(row["batch"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["batch"] == name]
+        alone = [row for row in rows if row["name"] == "one by one"]
+        spread = ", ".join(
+            f"{row['calls_min']:g} to {row['calls_max']:g} (deviation {row['calls_std']:.1f}) at "
+            f"{row['threshold']:g}"
+            for row in alone
+        )
+        parts += [
+            f"### Prompts {name}",
+            f"Calls of each branch that a prompt takes alone: {spread}.",
+            table(
+                ["", "threshold", "samples", "calls", "speed", "PSNR", "worst", "hard half"],
+                map(batch_row, rows),
+            ),
+        ]
+        same = [row for row in rows if row["name"] == "per sample"]
+        far = max(row["difference_to_alone"] for row in same)
+        parts.append(
+            f"Samples that took as many calls in the batch as alone: "
+            f"{' and '.join(str(row['same_calls_as_alone']) for row in same)} of "
+            f"{same[0]['prompts']}; largest difference of a value: {far:g}."
+        )
+    return "\n\n".join([*parts, caption(record)])
+
+
+def batch_row(row: Row) -> list[str]:
+    """One way of running a batch; the full run is the reference."""
+    reference = row["name"] == "full"
+    return [
+        row["name"],
+        "" if reference else f"{row['threshold']:g}",
+        str(row["network_samples"]),
+        f"{row['calls_mean']:.1f}",
+        f"{row['processor_speedup']:.2f} x",
+        *("" if reference else f"{row[key]:.1f}" for key in ("psnr_mean", "psnr_min", "psnr_hard")),
+    ]
 
 
 # ------------------------------------------------------------------------------- families
@@ -448,6 +624,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
     "table:families": lambda: families_section(load("families")),
     "table:overhead": lambda: overhead_section(load("overhead")),
+    "table:attach": lambda: attach_section(load("attach_overhead")),
+    "table:batch": lambda: batch_section(load("batch")),
+    "table:pipeline": lambda: pipeline_section(load("pipeline"), load("ablation")),
     "cli": cli_reference,
     "checks": checks_table,
     "table:schedulers": schedulers_table,

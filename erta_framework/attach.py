@@ -31,6 +31,11 @@ class Attached(AbstractContextManager["Attached"], Protocol):
         ...
 
     @property
+    def newest(self) -> Trace | None:
+        """The trace of the request that runs, else of the last one; None before the first."""
+        ...
+
+    @property
     def emitted(self) -> list[Profile]:
         """Profiles that profilers emitted, one a request."""
         ...

@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from erta_framework.errors import ConfigError, ErtaError, suggestion
 from erta_framework.guidance import CFG, Guidance, NoGuidance
+from erta_framework.jobs import FabricConfig, JobConfig
 from erta_framework.policy import Policy
 from erta_framework.registry import policies as policy_catalogue
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Solver
@@ -48,6 +49,8 @@ class RunConfig:
         accelerator: `"auto"`, `"cpu"` or `"cuda"`.
         devices: Number of devices.
         output: Folder for what is written.
+        fabric: Where a job over several devices runs, in the names of Lightning Fabric.
+        job: How such a job is divided.
     """
 
     model: str = "shapes-wan"
@@ -64,6 +67,8 @@ class RunConfig:
     accelerator: str = "auto"
     devices: int = 1
     output: str = "runs"
+    fabric: FabricConfig = field(default_factory=FabricConfig)
+    job: JobConfig = field(default_factory=JobConfig)
 
 
 def load_config(
@@ -134,6 +139,11 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
             if name not in table:
                 raise ConfigError(f"unknown {key} {name!r}; " + suggestion(name, table))
             values[key] = construct(table[name], options, where=f"{key}.{name}")
+    for key, section in (("fabric", FabricConfig), ("job", JobConfig)):
+        if key in values:
+            if not isinstance(values[key], Mapping):
+                raise ConfigError(f"{key} is {values[key]!r}; write {key}.option=value")
+            values[key] = construct(section, values[key], where=key)
     return construct(RunConfig, values, where="configuration")
 
 

@@ -137,6 +137,10 @@ def _bench_problem(loaded: object) -> str | None:
     return None if callable(loaded) else f"is {loaded!r}, not a function that typer can run"
 
 
+def _launcher_problem(loaded: object) -> str | None:
+    return None if callable(loaded) else f"is {loaded!r}, not a function that returns a launcher"
+
+
 def policies(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of policies (`erta_framework.policies`)."""
     return Catalogue("erta_framework.policies", _policy_problem, only)
@@ -155,3 +159,8 @@ def drivers(only: Collection[str] | None = None) -> Catalogue:
 def benches(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of benchmarks (`erta_framework.benches`): functions that are commands."""
     return Catalogue("erta_framework.benches", _bench_problem, only)
+
+
+def launchers(only: Collection[str] | None = None) -> Catalogue:
+    """The catalogue of launchers (`erta_framework.launchers`): functions that return one."""
+    return Catalogue("erta_framework.launchers", _launcher_problem, only)

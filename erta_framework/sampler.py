@@ -6,11 +6,14 @@ import copy
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import islice
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +22,14 @@ from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.engine import Engine
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_framework.guidance import CFG, Guidance
+from erta_framework.jobs import (
+    CalibrationRequest,
+    FabricConfig,
+    JobConfig,
+    JobRequest,
+    Summary,
+    load_launcher,
+)
 from erta_framework.loop import Request, SamplingLoop
 from erta_framework.models import TextModel, sample_noise
 from erta_framework.policy import Policy
@@ -55,6 +66,27 @@ class Samples:
         return sum(trace.network_calls for trace in self.traces)
 
 
+class TextSampler(Protocol):
+    """Samples and calibrates prompts: `Sampler`, or a pipeline that runs the same model.
+
+    `facts` says in words what samples, for a report: loop, solver or scheduler, and guidance.
+    """
+
+    @property
+    def facts(self) -> Mapping[str, str]: ...
+
+    def sample(self, model: TextModel, prompts: Sequence[str], *, seed: int = 0) -> Samples: ...
+
+    def calibrate(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        profiler: Policy | None = None,
+    ) -> Profile: ...
+
+
 class Sampler:
     """Samples prompts with any `TextModel` under a list of policies.
 
@@ -67,12 +99,15 @@ class Sampler:
         sigmas: Own sigma list instead of `num_steps`.
         precision: `"32"`, or `"bf16-mixed"` / `"16-mixed"` for autocast.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
-        devices: Only 1; several devices are not available yet.
+        devices: Devices of this machine; more than one, or a strategy, samples through `sample_job`
+            and Lightning Fabric.
         batch_size: Samples a batch.
+        strategy: How Fabric starts the processes, such as `"ddp"`.
+        num_nodes: Machines.
 
     Raises:
-        CapabilityError: More than one device, an unknown accelerator or precision, or a policy
-            that needs something the solver cannot do.
+        CapabilityError: An unknown accelerator, number of devices or precision, or a policy that
+            needs something the solver cannot do.
 
     Example:
         >>> sampler = Sampler(num_steps=50, guidance=CFG(scale=3.0))
@@ -90,20 +125,39 @@ class Sampler:
         sigmas: Sequence[float] | None = None,
         precision: str = "32",
         accelerator: str = "auto",
-        devices: int = 1,
+        devices: int | str = 1,
         batch_size: int = 16,
+        strategy: str | None = None,
+        num_nodes: int | None = None,
     ) -> None:
         self.policies = tuple(policies)
         self.callbacks = tuple(callbacks)
         self.solver: Solver = solver if solver is not None else FlowEuler()
         self.guidance: Guidance = guidance if guidance is not None else CFG(scale=3.0)
         self.schedule: Schedule = self.solver.schedule(num_steps, sigmas)
-        self.device = resolve_device(accelerator, devices)
+        self.fabric = FabricConfig(
+            accelerator=None if accelerator == "auto" else accelerator,
+            devices=None if devices == 1 else devices,
+            num_nodes=num_nodes,
+            strategy=strategy,
+            precision=None if precision == "32" else precision,
+        )
+        # each of several processes has one device; which, Fabric says when it launches them
+        self.device = resolve_device(accelerator, 1 if self.fabric.many and devices else devices)
         self.precision = checked_precision(precision)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, it must be at least 1")
         self.batch_size = batch_size
         self.loop = SamplingLoop(Engine(self.policies), self.solver, self.guidance)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What samples, in words for a report."""
+        return {
+            "loop": type(self.loop).__name__,
+            "solver": repr(self.solver),
+            "guidance": f"{self.guidance!r}, {len(self.guidance.names)} branches",
+        }
 
     def sample(
         self,
@@ -133,6 +187,11 @@ class Sampler:
             InputError: No prompts, or inputs whose number, shape or values do not fit.
             NonFiniteError: A reused output was NaN or infinite.
         """
+        if self.fabric.many:
+            raise CapabilityError(
+                f"this sampler has several devices ({self.fabric}), whose samples go to a folder; "
+                "use sample_job(model, prompts, folder), or devices=1"
+            )
         names = tuple(prompts)
         if isinstance(prompts, str) or not names:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
@@ -209,6 +268,15 @@ class Sampler:
                 "none of the policies needs calibration; give calibrate(..., profiler=...), "
                 "such as ResidualProfiler()"
             )
+        if self.fabric.many:
+            request = CalibrationRequest(
+                open=partial(opened, single(self), model),
+                prompts=tuple(prompts),
+                profiler=chosen,
+                seed=seed,
+                fabric=self.fabric,
+            )
+            return load_launcher().calibrate(request)[0]
         twin = copy.copy(self)  # the same run in everything but its policies
         twin.policies = (chosen,)
         twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
@@ -222,6 +290,53 @@ class Sampler:
             torch=torch.__version__,
             machine=f"{platform.machine()} {self.device.type}",
         )
+
+    def sample_job(
+        self,
+        model: TextModel,
+        prompts: str | Path | Sequence[str],
+        output: str | Path,
+        *,
+        seed: int = 0,
+        resume: bool = False,
+        log_json: bool = False,
+        job: JobConfig | None = None,
+    ) -> Summary:
+        """Sample many prompts into a folder on this sampler's devices, through Lightning Fabric.
+
+        Every process that takes part calls it; Fabric starts those that nobody else started, by
+        running the script again. A sample depends on its prompt, seed and settings alone, not on
+        how many processes there are.
+
+        Args:
+            model: Encodes the prompts and predicts.
+            prompts: A `.jsonl` file with `{"prompt": ..., "seed": ..., "steps": ...}` a line, a
+                text file with a prompt a line, or prompts.
+            output: Folder of the job; the same for every process.
+            seed: Sample k has `seed + k` unless its line says otherwise.
+            resume: Continue the job in the folder, or join it while it runs.
+            log_json: Print JSON lines instead of a progress bar.
+            job: Batch size and lease.
+
+        Returns:
+            How the job stands; complete on rank 0 unless samples failed.
+
+        Raises:
+            InputError: The prompts are wrong, or the folder holds another job.
+            CapabilityError: The strategy splits one sample over ranks.
+            MissingExtraError: Lightning is not installed.
+        """
+        request = JobRequest(
+            open=partial(opened, single(self), model),
+            prompts=prompts,
+            output=output,
+            seed=seed,
+            resume=resume,
+            log_json=log_json,
+            fabric=self.fabric,
+            job=job if job is not None else JobConfig(),
+        )
+        return load_launcher().sample(request)
 
     def _noise(
         self, model: TextModel, names: Sequence[str], seeds: Sequence[int], latents: Tensor | None
@@ -256,6 +371,23 @@ class Sampler:
         return torch.autocast(self.device.type, dtype=dtype)
 
 
+def single(sampler: Sampler) -> Sampler:
+    """The sampler on one of its devices."""
+    twin = copy.copy(sampler)
+    twin.fabric = FabricConfig()
+    return twin
+
+
+def opened(
+    sampler: Sampler, model: TextModel, accelerator: str, precision: str
+) -> tuple[Sampler, TextModel]:
+    """A sampler and its model for one process of a job, in Fabric's precision."""
+    twin = copy.copy(sampler)
+    twin.device = resolve_device(accelerator, 1)
+    twin.precision = checked_precision(precision)
+    return twin, model
+
+
 def check_latents(name: str, latents: Tensor, shape: Sequence[int]) -> None:
     """Refuse latents of another shape, or with NaN or infinite values.
 
@@ -286,7 +418,7 @@ def checked_precision(precision: str) -> str:
     return precision
 
 
-def resolve_device(accelerator: str, devices: int) -> torch.device:
+def resolve_device(accelerator: str, devices: int | str) -> torch.device:
     """The device to sample on.
 
     Raises:
@@ -294,8 +426,8 @@ def resolve_device(accelerator: str, devices: int) -> torch.device:
     """
     if devices != 1:
         raise CapabilityError(
-            f"devices={devices}: this version samples on one device; use devices=1, or start one "
-            "process a device"
+            f"devices={devices}: a process samples on one device; use devices=1, or "
+            "Sampler(devices=...).sample_job(...), which starts a process a device"
         )
     available = {
         "cpu": True,

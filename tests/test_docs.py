@@ -203,7 +203,51 @@ def test_the_readme_shows_the_measured_ablation() -> None:
     assert update_readme.rendered(text) == text, "run `python docs/update_readme.py`"
 
 
-@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead"])
+def through_pipeline() -> dict[str, Any]:
+    """A record as `erta bench pipeline` writes it, with numbers made for the test."""
+    rows: list[dict[str, Any]] = []
+    for scheduler, plain in (("flow_euler", "plain Euler"), ("unipc", "plain UniPC")):
+        common = {"scheduler": scheduler, "status": "measured", "psnr_std": 1.0, "detail": ""}
+        own = scheduler == "flow_euler"
+        alike = {"identical": own or None, "largest_difference": 0.0 if own else None}
+        full = {"name": "full", "group": "plain", "budget": None, "psnr_mean": None, **alike}
+        full |= {"prompts": 4}
+        rows.append({**common, **full, "own_psnr_mean": None})
+        for name in PSNR:
+            group, *values = PSNR[name]
+            if group not in tables.LADDER or "Adams" in name:
+                continue
+            for budget, value in zip((25, 12), values, strict=True):
+                facts = {"name": plain if group == "plain" else name, "group": group}
+                facts |= {"budget": budget, "psnr_mean": value, "own_psnr_mean": value, **alike}
+                if "timestep" in name and own:
+                    facts |= {"identical": False, "largest_difference": 3e-6}
+                    facts |= {"psnr_mean": value + 0.0002}
+                if "timestep" in name and not own:
+                    facts |= {"status": "refused", "detail": "cannot", "psnr_mean": None}
+                rows.append({**common, **facts})
+    return {**measured(), "rows": rows}
+
+
+def test_the_pipeline_stands_beside_the_own_loop() -> None:
+    section = tables.pipeline_section(through_pipeline(), measured())
+    assert "| plain steps | 30.0 ± 1.0 | 30.0 | yes | 30.0 ± 1.0 |" in section
+    assert "| + timestep adjustment | 26.0 ± 1.0 | 26.0 | within 3e-06 | refused |" in section
+    assert "same bits in 9 of 11 runs. The others (+ timestep adjustment) differ" in section
+    assert "at most 3e-06 in a pixel and 2e-04 dB in a mean" in section
+    recipe = "own loop, own grid **better** (+4.0 / +2.0 dB); pipeline, Euler **better** (+4.0"
+    assert recipe in section
+    assert "* Refused under UniPC (+ timestep adjustment): `cannot`." in section
+
+
+def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
+    record = through_pipeline()
+    record["rows"] = [row for row in record["rows"] if row["name"] != "plain UniPC"]
+    with pytest.raises(tables.MissingDataError, match="other rows of flow_euler than of unipc"):
+        tables.pipeline_section(record, measured())
+
+
+@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline"])
 def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) -> None:
     with pytest.raises(tables.MissingDataError, match=f"{name}.json.*write it with"):
         tables.load(name, tmp_path)

@@ -31,7 +31,7 @@ from erta_framework.guidance import CFG, Guidance
 from erta_framework.models import TextModel
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
-from erta_framework.sampler import Sampler, Samples
+from erta_framework.sampler import Sampler, Samples, TextSampler
 from erta_framework.solvers import FlowEuler, Solver
 from erta_framework.trace import StepTrace
 
@@ -77,7 +77,7 @@ class Setting:
         steps: int | None = None,
         solver: Solver | None = None,
         callbacks: Sequence[Callback] = (),
-    ) -> Sampler:
+    ) -> TextSampler:
         """A sampler with these policies; the rest is shared."""
         return Sampler(
             tuple(policies),
@@ -238,7 +238,7 @@ def run_set(
     """Run everything once on one seed set, the full run first and last."""
     branches = len(setting.guidance.names)
 
-    def run(title: str, sampler: Sampler) -> tuple[Samples, float]:
+    def run(title: str, sampler: TextSampler) -> tuple[Samples, float]:
         bar.title(title)
         start = time.process_time()
         result = sampler.sample(setting.model, setting.held_out, seed=seed)

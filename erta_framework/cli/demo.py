@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import webbrowser
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -18,11 +19,13 @@ from rich.table import Table
 from erta_framework.callbacks import Callback, ProgressBar
 from erta_framework.cli.app import app
 from erta_framework.cli.common import console, demo_prompts, load_model, shipped_profile
+from erta_framework.cli.demo_methods import methods_of, sampler_for, through_pipeline
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, ProfileMismatchError
 from erta_framework.extras import require_extra
 from erta_framework.models import TextModel
 from erta_framework.planning import forecast
+from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.report import (
     Comparison,
@@ -32,8 +35,7 @@ from erta_framework.report import (
     fastest_threads,
     write_report,
 )
-from erta_framework.sampler import Sampler, resolve_device
-from erta_framework.solvers import FlowAdamsBashforth2
+from erta_framework.sampler import TextSampler, resolve_device
 from erta_framework.trace import StepTrace
 
 CALIBRATION_PROMPTS, CALIBRATION_SEED, SEED = 8, 1000, 5000
@@ -64,7 +66,7 @@ def demo(
     device = resolve_device("auto", 1)
     with threads_for(network, held_out, device):
         profile, origin = profile_for_demo(network, calibration, steps, output, out, recalibrate)
-        methods = methods_of(profile, calls, steps)
+        methods = methods_of(profile, calls, steps, pipeline=through_pipeline(network))
         plan = forecast(methods[-1].policies, steps)
         comparison = run_methods(network, methods, held_out)
         report = write_report(
@@ -136,58 +138,13 @@ def profile_for_demo(
         out.print(f"using the profile {origin}", soft_wrap=True)
         return shipped, origin
     few = calibration[:CALIBRATION_PROMPTS]
-    sampler = Sampler((), [ProgressBar()], num_steps=steps)
+    sampler = sampler_for(model, (), [ProgressBar()], steps=steps)
     (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
     profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
     path = profile.save(output / "profile.safetensors")
     origin = f"calibrated now on {len(few)} prompts; none of them is shown"
     out.print(f"{origin}: {path}", soft_wrap=True)
     return path, origin
-
-
-def methods_of(profile: Path, calls: int, steps: int) -> list[Method]:
-    """The full run and four ways to spend the same number of network calls; ERTACache last.
-
-    The schedule of ERTACache may come out below `calls`; the others then get as few.
-    """
-    policies = build_policies([{"ertacache": {"profile": str(profile), "calls": calls}}])
-    number = forecast(policies, steps).calls
-    uniform = build_policies([{"skip_policy": {"evenly": number}}])
-    return [
-        Method(
-            name="Full run",
-            detail=f"{steps} Euler steps, the network runs in every one. PSNR and SSIM of the "
-            "others are measured against its videos.",
-            steps=steps,
-        ),
-        Method(
-            name="Fewer steps",
-            detail=f"{number} plain Euler steps on the same kind of schedule, nothing is cached.",
-            steps=number,
-        ),
-        Method(
-            name="Fewer steps, AB2",
-            detail=f"{number} plain steps of second-order Adams-Bashforth, nothing is cached: a "
-            "second-order plain solver at the same number of network calls.",
-            steps=number,
-            solver=FlowAdamsBashforth2(),
-        ),
-        Method(
-            name="Uniform reuse",
-            detail=f"{steps} Euler steps; {number} evenly spread ones run the network, the others "
-            "reuse the newest residual.",
-            steps=steps,
-            policies=uniform,
-        ),
-        Method(
-            name="ERTACache",
-            detail=f"{steps} Euler steps; calibration decides which {number} run the network, and "
-            "a line fitted in calibration corrects what is reused (arXiv 2508.21091).",
-            steps=steps,
-            policies=policies,
-            subject=True,
-        ),
-    ]
 
 
 class DemoProgress(Callback):
@@ -208,12 +165,37 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
         ProfileMismatchError: The shipped profile is not of this model.
     """
     rounds = min(2, len(prompts))
+
+    def made(
+        method: Method,
+        policies: Sequence[Policy],
+        callbacks: Sequence[Callback],
+        batch_size: int,
+    ) -> TextSampler:
+        return sampler_for(
+            model,
+            policies,
+            callbacks,
+            steps=method.steps,
+            batch_size=batch_size,
+            solver=method.solver,
+            scheduler=method.scheduler,
+        )
+
     total = (1 + rounds) * sum(method.steps for method in methods)
     columns = (TextColumn("sampling"), BarColumn(bar_width=30), TimeElapsedColumn(), Remaining())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = DemoProgress(progress, progress.add_task("sampling", total=total))
         try:
-            return compare(model, methods, prompts, seed=SEED, rounds=rounds, callbacks=[bar])
+            return compare(
+                model,
+                methods,
+                prompts,
+                seed=SEED,
+                rounds=rounds,
+                callbacks=[bar],
+                sampler_of=made,
+            )
         except ProfileMismatchError as error:
             error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")
             raise
@@ -221,13 +203,12 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
 
 def setting_of(name: str, model: TextModel, comparison: Comparison, origin: str) -> dict[str, str]:
     """The facts of the run that the report states."""
-    sampler = Sampler(num_steps=comparison.methods[0].steps)
+    sampler = sampler_for(model, (), (), steps=comparison.methods[0].steps)
     shape = " x ".join(map(str, model.latent_shape))
     return {
         "model": f"{name}, samples of {shape}",
         "network": ", ".join(f"{key} {value}" for key, value in model.fingerprint().items()),
-        "solver": f"{sampler.solver!r}; the AB2 row uses its own",
-        "guidance": f"{sampler.guidance!r}, {len(sampler.guidance.names)} network calls a step",
+        **sampler.facts,
         "profile": origin,
     }
 

@@ -29,6 +29,14 @@ from erta_framework.cli.common import (
     read_settings,
     sampler_of,
 )
+from erta_framework.cli.jobs import (
+    JobOptions,
+    LogJson,
+    Resume,
+    calibrate_job,
+    many,
+    sample_job,
+)
 from erta_framework.cli.pipeline import (
     Dtype,
     Frames,
@@ -75,13 +83,23 @@ def sample(
     frames: Frames = None,
     seed: Seed = None,
     dtype: Dtype = None,
+    resume: Resume = False,
+    log_json: LogJson = False,
 ) -> None:
-    """Sample prompts; writes GIFs or PNGs, samples.safetensors and trace.jsonl."""
+    """Sample prompts; writes GIFs or PNGs, samples.safetensors and trace.jsonl.
+
+    A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job: one file a
+    sample, divided over devices and machines, that can be resumed.
+    """
     config = read_settings(settings)
     folder = output if output is not None else Path(config.output)
     options = PipelineOptions(
         pipeline, prompts, steps, guidance, height, width, frames, seed, dtype
     )
+    job = JobOptions(prompts, folder, resume, log_json)
+    if job.wanted(config):
+        sample_job(job, options, config, settings, prompt, gifs)
+        return
     if options.wanted(config, settings):
         sample_pipeline(options, config, prompt, folder, gifs)
         return
@@ -214,14 +232,24 @@ def calibrate(
         raise InputError(f"{target} exists; give --force to replace it, or another --output")
     chosen = profiler_of(asked, profiler)
     if piped:
+        if many(config):
+            raise InputError(
+                "a pipeline is calibrated by one process; calibrate parts of the prompts apart, "
+                "with other --seed, and add them up with `erta profile merge`"
+            )
         texts = prompts_of(config, options.given_prompts(prompt), fallback=())
         made: Profile = options.open(config).calibrate(texts, chosen, **options.arguments(config))
     else:
-        sampler = sampler_of(config, (), [ProgressBar()])
         model = load_model(config.model)
         offered = demo_prompts(model)
         texts = prompts_of(config, prompt, fallback=offered[0] if offered is not None else ())
-        made = sampler.calibrate(model, texts, seed=config.seed, profiler=chosen)
+        if many(config):
+            made, leader = calibrate_job(config, texts, chosen)
+            if not leader:
+                return
+        else:
+            sampler = sampler_of(config, (), [ProgressBar()])
+            made = sampler.calibrate(model, texts, seed=config.seed, profiler=chosen)
     made.save(target)
     out = console()
     out.print(f"{made!r} by {chosen!r}", markup=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from erta_framework.metrics import psnr, relative_l1, ssim
 from erta_framework.models import TextModel
 from erta_framework.policy import Policy
 from erta_framework.report.recorder import TrajectoryRecorder
-from erta_framework.sampler import Sampler, Samples
+from erta_framework.sampler import Sampler, Samples, TextSampler
 from erta_framework.solvers import Solver
 from erta_framework.trace import Trace
 
@@ -31,6 +32,7 @@ class Method:
         steps: Steps of its schedule.
         policies: Its policies.
         solver: Its solver; `FlowEuler()` by default.
+        scheduler: Name of its scheduler where a pipeline samples; None is the pipeline's choice.
         subject: Whether this is the method that the report is about.
     """
 
@@ -39,7 +41,20 @@ class Method:
     steps: int
     policies: tuple[Policy, ...] = ()
     solver: Solver | None = None
+    scheduler: str | None = None
     subject: bool = False
+
+
+class SamplerOf(Protocol):
+    """Makes the sampler of a method, with policies of its own or with observers among them."""
+
+    def __call__(
+        self,
+        method: Method,
+        policies: Sequence[Policy],
+        callbacks: Sequence[Callback],
+        batch_size: int,
+    ) -> TextSampler: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +142,7 @@ def compare(
     accelerator: str = "auto",
     callbacks: Sequence[Callback] = (),
     recorded: int = 2,
+    sampler_of: SamplerOf | None = None,
 ) -> Comparison:
     """Sample the prompts with every method from the same noise and measure.
 
@@ -144,6 +160,8 @@ def compare(
         accelerator: As for `Sampler`.
         callbacks: Observers of every run.
         recorded: Prompts in the untimed pass.
+        sampler_of: Makes the samplers, such as those of a pipeline, instead of `Sampler` with
+            `guidance` and `accelerator`.
 
     Raises:
         InputError: No methods, two of one name, or no prompts.
@@ -153,9 +171,12 @@ def compare(
         raise InputError(f"compare needs prompts and methods of different names, got {names}")
     size = -(-len(prompts) // rounds)
 
-    def sampler(method: Method, batch_size: int, *observers: Policy) -> Sampler:
+    def sampler(method: Method, batch_size: int, *observers: Policy) -> TextSampler:
+        policies = [*method.policies, *observers]
+        if sampler_of is not None:
+            return sampler_of(method, policies, callbacks, batch_size)
         return Sampler(
-            [*method.policies, *observers],
+            policies,
             callbacks,
             solver=method.solver,
             guidance=guidance,

@@ -61,6 +61,49 @@ def test_report_is_self_contained_and_says_what_ran(erta, shipped):
     assert "prefers-color-scheme: dark" in page
     for text in ("show one", "show number two", "FlowEuler(shift=3.0", "CFG(scale=3.0", "torch"):
         assert text in page
+    assert "SamplingLoop" in page  # the toy offers no pipeline
+
+
+@pytest.mark.slow
+def test_demo_runs_through_the_pipeline_that_a_model_offers(erta, monkeypatch):
+    """shapes-wan through an unmodified WanPipeline: its calls, its own calibration, its report."""
+    pipeline = pytest.importorskip("erta_integrations.shapes_wan.pipeline")
+    made = pipeline.diffusers.WanPipeline.__call__
+    requests: list[tuple[str, int]] = []
+
+    def called(pipe, **arguments):
+        requests.append((type(pipe.scheduler).__name__, arguments["num_inference_steps"]))
+        return made(pipe, **arguments)
+
+    monkeypatch.setattr(pipeline.diffusers.WanPipeline, "__call__", called)
+    done = erta("demo", "--steps", "4", "--calls", "3", "--prompts", "2", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert "calibrated now on 8 prompts" in done.output  # the shipped profile has 50 steps
+    names = ["Full run", "Fewer steps", "Fewer steps, UniPC", "Uniform reuse", "ERTACache"]
+    rows = json.loads(Path("out/results.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == names
+    computed = rows[-1]["computed"]
+    assert 2 <= computed <= 3
+    assert [row["calls"] for row in rows] == [8, *[2 * computed] * 4]
+    assert all(row["psnr_mean"] > 10 for row in rows[1:])
+    euler, unipc = "FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler"
+    turn = [(euler, 4), (euler, computed), (unipc, computed), (euler, 4), (euler, 4)]
+    assert requests == [(euler, 4), *turn * 3]  # calibration; a warm-up and two rounds
+    fingerprint = Profile.load("out/profile.safetensors").fingerprint
+    assert fingerprint["solver"].startswith(euler)
+    page = Path("out/report.html").read_text()
+    for text in ("WanPipeline of diffusers", "unmodified", euler, "guidance_scale 3"):
+        assert text in page
+
+
+@pytest.mark.slow
+def test_the_demo_uses_the_shipped_profile_of_the_pipeline(erta):
+    done = erta("demo", "--prompts", "1", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert "using the profile shipped with the model, calibrated on 24 prompts" in done.output
+    rows = json.loads(Path("out/results.json").read_text())["rows"]
+    assert [row["calls"] for row in rows] == [100, 50, 50, 50, 50]
+    assert rows[-1]["psnr_mean"] > max(row["psnr_mean"] for row in rows[1:-1])
 
 
 def test_a_shipped_profile_of_another_network_is_refused(erta, shipped, monkeypatch):

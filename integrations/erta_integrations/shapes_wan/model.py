@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -19,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from erta_framework import Callback, Policy, Profile
 from erta_integrations.shapes_wan.data import (
     FRAMES,
     SIZE,
@@ -27,9 +29,12 @@ from erta_integrations.shapes_wan.data import (
     tokenize,
 )
 
+if TYPE_CHECKING:
+    from erta_integrations.shapes_wan.sampler import PipelineSampler
+
 WEIGHTS = Path(__file__).parent / "weights" / "shapes-wan.safetensors"
 PROFILE = WEIGHTS.with_name("shapes-wan-50.profile.safetensors")
-"""Residual profile of the demo's setting: 50 Euler steps, shift 3, guidance 3."""
+"""Residual profile of the demo's setting: 50 Euler steps of `WanPipeline`, shift 3, guidance 3."""
 TEXT_DIM = 64
 NETWORK: dict[str, Any] = {
     "patch_size": (1, 4, 4),
@@ -88,8 +93,48 @@ class ShapesWan(nn.Module):
         return shuffled[:24], shuffled[24:]
 
     def shipped_profile(self) -> Path | None:
-        """The calibration profile that ships beside the weights, if there is one."""
-        return PROFILE if PROFILE.is_file() else None
+        """The profile that ships beside the weights, for runs through `pipeline_sampler`.
+
+        None where it was made with other weights or another diffusers, whose schedulers may have
+        other options: it would be refused, or be wrong.
+        """
+        if not PROFILE.is_file():
+            return None
+        made = Profile.load(PROFILE).provenance
+        now = {"weights": self.weights_hash, "diffusers": version("diffusers")}
+        return PROFILE if all(made.get(key) == value for key, value in now.items()) else None
+
+    def pipeline_sampler(
+        self,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        *,
+        scheduler: str | None = None,
+        num_steps: int = 50,
+        batch_size: int = 16,
+    ) -> PipelineSampler:
+        """Samples through diffusers' unmodified `WanPipeline` instead of the own loop.
+
+        Args:
+            policies: In call order.
+            callbacks: Observers.
+            scheduler: `"flow_euler"` (None) or `"unipc"`.
+            num_steps: Steps of a request.
+            batch_size: Samples a request.
+
+        Raises:
+            CapabilityError: A policy needs something that the scheduler cannot do.
+            MissingExtraError: transformers is not installed.
+        """
+        from erta_integrations.shapes_wan.sampler import PipelineSampler
+
+        return PipelineSampler(
+            policies,
+            callbacks,
+            scheduler=scheduler or "flow_euler",
+            num_steps=num_steps,
+            batch_size=batch_size,
+        )
 
     def fingerprint(self) -> dict[str, str]:
         """Network class, hash of its configuration and of its weights file."""

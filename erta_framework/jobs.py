@@ -1,0 +1,196 @@
+"""Jobs over many devices, as the core knows them: their settings, and who can run them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from erta_framework.errors import InputError, RegistryError
+from erta_framework.extras import MissingExtraError
+from erta_framework.registry import FIRST_PARTY, launchers
+
+if TYPE_CHECKING:
+    from erta_framework.policy import Policy
+    from erta_framework.profile import Profile
+
+LAUNCHER = "fabric"
+"""Entry of `erta_framework.launchers` that is used when several devices are asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FabricConfig:
+    """Where a job runs, in the names of Lightning Fabric; None was not said.
+
+    Attributes:
+        accelerator: `"auto"`, `"cpu"`, `"cuda"`, `"gpu"` or `"mps"`.
+        devices: Number of devices of a machine, `"auto"`, or a list such as `"0,1"`.
+        num_nodes: Number of machines.
+        strategy: `"auto"` or one that gives each rank a whole model: `"ddp"`, `"ddp_spawn"`.
+        precision: `"32-true"`, `"bf16-mixed"` or `"16-mixed"`.
+
+    Example:
+        >>> FabricConfig(devices=2).many
+        True
+    """
+
+    accelerator: str | None = None
+    devices: int | str | None = None
+    num_nodes: int | None = None
+    strategy: str | None = None
+    precision: str | None = None
+
+    @property
+    def many(self) -> bool:
+        """Whether more than one plain process is asked for."""
+        return (
+            self.devices not in (None, 1, "1")
+            or self.num_nodes not in (None, 1)
+            or self.strategy not in (None, "auto")
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobConfig:
+    """How a job is divided.
+
+    Attributes:
+        batch_size: Samples a batch. At 1 a sample depends on its prompt and seed alone; larger
+            batches may change the last bits of its numbers.
+        lease: Seconds after which a worker that gives no sign of life loses what it claimed.
+
+    Raises:
+        InputError: A value is not above 0.
+    """
+
+    batch_size: int = 1
+    lease: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"job.batch_size is {self.batch_size}, it must be at least 1")
+        if not self.lease > 0:
+            raise InputError(f"job.lease is {self.lease} seconds, it must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """How a job stands when a process leaves it; other ranks than 0 only know what they did.
+
+    Attributes:
+        total: Samples of the job.
+        done: Samples whose output is in the folder; on other ranks, those that this one made.
+        failed: Index and error of each sample that failed.
+        network_calls: Mean network calls a sample that is done.
+        speedup: Branch calls asked for over network calls made, over what is done.
+        seconds: Wall seconds in this process.
+        leader: Whether this process reports for all (rank 0).
+    """
+
+    total: int
+    done: int
+    failed: tuple[tuple[int, str], ...]
+    network_calls: float | None
+    speedup: float | None
+    seconds: float
+    leader: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether every sample of the job is done."""
+        return self.done == self.total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRequest:
+    """What a launcher is asked for.
+
+    Attributes:
+        open: Gives what samples, for a kind of device and a precision such as `("cuda", "32")`:
+            `(sampler, model)`, or `(run, policies, options)` of a pipeline. Called in each process
+            once that has its device; None where the caller brings sampler and model.
+        prompts: A `.jsonl` file of requests, a text file with one prompt a line, or prompts.
+        output: Folder of the job.
+        seed: Sample k has seed + k unless its line says otherwise.
+        resume: Continue a job that is in the folder, or join it while it runs.
+        log_json: Print JSON lines instead of a progress bar.
+        quiet: Print nothing.
+        fabric: Where it runs.
+        job: How it is divided.
+        picture: Writes a picture `(sample [C, ...], path without suffix) -> path`.
+    """
+
+    open: Callable[[str, str], Any] | None = None
+    prompts: str | Path | Sequence[str]
+    output: str | Path
+    seed: int = 0
+    resume: bool = False
+    log_json: bool = False
+    quiet: bool = False
+    fabric: FabricConfig = FabricConfig()
+    job: JobConfig = JobConfig()
+    picture: Callable[[Any, Path], object] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CalibrationRequest:
+    """A calibration that is divided over ranks.
+
+    Attributes:
+        open: As of a `JobRequest`.
+        prompts: Calibration prompts.
+        profiler: Observes the runs.
+        seed: Sample k has seed + k.
+        fabric: Where it runs.
+    """
+
+    open: Callable[[str, str], Any]
+    prompts: tuple[str, ...]
+    profiler: Policy
+    seed: int = 0
+    fabric: FabricConfig = FabricConfig()
+
+
+class Launcher(Protocol):
+    """What an entry of `erta_framework.launchers` offers."""
+
+    def sample(self, request: JobRequest) -> Summary:
+        """Run this process's part of a sampling job."""
+        ...
+
+    def calibrate(self, request: CalibrationRequest) -> tuple[Profile, bool]:
+        """The profile of all prompts, on every rank, and whether this is rank 0."""
+        ...
+
+
+def launched() -> bool:
+    """Whether something outside, such as torchrun or srun, started this process among others."""
+    environ = os.environ
+    if "LOCAL_RANK" in environ and environ.get("WORLD_SIZE", "1") != "1":
+        return True
+    interactive = environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return "SLURM_PROCID" in environ and environ.get("SLURM_NTASKS", "1") != "1" and not interactive
+
+
+def load_launcher(name: str = LAUNCHER) -> Launcher:
+    """An entry of the catalogue of launchers.
+
+    Raises:
+        MissingExtraError: What ours imports is not installed; names the extra.
+        RegistryError: No distribution provides it, or its import failed otherwise.
+    """
+    catalogue = launchers()
+    try:
+        found: Launcher = catalogue.load(name)()
+    except RegistryError as error:
+        cause = error.__cause__
+        ours = any(e.name == name and e.distribution == FIRST_PARTY for e in catalogue.entries())
+        if not ours or not isinstance(cause, ImportError) or isinstance(cause, MissingExtraError):
+            raise
+        raise MissingExtraError(
+            f"the launcher {name!r} cannot be imported ({cause}); pip install "
+            f'"erta-framework[{name}]"'
+        ) from cause
+    return found

@@ -1,0 +1,197 @@
+"""`Sampler`'s verbs on shapes-wan, with every request made through `WanPipeline`."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from erta_framework import Engine, Policy, Profile, Samples, Trace
+from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
+from erta_framework.errors import InputError, PolicyError
+from erta_framework.models import TextModel
+from erta_framework.sampler import resolve_device
+from erta_integrations.diffusers import Attachment, attach
+from erta_integrations.diffusers.schedulers import capabilities
+from erta_integrations.shapes_wan.model import ShapesWan
+from erta_integrations.shapes_wan.pipeline import SHIFT, make_scheduler, pipeline, request
+
+
+class PipelineSampler:
+    """`Sampler`'s verbs on shapes-wan, with every request made through `WanPipeline`.
+
+    Args:
+        policies: In call order; empty computes every step.
+        callbacks: Observers, such as `ProgressBar()`.
+        scheduler: `"flow_euler"` or `"unipc"`.
+        guidance_scale: Scale of classifier-free guidance.
+        num_steps: Steps of a request.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        batch_size: Samples a request.
+
+    Raises:
+        CapabilityError: A policy needs something that the scheduler cannot do.
+        InputError: The scheduler is unknown, or a number is too small.
+
+    Example:
+        >>> sampler = PipelineSampler(scheduler="unipc", num_steps=25)
+        >>> result = sampler.sample(model, ["a red circle moving left"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        *,
+        scheduler: str = "flow_euler",
+        guidance_scale: float = 3.0,
+        num_steps: int = 50,
+        accelerator: str = "auto",
+        batch_size: int = 16,
+    ) -> None:
+        for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
+            if value < 1:
+                raise InputError(f"{name} is {value}, it must be at least 1")
+        self.policies = tuple(policies)
+        self.engine = Engine(self.policies)
+        self.callbacks = tuple(callbacks)
+        self.scheduler = scheduler
+        self.guidance_scale = guidance_scale
+        self.num_steps = num_steps
+        self.device = resolve_device(accelerator, devices=1)
+        self.batch_size = batch_size
+        made = make_scheduler(scheduler)
+        self.engine.check(capabilities(made), type(made).__name__)
+        self._class = type(made).__name__
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What samples, in words for a report."""
+        return {
+            "loop": f"WanPipeline of diffusers {diffusers.__version__}, unmodified",
+            "scheduler": f"{self._class}, shift {SHIFT:g}",
+            "guidance": f"guidance_scale {self.guidance_scale:g}",
+        }
+
+    def sample(
+        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, title: str = "sampling"
+    ) -> Samples:
+        """Sample one video per prompt.
+
+        Args:
+            model: shapes-wan.
+            prompts: One a sample.
+            seed: Sample k draws its noise from `seed + k`, as with `Sampler`.
+            title: Shown by the progress bar.
+
+        Raises:
+            InputError: No prompts, or another model.
+            NonFiniteError: A reused output was NaN or infinite.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        if not isinstance(model, ShapesWan):
+            raise InputError(f"the model is {type(model).__name__}; this pipeline runs ShapesWan")
+        names, seeds = tuple(prompts), tuple(range(seed, seed + len(prompts)))
+        pipe = pipeline(self.scheduler, model=model.to(self.device))
+        starts = range(0, len(names), self.batch_size)
+        start = RunStart(len(names), len(starts), self.num_steps, title)
+        done: list[BatchEnd] = []
+        with Observers(self.callbacks, start) as observers, attach(pipe, self.engine) as run:
+
+            def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
+                observers.step(trace_of(run).steps[-1])
+                return {}
+
+            for begin in starts:
+                chosen = slice(begin, begin + self.batch_size)
+                clock = time.perf_counter()
+                asked = self._asked(model, names[chosen], seeds[chosen])
+                video = pipe(**asked, callback_on_step_end=stepped).frames.cpu()
+                seconds = time.perf_counter() - clock
+                trace = trace_of(run)
+                trace.raise_if_nonfinite()
+                done.append(BatchEnd(names[chosen], seeds[chosen], video, trace, seconds))
+                observers.batch(replace(done[-1], samples=video.clone(), trace=deepcopy(trace)))
+        return Samples(
+            samples=torch.cat([batch.samples for batch in done]),
+            prompts=names,
+            seeds=seeds,
+            traces=tuple(batch.trace for batch in done),
+            seconds=sum(batch.seconds for batch in done),
+            emitted=tuple(run.emitted),
+        )
+
+    def calibrate(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        profiler: Policy | None = None,
+    ) -> Profile:
+        """Run the full network on calibration prompts and merge what the profiler emits.
+
+        Args:
+            model: shapes-wan.
+            prompts: Calibration prompts; keep them apart from those you test on.
+            seed: Sample k draws its noise from `seed + k`.
+            profiler: The profiler; by default the one that this sampler's policies ask for.
+
+        Raises:
+            PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
+        """
+        offered = (policy.calibrator() for policy in self.policies)
+        chosen = profiler or next((found for found in offered if found is not None), None)
+        if chosen is None:
+            raise PolicyError(
+                "none of the policies needs calibration; give calibrate(..., profiler=...), "
+                "such as ResidualProfiler()"
+            )
+        twin = PipelineSampler(
+            [chosen],
+            self.callbacks,
+            scheduler=self.scheduler,
+            guidance_scale=self.guidance_scale,
+            num_steps=self.num_steps,
+            accelerator=self.device.type,
+            batch_size=self.batch_size,
+        )
+        result = twin.sample(model, prompts, seed=seed, title="calibrating")
+        if not result.emitted:
+            raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
+        return Profile.merge(result.emitted).with_provenance(
+            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+            seeds=f"{seed}..{seed + len(prompts) - 1}",
+            date=datetime.now(UTC).date().isoformat(),
+            torch=torch.__version__,
+            diffusers=diffusers.__version__,
+            weights=model.fingerprint()["weights"],
+            machine=f"{platform.machine()} {self.device.type}",
+        )
+
+    def _asked(
+        self, model: ShapesWan, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> dict[str, Any]:
+        return request(
+            model,
+            prompts,
+            seeds=seeds,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+        )
+
+
+def trace_of(run: Attachment) -> Trace:
+    """The trace of the request that runs or has just run."""
+    assert run.newest is not None
+    return run.newest
