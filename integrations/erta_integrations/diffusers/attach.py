@@ -79,6 +79,14 @@ class Attachment:
         return self._driver.traces
 
     @property
+    def newest(self) -> Trace | None:
+        """The trace of the request that runs, else of the last one; None before the first.
+
+        A pipeline's `callback_on_step_end` may read the step that just ended, `steps[-1]`.
+        """
+        return self._driver.newest
+
+    @property
     def emitted(self) -> list[Profile]:
         """Profiles that profilers emitted, one a request."""
         return self._driver.emitted

@@ -17,10 +17,11 @@ CONDITIONING = re.compile(r"encoder_hidden_states|cap_feats|prompt|text|pooled|c
 class Branches:
     """Names the calls of each step.
 
-    A `cache_context` name is taken as it is. Without one, a call is recognised by its
-    conditioning: the same tensors (or equal ones) and the same plain options, such as a list of
-    skipped layers, mean the same branch. The place within the step decides only among calls that
-    have no conditioning. Parity is never used.
+    A `cache_context` name is taken as it is, as long as the call's modes (words and switches) stay
+    what they were at its first call. Without a name, a call is recognised by its conditioning: the
+    same tensors (or equal ones) and the same plain options, such as a list of skipped layers or a
+    mode, mean the same branch. The place within the step decides only among calls that have no
+    conditioning. Parity is never used.
 
     The conditioning tensors of known branches are held until the request ends, so that an address
     cannot be mistaken for another tensor's.
@@ -28,6 +29,7 @@ class Branches:
 
     known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
+    shapes: dict[tuple[str, str], list[object]] = field(default_factory=dict)
 
     def begin_step(self) -> None:
         """A new step starts: every branch may be called again."""
@@ -35,8 +37,12 @@ class Branches:
 
     def name(self, context: str | None, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         """The branch of this call, unique within the step, and whether it looks like a repeat."""
-        signature = {} if context is not None else conditioning(arguments)
-        name, repeated = (context, False) if context is not None else self._recognised(signature)
+        if context is None:
+            signature = conditioning(arguments)
+            name, repeated = self._recognised(signature)
+        else:
+            signature = modes(arguments)
+            name, repeated = self._in_mode(context, signature), False
         base, repeat = name, 1
         while name in self.used:
             repeat += 1
@@ -44,6 +50,29 @@ class Branches:
         self.used.add(name)
         self.known.setdefault(name, signature)
         return name, repeated or repeat > 1
+
+    def of_shape(self, network: str, branch: str, shape: object) -> str:
+        """The branch's name at one shape of latents; what is cached at another does not fit it."""
+        known = self.shapes.setdefault((network, branch), [])
+        if shape not in known:
+            known.append(shape)
+        place = known.index(shape) + 1
+        return branch if place == 1 else f"{branch}@{place}"
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.known.clear()
+        self.used.clear()
+        self.shapes.clear()
+
+    def _in_mode(self, context: str, signature: Mapping[str, Any]) -> str:
+        first = self.known.get(context, signature)
+        changed = {k: v for k, v in signature.items() if first.get(k, v) != v}
+        changed |= {k: None for k in first if k not in signature}
+        changed |= {k: v for k, v in signature.items() if k not in first}
+        if not changed:
+            return context
+        return f"{context}({', '.join(f'{k}={v}' for k, v in sorted(changed.items()))})"
 
     def _recognised(self, signature: Mapping[str, Any]) -> tuple[str, bool]:
         for name, earlier in self.known.items():
@@ -70,7 +99,12 @@ def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
             found[name] = value
         if name == "skip_layers" and isinstance(value, list | tuple):
             found[name] = tuple(value)
-    return found
+    return {**found, **modes(arguments)}
+
+
+def modes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The words and switches of a call, such as whether it fills or reads a cache of its own."""
+    return {name: value for name, value in arguments.items() if isinstance(value, str | bool)}
 
 
 def same_conditioning(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +13,24 @@ from torch import Tensor, nn
 
 from erta_framework import Engine, Interval, Profile, Schedule, Seam, Session, SessionInfo, Trace
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_integrations.diffusers import signals
+from erta_integrations.diffusers import batching, signals
 from erta_integrations.diffusers.branches import Branches, same_value
-from erta_integrations.diffusers.chain import Run, Trunk
-from erta_integrations.diffusers.facts import channel_dim, guidance_of, network_facts, solver_of
-from erta_integrations.diffusers.networks import LATENTS, TIMES, bound, compiled_in_place, pick
+from erta_integrations.diffusers.chain import Run
+from erta_integrations.diffusers.facts import (
+    AdapterWatch,
+    channel_dim,
+    guidance_of,
+    network_facts,
+    solver_of,
+)
+from erta_integrations.diffusers.networks import (
+    bound,
+    called,
+    compiled_in_place,
+    given_as,
+    latents_of,
+    time_of,
+)
 from erta_integrations.diffusers.patching import PatchSet
 from erta_integrations.diffusers.schedulers import (
     capabilities,
@@ -26,8 +38,10 @@ from erta_integrations.diffusers.schedulers import (
     index_of,
     move_interval,
     read_schedule,
+    same_grid,
 )
-from erta_integrations.diffusers.shapes import OutputForm, as_tensor, read_output
+from erta_integrations.diffusers.shapes import OutputForm, Relation, as_tensor, read_output
+from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import Chain
 
 UNREAD = Schedule((0.0,), (0.0,))
@@ -47,6 +61,7 @@ class Request:
 
     number: int
     branches: Branches = field(default_factory=Branches)
+    adapters: AdapterWatch = field(default_factory=AdapterWatch)
     schedule: Schedule = UNREAD
     session: Session | None = None
     index: int = 0
@@ -55,6 +70,22 @@ class Request:
     told: Any = None
     forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
     chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
+
+
+class Closing:
+    """Ends the request where its block raises; a class because a generator costs more."""
+
+    __slots__ = ("driver", "request")
+
+    def __init__(self, driver: Driver, request: Request) -> None:
+        self.driver, self.request = driver, request
+
+    def __enter__(self) -> None:
+        """Nothing to prepare."""
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if error is not None:
+            self.driver.failed(self.request, error)
 
 
 class Driver:
@@ -102,6 +133,14 @@ class Driver:
         offered = [trunk.offered for trunk in self.trunks.values()]
         return frozenset.intersection(*offered) if offered else frozenset()
 
+    @property
+    def newest(self) -> Trace | None:
+        """The trace of the request that runs, else of the last one; None before the first."""
+        request = self._request
+        if request is not None and request.session is not None:
+            return request.session.trace
+        return self.traces[-1] if self.traces else None
+
     # ---------------------------------------------------------- replacements
     def set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Opens a request: every pipeline sets its timesteps once a call."""
@@ -124,12 +163,13 @@ class Driver:
             return original(*args, **kwargs)
         with self._closing_on_error(request):
             arguments = bound(self.networks[name], args, kwargs)
-            latents = as_tensor(pick(arguments, LATENTS, first=True), f"the latents of {name}")
-            told = pick(arguments, TIMES)
+            latents = as_tensor(latents_of(arguments), f"the latents of {name}")
+            told = time_of(arguments)
             if not request.in_step:
                 self._begin(request, name, latents, told)
             context = self._contexts[-1] if self._contexts else None
             branch, repeated = request.branches.name(context, arguments)
+            branch = request.branches.of_shape(name, branch, latents.shape)
             if repeated and not same_value(told, request.told):
                 raise ProtocolError(
                     f"{type(self.pipe).__name__} called {name} ({branch}) at another time before "
@@ -137,9 +177,14 @@ class Driver:
                     "by itself or steps a copy of its scheduler cannot be followed"
                 )
             call = partial(original, *args, **kwargs)
+            model = request.adapters.model(name, self.networks[name])
             if name in self.trunks:
-                return self._answer_trunk(request, name, branch, latents, call)
-            return self._answer(request, name, branch, latents, call)
+                answer = self._answer_trunk(request, name, model, branch, latents, call)
+            else:
+                split = (arguments, original) if self.engine.per_sample else None
+                answer = self._answer(request, name, model, branch, latents, call, split)
+            self.patches.refresh()  # hooks that take themselves off in their call took ours along
+            return answer
 
     @contextmanager
     def named(
@@ -162,14 +207,21 @@ class Driver:
             self._check_clock(request, original, args, kwargs)
             settled = request.session.settle()
             if settled.end != request.schedule.sigmas[settled.index + 1]:
-                move_interval(self.scheduler, settled)
+                for scheduler in self._on_this_grid():
+                    move_interval(scheduler, settled)
             result = original(*args, **kwargs)
             request.session.end(previous_sample(result))
         request.carried, request.in_step = settled, False
         request.index += 1
         if request.index == request.schedule.num_steps:
             self._close(request, None)
+            self.patches.forget_copies()
         return result
+
+    def _on_this_grid(self) -> list[Any]:
+        """The scheduler, and copies that a pipeline steps beside it, for audio for example."""
+        copies = self.patches.copies(self.scheduler)
+        return [self.scheduler, *(c for c in copies if same_grid(self.scheduler, c))]
 
     # ------------------------------------------------------------- the request
     def abort(self, why: str) -> None:
@@ -177,20 +229,19 @@ class Driver:
         if self._request is not None:
             self._close(self._request, Aborted(why))
 
-    @contextmanager
-    def _closing_on_error(self, request: Request) -> Generator[None, None, None]:
-        try:
-            yield
-        except BaseException as error:
-            if self._request is request:
-                self._close(request, error)
-            raise
+    def _closing_on_error(self, request: Request) -> Closing:
+        return Closing(self, request)
+
+    def failed(self, request: Request, error: BaseException) -> None:
+        """Ends a request that raised, unless another one has begun."""
+        if self._request is request:
+            self._close(request, error)
 
     def _close(self, request: Request, error: BaseException | None) -> None:
         self._request = None
         request.forms.clear()
         request.chains.clear()
-        request.branches.known.clear()
+        request.branches.clear()
         session = request.session
         if session is None:
             return
@@ -242,14 +293,15 @@ class Driver:
         self,
         request: Request,
         name: str,
+        model: str,
         branch: str,
         latents: Tensor,
-        call: Callable[[], Any],
+        call: partial[Any],
     ) -> Any:
         assert request.session is not None
-        key = (name, branch, latents.shape, latents.dtype)
+        key = (model, branch, latents.shape, latents.dtype)
         trunk = self.trunks[name]
-        run = Run(trunk, request.session, branch, call, request.chains.get(key))
+        run = Run(trunk, request.session, model, branch, call, request.chains.get(key))
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain
@@ -259,12 +311,14 @@ class Driver:
         self,
         request: Request,
         name: str,
+        model: str,
         branch: str,
         latents: Tensor,
         call: Callable[[], Any],
+        split: tuple[Mapping[str, Any], Callable[..., Any]] | None = None,
     ) -> Any:
         assert request.session is not None
-        key = (name, branch, latents.shape, latents.dtype)
+        key = (model, branch, latents.shape, latents.dtype)
         ran: list[tuple[Any, Tensor, OutputForm]] = []
 
         def compute() -> Tensor:
@@ -278,15 +332,56 @@ class Driver:
         if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
             first = compute()
             known, network = ran[0][2], lambda: first
+        if known.rule.relation is Relation.OUTPUT:
+            self._require_output_reuse(name, tuple(known.shape), tuple(latents.shape))
         reference = known.reference(latents)
-        output = request.session.forward(reference, network, branch=branch, model=name)
+        rows: Callable[[Tensor], Tensor] | str = "it runs whole batches"
+        if split is not None:
+            rows = self._row_compute(request, key, name, latents, known, *split)
+        output = request.session.forward(reference, network, branch=branch, model=model, rows=rows)
         if not ran:
-            return known.rebuild(output)
+            return request.forms.get(key, known).rebuild(output)
         raw, main, form = ran[0]
         request.forms[key] = form
         return raw if output is main else form.rebuild(output)
 
+    def _row_compute(
+        self,
+        request: Request,
+        key: tuple[object, ...],
+        name: str,
+        latents: Tensor,
+        known: OutputForm,
+        arguments: Mapping[str, Any],
+        original: Callable[..., Any],
+    ) -> Callable[[Tensor], Tensor] | str:
+        """Runs the network on some samples of this call, or why it cannot."""
+        take = batching.splitter(arguments, latents.shape[0])
+        why = batching.unsplit(known)
+        if isinstance(take, str) or why is not None:
+            return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
+
+        def compute(rows: Tensor) -> Tensor:
+            some = called(self.networks[name], take(rows))
+            raw = original(*some.args, **some.kwargs)
+            main, form = read_output(raw, latents.index_select(0, rows), name)
+            request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
+            return main
+
+        return compute
+
     # ------------------------------------------------------------------ checks
+    def _require_output_reuse(
+        self, name: str, output: tuple[int, ...], latents: tuple[int, ...]
+    ) -> None:
+        asking = [repr(policy) for policy in self.engine.policies if policy.reads_latents]
+        if asking:
+            raise CapabilityError(
+                f"{name} ({type(self.networks[name]).__name__}) returns {output} for latents "
+                f"{latents}, so there is no residual, and {' and '.join(asking)} compares latents; "
+                "use policies that reuse the whole output, such as skip_policy"
+            )
+
     def _check_clock(
         self,
         request: Request,
@@ -294,10 +389,10 @@ class Driver:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        given = inspect.signature(original).bind_partial(*args, **kwargs).arguments
-        if "timestep" not in given:
+        timestep = given_as("timestep", original, args, kwargs)
+        if timestep is None:
             return
-        found = index_of(self.scheduler, given["timestep"], request.schedule, request.index)
+        found = index_of(self.scheduler, timestep, request.schedule, request.index)
         moved = request.carried is not None and (
             request.carried.end_time != request.schedule.times[request.index]
         )
@@ -323,6 +418,8 @@ class Driver:
                     "would trace the engine; compile first with "
                     f"pipe.{name} = torch.compile(pipe.{name}), then attach"
                 )
+        for trunk in self.trunks.values():
+            trunk.refuse_compiled()
 
 
 def previous_sample(result: Any) -> Tensor:

@@ -19,12 +19,19 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def network_facts(name: str, network: nn.Module) -> dict[str, str]:
-    """Component name, class and configuration of the network that opens a request."""
+    """Component name, class, configuration and LoRA adapters of the network that opens a request.
+
+    Adapters are named only where some are active. What was fused and then unloaded, and weights
+    that were changed otherwise, leave no sign.
+    """
     inner = getattr(network, "_orig_mod", network)
     facts = {"component": name, "network": type(inner).__name__}
     config = getattr(inner, "config", None)
     if config is not None:
         facts["config"] = config_hash(dict(config))
+    adapters = adapters_of(inner)
+    if adapters:
+        facts["adapters"] = adapters
     return facts
 
 
@@ -45,6 +52,63 @@ def channel_dim(network: nn.Module, shape: tuple[int, ...]) -> int:
             if isinstance(size, int) and shape[place] == size:
                 return place
     return places[0] if places else 0
+
+
+def adapters_of(network: nn.Module) -> str:
+    """Active (or fused) LoRA adapters with their scales, such as `style=0.8`; empty without any."""
+    if not getattr(network, "peft_config", None):
+        return ""
+    scales: dict[str, set[float]] = {}
+    for layer in network.modules():
+        for name, scale in scales_of(layer).items():
+            scales.setdefault(name, set()).add(scale)
+    return ", ".join(
+        f"{name}={'/'.join(f'{scale:g}' for scale in sorted(scales[name]))}"
+        for name in sorted(scales)
+    )
+
+
+def scales_of(layer: nn.Module | None) -> dict[str, float]:
+    """Scale of each active or fused adapter of one layer; empty for a layer without adapters."""
+    scaling = getattr(layer, "scaling", None)
+    if layer is None or not isinstance(scaling, Mapping) or not hasattr(layer, "active_adapters"):
+        return {}
+    fused = getattr(layer, "merged_adapters", [])
+    active: Any = layer.active_adapters
+    if fused or getattr(layer, "disable_adapters", False):
+        active = fused
+    # diffusers multiplies by a scale and divides again, which costs the last digit
+    return {name: round(float(scaling[name]), 9) for name in active if name in scaling}
+
+
+class AdapterWatch:
+    """Notices within a request that the adapters of a network are not what they were.
+
+    It looks at the list of adapters and at one adapted layer, which costs microseconds a call:
+    loading, unloading, fusing, disabling and scaling an adapter as a whole are seen; other writes
+    into weights are not.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, nn.Module | None, object]] = {}
+        self._changes: dict[str, int] = {}
+
+    def model(self, name: str, network: nn.Module) -> str:
+        """Name of the network for this call: `transformer`, after a change `transformer#2`."""
+        inner = network._modules.get("_orig_mod") or network
+        adapters = vars(inner).get("peft_config")  # a missing attribute is slow to ask for
+        loaded = tuple(adapters) if adapters else ()
+        before = self._known.get(name)
+        layer = before[1] if before is not None and before[0] == loaded else None
+        if layer is None and loaded:
+            layer = next((m for m in inner.modules() if scales_of(m)), None)
+        state = scales_of(layer)
+        fused = tuple(getattr(layer, "merged_adapters", ()))
+        if before is not None and (before[0], before[2]) != (loaded, (state, fused)):
+            self._changes[name] = self._changes.get(name, 1) + 1
+        self._known[name] = loaded, layer, (state, fused)
+        changes = self._changes.get(name)
+        return name if changes is None else f"{name}#{changes}"
 
 
 def solver_of(scheduler: Any) -> str:

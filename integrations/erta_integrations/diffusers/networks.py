@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError
 
@@ -15,6 +17,11 @@ USUAL = ("transformer", "transformer_2", "unet", "prior")
 LATENTS = ("hidden_states", "sample", "x", "latents", "latent_model_input")
 TIMES = ("timestep", "timesteps", "t", "timestep_ratio")
 CONTROL = ("controlnet_cond", "control_context", "controls_latents")
+CONDITION = re.compile(
+    r"encoder|cap_feats|prompt|text|pooled|class_labels|mask|guidance|rotary|rope|freqs|cond|image_emb"
+    r"|(^|_)(ids|pos|position|coords|indexes|shapes)"
+)
+TIME = re.compile(r"timesteps?$|^sigmas?$|^noise_level|^time$")
 
 
 def find_networks(pipe: Any, names: Sequence[str] | None) -> dict[str, nn.Module]:
@@ -55,8 +62,9 @@ def components(pipe: Any) -> dict[str, Any]:
 
 def denoises(module: nn.Module) -> bool:
     """Whether `forward` takes latents and a time, and is not that of a control network."""
-    taken = signature_of(unwrapped(module).forward).parameters.keys()
-    return bool(taken & set(LATENTS) and taken & set(TIMES) and not taken & set(CONTROL))
+    taken = signature(module).parameters.keys()
+    timed = bool(taken & set(TIMES)) or any(TIME.search(name) for name in taken)
+    return bool(taken & set(LATENTS) and timed and not taken & set(CONTROL))
 
 
 def compiled_in_place(network: nn.Module) -> bool:
@@ -65,9 +73,21 @@ def compiled_in_place(network: nn.Module) -> bool:
 
 
 def unwrapped(network: nn.Module) -> type[nn.Module]:
-    """Class of the network under `torch.compile(network)`."""
-    inner: nn.Module = getattr(network, "_orig_mod", network)
+    """Class of the network under `torch.compile(network)` and under modules that only pass on."""
+    # attributes that are not there are slow to ask a module for, and this runs at every call
+    inner = network._modules.get("_orig_mod") or network
+    while passes_on(type(inner).forward) and len(children := list(inner.children())) == 1:
+        (inner,) = children
+        inner = getattr(inner, "_orig_mod", inner)
     return type(inner)
+
+
+@lru_cache(maxsize=256)
+def passes_on(forward: Callable[..., Any]) -> bool:
+    """Whether it names no argument of its own: `forward(*args, **kwargs)`."""
+    kinds = {p.kind for p in signature_of(forward).parameters.values()}
+    anything = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    return bool(kinds) and kinds <= anything
 
 
 @lru_cache(maxsize=256)
@@ -77,16 +97,95 @@ def signature_of(forward: Callable[..., Any]) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
+def signature(network: nn.Module) -> inspect.Signature:
+    """Signature of the `forward` that a network's arguments reach, without self."""
+    return signature_of(unwrapped(network).forward)
+
+
 def bound(
     network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """The arguments of a call by name."""
-    return signature_of(unwrapped(network).forward).bind_partial(*args, **kwargs).arguments
+    forward = unwrapped(network).forward
+    names = names_of(forward)
+    given = dict(zip(names, args, strict=False))
+    # binding by hand what needs no rules: this runs at every call
+    if len(args) > len(names) or given.keys() & kwargs.keys() or not kwargs.keys() <= set(names):
+        return signature_of(forward).bind_partial(*args, **kwargs).arguments
+    given.update(kwargs)
+    return {name: given[name] for name in names if name in given}
 
 
-def pick(arguments: Mapping[str, Any], names: tuple[str, ...], first: bool = False) -> Any:
-    """The argument that has one of these names, else the first one or None."""
-    for name in names:
-        if name in arguments:
-            return arguments[name]
-    return next(iter(arguments.values()), None) if first else None
+def given_as(
+    name: str, method: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """One argument of a method's call; None if it was not given."""
+    if name in kwargs:
+        return kwargs[name]
+    function = getattr(method, "__func__", None)
+    taken = signature_of(function) if function else inspect.signature(method)
+    place = tuple(taken.parameters).index(name) if name in taken.parameters else len(args)
+    return args[place] if place < len(args) else None
+
+
+@lru_cache(maxsize=256)
+def names_of(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of a `forward` that may be given by place or by name; none if others exist."""
+    parameters = signature_of(forward).parameters.values()
+    plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters)
+    return tuple(p.name for p in parameters) if plain else ()
+
+
+def called(network: nn.Module, arguments: Mapping[str, Any]) -> inspect.BoundArguments:
+    """Arguments by name, as `args` and `kwargs` of a call."""
+    return inspect.BoundArguments(signature(network), OrderedDict(arguments))
+
+
+def pick(arguments: Mapping[str, Any], names: tuple[str, ...]) -> Any:
+    """The argument that has one of these names, or None."""
+    return next((arguments[name] for name in names if name in arguments), None)
+
+
+def latents_of(arguments: Mapping[str, Any]) -> Any:
+    """The latents among a call's arguments.
+
+    They have a usual name, or are the first argument that looks like some: floating point, of three
+    dimensions or more (or a list of such), no time and no condition. Else it is the first argument.
+    """
+    usual = pick(arguments, LATENTS)
+    if usual is not None:
+        return usual
+    flat = named(arguments)
+    if (usual := pick(flat, LATENTS)) is not None:
+        return usual
+    looks = (
+        value
+        for name, value in flat.items()
+        if dense(value) and not TIME.search(name) and not CONDITION.search(name)
+    )
+    return next(looks, next(iter(flat.values()), None))
+
+
+def time_of(arguments: Mapping[str, Any]) -> Any:
+    """The time among a call's arguments, by a usual name or one like it; None if there is none."""
+    usual = pick(arguments, TIMES)
+    if usual is not None:
+        return usual
+    flat = named(arguments)
+    if (usual := pick(flat, TIMES)) is not None:
+        return usual
+    return next((value for name, value in flat.items() if TIME.search(name)), None)
+
+
+def named(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, with those that `forward` takes as `**kwargs` among them."""
+    more = arguments.get("kwargs")
+    return {**arguments, **more} if isinstance(more, Mapping) else dict(arguments)
+
+
+def dense(value: Any) -> bool:
+    """Whether this is a floating tensor of three dimensions or more, or a list of such."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return bool(values) and all(
+        isinstance(v, Tensor) and v.is_floating_point() and v.ndim >= 3 for v in values
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 MISSING = object()
@@ -24,6 +25,7 @@ class Patch:
         self.__wrapped__ = self.original
         self.__name__ = name
         self.__doc__ = self.original.__doc__
+        self.copies: list[weakref.ref[object]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.replacement is None:
@@ -31,11 +33,17 @@ class Patch:
         return self.replacement(self.original, *args, **kwargs)
 
     def retire(self) -> None:
-        """Pass every call on from now on; a hook that somebody put on top may still hold this."""
+        """Pass every call on from now on, and let hooks that were put on top hold the original."""
         self.replacement = None
+        for holder, name in hooks_of(self.owner):
+            if getattr(holder, name, None) is self:
+                setattr(holder, name, self.original)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self if id(self.owner) not in memo else copy.deepcopy(self.original, memo)
+        if id(self.owner) not in memo:
+            return self
+        self.copies.append(weakref.ref(memo[id(self.owner)]))
+        return copy.deepcopy(self.original, memo)
 
 
 class PatchSet:
@@ -51,10 +59,26 @@ class PatchSet:
         vars(owner)[name] = patch
         return patch
 
+    def copies(self, owner: object) -> list[object]:
+        """The deep copies of a patched instance that are still alive."""
+        found = {}
+        for _, patch in self._done:
+            if patch.owner is owner:
+                alive = [copied for ref in patch.copies if (copied := ref()) is not None]
+                patch.copies = [weakref.ref(copied) for copied in alive]
+                found.update({id(copied): copied for copied in alive})
+        return list(found.values())
+
+    def forget_copies(self) -> None:
+        """Copies made so far are no longer anybody's concern."""
+        for _, patch in self._done:
+            patch.copies.clear()
+
     def refresh(self) -> None:
         """Patch again what was replaced meanwhile.
 
-        `enable_model_cpu_offload` takes every hook off and installs new ones after each request.
+        `enable_model_cpu_offload` takes every hook off and installs new ones after each request;
+        group offloading with streams takes hooks off at the end of the first network call.
         """
         for place, (_, patch) in enumerate(self._done):
             owner, name, replacement = patch.owner, patch.name, patch.replacement
@@ -79,6 +103,18 @@ class PatchSet:
                 attributes[patch.name] = before
 
 
+def hooks_of(owner: object) -> Iterator[tuple[object, str]]:
+    """Where hooks on `owner.forward` keep what they wrap: accelerate's, then those of diffusers."""
+    if "_old_forward" in vars(owner):
+        yield owner, "_old_forward"
+    for reference in getattr(vars(owner).get("_diffusers_hook"), "_fn_refs", ()):
+        yield reference, "forward"
+        yield reference, "original_forward"
+
+
 def patched(owner: object, name: str) -> bool:
-    """Whether `owner.name` is one of our patches."""
-    return isinstance(vars(owner).get(name), Patch)
+    """Whether one of our patches answers `owner.name`, also beneath hooks put on top."""
+    held = [vars(owner).get(name)]
+    if name == "forward":
+        held += [getattr(holder, attribute, None) for holder, attribute in hooks_of(owner)]
+    return any(isinstance(found, Patch) and found.replacement is not None for found in held)

@@ -181,8 +181,11 @@ def read_schedule(scheduler: Any) -> Schedule:
     missing, the part of the steps that remains.
     """
     times = [float(time) for time in scheduler.timesteps.tolist()]
-    count = len(times)
     sigmas = getattr(scheduler, "sigmas", None)
+    bare = sigmas is None and not hasattr(scheduler, "alphas_cumprod")
+    if bare and len(times) > 1 and times[-1] == 0.0:
+        times.pop()  # such a grid of continuous times holds the end of its last step too
+    count = len(times)
     if isinstance(sigmas, torch.Tensor) and len(sigmas) >= count:
         grid = [float(sigma) for sigma in sigmas[: count + 1].tolist()]
     elif hasattr(scheduler, "alphas_cumprod"):
@@ -200,7 +203,8 @@ def first_index(scheduler: Any, timestep: torch.Tensor | None, schedule: Schedul
     """The step at which this request starts; img2img starts later than 0.
 
     Taken from `begin_index`, else from the timestep that the network is told, which pipelines give
-    as t, t / 1000 or 1 - t / 1000.
+    as t, t / 1000 or 1 - t / 1000. What may be the first step in one unit and a later one in
+    another is the first.
     """
     begin = getattr(scheduler, "begin_index", None)
     if begin is not None:
@@ -208,12 +212,15 @@ def first_index(scheduler: Any, timestep: torch.Tensor | None, schedule: Schedul
     if timestep is None:
         return 0
     told = float(timestep.max())  # tokens that are clean already are told 0
+    later = 0
     for unit, offset, tolerance in ((1.0, 0.0, 1e-2), (1e-3, 0.0, 1e-5), (-1e-3, 1.0, 1e-5)):
         apart = [abs(told - (offset + unit * time)) for time in schedule.times[:-1]]
         nearest = min(range(len(apart)), key=apart.__getitem__)
+        if apart[0] <= tolerance:
+            return 0
         if apart[nearest] <= tolerance:
-            return nearest
-    return 0
+            later = later or nearest
+    return later
 
 
 def index_of(scheduler: Any, timestep: Any, schedule: Schedule, expected: int) -> int | None:
@@ -233,6 +240,11 @@ def index_of(scheduler: Any, timestep: Any, schedule: Schedule, expected: int) -
         return expected
     matches = [i for i, time in enumerate(schedule.times[:-1]) if time == value]
     return matches[0] if len(matches) == 1 else None
+
+
+def same_grid(a: Any, b: Any) -> bool:
+    """Whether two schedulers go through the same sigmas; read before either is moved."""
+    return a.sigmas.shape == b.sigmas.shape and torch.equal(a.sigmas, b.sigmas)
 
 
 def move_interval(scheduler: Any, settled: Interval) -> None:

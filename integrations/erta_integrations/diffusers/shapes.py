@@ -95,8 +95,8 @@ def as_tensor(value: Any, what: str) -> Tensor:
 class OutputForm:
     """How a network returned its prediction, so that a reused one is returned alike.
 
-    The prediction itself is not kept; other outputs are, because a reused call returns the last
-    computed ones.
+    The prediction itself is not kept; copies of other outputs are, because a reused call returns
+    the last computed ones, and pipelines may write into what they were given.
 
     Attributes:
         rule: How the prediction relates to the latents.
@@ -132,9 +132,19 @@ class OutputForm:
         new: Any = whole if self.listed is None else self.listed(whole.unbind(0))
         if self.container is None:
             return new
+        others = tuple(map(copied, self.others))
         if self.names:
-            return self.container(**dict(zip(self.names, (new, *self.others), strict=True)))
-        return (new, *self.others)
+            return self.container(**dict(zip(self.names, (new, *others), strict=True)))
+        return (new, *others)
+
+
+def copied(value: Any) -> Any:
+    """A copy of a tensor or list of tensors; anything else, such as a network's cache, as it is."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, list) and all(isinstance(item, Tensor) for item in value):
+        return [item.clone() for item in value]
+    return value
 
 
 def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, OutputForm]:
@@ -167,6 +177,6 @@ def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, Output
         listed=None if isinstance(first, Tensor) else type(first),
         container=container,
         names=names,
-        others=others,
+        others=tuple(map(copied, others)),
     )
     return main, form

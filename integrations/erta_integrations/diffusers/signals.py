@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from erta_integrations.diffusers.networks import pick, signature_of
 PREFIX = "signal:"
 MODULATED = "modulated_input"
 TIME = "timestep_embedding"
+PROBE = "probe:"
 
 
 class _Seen(Exception):
@@ -68,9 +69,37 @@ def modulated_input(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     raise CapabilityError(f"{type(block).__name__} never ran its attention; no modulated input")
 
 
-def available(network: nn.Module, first_blocks: Sequence[nn.Module]) -> frozenset[str]:
-    """Names of the signals that this network offers at the trunk seam, with their prefix."""
-    found = set()
+def depth_of(name: str) -> int:
+    """The number of blocks that a probe runs: 3 for `signal:probe:3`, 0 for other signals."""
+    digits = name.removeprefix(PREFIX).removeprefix(PROBE)
+    return int(digits) if name.startswith(PREFIX + PROBE) and digits.isdecimal() else 0
+
+
+def depths_of(names: Iterable[str]) -> frozenset[int]:
+    """The depths of the probes among these signals."""
+    return frozenset(depth_of(name) for name in names) - {0}
+
+
+def listed(names: Iterable[str]) -> str:
+    """Signals for people, without prefix; probes as a range."""
+    probes = sorted(depths_of(names))
+    found = sorted(name.removeprefix(PREFIX) for name in names if not depth_of(name))
+    if probes and probes == [*range(1, len(probes) + 1)] and len(probes) > 2:
+        found.append(f"{PROBE}1 to {PROBE}{probes[-1]}")
+    else:
+        found += [f"{PROBE}{depth}" for depth in probes]
+    return ", ".join(found) or "none"
+
+
+def available(network: nn.Module, first_blocks: Sequence[nn.Module], blocks: int) -> frozenset[str]:
+    """Names of the signals that this network offers at the trunk seam, with their prefix.
+
+    Args:
+        network: The network.
+        first_blocks: The first block of each list.
+        blocks: How many blocks the trunk has at least; a probe leaves at least one of them.
+    """
+    found = {f"{PREFIX}{PROBE}{depth}" for depth in range(1, blocks)}
     if first_blocks and all(attention_of(block) is not None for block in first_blocks):
         found.add(PREFIX + MODULATED)
     if time_embedding_of(network) is not None:
@@ -97,8 +126,8 @@ def check(
             models = ", ".join(f"{n} ({type(m).__name__})" for n, m in networks.items())
             raise CapabilityError(
                 f"{policy!r} requires {', '.join(missing)}, which {models} does not offer (it "
-                f"offers {', '.join(sorted(offered)) or 'none'}); signals need seam='trunk' and a "
-                "network that has them, see inspect(pipe)"
+                f"offers {listed(offered)}); signals need seam='trunk' and a network that has "
+                "them, see inspect(pipe)"
             )
 
 

@@ -16,6 +16,29 @@ Streams = tuple[str, ...]  # what one tensor holds: one stream, or several joine
 TOKENS = 1
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Returned:
+    """What a block returned, and how often each tensor had been written into by then."""
+
+    elements: tuple[Tensor | None, ...] = ()
+    versions: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, raw: Any) -> Returned:
+        """Take stock of a block's return value."""
+        elements = elements_of(raw)
+        return cls(elements, tuple(version_of(element) for element in elements))
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody wrote into these tensors since."""
+        return all(map(self.is_untouched, range(len(self.elements))))
+
+    def is_untouched(self, place: int) -> bool:
+        """Whether nobody wrote into this element since."""
+        return version_of(self.elements[place]) == self.versions[place]
+
+
 @dataclass(slots=True, eq=False)
 class Stage:
     """What one block of the trunk takes and returns.
@@ -39,14 +62,24 @@ class Stage:
 class Chain:
     """A trunk, as the first computed call of a branch showed it.
 
-    `inputs` and `outputs` are held during that call only.
+    `inputs`, `outputs`, `given` and `kept` are held during that call only.
+
+    Attributes:
+        stages: Its blocks in order.
+        inputs: What the first block was given, by parameter.
+        outputs: What the last block returned.
+        versions: How often each input had been written into when it was given.
+        given: The arguments of the first block.
+        kept: What the blocks before a probe returned, by their number from 1.
+        residuals: Output minus input of the streams other than `main`, of the last computed call.
     """
 
     stages: list[Stage] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: tuple[Tensor | None, ...] = ()
+    outputs: Returned = field(default_factory=Returned)
     versions: dict[str, int] = field(default_factory=dict)
     given: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+    kept: dict[int, Returned] = field(default_factory=dict)
     residuals: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -54,6 +87,31 @@ class Chain:
         """The image stream: the first parameter of the first block that it also returns."""
         returned = self.stages[0].own
         return next(name for name in self.stages[0].block.parameters if name in returned)
+
+    def streams(self, place: int, returned: Returned) -> dict[str, Tensor]:
+        """The streams in what the block at this place of the trunk returned."""
+        found: dict[str, Tensor] = {}
+        for element, content in zip(returned.elements, self.stages[place].content, strict=True):
+            if element is None:
+                continue
+            if len(content) == 1:
+                found[content[0]] = element
+                continue
+            offset = 0
+            for name in content:
+                size = self.inputs[name].shape[TOKENS]
+                found[name] = element.narrow(TOKENS, offset, size)
+                offset += size
+        return found
+
+    def release(self) -> None:
+        """Let go of the tensors of the call that is over."""
+        self.inputs, self.outputs, self.given, self.kept = {}, Returned(), ((), {}), {}
+
+
+def version_of(value: Tensor | None) -> int:
+    """How often a tensor was written into; inference tensors do not count it."""
+    return 0 if value is None or value.is_inference() else value._version
 
 
 def elements_of(raw: Any) -> tuple[Tensor | None, ...]:

@@ -81,12 +81,22 @@ def discover(network: nn.Module) -> dict[str, tuple[Block, ...]]:
     for blocks in found.values():
         taken = [name for name in blocks[0].parameters if EARLIER.search(name)]
         if taken:
-            raise CapabilityError(
-                f"{cls} has no trunk that can be skipped: its {blocks[0].stack} "
-                f"({type(blocks[0].module).__name__}) take the outputs of earlier blocks "
-                f"({', '.join(taken)}); use seam='latent'"
-            )
+            raise CapabilityError(skips(cls, blocks[0], ", ".join(taken)))
     return found
+
+
+def skips(cls: str, block: Block, taken: str) -> str:
+    """The message for stacks whose later blocks take the outputs of earlier ones."""
+    return (
+        f"{cls} has no trunk that can be skipped: its {block.stack} "
+        f"({type(block.module).__name__}) take the outputs of earlier blocks ({taken}); use "
+        "seam='latent'"
+    )
+
+
+def longest(stacks: Mapping[str, Sequence[Block]]) -> int:
+    """Blocks in the longest list; the trunk has at least as many."""
+    return max(map(len, stacks.values()))
 
 
 def loops_over(cls: type[nn.Module], lists: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -140,6 +150,7 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
         transformer: WanTransformer3DModel
           blocks: 30 x WanTransformerBlock, streams hidden_states, encoder_hidden_states
           signals: modulated_input, timestep_embedding
+          probes: probe:1 to probe:29
           seams: latent, trunk
     """
     lines = []
@@ -149,7 +160,12 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
         try:
             stacks = discover(network)
         except CapabilityError as error:
-            lines += ["  signals: none", "  seams: latent", f"  no trunk: {error}"]
+            lines += [
+                "  signals: none",
+                "  probes: none",
+                "  seams: latent",
+                f"  no trunk: {error}",
+            ]
             continue
         for stack, blocks in stacks.items():
             classes = dict.fromkeys(type(block.module).__name__ for block in blocks)
@@ -158,7 +174,11 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
                 f"  {stack}: {len(blocks)} x {' / '.join(classes)}, "
                 f"streams {', '.join(streams) or 'unknown'}"
             )
-        offered = signals.available(network, first_blocks(stacks))
-        names = ", ".join(sorted(s.removeprefix(signals.PREFIX) for s in offered))
-        lines += [f"  signals: {names or 'none'}", "  seams: latent, trunk"]
+        offered = signals.available(network, first_blocks(stacks), longest(stacks))
+        probes = frozenset(name for name in offered if signals.depth_of(name))
+        lines += [
+            f"  signals: {signals.listed(offered - probes)}",
+            f"  probes: {signals.listed(probes)}",
+            "  seams: latent, trunk",
+        ]
     return "\n".join(lines)

@@ -12,6 +12,8 @@ FILTERS = (
     "ignore:__array_wrap__ must accept:DeprecationWarning",
     "ignore:`FluxPosEmbed` is deprecated:FutureWarning",  # Chroma's own import
     "ignore:In CPU autocast:UserWarning",  # Mochi's rotary embedding
+    "ignore:`LoraLoaderMixin` is deprecated:FutureWarning",  # PRX' own base class
+    "ignore:.*weight_norm` is deprecated:FutureWarning",  # Stable Audio's VAE
 )
 
 

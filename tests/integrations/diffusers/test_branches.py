@@ -80,3 +80,30 @@ def test_a_call_that_looks_like_an_earlier_one_of_the_step_is_a_repeat() -> None
     assert branches.name(None, {"encoder_hidden_states": COND}) == ("call0", False)
     assert branches.name(None, {"encoder_hidden_states": UNCOND}) == ("call1", False)
     assert branches.name(None, {"encoder_hidden_states": COND}) == ("call2", True)
+
+
+def test_a_mode_is_part_of_a_branch() -> None:
+    fill = {"encoder_hidden_states": COND, "mode": "extract"}
+    read = {"encoder_hidden_states": COND, "mode": "cached"}
+    assert names([[fill], [read], [read], [fill]]) == [["call0"], ["call1"], ["call1"], ["call0"]]
+    branches, found = Branches(), []
+    for arguments in (fill, read, read, {"isolate": True}, fill):
+        branches.begin_step()
+        found.append(branches.name("cond", arguments)[0])
+    read_name, isolated = "cond(mode=cached)", "cond(isolate=True, mode=None)"
+    assert found == ["cond", read_name, read_name, isolated, "cond"]
+
+
+def test_numbers_that_change_make_no_branch() -> None:
+    calls = [{"encoder_hidden_states": COND, "scale": k / 2, "step": k} for k in range(3)]
+    assert names([[call] for call in calls]) == [["call0"]] * 3
+
+
+def test_each_shape_of_latents_has_a_name() -> None:
+    branches = Branches()
+    shapes = [(1, 6), (1, 4), (1, 6), (1, 4), (1, 2)]
+    found = [branches.of_shape("transformer", "cond", shape) for shape in shapes]
+    assert found == ["cond", "cond@2", "cond", "cond@2", "cond@3"]
+    assert branches.of_shape("transformer_2", "cond", (1, 4)) == "cond"
+    branches.clear()
+    assert branches.of_shape("transformer", "cond", (1, 4)) == "cond"

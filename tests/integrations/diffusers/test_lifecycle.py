@@ -406,18 +406,6 @@ def test_hook_on_top_of_an_attached_network(pipe: Any) -> None:
     assert len(seen) == 6 + 12
 
 
-@pytest.mark.slow
-def test_model_cpu_offload(pipe: Any) -> None:
-    pytest.importorskip("accelerate")
-    plain, expected = WAN.run(pipe), fresh(WAN, pipe)
-    pipe.enable_model_cpu_offload(device="cpu")
-    with attach(pipe, [SOME]) as run, counted(pipe, WAN) as made:
-        for _ in range(2):
-            assert torch.equal(WAN.run(pipe), expected)
-    assert len(made) == sum(trace.network_calls for trace in run.traces) == 12
-    assert torch.equal(WAN.run(pipe), plain)
-
-
 # ---------------------------------------------------------------------- compiling
 def test_in_place_compilation_is_refused(pipe: Any) -> None:
     with attach(pipe, [SOME]):
@@ -543,35 +531,6 @@ def test_time_warp_needs_a_first_order_flow_scheduler(name: str) -> None:
     scheduler = type(pipe.scheduler).__name__
     with pytest.raises(CapabilityError, match=f"first_order, which {scheduler} does not offer"):
         attach(pipe, [SOME, TimestepAdjuster(phi=(0.9,) * 6)])
-
-
-def cast_layerwise(network: Any) -> None:
-    network.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)
-
-
-def offload_groups(network: Any) -> None:
-    pytest.importorskip("accelerate")
-    device = torch.device("cpu")
-    network.enable_group_offload(device, device, "block_level", num_blocks_per_group=1)
-
-
-@pytest.mark.parametrize("prepare", [cast_layerwise, offload_groups])
-@pytest.mark.parametrize("name", ["wan-euler", "sd3"])
-def test_hooks_of_diffusers_on_the_network_keep_working(name: str, prepare: Any) -> None:
-    family = FAMILIES[name]
-    pipe = family.build()
-    prepare(pipe.transformer)
-    plain = family.run(pipe)
-    before = dict(vars(pipe.transformer))
-    with attach(pipe, [EVERY]):
-        assert torch.equal(family.run(pipe), plain)
-    with attach(pipe, [SOME]) as run, counted(pipe, family) as made:
-        first = family.run(pipe)
-        assert torch.equal(family.run(pipe), first)
-    assert not torch.equal(first, plain)
-    assert len(made) == 2 * 3 * family.calls == sum(t.network_calls for t in run.traces)
-    assert vars(pipe.transformer).items() == before.items()
-    assert torch.equal(family.run(pipe), plain)
 
 
 def test_weights_changed_between_requests_start_from_nothing(pipe: Any) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
-from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanDiT2DModel
 
 from erta_framework import (
     Call,
@@ -391,6 +391,25 @@ class ToyPipe:
         return x
 
 
+def hunyuan_dit() -> Any:
+    """HunyuanDiT: the second half of its blocks takes what the first half returned."""
+    network = HunyuanDiT2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        hidden_size=16,
+        num_layers=4,
+        cross_attention_dim=8,
+        cross_attention_dim_t5=8,
+        pooled_projection_dim=4,
+        text_len=4,
+        text_len_t5=4,
+    )
+    return ToyPipe(network)
+
+
 def test_a_sum_between_blocks_is_refused_and_named() -> None:
     pipe = ToyPipe(Toy())
     with attach(pipe, [SOME], seam="trunk") as run:
@@ -413,10 +432,11 @@ def test_a_sum_between_blocks_is_refused_and_named() -> None:
     ("pipe", "why"),
     [
         (lambda: ToyPipe(Toy(block=SkipBlock)), "Toy has no trunk.*earlier blocks \\(skip\\)"),
+        (lambda: hunyuan_dit(), "HunyuanDiT2DModel has no.*\\(HunyuanDiTBlock\\) take.*\\(skip\\)"),
         (lambda: built("sdxl"), "UNet2DConditionModel has no trunk.*earlier blocks"),
         (lambda: built("latte"), "LatteTransformer3DModel has no single trunk.*alternate"),
     ],
-    ids=["skip", "unet", "alternating"],
+    ids=["skip", "hunyuan-dit", "unet", "alternating"],
 )
 def test_what_cannot_be_skipped_as_one_is_refused_at_attach(pipe: Any, why: str) -> None:
     with pytest.raises(CapabilityError, match=why):
@@ -470,6 +490,21 @@ def test_compiled_blocks_stay_compiled_around_which_the_trunk_decides() -> None:
     assert run.traces[0].reused_calls == 1
     assert graphs  # fullgraph raises on any break
     assert [vars(block)["_compiled_call_impl"] for block in pipe.transformer.blocks] == before
+
+
+def test_blocks_that_are_compiled_after_attach_are_refused() -> None:
+    pipe = ToyPipe(Toy())
+    with attach(pipe, [SOME], seam="trunk"):
+        for block in pipe.transformer.blocks:
+            block.compile(backend="eager")
+        with pytest.raises(CapabilityError, match=r"blocks\.0 of Toy was compiled after attach"):
+            pipe()
+    pipe = ToyPipe(Toy())
+    with attach(pipe, [SOME]) as run:  # nothing of a block is patched here
+        for block in pipe.transformer.blocks:
+            block.compile(backend="eager")
+        assert pipe().isfinite().all()
+    assert run.traces[0].reused_calls == 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")

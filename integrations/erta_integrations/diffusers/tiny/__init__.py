@@ -14,8 +14,13 @@ from __future__ import annotations
 
 from erta_integrations.diffusers.tiny.family import Family, counted, drawn, flow, unipc
 from erta_integrations.diffusers.tiny.image import IMAGE
+from erta_integrations.diffusers.tiny.more_image import MORE_IMAGE
+from erta_integrations.diffusers.tiny.more_video import MORE_VIDEO
+from erta_integrations.diffusers.tiny.references import REFERENCES
 from erta_integrations.diffusers.tiny.unets import UNETS
-from erta_integrations.diffusers.tiny.video import VIDEO, wan_network
+from erta_integrations.diffusers.tiny.video import VIDEO as WAN_AND_OTHERS
+from erta_integrations.diffusers.tiny.video import wan_network
+from erta_integrations.diffusers.tiny.worlds import WORLDS
 
 __all__ = [
     "FAMILIES",
@@ -29,13 +34,19 @@ __all__ = [
     "wan_network",
 ]
 
-FAMILIES: dict[str, Family] = {**VIDEO, **IMAGE, **UNETS}
+VIDEO: dict[str, Family] = {**WAN_AND_OTHERS, **MORE_VIDEO, **WORLDS}
+"""The families whose latents have frames."""
+FAMILIES: dict[str, Family] = {**VIDEO, **IMAGE, **REFERENCES, **MORE_IMAGE, **UNETS}
 """Every family by name."""
 
 NOT_COVERED: dict[str, str] = {
-    "LTX2": "needs a text connector, an audio VAE and a vocoder",
-    "Qwen-Image edit": "encodes its prompt together with the image, so embeddings cannot be given",
-    "Flux 2, Cosmos, Kandinsky 5, HunyuanVideo 1.5, SkyReels": "no tiny configuration made yet",
-    "Stable Cascade": "two pipelines after each other; each is a prior or decoder of its own",
+    "SkyReels V2 with diffusion forcing": "steps one copy of its scheduler a frame, each at a time "
+    "of its own; once attached, its first request raises an error that says so",
+    "Cosmos 3": "takes a tokenized prompt, no embeddings",
+    "ACE-Step, Bria Fibo, DreamLite, Ideogram 4, JoyImage, LongCat, OmniGen, Qwen-Image 2.1": (
+        "need a tokenizer, because embeddings cannot be given or do not replace the prompt"
+    ),
+    "ChronoEdit, Wan Animate, Stable Video Diffusion, ConsisID": "need an image encoder",
+    "Kolors, Kandinsky 1 to 3, DeepFloyd IF": "their UNets are called as those of SDXL and SD are",
 }
 """What has no tiny pipeline here, and why."""

@@ -28,6 +28,10 @@ class Family:
         inner: Submodules that run exactly once a network call, as `component.path`.
         callback: Name of the callback argument; None where the pipeline has none.
         modular: Whether it is a modular pipeline, which names its outputs.
+        batches: Whether the pipeline takes more than one sample.
+        cold: Steps besides the first that have nothing to reuse, because the network is called in
+            another way from there on.
+        slow: Whether it takes too long for quick tests.
         forwards: Steps the scheduler makes of `n` requested ones.
         skipped: Steps at the start that image-to-image leaves out.
     """
@@ -40,6 +44,9 @@ class Family:
     inner: tuple[str, ...] = ("transformer.proj_out",)
     callback: str | None = "callback_on_step_end"
     modular: bool = False
+    batches: bool = True
+    cold: tuple[int, ...] = ()
+    slow: bool = False
     forwards: Callable[[int], int] = field(default=lambda steps: steps)
     skipped: Callable[[int], int] = field(default=lambda steps: 0)
 
@@ -76,10 +83,15 @@ def filled(network: nn.Module) -> nn.Module:
 
 def made(cls: str, seed: int = 0, **config: Any) -> Any:
     """A diffusers model of fixed random weights."""
+    return made_from(getattr(diffusers, cls), seed, **config)
+
+
+def made_from(cls: type[nn.Module], seed: int = 0, **config: Any) -> Any:
+    """A model of fixed random weights, of a class that diffusers does not export."""
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        return filled(getattr(diffusers, cls)(**config))
+        return filled(cls(**config))
     finally:
         torch.random.set_rng_state(state)
 
@@ -92,6 +104,13 @@ def pipeline(cls: str, **components: Any) -> Any:
     pipe = pipe_class(**{**absent, **components})
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+class Typed(nn.Module):
+    """Stands in for a component of which a pipeline only reads the type and device."""
+
+    dtype = torch.float32
+    device = torch.device("cpu")
 
 
 @contextmanager
@@ -189,6 +208,20 @@ def embeds(length: int, width: int, negative: bool = True, mask: str = "", **poo
                 if value.is_floating_point()
             } | ({f"negative_{mask}": found[mask].clone()} if mask else {})
         return found
+
+    return of
+
+
+def paired(masks: Mapping[str, int] | None = None, **sizes: tuple[int, ...]) -> Extra:
+    """Inputs `[B, *size]` by name, with masks `[B, length]`, each also as a negative one."""
+
+    def of(batch: int) -> dict[str, Any]:
+        found = {name: drawn(batch, *size) for name, size in sizes.items()}
+        negative = {f"negative_{name}": value + 0.5 for name, value in found.items()}
+        for name, length in (masks or {}).items():
+            found[name] = torch.ones(batch, length, dtype=torch.long)
+            negative[f"negative_{name}"] = found[name].clone()
+        return found | negative
 
     return of
 

@@ -43,9 +43,9 @@ def flux(cls: str = "FluxPipeline") -> Any:
     return pipeline(cls, vae=image_vae(), scheduler=flow(), transformer=flux_network())
 
 
-def qwen() -> Any:
-    """Qwen-Image."""
-    network = made(
+def qwen_network() -> Any:
+    """Qwen-Image's network."""
+    return made(
         "QwenImageTransformer2DModel",
         in_channels=16,
         out_channels=4,
@@ -55,7 +55,11 @@ def qwen() -> Any:
         joint_attention_dim=16,
         axes_dims_rope=(8, 4, 4),
     )
-    return pipeline("QwenImagePipeline", scheduler=flow(), transformer=network)
+
+
+def qwen() -> Any:
+    """Qwen-Image."""
+    return pipeline("QwenImagePipeline", scheduler=flow(), transformer=qwen_network())
 
 
 def sd3() -> Any:

@@ -22,24 +22,27 @@ from erta_integrations.diffusers.tiny.family import (
 )
 
 
+def wan_config() -> dict[str, Any]:
+    """What Wan's network and its relatives have in common."""
+    return {
+        "patch_size": (1, 2, 2),
+        "num_attention_heads": 2,
+        "attention_head_dim": 12,
+        "in_channels": 16,
+        "out_channels": 16,
+        "text_dim": 32,
+        "freq_dim": 32,
+        "ffn_dim": 32,
+        "num_layers": 2,
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 32,
+    }
+
+
 def wan_network(seed: int = 0, in_channels: int = 16) -> Any:
     """Wan's network; 36 input channels for image-to-video."""
-    return made(
-        "WanTransformer3DModel",
-        seed,
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=12,
-        in_channels=in_channels,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=32,
-        num_layers=2,
-        cross_attn_norm=True,
-        qk_norm="rms_norm_across_heads",
-        rope_max_seq_len=32,
-    )
+    return made("WanTransformer3DModel", seed, **{**wan_config(), "in_channels": in_channels})
 
 
 def wan_vae() -> Any:
