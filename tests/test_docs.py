@@ -111,6 +111,8 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
         assert importlib.util.find_spec(words[1]) is not None
     elif program == "erta":
         assert_is_command(words)
+    elif program == "torchrun":
+        assert importlib.util.find_spec("torch.distributed.run") is not None
     else:
         assert line == 'pip install -c constraints.txt -e ".[demo]"'
 

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from erta_framework.bench import batch
 from erta_framework.bench.ablation import Setting, ablation
 from erta_framework.bench.overhead import overhead
 from erta_framework.errors import InputError
@@ -122,3 +123,38 @@ def overhead_command(
     """
     command = f"erta bench overhead --steps {steps} --repeats {repeats}"
     overhead(steps=steps, repeats=repeats, progress=True, command=command).show(path=json)
+
+
+@app.command("batch")
+def batch_command(
+    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts, in one batch.")] = 16,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(help="Threshold of easycache; repeatable. Default 0.02 and 0.05."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    json: Json = None,
+) -> None:
+    """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.
+
+    The same policy decides for each sample, for the whole batch because a driver cannot split it
+    (safe maximum), by means over the batch, and one prompt at a time. Speed and PSNR compare with
+    the full run of the same batch. A second batch is chosen to be mixed: the easiest and the
+    hardest of a pool, by the network calls that they take.
+    """
+    thresholds = threshold or [0.02, 0.05]
+    loaded: TextModel = models().load(model)()
+    _, held_out = demo_prompts(loaded, model, prompts)
+    spelled = " ".join(f"--threshold {value:g}" for value in thresholds)
+    bench = batch.batch_bench(
+        batch.Setting(model=loaded, steps=steps),
+        held_out,
+        thresholds=thresholds,
+        seed=seed,
+        progress=True,
+        command=f"erta bench batch --model {model} --prompts {prompts} {spelled} --steps {steps} "
+        f"--seed {seed}",
+    )
+    bench.show(path=json)

@@ -8,12 +8,15 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from erta_framework.bench import cli
+from erta_framework.bench.report import Bench
 from erta_framework.errors import InputError
 from erta_framework.registry import benches
 
@@ -21,6 +24,8 @@ pytest.importorskip("diffusers")
 
 from erta_integrations.diffusers.bench import families as bench
 from erta_integrations.diffusers.bench.cell import Work, judged, measured, watched
+from erta_integrations.diffusers.bench.cell import row as cell_row
+from erta_integrations.diffusers.bench.families import updated
 from erta_integrations.diffusers.bench.isolated import GoneError, isolated
 from erta_integrations.diffusers.bench.methods import METHODS, Method
 
@@ -93,6 +98,34 @@ def test_unknown_names_are_refused() -> None:
         bench.families(["fluks"])
     with pytest.raises(InputError, match=r"no method 'MagCash'.*MagCache"):
         bench.families(["flux"], ["MagCash"])
+
+
+def test_an_update_keeps_the_other_rows(tmp_path: Path) -> None:
+    def run(status: str, *names: str) -> Bench:
+        rows = [cell_row(name, "MagCache", status, "") for name in names]
+        return Bench("some", rows, {}, {"steps": 8}, versions={"torch": "1"}, machine={"cores": 2})
+
+    path = run("works", "wan-euler", "flux", "gone").write(tmp_path / "families.json")
+    found = updated(run("error", "sdxl", "flux"), path)
+    assert [(r["family"], r["status"]) for r in found.rows] == [
+        ("wan-euler", "works"),
+        ("flux", "error"),
+        ("sdxl", "error"),
+    ]
+    assert found.command == (
+        "erta bench families --family wan-euler --family flux --family sdxl "
+        '--method "MagCache" --steps 8'
+    )
+    newer = replace(run("works", "flux"), versions={"torch": "2"})
+    with pytest.raises(InputError, match="its versions have torch '1', this run has '2'"):
+        updated(newer, path)
+
+
+def test_an_update_needs_a_file(tmp_path: Path) -> None:
+    options = ["families", "--update", "--json", str(tmp_path / "absent.json")]
+    result = CliRunner().invoke(cli.app, options)
+    assert isinstance(result.exception, InputError)
+    assert "--update needs a file that exists" in str(result.exception)
 
 
 def test_it_is_a_command_that_an_entry_point_brings() -> None:

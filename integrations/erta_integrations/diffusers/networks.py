@@ -107,10 +107,14 @@ def bound(
 ) -> Mapping[str, Any]:
     """The arguments of a call by name."""
     forward = unwrapped(network).forward
-    names = names_of(forward)
+    names, known = names_of(forward)
     given = dict(zip(names, args, strict=False))
     # binding by hand what needs no rules: this runs at every call
-    if len(args) > len(names) or given.keys() & kwargs.keys() or not kwargs.keys() <= set(names):
+    if (
+        len(args) > len(names)
+        or not known.issuperset(kwargs)
+        or not given.keys().isdisjoint(kwargs)
+    ):
         return signature_of(forward).bind_partial(*args, **kwargs).arguments
     given.update(kwargs)
     return {name: given[name] for name in names if name in given}
@@ -129,11 +133,12 @@ def given_as(
 
 
 @lru_cache(maxsize=256)
-def names_of(forward: Callable[..., Any]) -> tuple[str, ...]:
+def names_of(forward: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[str]]:
     """The arguments of a `forward` that may be given by place or by name; none if others exist."""
     parameters = signature_of(forward).parameters.values()
     plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in parameters)
-    return tuple(p.name for p in parameters) if plain else ()
+    names = tuple(p.name for p in parameters) if plain else ()
+    return names, frozenset(names)
 
 
 def called(network: nn.Module, arguments: Mapping[str, Any]) -> inspect.BoundArguments:

@@ -18,6 +18,9 @@ def families_command(
     steps: Annotated[int, typer.Option(min=6, help="Steps a run.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a cell may take.")] = 120.0,
     json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Keep the file's rows of other families and methods.")
+    ] = False,
 ) -> None:
     """Which caches work on which diffusers pipelines: ours, diffusers' own and cache-dit.
 
@@ -29,11 +32,15 @@ def families_command(
         raise InputError(
             "erta bench families needs diffusers: pip install 'erta-framework[diffusers]'"
         )
-    from erta_integrations.diffusers.bench.families import families
+    if update and (json is None or not json.is_file()):
+        raise InputError(f"--update needs a file that exists, --json is {json}")
+    from erta_integrations.diffusers.bench.families import families, updated
 
     bench = families(
         family or (), method or (), steps=steps, timeout=timeout, console=Console(stderr=True)
     )
+    if update and json is not None:
+        bench = updated(bench, json)
     bench.show(path=json)
     if any(row["status"] == "not installed" for row in bench.rows):
         typer.echo(

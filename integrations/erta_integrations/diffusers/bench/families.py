@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
@@ -24,6 +27,7 @@ COLUMNS = {
     "work": "work",
     "detail": "detail",
 }
+COLUMNS_OF_PAIR = ("family", "method")
 Measure = Callable[[str, str, int], Row]
 
 
@@ -68,16 +72,50 @@ def families(
         one(name, method, steps, timeout, measure)
         for name, method in track(pairs, "caches on families", console=quiet, transient=True)
     ]
-    spelled = "".join(f" --family {name}" for name in names if len(names) < len(FAMILIES))
-    spelled += "".join(f' --method "{m}"' for m in methods if len(methods) < len(METHODS))
     return Bench(
-        f"erta bench families{spelled} --steps {steps}",
+        spelled(names, methods, steps),
         rows,
         COLUMNS,
         {"steps": steps, "timeout_seconds": timeout},
         section="family",
         versions={**versions(), **rival_versions()},
     )
+
+
+def spelled(names: Sequence[str], methods: Sequence[str], steps: int) -> str:
+    """The command that gives these families and methods."""
+    found = "".join(f" --family {name}" for name in names if len(names) < len(FAMILIES))
+    found += "".join(f' --method "{m}"' for m in methods if len(methods) < len(METHODS))
+    return f"erta bench families{found} --steps {steps}"
+
+
+def updated(bench: Bench, path: Path) -> Bench:
+    """The benchmark with the rows that a file has of other families and methods.
+
+    Args:
+        bench: What was measured now; its rows replace those of the file.
+        path: JSON file of an earlier benchmark.
+
+    Raises:
+        InputError: The file is of another machine, other versions or other settings; names the
+            first difference, with the value of both.
+    """
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    now = bench.record()
+    for part in ("versions", "machine", "settings"):
+        old, new = earlier[part], dict(now[part])  # type: ignore[call-overload]
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                raise InputError(
+                    f"{path} cannot be updated: its {part} have {key} {old.get(key)!r}, this run "
+                    f"has {new.get(key)!r}; run all families again"
+                )
+    rows = {(row["family"], row["method"]): row for row in (*earlier["rows"], *bench.rows)}
+    places = [(name, method) for name in FAMILIES for method in METHODS]
+    kept = [rows[place] for place in places if place in rows]
+    names, methods = (list(dict.fromkeys(str(row[key]) for row in kept)) for key in COLUMNS_OF_PAIR)
+    steps = int(bench.settings["steps"])  # type: ignore[arg-type]
+    return replace(bench, command=spelled(names, methods, steps), rows=kept)
 
 
 def chosen(names: Sequence[str], known: Iterable[str], kind: str) -> list[str]:

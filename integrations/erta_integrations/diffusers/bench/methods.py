@@ -96,9 +96,10 @@ def clock(target: Target) -> Callable[[], float]:
     own = scheduler.step
 
     @functools.wraps(own)
-    def step(output: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        last[0] = float(timestep)
-        return own(output, timestep, *args, **kwargs)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        last[0] = float(torch.as_tensor(timestep).max())
+        return own(*args, **kwargs)
 
     vars(scheduler)["step"] = step
     return lambda: last[0]

@@ -28,7 +28,7 @@ def qwen_edit(cls: str = "QwenImageEditPipeline") -> Any:
     """
     vae = made(
         "AutoencoderKLQwenImage",
-        base_dim=1,
+        base_dim=2,
         z_dim=4,
         dim_mult=[1, 1, 1, 1, 1, 1],
         num_res_blocks=1,

@@ -1,0 +1,144 @@
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from erta_framework import NoGuidance
+from erta_framework.bench import cli
+from erta_framework.bench.batch import (
+    ALONE,
+    MEAN,
+    PER_SAMPLE,
+    SAFE,
+    Batch,
+    Setting,
+    batch_bench,
+    ran,
+    sampled,
+)
+from erta_framework.bench.batch import mixed as chosen
+from erta_framework.engine import Engine
+from erta_framework.errors import InputError
+from erta_framework.metrics import psnr
+from erta_framework.testing.toys import GaussianMixtureFlow
+
+STEPS, TAU = 20, 0.1
+PROMPTS = ("a b", "c d", "e f", "g", "h i")
+
+
+def setting(**changes) -> Setting:
+    toy = GaussianMixtureFlow((3, 2, 4, 4))
+    return Setting(**{"model": toy, "steps": STEPS, "options": {"warmup": 3}, **changes})
+
+
+@pytest.fixture(scope="module")
+def bench():
+    return batch_bench(setting(), PROMPTS, thresholds=[TAU], command="x")
+
+
+def row(bench, name, batch="as they come"):
+    (found,) = [r for r in bench.rows if (r["name"], r["batch"]) == (name, batch)]
+    return found
+
+
+def numbers(found):
+    return [float(value) for value in found["calls_of_samples"].split()]
+
+
+def test_rows(bench, tmp_path):
+    rows = json.loads(bench.write(tmp_path / "batch.json").read_text())["rows"]
+    names = ["full", PER_SAMPLE, SAFE, MEAN, ALONE]
+    assert [r["name"] for r in rows] == names * 2
+    assert [r["batch"] for r in rows] == ["as they come"] * 5 + ["easy and hard"] * 5
+    for found in rows:
+        assert found["prompts"] == len(PROMPTS) == len(numbers(found))
+        assert found["processor_seconds"] > 0 < found["seconds"]
+        assert found["speedup"] > 0 < found["processor_speedup"]
+        assert found["network_samples"] == pytest.approx(2 * sum(numbers(found)))
+    full = row(bench, "full")
+    assert (full["network_calls"], full["calls_mean"]) == (2 * STEPS, STEPS)
+    assert full["samples_per_second"] == pytest.approx(len(PROMPTS) / full["seconds"])
+
+
+@pytest.mark.parametrize("batch", ["as they come", "easy and hard"])
+def test_in_a_batch_every_sample_takes_the_calls_that_it_takes_alone(bench, batch):
+    together, alone = row(bench, PER_SAMPLE, batch), row(bench, ALONE, batch)
+    assert together["calls_of_samples"] == alone["calls_of_samples"]
+    assert together["same_calls_as_alone"] == len(PROMPTS)
+    assert together["difference_to_alone"] == 0.0  # the toy does not see other rows
+    assert together["network_samples"] == alone["network_samples"]
+    assert together["network_calls"] < alone["network_calls"] == alone["network_samples"]
+    assert together["calls_min"] < together["calls_max"]
+
+
+def test_the_safe_maximum_computes_whenever_one_sample_must(bench):
+    safe, mean = row(bench, SAFE), row(bench, MEAN)
+    for found in (safe, mean):
+        assert found["calls_min"] == found["calls_max"]
+        assert found["network_samples"] == len(PROMPTS) * found["network_calls"]
+    assert safe["calls_max"] >= row(bench, ALONE)["calls_max"]
+    assert safe["psnr_min"] > row(bench, PER_SAMPLE)["psnr_min"]
+
+
+def test_quality_is_measured_against_the_full_run(bench):
+    given = Batch("x", PROMPTS, tuple(range(len(PROMPTS))))
+    shared = setting()
+    full = sampled(shared, Engine([]), given)
+    run = ran(shared, MEAN, TAU, given)
+    quality = psnr(run.samples, full.samples)
+    alone = ran(shared, ALONE, TAU, given)
+    hard = sorted(range(len(PROMPTS)), key=lambda k: (alone.calls[k], k))[-2:]
+    found = row(bench, MEAN)
+    assert found["psnr_mean"] == quality.mean().item()
+    assert found["psnr_min"] == quality.min().item()
+    assert found["psnr_hard"] == quality[hard].mean().item()
+    assert found["difference_to_alone"] == (run.samples - alone.samples).abs().max().item()
+    assert found["same_calls_as_alone"] < len(PROMPTS)
+
+
+def test_the_mixed_batch_holds_the_easiest_and_the_hardest_of_the_pool():
+    shared = setting(guidance=NoGuidance())
+    given = Batch("x", PROMPTS, tuple(range(7, 12)))
+    batch = chosen(shared, given, TAU)
+    pool = [*PROMPTS, "a", "b", "c", "d", "e", "f", "h", "i"]  # "g" is a prompt already
+    assert len(batch.prompts) == len(PROMPTS) == len(set(batch.prompts))
+    assert [seed - 7 for seed in batch.seeds] == [pool.index(prompt) for prompt in batch.prompts]
+    everything = Batch("pool", tuple(pool), tuple(range(7, 7 + len(pool))))
+    calls = [ran(shared, ALONE, TAU, everything.only(k)).calls[0] for k in range(len(pool))]
+    taken = [calls[pool.index(prompt)] for prompt in batch.prompts]
+    assert taken == [*sorted(calls)[:3], *sorted(calls)[-2:]]
+
+
+def test_a_sample_keeps_its_noise_wherever_it_is_sampled():
+    given = Batch("x", PROMPTS, tuple(range(5)))
+    full = sampled(setting(), Engine([]), given).samples
+    part = sampled(setting(), Engine([]), given.at([3, 1])).samples
+    assert torch.equal(part, full[[3, 1]])
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(InputError, match="1 prompts and 2 thresholds"):
+        batch_bench(setting(), ["a"])
+    with pytest.raises(InputError, match="0 thresholds"):
+        batch_bench(setting(), ["a", "b"], thresholds=[])
+
+
+def test_command(tmp_path, monkeypatch):
+    class Models:
+        def load(self, name):
+            toy = GaussianMixtureFlow((3, 2, 4, 4))
+            toy.demo_prompts = lambda: (["z"], list(PROMPTS))
+            return lambda: toy
+
+    monkeypatch.setattr(cli, "models", Models)
+    path = tmp_path / "batch.json"
+    options = ["batch", "--prompts", "3", "--threshold", "0.2", "--steps", "14", "--json", path]
+    result = CliRunner().invoke(cli.app, [str(option) for option in options])
+    assert result.exit_code == 0, result.output
+    record = json.loads(path.read_text())
+    assert record["command"] == (
+        "erta bench batch --model shapes-wan --prompts 3 --threshold 0.2 --steps 14 --seed 0"
+    )
+    assert {r["threshold"] for r in record["rows"]} == {None, 0.2}
+    assert record["settings"]["prompts.as they come"] == "a b; c d; e f"

@@ -1,0 +1,638 @@
+"""Every entry of the troubleshooting page is really produced, and no message is missing.
+
+`TRIGGERS` has one function for each heading; its error must match the heading. Every `raise` of the
+diffusers integration must match some heading, so that a new one without an entry fails here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("diffusers")
+
+from erta_framework import (
+    Call,
+    Compute,
+    Engine,
+    FlowEuler,
+    Interval,
+    Needs,
+    NoGuidance,
+    Policy,
+    Request,
+    SamplingLoop,
+    Session,
+    SessionInfo,
+    hookimpl,
+)
+from erta_framework.config import build_policies
+from erta_framework.errors import ErtaError
+from erta_framework.testing import toy_profile
+from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_integrations.diffusers import CAPABILITIES, Support, attach
+from erta_integrations.diffusers.learning import Learner
+from erta_integrations.diffusers.run import as_sample
+from erta_integrations.diffusers.signals import modulated_input
+from erta_integrations.diffusers.streams import Chain, Returned, Stage
+from erta_integrations.diffusers.tiny import flow, unipc
+from erta_integrations.diffusers.trunk import Block
+from erta_policies.easycache import EasyCache
+from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/how-to/troubleshooting.md"
+SOURCES = ROOT / "integrations/erta_integrations/diffusers"
+CHECKED = ("CapabilityError", "ConflictError", "ProtocolError")
+SOME = SkipPolicy(every=2)
+TRIGGERS: dict[str, Callable[[], object]] = {}
+
+
+def says(heading: str) -> Callable[[Callable[[], object]], Callable[[], object]]:
+    """Registers what produces the message of a heading."""
+
+    def register(trigger: Callable[[], object]) -> Callable[[], object]:
+        assert heading not in TRIGGERS
+        TRIGGERS[heading] = trigger
+        return trigger
+
+    return register
+
+
+def headings() -> list[str]:
+    found = re.findall(r"^### `(.+)`$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(found) == len(set(found))
+    return found
+
+
+def pattern(heading: str) -> re.Pattern[str]:
+    """A heading as an expression: what stands in braces may be anything."""
+    parts = re.split(r"\{[^{}]*\}", heading)
+    return re.compile(".+".join(map(re.escape, parts)), re.DOTALL)
+
+
+# ------------------------------------------------------------------------- toy pipelines
+class Pass(nn.Module):
+    """A block of one stream."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states.sin()
+
+
+class Wider(nn.Module):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.cat([hidden_states, hidden_states], -1)
+
+
+class InPlace(nn.Module):
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        hidden_states.mul_(0.5)
+        return hidden_states + 1
+
+
+class Extra(nn.Module):
+    def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden_states.sin(), hidden_states.new_zeros(5)
+
+
+class Earlier(nn.Module):
+    def forward(self, hidden_states: Tensor, skip: Tensor) -> Tensor:
+        return hidden_states + skip
+
+
+class Two(nn.Module):
+    """A block of two streams."""
+
+    def forward(self, hidden_states: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        hidden_states, text = hidden_states.sin(), text.sin()
+        return hidden_states, text
+
+
+class TextOnly(nn.Module):
+    def forward(self, hidden_states: Tensor, text: Tensor) -> Tensor:
+        text = text + hidden_states.mean()
+        return text
+
+
+class Alike(nn.Module):
+    def forward(self, hidden_states: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return hidden_states + text, hidden_states - text
+
+
+class Net(nn.Module):
+    """A network whose blocks, order and shapes can be changed between two calls."""
+
+    def __init__(self, *blocks: type[nn.Module]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([block() for block in blocks or (Pass, Pass, Pass)])
+        self.order: tuple[int, ...] = tuple(range(len(self.blocks)))
+        self.length, self.between = 4, 0.0
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        x, text = hidden_states, torch.ones(1, self.length, 2)
+        # a list of its own: what the order is must not be told by the source
+        blocks = list(enumerate(self.blocks))
+        for place in self.order:
+            block = blocks[place][1]
+            two = isinstance(block, Two | TextOnly | Alike)
+            given = block(x, text) if two else block(x)
+            x, text = given if two and isinstance(given, tuple) else (given, text)
+            x = x[0] if isinstance(x, tuple) else x
+            if self.between:
+                x = x + self.between
+        return (hidden_states + x.mean()) * timestep
+
+
+class Alternating(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.others = nn.ModuleList([Pass() for _ in range(3)])
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        for block, other in zip(self.blocks, self.others, strict=True):
+            hidden_states = other(block(hidden_states))
+        return hidden_states * timestep
+
+
+class TimestepEmbedding(nn.Module):
+    def forward(self, timestep: Tensor) -> Tensor:
+        return timestep
+
+
+class Timeless(Net):
+    """It embeds its timestep only behind the blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = TimestepEmbedding()
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden_states = block(hidden_states)
+        return hidden_states * self.embedding(timestep)
+
+
+class Bare(nn.Module):
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        return hidden_states * timestep
+
+
+class Narrow(nn.Module):
+    """Returns two numbers for a whole latent."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        return hidden_states.mean((1, 2)).expand(2) * timestep
+
+
+class Pipe:
+    """A pipeline of one network and one scheduler."""
+
+    def __init__(self, transformer: nn.Module | None = None, scheduler: Any = None) -> None:
+        self.transformer = transformer if transformer is not None else Net()
+        self.scheduler = scheduler if scheduler is not None else flow()
+
+    @property
+    def components(self) -> dict[str, Any]:
+        return {"transformer": self.transformer, "scheduler": self.scheduler}
+
+    @torch.no_grad()
+    def __call__(self, change: Callable[[Any], None] | None = None, steps: int = 4) -> Tensor:
+        """One request; `change` is applied to the network after the first step."""
+        self.scheduler.set_timesteps(steps)
+        x = torch.linspace(-1, 1, 6).reshape(1, 3, 2)
+        for time in self.scheduler.timesteps:
+            x = self.scheduler.step(self.transformer(x, time), time, x, return_dict=False)[0]
+            if change is not None:
+                change(self.transformer)
+        return x
+
+
+def trunk(network: nn.Module, change: Any = None, policy: Policy = SOME) -> None:
+    pipe = Pipe(network)
+    with attach(pipe, [policy], seam="trunk"):
+        pipe(change)
+
+
+def assign(**values: Any) -> Callable[[Any], None]:
+    def change(network: Any) -> None:
+        for name, value in values.items():
+            setattr(network, name, value)
+
+    return change
+
+
+def asking(*names: str, scribble: bool = False) -> Policy:
+    """A policy that asks for signals, and may write into them."""
+
+    class Asks(Policy):
+        requires = frozenset(f"signal:{name}" for name in names)
+
+        def needs(self) -> Needs:
+            return Needs(evaluations=1)
+
+        @hookimpl
+        def decide(self) -> Compute:
+            return Compute("asks")
+
+        @hookimpl(wrapper=True)
+        def forward(self, call: Call) -> Iterator[None]:
+            for name in names:
+                value = call.feature(name)
+                if scribble and call.history:
+                    value.add_(1.0)
+                    call.feature(name)
+            return (yield)
+
+    return Asks()
+
+
+# ------------------------------------------------------------------------------- attaching
+@says("{pipeline} has no scheduler; a diffusers pipeline is needed")
+def _() -> None:
+    attach(object(), [])
+
+
+@says("{pipeline} has no network {asked}; name it with networks=[...]")
+def _() -> None:
+    attach(Pipe(nn.Linear(1, 1)), [], networks=["unet"])
+
+
+@says("{name} ({class}) has an engine attached already")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]), attach(pipe, [SOME]):
+        pass
+
+
+@says("the scheduler ({class}) is driven by another attachment")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]), attach(Pipe(scheduler=pipe.scheduler), [SOME]):
+        pass
+
+
+@says("{name} ({class}) was compiled in place with module.compile()")
+def _() -> None:
+    pipe = Pipe()
+    pipe.transformer.compile(backend="eager")
+    attach(pipe, [SOME])
+
+
+@says("{name} ({class}) was compiled in place after attach")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        pipe.transformer.compile(backend="eager")
+        pipe()
+
+
+@says("{block} of {network} was compiled after attach")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME], seam="trunk"):
+        for block in pipe.transformer.blocks:
+            block.compile(backend="eager")
+        pipe()
+
+
+@says("{policy} requires {signals}, which {networks} does not offer")
+def _() -> None:
+    attach(Pipe(), [asking("modulated_input")], seam="trunk")
+
+
+# ----------------------------------------------------------------------------- schedulers
+@says("{scheduler} cannot be accelerated: {reason}")
+def _() -> None:
+    import diffusers
+
+    refused = [n for n, found in CAPABILITIES.items() if found.support is Support.REFUSED]
+    name = next(n for n in refused if hasattr(diffusers, n))
+    scheduler = getattr(diffusers, name)
+    attach(Pipe(scheduler=scheduler.__new__(scheduler)), [SOME])
+
+
+@says("{scheduler} has no {step or set_timesteps}; a diffusers scheduler is needed")
+def _() -> None:
+    attach(Pipe(scheduler=SimpleNamespace(step=print)), [SOME])
+
+
+@says("{policy} requires {capabilities}, which {solver or scheduler} does not offer")
+def _() -> None:
+    attach(Pipe(scheduler=unipc()), [SOME, TimestepAdjuster(phi=(0.9,) * 6)])
+
+
+# ------------------------------------------------------------------------ during a request
+@says("the {part} of {pipeline} was replaced after attach")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        pipe.scheduler = flow()
+        pipe()
+
+
+@says("{pipeline} called {network} ({branch}) at another time before it called {scheduler}.step")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]), torch.no_grad():
+        pipe.scheduler.set_timesteps(4)
+        for time in pipe.scheduler.timesteps:
+            pipe.transformer(torch.ones(1, 3, 2), time)
+
+
+@says("request {number}: the pipeline steps index {i} of its timesteps, the network was called for")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]), torch.no_grad():
+        pipe.scheduler.set_timesteps(4)
+        x, times = torch.ones(1, 3, 2), pipe.scheduler.timesteps
+        pipe.scheduler.step(pipe.transformer(x, times[0]), times[1], x)
+
+
+@says("{value} is {type}; a tensor or list of tensors is needed")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        pipe.scheduler.set_timesteps(4)
+        pipe.transformer("latents", pipe.scheduler.timesteps[0])
+
+
+@says("{value} is a list of tensors of unequal shapes")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        pipe.scheduler.set_timesteps(4)
+        latents = [torch.ones(1, 3, 2), torch.ones(1, 4, 2)]
+        pipe.transformer(latents, pipe.scheduler.timesteps[0])
+
+
+@says(
+    "{network} ({class}) returns {shape} for latents {shape}, so there is no residual, "
+    "and {policies} compares latents"
+)
+def _() -> None:
+    pipe = Pipe(Narrow())
+    with attach(pipe, [EasyCache(warmup=1)]):
+        pipe()
+
+
+@says('{pipeline} gave {shape} for output_type="pt"')
+def _() -> None:
+    as_sample(torch.zeros(2, 3, 4, 4), "WanPipeline")
+
+
+# ------------------------------------------------------------------------------- the trunk
+@says("{network} is compiled as a whole, which leaves no blocks to skip")
+def _() -> None:
+    attach(Pipe(torch.compile(Net(), backend="eager")), [SOME], seam="trunk")
+
+
+@says("{network} has no trunk: its forward runs no list of blocks (nn.ModuleList)")
+def _() -> None:
+    attach(Pipe(Bare()), [SOME], seam="trunk")
+
+
+@says("{network} has no single trunk: its {lists} alternate")
+def _() -> None:
+    attach(Pipe(Alternating()), [SOME], seam="trunk")
+
+
+@says("{network} has no trunk that can be skipped: its {blocks} take the outputs of earlier blocks")
+def _() -> None:
+    attach(Pipe(Net(Earlier)), [SOME], seam="trunk")
+
+
+@says("{network} changes what passes from {block} to {block}")
+def _() -> None:
+    network = Net()
+    network.between = 0.1
+    trunk(network)
+
+
+@says("{network} ran none of its {lists}")
+def _() -> None:
+    network = Net()
+    network.order = ()
+    trunk(network)
+
+
+@says("{network}: {block} returns nothing of the shape of what it takes")
+def _() -> None:
+    trunk(Net(Wider))
+
+
+@says("{network} writes into {stream} in place, so its residual is lost")
+def _() -> None:
+    trunk(Net(InPlace))
+
+
+@says("{network}: {block} returns a tensor of shape {shape} that stands for nothing it takes")
+def _() -> None:
+    trunk(Net(Extra))
+
+
+@says("{network}: {block} does not return {stream}, so there is no residual")
+def _() -> None:
+    trunk(Net(Two, TextOnly))
+
+
+@says("{block} ({class}) returns an output that may stand for {streams}, all of shape")
+def _() -> None:
+    network = Net(Alike)
+    network.length = 3
+    trunk(network)
+
+
+@says("{network} ran {block} out of the order of this branch's first call")
+def _() -> None:
+    trunk(Net(), assign(order=(1, 0, 2)))
+
+
+@says("{network} ran {number} of the {number} blocks that it ran in this branch before")
+def _() -> None:
+    trunk(Net(), assign(order=(0, 1)))
+
+
+@says("{network} was given {stream} of shape {shape} in branch {branch}, before {shape}")
+def _() -> None:
+    trunk(Net(Two, Two), assign(length=5))
+
+
+@says("{block} never ran its attention; no modulated input")
+def _() -> None:
+    modulated_input(Pass(), (torch.ones(1, 2),), {})
+
+
+@says("{network} did not embed its timestep before its blocks")
+def _() -> None:
+    trunk(Timeless(), policy=asking("timestep_embedding"))
+
+
+@says("probe:{depth} is what block {depth} returns, but {network} ran {number} blocks as one trunk")
+def _() -> None:
+    network = Net()
+    network.order = (0,)
+    trunk(network, policy=asking("probe:2"))
+
+
+@says("probe:{depth} is not there: {block} of {network} does not return {stream}")
+def _() -> None:
+    one, two = Block("blocks", 0, Two()), Block("blocks", 1, TextOnly())
+    learner = Learner("Net", frozenset({2}))
+    both = (("hidden_states",), ("text",))
+    stages = [Stage(one, ("hidden_states", "text"), False, both, False)]
+    stages += [Stage(two, ("text",), True, (("text",),), False)]
+    kept = {2: Returned.of(torch.ones(1, 4, 2))}
+    learner._check_probes(Chain(stages=stages, kept=kept))
+
+
+@says("{network} writes into what {block} returned, so probe:{depth} is lost")
+def _() -> None:
+    trunk(Net(), policy=asking("probe:1", scribble=True))
+
+
+# --------------------------------------------------------------------- policies and profiles
+@says("no installed distribution provides {name} in {group}")
+def _() -> None:
+    build_policies(["eazycache"])
+
+
+@says("the interval has one owner, but adjust_interval is implemented by {policy} and {policy}")
+def _() -> None:
+    Engine([TimestepAdjuster(phi=(0.9,) * 6), TimestepAdjuster(phi=(0.8,) * 6)])
+
+
+@says("{policy} decides for each sample of a batch, {policy} moves the interval")
+def _() -> None:
+    Engine([EasyCache(), TimestepAdjuster(phi=(0.9,) * 6)])
+
+
+def info(**changes: Any) -> SessionInfo:
+    given = SessionInfo(
+        (1.0, 0.5, 0.0), (1000.0, 500.0), (1, 2), torch.float32, torch.device("cpu")
+    )
+    return replace(given, **changes)
+
+
+@says("{verb} is not allowed now: the session of request {name} is {stage}, it must be {stage}")
+def _() -> None:
+    with Session(Engine([]), info()) as session:
+        session.settle()
+
+
+@says("{policy} raised {error} in hook {hook}")
+def _() -> None:
+    class Broken(Policy):
+        @hookimpl
+        def pre_step(self) -> None:
+            raise ZeroDivisionError
+
+    with Session(Engine([Broken()]), info()) as session:
+        session.begin(Interval(0, 1.0, 0.5, 1000.0, 500.0))
+
+
+class Overflowing:
+    """A network so far from its latents that the residual overflows."""
+
+    def __call__(self, x: Tensor, timestep: Tensor, condition: Tensor) -> Tensor:
+        return torch.full_like(x, -3e38)
+
+
+@says("the reused output of branch {branch} at step {number} is not finite")
+def _() -> None:
+    loop = SamplingLoop(Engine([SkipPolicy(steps=(0,))]), FlowEuler(), NoGuidance())
+    request = Request(
+        latents=torch.full((1, 1, 2, 2), 3e38),
+        cond=torch.zeros(1, 1),
+        schedule=FlowEuler().schedule(3),
+    )
+    loop.run(Overflowing(), request).trace.raise_if_nonfinite()
+
+
+@says("this {kind} profile was calibrated for another run")
+def _() -> None:
+    profile = toy_profile(ResidualProfiler())
+    toy = GaussianMixtureFlow((3, 2, 4, 4))
+    policies = build_policies([{"ertacache": {"profile": profile, "calls": 3}}])
+    x = torch.zeros(1, 3, 2, 4, 4)
+    request = Request(latents=x, cond=toy.encode([""]), schedule=FlowEuler().schedule(5))
+    SamplingLoop(Engine(policies), FlowEuler(), NoGuidance()).run(toy, request)
+
+
+@says("{place}: unknown key {name}")
+def _() -> None:
+    build_policies([{"easycache": {"treshold": 0.1}}])
+
+
+# ---------------------------------------------------------------------------------- tests
+def template(node: ast.expr, functions: dict[str, ast.expr]) -> str:
+    """The message of a `raise`, with a NUL for whatever is filled in."""
+    match node:
+        case ast.Constant():
+            return str(node.value)
+        case ast.JoinedStr():
+            return "".join(template(part, functions) for part in node.values)
+        case ast.BinOp(op=ast.Add()):
+            return template(node.left, functions) + template(node.right, functions)
+        case ast.Call(func=ast.Name(id=name)) if name in functions:
+            return template(functions[name], functions)
+        case ast.Subscript(value=ast.Attribute(attr="broken")):
+            return template(functions["glued"], functions)  # where `Learner` puts it
+    return "\0"
+
+
+def raised() -> list[tuple[str, str]]:
+    """Place and message of every `raise` of the integration's own errors."""
+    files = {path: ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES.rglob("*.py")}
+    functions = {
+        node.name: last.value
+        for tree in files.values()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef)
+        and isinstance(last := node.body[-1], ast.Return)
+        and isinstance(last.value, ast.JoinedStr)
+    }
+    return [
+        (f"{path.relative_to(SOURCES)}:{node.lineno}", template(node.exc.args[0], functions))
+        for path, tree in sorted(files.items())
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Raise)
+        and isinstance(node.exc, ast.Call)
+        and isinstance(node.exc.func, ast.Name)
+        and node.exc.func.id in CHECKED
+    ]
+
+
+def test_every_heading_has_what_produces_it() -> None:
+    assert set(headings()) == set(TRIGGERS)
+
+
+def test_every_error_of_the_integration_has_an_entry() -> None:
+    found, known = raised(), [pattern(heading) for heading in headings()]
+    assert len(found) > 30
+    missing = [place for place in found if not any(entry.search(place[1]) for entry in known)]
+    assert not missing, "add an entry to docs/how-to/troubleshooting.md and a trigger here"
+
+
+def test_every_entry_has_a_cause_and_a_remedy() -> None:
+    entries = re.split(r"^### .*$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    for entry in entries:
+        assert re.search(
+            r"^\*\*Cause\.\*\* .+\n\n?\*\*Remedy\.\*\* ", entry, re.MULTILINE | re.DOTALL
+        )
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize("heading", TRIGGERS)
+def test_the_message_is_really_produced(heading: str) -> None:
+    with pytest.raises(ErtaError) as caught:
+        TRIGGERS[heading]()
+    assert pattern(heading).search(str(caught.value)), str(caught.value)
