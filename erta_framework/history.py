@@ -93,4 +93,4 @@ def nbytes(evaluation: Evaluation) -> int:
 
 def same_kind(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors have the same shape, dtype and device."""
-    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
+    return a.dtype is b.dtype and a.shape == b.shape and a.device == b.device

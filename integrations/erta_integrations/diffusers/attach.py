@@ -39,7 +39,8 @@ class Attachment:
         self._driver = Driver(engine, pipe, networks, seam)
         signals.check(engine.policies, networks, self._driver.signals)
         scheduler = self._driver.scheduler
-        engine.check(capabilities(scheduler) | self._driver.signals, type(scheduler).__name__)
+        offered = capabilities(scheduler) | self._driver.signals
+        engine.check(offered, type(scheduler).__name__, seam)
 
     def __enter__(self) -> Self:
         driver = self._driver

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from erta_integrations.diffusers.networks import (
     given_as,
     latents_of,
     time_of,
+    unwrapped,
 )
 from erta_integrations.diffusers.patching import PatchSet
 from erta_integrations.diffusers.schedulers import (
@@ -72,20 +72,28 @@ class Request:
     chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
 
 
-class Closing:
-    """Ends the request where its block raises; a class because a generator costs more."""
+class Named:
+    """Remembers the branch that the pipeline names, within diffusers' own context.
 
-    __slots__ = ("driver", "request")
+    A class, because a generator costs more, and this is entered at every network call.
+    """
 
-    def __init__(self, driver: Driver, request: Request) -> None:
-        self.driver, self.request = driver, request
+    __slots__ = ("contexts", "inner", "name")
 
-    def __enter__(self) -> None:
-        """Nothing to prepare."""
+    def __init__(self, contexts: list[str], name: str, inner: Any) -> None:
+        self.contexts, self.name, self.inner = contexts, name, inner
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is not None:
-            self.driver.failed(self.request, error)
+    def __enter__(self) -> Any:
+        self.contexts.append(self.name)
+        try:
+            return self.inner.__enter__()
+        except BaseException:
+            self.contexts.pop()
+            raise
+
+    def __exit__(self, *raised: Any) -> Any:
+        self.contexts.pop()
+        return self.inner.__exit__(*raised)
 
 
 class Driver:
@@ -102,6 +110,7 @@ class Driver:
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
+        self._forwards = {name: unwrapped(network).forward for name, network in networks.items()}
         self.patches = PatchSet()
         self.seam = seam
         wanted = signals.required(engine.policies)
@@ -161,62 +170,82 @@ class Driver:
         request = self._request
         if request is None:
             return original(*args, **kwargs)
-        with self._closing_on_error(request):
-            arguments = bound(self.networks[name], args, kwargs)
-            latents = as_tensor(latents_of(arguments), f"the latents of {name}")
-            told = time_of(arguments)
-            if not request.in_step:
-                self._begin(request, name, latents, told)
-            context = self._contexts[-1] if self._contexts else None
-            branch, repeated = request.branches.name(context, arguments)
-            branch = request.branches.of_shape(name, branch, latents.shape)
-            if repeated and not same_value(told, request.told):
-                raise ProtocolError(
-                    f"{type(self.pipe).__name__} called {name} ({branch}) at another time before "
-                    f"it called {type(self.scheduler).__name__}.step; a pipeline that integrates "
-                    "by itself or steps a copy of its scheduler cannot be followed"
-                )
-            call = partial(original, *args, **kwargs)
-            model = request.adapters.model(name, self.networks[name])
-            if name in self.trunks:
-                answer = self._answer_trunk(request, name, model, branch, latents, call)
-            else:
-                split = (arguments, original) if self.engine.per_sample else None
-                answer = self._answer(request, name, model, branch, latents, call, split)
-            self.patches.refresh()  # hooks that take themselves off in their call took ours along
-            return answer
-
-    @contextmanager
-    def named(
-        self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any
-    ) -> Generator[Any, None, None]:
-        """Remembers the branch that the pipeline names, within diffusers' own context."""
-        self._contexts.append(name)
         try:
-            with original(name, *args, **kwargs) as inner:
-                yield inner
-        finally:
-            self._contexts.pop()
+            return self._driven_call(request, name, original, args, kwargs)
+        except BaseException as error:
+            self._failed(request, error)
+            raise
+
+    def _driven_call(
+        self,
+        request: Request,
+        name: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        network = self.networks[name]
+        arguments = bound(self._forwards[name], args, kwargs)
+        latents = as_tensor(latents_of(arguments), f"the latents of {name}")
+        told = time_of(arguments)
+        if not request.in_step:
+            self._begin(request, name, latents, told)
+        context = self._contexts[-1] if self._contexts else None
+        branch, repeated = request.branches.name(context, arguments)
+        branch = request.branches.of_shape(name, branch, latents.shape)
+        if repeated and not same_value(told, request.told):
+            raise ProtocolError(
+                f"{type(self.pipe).__name__} called {name} ({branch}) at another time before "
+                f"it called {type(self.scheduler).__name__}.step; a pipeline that integrates "
+                "by itself or steps a copy of its scheduler cannot be followed"
+            )
+        call = partial(original, *args, **kwargs)
+        model = request.adapters.model(name, network)
+        if name in self.trunks:
+            answer = self._answer_trunk(request, name, model, branch, latents, call)
+        else:
+            split = (arguments, original) if self.engine.per_sample else None
+            answer = self._answer(request, name, model, branch, latents, call, split)
+        self.patches.refresh()  # hooks that take themselves off in their call took ours along
+        return answer
+
+    def named(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Named:
+        """Remembers the branch that the pipeline names, within diffusers' own context."""
+        return Named(self._contexts, name, original(name, *args, **kwargs))
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Settles the step, lets the scheduler integrate it, and ends it."""
         request = self._request
         if request is None or not request.in_step or request.session is None:
             return original(*args, **kwargs)
-        with self._closing_on_error(request):
-            self._check_clock(request, original, args, kwargs)
-            settled = request.session.settle()
-            if settled.end != request.schedule.sigmas[settled.index + 1]:
-                for scheduler in self._on_this_grid():
-                    move_interval(scheduler, settled)
-            result = original(*args, **kwargs)
-            request.session.end(previous_sample(result))
+        try:
+            settled, result = self._driven_step(request, request.session, original, args, kwargs)
+        except BaseException as error:
+            self._failed(request, error)
+            raise
         request.carried, request.in_step = settled, False
         request.index += 1
         if request.index == request.schedule.num_steps:
             self._close(request, None)
             self.patches.forget_copies()
         return result
+
+    def _driven_step(
+        self,
+        request: Request,
+        session: Session,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> tuple[Interval, Any]:
+        self._check_clock(request, original, args, kwargs)
+        settled = session.settle()
+        if settled.end != request.schedule.sigmas[settled.index + 1]:
+            for scheduler in self._on_this_grid():
+                move_interval(scheduler, settled)
+        result = original(*args, **kwargs)
+        session.end(previous_sample(result))
+        return settled, result
 
     def _on_this_grid(self) -> list[Any]:
         """The scheduler, and copies that a pipeline steps beside it, for audio for example."""
@@ -229,10 +258,7 @@ class Driver:
         if self._request is not None:
             self._close(self._request, Aborted(why))
 
-    def _closing_on_error(self, request: Request) -> Closing:
-        return Closing(self, request)
-
-    def failed(self, request: Request, error: BaseException) -> None:
+    def _failed(self, request: Request, error: BaseException) -> None:
         """Ends a request that raised, unless another one has begun."""
         if self._request is request:
             self._close(request, error)

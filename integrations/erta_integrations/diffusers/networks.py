@@ -103,13 +103,14 @@ def signature(network: nn.Module) -> inspect.Signature:
 
 
 def bound(
-    network: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-    """The arguments of a call by name."""
-    forward = unwrapped(network).forward
+    """The arguments of a call by name; `forward` is that of the network's class."""
     names, known = names_of(forward)
-    given = dict(zip(names, args, strict=False))
     # binding by hand what needs no rules: this runs at every call
+    if not args and LATENTS[0] in kwargs and known.issuperset(kwargs):
+        return kwargs
+    given = dict(zip(names, args, strict=False))
     if (
         len(args) > len(names)
         or not known.issuperset(kwargs)

@@ -63,7 +63,7 @@ class PatchSet:
         """The deep copies of a patched instance that are still alive."""
         found = {}
         for _, patch in self._done:
-            if patch.owner is owner:
+            if patch.copies and patch.owner is owner:
                 alive = [copied for ref in patch.copies if (copied := ref()) is not None]
                 patch.copies = [weakref.ref(copied) for copied in alive]
                 found.update({id(copied): copied for copied in alive})
@@ -81,8 +81,10 @@ class PatchSet:
         group offloading with streams takes hooks off at the end of the first network call.
         """
         for place, (_, patch) in enumerate(self._done):
+            if vars(patch.owner).get(patch.name) is patch:
+                continue
             owner, name, replacement = patch.owner, patch.name, patch.replacement
-            if vars(owner).get(name) is patch or replacement is None:
+            if replacement is None:
                 continue
             patch.retire()
             before = vars(owner).get(name, MISSING)

@@ -100,7 +100,8 @@ class OutputForm:
 
     Attributes:
         rule: How the prediction relates to the latents.
-        like: An empty tensor of the prediction's type.
+        dtype: Type of the prediction.
+        device: Where the prediction lives.
         shape: Shape of the part that a residual stands for.
         rest: The half of the channels that has no residual.
         listed: `list` or `tuple` where the prediction is one of those.
@@ -110,7 +111,8 @@ class OutputForm:
     """
 
     rule: ShapeRule
-    like: Tensor
+    dtype: torch.dtype
+    device: torch.device
     shape: torch.Size
     rest: Tensor | None
     listed: type | None
@@ -121,8 +123,9 @@ class OutputForm:
     def reference(self, latents: Tensor) -> Tensor:
         """What the residual is taken against, in the prediction's type."""
         if self.rule.relation is Relation.OUTPUT:
-            return torch.zeros(self.shape, dtype=self.like.dtype, device=self.like.device)
-        return self.rule.reference(latents).to(self.like.dtype)
+            return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
+        reference = self.rule.reference(latents)
+        return reference if reference.dtype is self.dtype else reference.to(self.dtype)
 
     def rebuild(self, prediction: Tensor) -> Any:
         """A return value of the same form with another prediction; other outputs are reused."""
@@ -171,7 +174,8 @@ def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, Output
     main = rule.main(prediction)
     form = OutputForm(
         rule=rule,
-        like=prediction.new_empty(0),
+        dtype=prediction.dtype,
+        device=prediction.device,
         shape=main.shape,
         rest=rule.rest(prediction),
         listed=None if isinstance(first, Tensor) else type(first),

@@ -14,6 +14,7 @@ from erta_integrations.diffusers.networks import pick, signature_of
 PREFIX = "signal:"
 MODULATED = "modulated_input"
 TIME = "timestep_embedding"
+PROJECTION = "timestep_projection"
 PROBE = "probe:"
 
 
@@ -43,6 +44,12 @@ def time_embedding_of(network: nn.Module) -> nn.Module | None:
     """The module that embeds the timestep: the first `TimestepEmbedding`."""
     found = (m for m in network.modules() if type(m).__name__ == "TimestepEmbedding")
     return next(found, None)
+
+
+def time_projection_of(network: nn.Module) -> nn.Module | None:
+    """The linear layer that projects the embedded timestep for all blocks, as Wan has one."""
+    found = (m for name, m in network.named_modules() if name.split(".")[-1] == "time_proj")
+    return next((m for m in found if isinstance(m, nn.Linear)), None)
 
 
 def modulated_input(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -104,6 +111,8 @@ def available(network: nn.Module, first_blocks: Sequence[nn.Module], blocks: int
         found.add(PREFIX + MODULATED)
     if time_embedding_of(network) is not None:
         found.add(PREFIX + TIME)
+    if time_projection_of(network) is not None:
+        found.add(PREFIX + PROJECTION)
     return frozenset(found)
 
 

@@ -29,7 +29,7 @@ class Trunk:
         self.stacks = discover(network)
         self.wanted = wanted
         self.depths = signals.depths_of(wanted)
-        self.time_embedding: Tensor | None = None
+        self.times: dict[str, Tensor] = {}
         self.run: Run | None = None
 
     @property
@@ -43,9 +43,12 @@ class Trunk:
             for block in blocks:
                 place = "_compiled_call_impl" if compiled_in_place(block.module) else "forward"
                 patches.apply(block.module, place, partial(self._block_call, block))
-        embedding = signals.time_embedding_of(self.network)
-        if signals.PREFIX + signals.TIME in self.wanted and embedding is not None:
-            patches.apply(embedding, "forward", self._embedding_call)
+        for name, module in (
+            (signals.TIME, signals.time_embedding_of(self.network)),
+            (signals.PROJECTION, signals.time_projection_of(self.network)),
+        ):
+            if signals.PREFIX + name in self.wanted and module is not None:
+                patches.apply(module, "forward", partial(self._embedding_call, name))
 
     def refuse_compiled(self) -> None:
         """Refuse blocks that were compiled around their patch, which would trace the engine.
@@ -68,10 +71,12 @@ class Trunk:
             return original(*args, **kwargs)
         return self.run.block_call(block, original, args, kwargs)
 
-    def _embedding_call(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _embedding_call(
+        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         embedded = original(*args, **kwargs)
         if self.run is not None:
-            self.time_embedding = embedded
+            self.times[name] = embedded
         return embedded
 
     @contextmanager
@@ -81,7 +86,8 @@ class Trunk:
         try:
             yield run
         finally:
-            self.run, self.time_embedding = None, None
+            self.run = None
+            self.times.clear()
 
     def features(
         self, block: Block, args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -89,11 +95,12 @@ class Trunk:
         """The signals that policies declared, computed when they ask."""
         every: dict[str, signals.Feature] = {
             signals.MODULATED: lambda: signals.modulated_input(block.module, args, kwargs),
-            signals.TIME: self._embedded,
+            signals.TIME: partial(self._embedded, signals.TIME),
+            signals.PROJECTION: partial(self._embedded, signals.PROJECTION),
         }
         return {name: get for name, get in every.items() if signals.PREFIX + name in self.wanted}
 
-    def _embedded(self) -> Tensor:
-        if self.time_embedding is None:
+    def _embedded(self, name: str) -> Tensor:
+        if name not in self.times:
             raise CapabilityError(f"{self.cls} did not embed its timestep before its blocks")
-        return self.time_embedding
+        return self.times[name]
