@@ -12,7 +12,7 @@ from erta_framework.errors import CapabilityError, ConflictError, ErtaError, Pol
 from erta_framework.hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
-from erta_framework.records import Call, Compute, Decision, Needs, SessionInfo
+from erta_framework.records import Call, Compute, Decision, Needs, Seam, SessionInfo
 from erta_framework.session import Session
 
 
@@ -141,13 +141,18 @@ class Engine:
         """The hooks that one of this engine's policies implements."""
         return self._implemented[id(policy)]
 
-    def check(self, capabilities: frozenset[str], driver: str) -> None:
-        """Refuse a driver that lacks what a policy requires.
+    def check(self, capabilities: frozenset[str], driver: str, seam: Seam = Seam.LATENT) -> None:
+        """Refuse a driver that lacks what a policy requires, or answers at another seam.
 
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
         """
         for policy in self.policies:
+            if seam not in policy.seams:
+                raise CapabilityError(
+                    f"{policy!r} works at the {' and '.join(sorted(policy.seams))} seam, not at "
+                    f"the {seam.value} seam; attach at that seam or remove the policy"
+                )
             missing = policy.requires - capabilities
             if missing:
                 raise CapabilityError(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, dataclass_transform
 
 from erta_framework.errors import PolicyError
-from erta_framework.records import Needs
+from erta_framework.records import Needs, Seam
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
@@ -69,6 +69,11 @@ class Policy:
         and is refused then; without this, its whole output is reused.
         """
         return self.needs().pairs
+
+    @property
+    def seams(self) -> frozenset[Seam]:
+        """Where calls may be answered with it; a policy that integrates latents needs `LATENT`."""
+        return frozenset(Seam)
 
     @property
     def per_branch(self) -> bool:

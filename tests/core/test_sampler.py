@@ -178,7 +178,6 @@ def test_latents_that_are_not_finite(net, name, value):
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"devices": 2}, CapabilityError, "devices=2: this version samples on one device"),
         ({"devices": 0}, CapabilityError, "devices=0"),
         ({"accelerator": "tpu"}, CapabilityError, "accelerator 'tpu' is not available; use auto"),
         ({"precision": "64"}, CapabilityError, "precision '64' is unknown; use one of 32"),
