@@ -67,11 +67,11 @@ class Branches:
 
     def _in_mode(self, context: str, signature: Mapping[str, Any]) -> str:
         first = self.known.get(context, signature)
+        if first == signature:
+            return context
         changed = {k: v for k, v in signature.items() if first.get(k, v) != v}
         changed |= {k: None for k in first if k not in signature}
         changed |= {k: v for k, v in signature.items() if k not in first}
-        if not changed:
-            return context
         return f"{context}({', '.join(f'{k}={v}' for k, v in sorted(changed.items()))})"
 
     def _recognised(self, signature: Mapping[str, Any]) -> tuple[str, bool]:

@@ -81,6 +81,9 @@ def scales_of(layer: nn.Module | None) -> dict[str, float]:
     return {name: round(float(scaling[name]), 9) for name in active if name in scaling}
 
 
+NONE_LOADED: tuple[object, nn.Module | None, object] = ((), None, ({}, ()))
+
+
 class AdapterWatch:
     """Notices within a request that the adapters of a network are not what they were.
 
@@ -99,6 +102,8 @@ class AdapterWatch:
         adapters = vars(inner).get("peft_config")  # a missing attribute is slow to ask for
         loaded = tuple(adapters) if adapters else ()
         before = self._known.get(name)
+        if before == NONE_LOADED and not loaded and name not in self._changes:
+            return name
         layer = before[1] if before is not None and before[0] == loaded else None
         if layer is None and loaded:
             layer = next((m for m in inner.modules() if scales_of(m)), None)
