@@ -25,6 +25,8 @@ COMMANDS = {
     "families": "erta bench families --json docs/data/families.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
+    "scale": "erta bench scale --json docs/data/scale.json",
+    "simulate": "erta bench simulate --json docs/data/simulate.json",
 }
 LADDER = ("plain", "ablation", "recipe")
 """Groups of rows that every number of calls has; the others vary one choice at one number."""
@@ -418,6 +420,85 @@ def attach_section(record: Record) -> str:
     return "\n\n".join([table(headings, lines), said, caption(record)])
 
 
+# ------------------------------------------------------------------------------ many ranks
+def scale_section(record: Record) -> str:
+    """What a second process adds to a job, beside what the machine allows, and what is sent."""
+    speed = [row for row in record["rows"] if row.get("efficiency") is not None]
+    sent = [row for row in record["rows"] if row.get("collectives_per_step") is not None]
+    settings = record["settings"]
+    lines = [
+        [
+            str(row["processes"]),
+            f"{row['machine_limit']:.2f}",
+            f"{row['efficiency']:.2f} ({row['efficiency_least']:.2f} to "
+            f"{row['efficiency_most']:.2f})",
+            f"{row['efficiency_processor']:.2f}",
+        ]
+        for row in speed
+    ]
+    traffic = [
+        [
+            row["name"],
+            f"{row['collectives_per_step']:g}",
+            f"{row['bytes_per_step']:g}",
+            str(row["collectives_at_the_start"]),
+        ]
+        for row in sent
+    ]
+    said = (
+        f"Medians of {speed[0]['rounds']} rounds, with the least and the most. The load average "
+        f"was {settings['load_before']:.1f} before and {settings['load_after']:.1f} after."
+    )
+    return "\n\n".join(
+        [
+            table(["processes", "machine limit", "efficiency", "in processor time"], lines),
+            said,
+            table(["two ranks", "collectives a step", "bytes a step", "at the start"], traffic),
+            caption(record),
+        ]
+    )
+
+
+def simulate_section(record: Record) -> str:
+    """What a job of many ranks loses, waits for, and asks of the file system."""
+    rows = record["rows"]
+    course = [
+        [
+            row["name"],
+            str(row["deaths"]),
+            str(row["lost"]),
+            str(row["made_twice"]),
+            str(row["begun_again"]),
+            "" if row["idle"] is None else f"{row['idle']:.0%}",
+            "" if row["idle_fixed"] is None else f"{row['idle_fixed']:.0%}",
+        ]
+        for row in rows
+    ]
+    cost = [
+        [
+            row["name"],
+            f"{row['operations']:.0f}",
+            f"{row['mean_a_second']:.0f}",
+            str(row["peak"]),
+            str(row["largest_folder"]),
+            f"{row['claim_ms']:.2f}",
+            f"{row['claim_ms_p99']:.0f}",
+        ]
+        for row in rows
+    ]
+    headings = ["", "deaths", "lost", "made twice", "begun again", "idle", "idle, fixed parts"]
+    files = ["", "a sample", "mean a second", "most in a second", "largest folder"]
+    return "\n\n".join(
+        [
+            table(headings, course),
+            "File operations, entries of the largest folder, and real milliseconds of a claim "
+            "(median and 99th percentile):",
+            table([*files, "claim", "slow claim"], cost),
+            caption(record),
+        ]
+    )
+
+
 # ---------------------------------------------------------------------- per-sample batches
 def batch_section(record: Record) -> str:
     """Four ways to run a batch, for each batch and threshold, and how mixed the batch is."""
@@ -596,6 +677,60 @@ def schedulers_table() -> str:
 
 
 @functools.cache
+def combinations_section() -> str:
+    """Which policies can stand beside which: parts, refused pairs, and what was left out."""
+    from erta_framework.composition import OWN, Driver, overview
+    from erta_framework.policy import Policy
+    from erta_framework.profile import Profile
+    from erta_framework.records import Seam
+    from erta_integrations.diffusers import attach, signals
+    from erta_integrations.diffusers.schedulers import capabilities
+    from erta_integrations.diffusers.tiny import FAMILIES
+    from erta_integrations.diffusers.trunk import discover, first_blocks, longest
+
+    family = FAMILIES["wan-euler"]
+    pipe = family.build()
+
+    def calibrated(profiler: Policy) -> Profile:
+        seam = Seam.TRUNK if signals.required([profiler]) else Seam.LATENT
+        with attach(pipe, [profiler], seam=seam) as run:
+            family.run(pipe, steps=8)
+        return run.profile()
+
+    stacks = discover(pipe.transformer)
+    inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
+    euler = capabilities(pipe.scheduler)
+    found = overview(
+        calibrated,
+        (*OWN, Driver("pipeline", euler), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
+    )
+    names = [driver.name for driver in found.drivers]
+    rows = [
+        [role.value, f"`{name}`", *("yes" if each else "no" for each in served)]
+        for role, name, served in found.rows()
+    ]
+    counts = [found.counts(driver) for driver in found.drivers]
+    rows.append(["", "combinations allowed", *(f"{a} of {made}" for a, made in counts)])
+    pairs = [
+        [" + ".join(f"`{name}`" for name in chosen), "; ".join(where), cell(reason)]
+        for chosen, where, reason in found.refused()
+    ]
+    absent = [[f"`{name}`", cell(reason)] for name, reason in found.absent.items()]
+    parts = [left_aligned(["Part", "Policy", *names], rows)]
+    if pairs:
+        parts += [
+            "Not together, although each may stand alone:",
+            left_aligned(["Policies", "Where", "Why"], pairs),
+        ]
+    if absent:
+        parts += [
+            "Not among them, since they cannot be made without a setting of yours:",
+            left_aligned(["Policy", "Why"], absent),
+        ]
+    return "\n\n".join(parts)
+
+
+@functools.cache
 def pipelines_table() -> str:
     """The pipelines of the test matrix, with what could not be built for it."""
     rows = []
@@ -626,6 +761,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),
+    "table:combinations": combinations_section,
+    "table:scale": lambda: scale_section(load("scale")),
+    "table:simulate": lambda: simulate_section(load("simulate")),
     "table:pipeline": lambda: pipeline_section(load("pipeline"), load("ablation")),
     "cli": cli_reference,
     "checks": checks_table,

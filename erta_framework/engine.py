@@ -163,7 +163,9 @@ class Engine:
 
     def session(self, info: SessionInfo) -> Session:
         """A session for one request; use it as a context manager."""
-        self.check(info.capabilities, info.solver or "this driver")
+        # a driver at another seam names it among the facts, so that profiles are not mixed up
+        seam = Seam(info.model.get("seam", Seam.LATENT))
+        self.check(info.capabilities, info.solver or "this driver", seam)
         return Session(self, info)
 
     def call_hook(self, hook: str, where: Callable[[], str], **arguments: Any) -> Any:

@@ -132,6 +132,7 @@ class SamplingLoop:
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
+            divided=getattr(self.guidance, "divided", False),
         )
 
 

@@ -182,6 +182,7 @@ class SessionInfo:
         first: Index of the first step that runs (img2img starts later than 0).
         request_id: Name of this request in traces.
         time_of: The network time of any sigma, for trajectories that leave the nominal grid.
+        divided: Whether other processes evaluate some of the branches.
     """
 
     sigmas: tuple[float, ...]
@@ -198,6 +199,7 @@ class SessionInfo:
     first: int = 0
     request_id: str = ""
     time_of: Callable[[float], float] = field(default=lambda sigma: 1000.0 * sigma, repr=False)
+    divided: bool = False
     states: StateStore = field(default_factory=StateStore, repr=False)
 
     @property
@@ -327,7 +329,10 @@ class Call:
         return tuple(
             replace(self, branch=branch, history=history, features={})
             for (model, branch, seam), history in self.kept.items()
-            if model == self.model and seam is self.seam and branch != self.branch
+            if model == self.model
+            and seam is self.seam
+            and branch != self.branch
+            and (not history or history[0].residual.shape == self.x.shape)
         )
 
     @property

@@ -58,6 +58,19 @@ def settled(decision: Reuse, x: Tensor, whole: str | None, owner: Callable[[], s
     return decision
 
 
+def fitted(decision: Reuse, x: Tensor) -> Reuse:
+    """A mask that another branch of the step decided, for this one.
+
+    Branches may differ in their batch: skip-layer guidance runs one half of a batched pair. Which
+    rows then belong together is not known, so one sample that must be computed computes all.
+    """
+    mask = decision.mask
+    assert isinstance(mask, tuple)
+    if len(mask) == x.shape[0]:
+        return decision
+    return replace(decision, mask=(all(mask),) * x.shape[0])
+
+
 def visible(history: Evaluations) -> Evaluations:
     """The evaluations that every sample has."""
     for depth, evaluation in enumerate(history):

@@ -30,7 +30,7 @@ from erta_framework.records import (
     StateStore,
     Step,
 )
-from erta_framework.rows import RowCompute, diverged, groups, part, settled, visible
+from erta_framework.rows import RowCompute, diverged, fitted, groups, part, settled, visible
 from erta_framework.trace import CallTrace, StepTrace, Trace
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class Session:
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
         rows: RowCompute | str = WHOLE,
+        started: float | None = None,
     ) -> Tensor:
         """Answer one branch of the open step, with the network or from what is cached.
 
@@ -165,6 +166,7 @@ class Session:
             features: Signals that policies may ask for by name.
             rows: Runs the network on some samples of the batch, for per-sample decisions; or why
                 that cannot be done, and then one sample that must be computed computes all.
+            started: When the call began, by `time.perf_counter()`, if the network ran before this.
 
         Returns:
             The prediction, of the shape of `x`.
@@ -173,7 +175,16 @@ class Session:
             ProtocolError: No step is open, or the branch was already answered.
             PolicyError: A policy raised, or returned something impossible.
         """
-        self.ask(x, compute, branch=branch, model=model, seam=seam, features=features, rows=rows)
+        self.ask(
+            x,
+            compute,
+            branch=branch,
+            model=model,
+            seam=seam,
+            features=features,
+            rows=rows,
+            started=started,
+        )
         return self.answer()
 
     def ask(
@@ -186,6 +197,7 @@ class Session:
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
         rows: RowCompute | str = WHOLE,
+        started: float | None = None,
     ) -> Call:
         """Decide one branch of the open step; `answer` must follow.
 
@@ -209,12 +221,12 @@ class Session:
             )
         key = (model, branch, seam)
         network = Network(compute, lambda output: self._record(key, x, output))
-        started = time.perf_counter()
+        started = time.perf_counter() if started is None else started
         history = self._history.usable(key, x)
         if self.engine.per_sample:
             history = visible(history)
         states = self.info.states
-        decision = self._known_decision(model, seam, history)
+        decision = shared = self._known_decision(model, seam, history)
         if decision is None:
             undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
             if self.engine.per_branch:
@@ -223,6 +235,8 @@ class Session:
         if decision.scope == "step" and self._decision is None:
             self._decision = decision
         if isinstance(decision, Reuse) and decision.mask is not None:
+            if shared is not None:
+                decision = fitted(decision, x)
             decision = settled(decision, x, rows if isinstance(rows, str) else None, self._decider)
         call = Call(x, branch, model, seam, history, decision, network, features, states)
         self._asked = call, started, None if isinstance(rows, str) else rows

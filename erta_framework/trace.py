@@ -74,6 +74,8 @@ class Trace:
         network_calls: Times the network really ran; batched guidance counts one call.
         network_samples: Samples that went through the network, over all its calls.
         history_bytes: Largest memory held for earlier evaluations.
+        driver_bytes: Largest memory that the driver held beside them, for outputs and streams
+            that have no residual of their own.
         peaks: Largest absolute value of each reused output of a static schedule, by step and
             branch, still on the device.
     """
@@ -84,6 +86,7 @@ class Trace:
     network_calls: int = 0
     network_samples: int = 0
     history_bytes: int = 0
+    driver_bytes: int = 0
     peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
 
     def calls(self) -> Iterator[CallTrace]:
@@ -133,6 +136,8 @@ class Trace:
             f"{len(self.computed_steps)} of {len(self.steps)} steps computed, "
             f"{self.history_bytes / 1e6:.2f} MB of history"
         ]
+        if self.driver_bytes:
+            lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -147,6 +152,7 @@ class Trace:
                 "network_samples": self.network_samples,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
+                "driver_bytes": self.driver_bytes,
                 "steps": [asdict(step) for step in self.steps],
             }
         )

@@ -17,10 +17,26 @@ ErrorLinearizer = OURS["error_linearizer"]
 ERTACache = OURS["ertacache"]
 EasyCache = OURS["easycache"]
 Forecaster = OURS["forecaster"]
+MeanCache = OURS["meancache"]
+MeanCacheProfiler = OURS["meancache_profiler"]
+MeanCacheSchedule = OURS["meancache_schedule"]
+AverageVelocity = OURS["average_velocity"]
+TaylorSeer = OURS["taylorseer"]
+HiCache = OURS["hicache"]
+MagCache = OURS["magcache"]
+MagCacheProfiler = OURS["magcache_profiler"]
+TeaCache = OURS["teacache"]
+TeaCacheProfiler = OURS["teacache_profiler"]
+TeaCacheSchedule = OURS["teacache_schedule"]
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
 REPLAYED = toy_profile(ReplayProfiler(threshold=0.3))
+MEAN = toy_profile(MeanCacheProfiler())
+EDGES = MeanCacheSchedule(profile=MEAN, calls=5)
+MAGNITUDES = toy_profile(MagCacheProfiler())
+CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
+LINE = (1.0, 0.0)
 
 POLICIES: list[Policy] = [
     ResidualProfiler(),
@@ -56,6 +72,37 @@ POLICIES: list[Policy] = [
     Forecaster(basis="adams", order=2),
     Forecaster(order=1, what="x0"),
     OURS["mean_velocity"](),
+    MeanCacheProfiler(),
+    MeanCacheProfiler(longest=3, spans=2),
+    EDGES,
+    MeanCacheSchedule(fresh=(0, 1, 2, 5, 9)),
+    AverageVelocity(span=3),
+    AverageVelocity(schedule=EDGES),
+    OURS["edge_velocity"](schedule=EDGES),
+    MeanCache(profile=MEAN, calls=5),
+    MeanCache(profile=MEAN, calls=6, gamma=1.0, variant="B"),
+    MeanCache(profile=MEAN, calls=4, variant="C"),
+    MeanCache(fresh=(0, 1, 2, 3, 6, 9), spans=(0, 0, 0, 2, 2)),
+    OURS["refresh_interval"](interval=2, first=1, counting="fora"),
+    TaylorSeer(interval=3, order=2),
+    TaylorSeer(interval=3, basis="adams", over="sigma", schedule="diffusers"),
+    TaylorSeer(interval=4, first=1, basis="newton", schedule="cache-dit"),
+    HiCache(interval=3),
+    OURS["fora"](interval=3),
+    OURS["fora"](interval=2, counting="up"),
+    MagCacheProfiler(),
+    MagCache(profile=MAGNITUDES, threshold=0.5, max_skips=3),
+    MagCache(profile=MAGNITUDES, shared=True, max_skips=1),
+    MagCache(model="flux.1-dev", any_seam=True),
+    MagCache(model="qwen-image", any_seam=True, resample="consistent", retention=0.3),
+    TeaCacheProfiler(signal="latents"),
+    TeaCacheProfiler(signal="latents", target="residual", per_sample=False),
+    TeaCache(profile=CHANGES, threshold=0.1),
+    TeaCache(coefficients=LINE, threshold=0.2, signal="latents", first=2, per_sample=False),
+    TeaCache(coefficients=LINE, threshold=0.2, signal="latents", each_branch=False, last=0),
+    OURS["teacache_rule"](coefficients=LINE, threshold=0.3, signal="latents", absolute=True),
+    TeaCacheSchedule(profile=CHANGES, threshold=0.3),
+    TeaCacheSchedule(profile=CHANGES, coefficients=LINE, threshold=0.3, clamp_nonnegative=True),
     OURS["warm_up"](steps=3),
     OURS["last_step"](),
     OURS["max_consecutive"](steps=1),
@@ -70,10 +117,27 @@ def test_first_party_policy(check, policy):
     check(policy)
 
 
+# they look at a probe, which the kit's toy has not; tests/policies/probes runs them on pipelines
+PROBES = [
+    OURS["fbcache"](),
+    OURS["first_block_rule"](),
+    OURS["probe_reuse"](),
+    OURS["dicache"](threshold=0.1),
+    OURS["probe_rule"](),
+    OURS["two_anchors"](),
+]
+
+
 def test_every_registered_policy_is_covered():
-    tested = {type(policy) for policy in POLICIES}
+    tested = {type(policy) for policy in (*POLICIES, *PROBES)}
     missing = [name for name, cls in OURS.items() if cls not in tested]
     assert missing == []
+
+
+def test_what_the_kit_cannot_run_really_needs_a_probe():
+    for policy in PROBES:
+        required = frozenset().union(*(part.requires for part in flatten([policy])))
+        assert required == {"signal:probe:1"}
 
 
 def test_the_recipes_are_tested_with_every_part_on_and_off():

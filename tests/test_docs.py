@@ -284,9 +284,10 @@ def first_column(page: str, heading: str) -> set[str]:
 def test_the_profile_page_names_the_statistics() -> None:
     from erta_framework.testing import toy_profile
     from erta_policies.ertacache import ReplayProfiler, ResidualProfiler
+    from erta_policies.meancache import MeanCacheProfiler
 
     page = "reference/profile.md"
-    for profiler in (ResidualProfiler(), ReplayProfiler(threshold=0.1)):
+    for profiler in (ResidualProfiler(), ReplayProfiler(threshold=0.1), MeanCacheProfiler()):
         heading = f"## Statistics of a `{profiler.name}`"
         assert first_column(page, heading) == set(toy_profile(profiler).statistics)
 

@@ -22,8 +22,15 @@ def list_policies(
         bool,
         typer.Option(help="Import each policy to list its hooks; without, metadata alone is read."),
     ] = True,
+    combine: Annotated[
+        bool,
+        typer.Option("--combine", help="Show instead which policies can stand beside which."),
+    ] = False,
 ) -> None:
     """List every installed policy: its distribution, version and hooks."""
+    if combine:
+        show_combinations()
+        return
     catalogue = policies()
     table = Table(caption="installed is not active: a policy runs when a configuration lists it")
     table.add_column("policy", no_wrap=True)
@@ -38,6 +45,27 @@ def list_policies(
     out.print(table)
     if not entries:
         out.print("no policies; is erta-framework installed, or does ERTA_PLUGINS limit it?")
+
+
+def show_combinations() -> None:
+    """The parts that policies play, and which of them cannot stand together, for each solver."""
+    from erta_framework.composition import overview
+    from erta_framework.testing import toy_profile
+
+    found = overview(toy_profile)
+    table = Table(caption="one `when`, and at most one of each other part, may be combined freely")
+    for heading in ("part", "policy", *(driver.name for driver in found.drivers)):
+        table.add_column(heading, no_wrap=heading in ("part", "policy"), overflow="fold")
+    for role, name, served in found.rows():
+        table.add_row(role.value, name, *("yes" if each else "no" for each in served))
+    counts = [found.counts(driver) for driver in found.drivers]
+    table.add_row("", "combinations", *(f"{allowed} of {made}" for allowed, made in counts))
+    out = console()
+    out.print(table)
+    for names, where, reason in found.refused():
+        out.print(f"not {' + '.join(names)} ({'; '.join(where)}): {reason}", markup=False)
+    for name, reason in found.absent.items():
+        out.print(f"not combined, {name}: {reason}", markup=False)
 
 
 def description(catalogue: Catalogue, entry: Entry) -> Text:

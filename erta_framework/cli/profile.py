@@ -51,11 +51,16 @@ def show(
 
 @group.command()
 def merge(
-    output: Annotated[Path, typer.Argument(help="The file to write.", show_default=False)],
     files: Annotated[list[Path], typer.Argument(help="Two or more profiles.", show_default=False)],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)
+    ],
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Add up profiles of one run made apart: batches, ranks, machines."""
+    """Add up profiles of one run made apart: batches, ranks, machines.
+
+    Profiles of unlike runs are refused, with both values of everything that differs.
+    """
     if len(files) < 2:
         raise InputError(f"merging takes two or more profiles, got {len(files)}")
     if output.exists() and not force:

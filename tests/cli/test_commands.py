@@ -154,22 +154,22 @@ def test_profile_show_of_a_truncated_file(erta, profile):
 def test_profile_merge_adds(erta, profile):
     other = ("calibrate", "model=toy-video", "steps=8", "seed=9", "-p", "more", "-o", "other.st")
     assert erta(*other, "--policy", "skip_policy").exit_code == 0
-    assert erta("profile", "merge", "all.st", profile, "other.st").exit_code == 0
+    assert erta("profile", "merge", profile, "other.st", "-o", "all.st").exit_code == 0
     a, b, merged = (Profile.load(name) for name in (profile, "other.st", "all.st"))
     assert merged.samples == 3
     assert merged.statistics["ratio"].equal(a.statistics["ratio"] + b.statistics["ratio"])
-    again = erta("profile", "merge", "all.st", profile, "other.st")
+    again = erta("profile", "merge", profile, "other.st", "-o", "all.st")
     assert again.exit_code == 2
     assert "all.st exists" in again.output
 
 
 def test_profile_merge_refuses_other_runs(erta, profile):
     erta("calibrate", "model=toy-video", "steps=6", "--policy", "ertacache", "-o", "six.st")
-    done = erta("profile", "merge", "all.st", profile, "six.st")
+    done = erta("profile", "merge", profile, "six.st", "-o", "all.st")
     assert done.exit_code == 1
     assert "num_steps: first '8' / number 2 '6'" in done.output
     assert not Path("all.st").exists()
-    one = erta("profile", "merge", "all.st", profile)
+    one = erta("profile", "merge", profile, "-o", "all.st")
     assert one.exit_code == 2
     assert "two or more profiles, got 1" in one.output
 

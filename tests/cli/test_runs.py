@@ -110,7 +110,7 @@ def test_calibrate_by_profiler_name(erta):
         (("sample", "model=toy-video", "prompts_file=no.txt"), 2, "no.txt"),
         (("calibrate", "model=toy-video"), 1, "nothing asks for calibration (no policies)"),
         (("calibrate", "policies=[sometimes]"), 1, "nothing asks for calibration (sometimes)"),
-        (("calibrate", "--policy", "ertacash"), 1, "did you mean 'ertacache'?"),
+        (("calibrate", "--policy", "ertacash"), 1, "did you mean 'ertacache'"),
         (("explain", "policies=[{ertacache: {profile: no.st, calls: 3}}]"), 1, "no profile at no"),
     ],
 )

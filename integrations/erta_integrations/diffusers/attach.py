@@ -56,7 +56,11 @@ class Attachment:
                 "attachment; give this pipeline its own with "
                 "scheduler.from_config(scheduler.config)"
             )
-        driver.install()
+        try:
+            driver.install()
+        except BaseException:
+            driver.patches.undo()
+            raise
         return self
 
     def __exit__(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erta_integrations.diffusers.networks import LATENTS
 from erta_integrations.diffusers.shapes import OutputForm, Relation
 
 POSITION = re.compile(r"(?<!time)(^|_)(ids|rotary|rope|freqs|pos|position)")
@@ -61,10 +62,13 @@ def of_tensor(name: str, value: Tensor, batch: int) -> Select | None:
     shape = tuple(value.shape)
     if value.ndim == 0 or shape[0] == 1:
         return None
-    if POSITION.search(name) and value.ndim < 3:
+    if POSITION.search(name):
         if shape[0] == batch:
             raise NoBatchAxis(f"its argument {name} {shape} may hold positions or samples")
-        return None
+        if value.ndim < 3:
+            return None
+    if value.ndim > 3 and shape[:2] == (batch, batch) and name not in LATENTS:
+        raise NoBatchAxis(f"its argument {name} {shape} has the batch of {batch} on two axes")
     if shape[0] == batch:
         return lambda rows: value.index_select(0, rows.to(value.device))
     raise NoBatchAxis(f"its argument {name} {shape} does not begin with the batch of {batch}")
@@ -79,6 +83,11 @@ def of_list(name: str, value: list[Any] | tuple[Any, ...], batch: int) -> Select
         return None
     if plain:
         raise NoBatchAxis(f"its argument {name} of {batch} numbers may be one a sample")
+    if all(isinstance(item, list | tuple) and not tensors_in(item) for item in value):
+        if len(value) != batch:
+            return None
+        kind = type(value)  # such as the sizes of each sample's images
+        return lambda rows: kind(value[row] for row in rows.tolist())
     own = {key: attempt(f"{name}.{key}", item, batch) for key, item in enumerate(value)}
     refused = [reason for reason in own.values() if isinstance(reason, NoBatchAxis)]
     if len(value) == batch:
@@ -89,6 +98,15 @@ def of_list(name: str, value: list[Any] | tuple[Any, ...], batch: int) -> Select
     if refused:
         raise refused[0]
     return joined({key: item for key, item in own.items() if callable(item) or item is None}, value)
+
+
+def tensors_in(value: Any) -> bool:
+    """Whether a tensor lies anywhere in nested lists and mappings."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(map(tensors_in, value))
+    return isinstance(value, Tensor)
 
 
 def attempt(name: str, value: Any, batch: int) -> Select | NoBatchAxis | None:

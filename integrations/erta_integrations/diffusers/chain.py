@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -50,6 +51,7 @@ class Run:
         self.chain = chain if chain is not None else Chain()
         self.asks_at = max(trunk.depths, default=1) - 1
         self.asked = self.nested = False
+        self.started = time.perf_counter()
         self.position = 0
         self.previous = Returned()
         self.early: list[tuple[Any, Returned]] = []  # of the blocks that ran before the decision
@@ -176,6 +178,7 @@ class Run:
             model=self.model,
             seam=Seam.TRUNK,
             features=features,
+            started=self.started,
         )
 
     def _block(self, place: int, run: Callable[[], Any]) -> tuple[Any, Returned]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -71,6 +72,15 @@ class Request:
     forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
     chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
 
+    def count_bytes(self) -> None:
+        """Note in the trace what is held beside the history."""
+        held = [form.rest for form in self.forms.values()]
+        held += [other for form in self.forms.values() for other in form.others]
+        held += [stream for chain in self.chains.values() for stream in chain.residuals.values()]
+        if self.session is not None:
+            trace = self.session.trace
+            trace.driver_bytes = max(trace.driver_bytes, sum(map(size_of, held)))
+
 
 class Named:
     """Remembers the branch that the pipeline names, within diffusers' own context.
@@ -135,6 +145,8 @@ class Driver:
                 self.patches.apply(inner, "cache_context", self.named)
         for trunk in self.trunks.values():
             trunk.install(self.patches)
+        if hasattr(self.pipe, "maybe_free_model_hooks"):
+            self.patches.apply(self.pipe, "maybe_free_model_hooks", self.ended)
 
     @property
     def signals(self) -> frozenset[str]:
@@ -252,6 +264,11 @@ class Driver:
         copies = self.patches.copies(self.scheduler)
         return [self.scheduler, *(c for c in copies if same_grid(self.scheduler, c))]
 
+    def ended(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The pipeline is done: what it left open, because it was interrupted, is dropped."""
+        self.abort("the pipeline ended before the last step")
+        return original(*args, **kwargs)
+
     # ------------------------------------------------------------- the request
     def abort(self, why: str) -> None:
         """Ends a request that never reached its last step; its state is dropped."""
@@ -271,8 +288,10 @@ class Driver:
         session = request.session
         if session is None:
             return
-        session.__exit__(type(error) if error else None, error, None)
-        self.traces.append(session.trace)
+        try:
+            session.__exit__(type(error) if error else None, error, None)
+        finally:
+            self.traces.append(session.trace)
         self.emitted.extend(session.emitted)
 
     def _begin(self, request: Request, name: str, latents: Tensor, told: Any) -> None:
@@ -331,6 +350,8 @@ class Driver:
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain
+        if run.chain.residuals:
+            request.count_bytes()
         return raw
 
     def _answer(
@@ -353,6 +374,7 @@ class Driver:
             ran.append((raw, main, form))
             return main
 
+        started = time.perf_counter()
         known = request.forms.get(key)
         network: Callable[[], Tensor] = compute
         if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
@@ -364,11 +386,15 @@ class Driver:
         rows: Callable[[Tensor], Tensor] | str = "it runs whole batches"
         if split is not None:
             rows = self._row_compute(request, key, name, latents, known, *split)
-        output = request.session.forward(reference, network, branch=branch, model=model, rows=rows)
+        output = request.session.forward(
+            reference, network, branch=branch, model=model, rows=rows, started=started
+        )
         if not ran:
             return request.forms.get(key, known).rebuild(output)
         raw, main, form = ran[0]
         request.forms[key] = form
+        if form.rest is not None or form.others:
+            request.count_bytes()
         return raw if output is main else form.rebuild(output)
 
     def _row_compute(
@@ -446,6 +472,13 @@ class Driver:
                 )
         for trunk in self.trunks.values():
             trunk.refuse_compiled()
+
+
+def size_of(value: Any) -> int:
+    """Bytes of a tensor or a list of tensors; 0 for anything else."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
 
 
 def previous_sample(result: Any) -> Tensor:

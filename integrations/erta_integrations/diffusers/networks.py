@@ -31,7 +31,7 @@ def find_networks(pipe: Any, names: Sequence[str] | None) -> dict[str, nn.Module
     `forward` takes latents and a time; control networks, which only feed one, are left out.
 
     Raises:
-        CapabilityError: There is none, or one was compiled in place.
+        CapabilityError: There is none, one of several is left out, or one was compiled in place.
     """
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)}
     if names is None:
@@ -43,6 +43,13 @@ def find_networks(pipe: Any, names: Sequence[str] | None) -> dict[str, nn.Module
         raise CapabilityError(
             f"{type(pipe).__name__} has no network {asked}; name it with networks=[...], "
             f"its modules are: {', '.join(modules) or 'none'}"
+        )
+    left_out = [n for n, m in modules.items() if n in USUAL and denoises(m) and n not in found]
+    if left_out:
+        raise CapabilityError(
+            f"{type(pipe).__name__} also steps with {', '.join(left_out)}, which networks=[...] "
+            "leaves out, so that its steps could not be counted; leave networks out, and limit "
+            "where to reuse with a policy such as only_between"
         )
     for name, network in found.items():
         if compiled_in_place(network):

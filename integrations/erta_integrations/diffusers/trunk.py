@@ -149,7 +149,7 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
         >>> print(inspect(pipe))  # doctest: +SKIP
         transformer: WanTransformer3DModel
           blocks: 30 x WanTransformerBlock, streams hidden_states, encoder_hidden_states
-          signals: modulated_input, timestep_embedding
+          signals: modulated_input, timestep_embedding, timestep_projection
           probes: probe:1 to probe:29
           seams: latent, trunk
     """

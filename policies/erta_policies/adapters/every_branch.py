@@ -57,6 +57,11 @@ class EveryBranchAgrees(Policy):
         return self.policy.requires
 
     @property
+    def seams(self) -> frozenset[Seam]:
+        """The latent seam, where the branches share their input."""
+        return self.policy.seams & {Seam.LATENT}
+
+    @property
     def static(self) -> bool:
         """As the rule."""
         return self.policy.static

@@ -28,10 +28,10 @@ class WarmUp(Policy):
 
     Attributes:
         steps: Number of steps, counted from the start of the schedule.
-        fraction: Part of the schedule, instead of `steps`, rounded down.
+        fraction: Part of the schedule, rounded down; added to `steps`.
 
     Raises:
-        PolicyError: Both or none are given, or one is out of range.
+        PolicyError: None is given, or one is out of range.
 
     Example:
         >>> WarmUp(fraction=0.2).count(50)
@@ -43,8 +43,8 @@ class WarmUp(Policy):
     fraction: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.fraction is None):
-            raise PolicyError("WarmUp takes one of steps=<number> and fraction=<part of the steps>")
+        if self.steps is None and self.fraction is None:
+            raise PolicyError("WarmUp takes steps=<number> or fraction=<part of the steps>")
         if self.steps is not None and self.steps < 0:
             raise PolicyError(f"WarmUp has {self.steps} steps, it must be at least 0")
         if self.fraction is not None and not 0.0 <= self.fraction <= 1.0:
@@ -54,7 +54,7 @@ class WarmUp(Policy):
         """Steps that are computed, of a schedule of `num_steps`."""
         # rounded first, because 0.29 * 100 is a little less than 29
         part = round((self.fraction or 0.0) * num_steps, 9)
-        return self.steps if self.steps is not None else math.floor(part)
+        return (self.steps or 0) + math.floor(part)
 
     @hookimpl(wrapper=True)
     def decide(self, step: Step) -> Generator[None, Decision, Decision]:

@@ -107,11 +107,18 @@ def require_full(policy: Policy, step: Step, call: Call) -> None:
 
 
 def require_whole(policy: Policy, session: SessionInfo) -> None:
-    """Refuse a trajectory that does not start at step 0.
+    """Refuse a trajectory that does not start at step 0, or of which others see a part.
 
     Raises:
         InputError: Names the first step.
+        PolicyError: Other processes evaluate some of the branches.
     """
+    if session.divided:
+        raise PolicyError(
+            f"{type(policy).__name__} observes all branches ({', '.join(session.branches)}), but "
+            "here other ranks evaluate some of them (CFGParallel); calibrate with CFG on one rank, "
+            "or on several with each its own prompts"
+        )
     if session.first != 0:
         raise InputError(
             f"{type(policy).__name__} observes whole trajectories, this one starts at step "
@@ -133,7 +140,7 @@ class ResidualProfiler(Policy):
     instead of those of one schedule is ours.
 
     Raises:
-        PolicyError: A step was reused.
+        PolicyError: A step was reused, or other ranks evaluate some of the branches.
         InputError: The trajectory does not start at step 0.
 
     Example:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from erta_framework import Call, Evaluation, Needs, Policy, Step, hookimpl
+from erta_framework import Call, Evaluation, Needs, Policy, Seam, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.forecast import coefficients
 
@@ -34,6 +34,7 @@ class Forecaster(Policy):
         what: Which quantity is continued: `output - input`, the output, or for velocity
             predictions the clean sample `x - sigma * velocity`.
         scale: sigma of the Hermite basis.
+        since: First step whose evaluations are used; the newest is used in any case.
 
     Raises:
         PolicyError: A setting is out of range, or `adams` is asked to count in indices.
@@ -49,6 +50,7 @@ class Forecaster(Policy):
     over: Literal["sigma", "index"] = "sigma"
     what: Quantity = "output"
     scale: float = 0.5
+    since: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.order <= MOST:
@@ -66,6 +68,11 @@ class Forecaster(Policy):
         """A clean sample can be told from a velocity only."""
         return frozenset({"velocity"}) if self.what == "x0" else frozenset()
 
+    @property
+    def seams(self) -> frozenset[Seam]:
+        """A clean sample is told from latents only."""
+        return frozenset({Seam.LATENT}) if self.what == "x0" else frozenset(Seam)
+
     def needs(self) -> Needs:
         return Needs(evaluations=self.order + 1, pairs=self.what != "residual")
 
@@ -73,7 +80,8 @@ class Forecaster(Policy):
     def forward(self, step: Step, call: Call) -> Tensor | None:
         if not call.reused:
             return None
-        used = call.history[: self.order + 1]
+        newest, *older = call.history[: self.order + 1]
+        used = [newest, *(e for e in older if e.index >= self.since)]
         interval = step.interval
         if self.over == "sigma":
             nodes, start, end = [e.sigma for e in used], interval.start, interval.end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from erta_framework.errors import PolicyError
@@ -96,7 +97,7 @@ def resampled(ratios: Sequence[float], num_steps: int, how: Resample) -> list[fl
     for ratio in ratios[1:]:
         sums.append(sums[-1] + math.log(ratio))
     at = [interpolated(sums, position) for position in positions(len(ratios), num_steps)]
-    return [1.0] + [math.exp(b - a) for a, b in zip(at[:-1], at[1:], strict=True)]
+    return [1.0] + [math.exp(b - a) for a, b in pairwise(at)]
 
 
 def interpolated(values: Sequence[float], position: float) -> float:

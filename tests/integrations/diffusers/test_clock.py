@@ -227,3 +227,19 @@ def test_what_ends_the_with_block_leaves_the_very_same_attributes(
 
 
 CHANGED_BY_SAMPLING = {"sigmas", "timesteps", "_step_index", "_begin_index", "num_inference_steps"}
+
+
+@pytest.mark.parametrize("seam", ["latent", "trunk"])
+def test_the_seconds_of_every_computed_call_hold_the_network(seam):
+    import time
+
+    family = FAMILIES["wan-euler"]
+    pipe = family.build()
+    pipe.transformer.blocks[0].attn1.register_forward_pre_hook(lambda *_: time.sleep(0.02))
+    with attach(pipe, [SkipPolicy(every=2)], seam=seam) as run:
+        family.run(pipe, 4)
+    calls = list(run.traces[0].calls())
+    assert {call.computed for call in calls} == {True, False}
+    for call in calls:
+        if call.computed:
+            assert call.seconds >= 0.02

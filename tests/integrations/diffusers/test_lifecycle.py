@@ -136,6 +136,53 @@ def test_interrupt_flag_of_the_pipeline(pipe: Any) -> None:
     assert [len(trace.steps) for trace in run.traces] == [3, 6]
 
 
+class Ends(Policy):
+    """Notes why a request ended, and holds what it kept weakly."""
+
+    def __init__(self, errors: list[str], kept: list[weakref.ref[Tensor]]) -> None:
+        object.__setattr__(self, "errors", errors)
+        object.__setattr__(self, "kept", kept)
+
+    @hookimpl
+    def decide(self, call: Call) -> None:
+        self.kept.append(weakref.ref(call.history[0].residual))
+
+    @hookimpl
+    def on_session_end(self, error: BaseException | None) -> None:
+        self.errors.append("" if error is None else str(error))
+
+
+def test_the_request_ends_with_the_pipeline_that_was_interrupted(pipe: Any) -> None:
+    """Else the next plain call of the network is taken for a step of the dead request."""
+    given: list[tuple[Any, ...]] = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((args, kwargs)), with_kwargs=True
+    )
+    WAN.run(pipe, 1)
+    handle.remove()
+    args, kwargs = given[0]
+    with torch.no_grad():
+        expected = pipe.transformer(*args, **kwargs)[0]
+
+    def stop(pipe: Any, step: int, *_: Any) -> dict[str, Any]:
+        pipe._interrupt = step == 2
+        return {}
+
+    errors: list[str] = []
+    kept: list[weakref.ref[Tensor]] = []
+    with attach(pipe, [Ends(errors, kept), SOME]) as run:
+        WAN.run(pipe, callback_on_step_end=stop)
+        gc.collect()
+        assert errors == ["the pipeline ended before the last step"]
+        assert [len(trace.steps) for trace in run.traces] == [3]
+        assert kept
+        assert all(ref() is None for ref in kept)
+        with torch.no_grad():
+            for _ in range(2):
+                assert torch.equal(pipe.transformer(*args, **kwargs)[0], expected)
+        assert len(run.traces) == 1
+
+
 def test_cancelled_generator(pipe: Any) -> None:
     expected = WAN.run(pipe)
 

@@ -118,8 +118,9 @@ class Counts(Policy):
 def test_two_policies_share_one_step_clock() -> None:
     """Two caches that count on their own disagree as soon as one of them skips."""
     pipe, seen = WAN.build(), list[int]()
-    with attach(pipe, Engine([Counts(seen), SOME])):
+    with attach(pipe, Engine([Counts(seen), SOME])) as run:
         WAN.run(pipe)
+    assert run.traces[0].computed_steps == (0, 2, 5)
     assert seen == [1, 2, 3, 4, 5]  # at step 0 there is nothing to reuse, so nobody is asked
 
 

@@ -215,3 +215,22 @@ def test_the_reported_bytes_are_what_was_held() -> None:
     with attach(pipe, []) as run:
         family.run(pipe, STEPS)
     assert run.traces[0].history_bytes == 0
+
+
+@pytest.mark.parametrize(("name", "seam"), [("pixart-sigma", "latent"), ("flux", "trunk")])
+def test_what_has_no_residual_is_counted_as_well(name, seam):
+    """Half of the channels (learned variance), and the text stream of a joint block stack."""
+    family = FAMILIES[name]
+    pipe = family.build()
+    with attach(pipe, [SkipPolicy(every=2)], seam=seam) as run:
+        family.run(pipe, 4)
+    trace = run.traces[0]
+    assert trace.driver_bytes > 0
+    if seam == "latent":  # the other half is as large as the prediction, whose residual is kept
+        assert trace.driver_bytes == trace.history_bytes
+    assert "MB of further outputs" in trace.summary()
+    plain = FAMILIES["wan-euler"]
+    other = plain.build()
+    with attach(other, [SkipPolicy(every=2)]) as run:
+        plain.run(other, 4)
+    assert run.traces[0].driver_bytes == 0

@@ -278,7 +278,7 @@ def test_many_ranks_calibrate_like_one(place):
     both = Profile.load(place / "both.safetensors")
     assert (both.samples, both.fingerprint) == (2, single.fingerprint)
     erta(page["two.safetensors"].replace("seed=101", "steps=5").replace("two", "other"))
-    refused = erta("erta profile merge never.safetensors one.safetensors other.safetensors", 1)
+    refused = erta("erta profile merge one.safetensors other.safetensors -o never.safetensors", 1)
     assert "num_steps: first '6' / number 2 '5'" in refused
     assert not (place / "never.safetensors").exists()
 

@@ -28,7 +28,7 @@ class CFGParallel:
     `CFG` serves, since a run is described by the guidance and not by where it is computed. A policy
     that decides while sampling sees one branch only on each rank: give `agreed(policies, group)`.
 
-    Calibrate with `CFG`: a profiler sees one branch here.
+    Calibrate with `CFG`: a profiler would see one branch here, and refuses.
 
     Args:
         cfg: Scale. Guidance on a part of the steps would leave the second rank with nothing to do
@@ -43,6 +43,9 @@ class CFGParallel:
         >>> guidance = CFGParallel(CFG(scale=5.0), group_of(mesh, "cfg"))  # doctest: +SKIP
         >>> Sampler(agreed([policy], group), guidance=guidance)  # doctest: +SKIP
     """
+
+    divided = True
+    """Tells policies that each process evaluates some of the branches only."""
 
     def __init__(
         self, cfg: CFG, group: dist.ProcessGroup | None, *, timeout: float = DEFAULT_TIMEOUT

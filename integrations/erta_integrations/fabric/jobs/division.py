@@ -29,6 +29,9 @@ from erta_integrations.fabric.jobs.workers import Worker
 
 SHARD = 256
 """Samples whose files share a folder."""
+LOOKS = 4
+"""Shards in which a worker that does not stay looks for abandoned samples before it leaves: if a
+thousand looked everywhere, each at what all the others hold, they would ask a million times."""
 COLLISIONS = 3
 """Claims lost to others in a row after which a folder is read again."""
 
@@ -122,14 +125,15 @@ class Claims:
 
         Afterwards `held` says whether living workers still hold any.
         """
-        if not self._waiting:
-            self._find_abandoned()
-        while self._waiting:
+        while True:
+            if not self._waiting:
+                self._find_abandoned()
+            if not self._waiting:
+                return None
             claim = self._waiting.pop()
             if self._create(claim.index, claim.generation):
                 return self._taken(claim)
             self._held.add(claim.index)  # another was quicker, and has it now
-        return None
 
     @property
     def held(self) -> int:
@@ -172,10 +176,15 @@ class Claims:
         self._held = set()
         if not self._thorough:
             self._unsettled -= self._marked("done")
-        for shard in sorted(self._unsettled):
+        shards = self._random.sample(sorted(self._unsettled), len(self._unsettled))
+        looks = len(shards) if self._thorough else LOOKS
+        for shard in shards:
+            if self._waiting or not looks:  # others find the rest
+                break
             standing = self._standings(shard)
             done = set(self._committed(shard))
             missing = [k for k in self._indices(shard) if k not in done]
+            looks -= bool(missing)
             if not missing:
                 self._mark(shard, "done")
             settled = True

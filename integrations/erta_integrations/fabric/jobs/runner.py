@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -79,17 +79,23 @@ class Runner:
                 committed=self.store.committed,
                 thorough=stay,
             )
-            wait = POLL[0]
-            while not self.full:
-                batch = self._gather(claims)
-                if batch:
-                    self._sample(batch, claims, log)
-                    wait = POLL[0]
-                elif stay and claims.held:
-                    time.sleep(wait)
-                    wait = min(2 * wait, POLL[1], self.job.lease / 2)
-                else:
-                    break
+            for seconds in self.turns(claims, log, stay):
+                time.sleep(seconds)
+
+    def turns(self, claims: Claims, log: Log, stay: bool) -> Iterator[float]:
+        """Work until nothing is left; gives the seconds to wait: 0 before a batch is sampled."""
+        wait = POLL[0]
+        while not self.full:
+            batch = self._gather(claims)
+            if batch:
+                yield 0.0
+                self._sample(batch, claims, log)
+                wait = POLL[0]
+            elif stay and claims.held:
+                yield wait
+                wait = min(2 * wait, POLL[1], self.job.lease / 2)
+            else:
+                break
 
     def _gather(self, claims: Claims) -> list[Claim]:
         """Up to a batch of claims on samples that are not done."""

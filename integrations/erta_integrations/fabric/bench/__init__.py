@@ -1,0 +1,1 @@
+"""Benchmarks of jobs over many processes: `erta bench scale` and `erta bench simulate`."""

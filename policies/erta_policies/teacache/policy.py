@@ -1,0 +1,183 @@
+"""`TeaCacheRule`: a skip rule that predicts the output's change from a signal."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from functools import cached_property
+from pathlib import Path
+
+from torch import Tensor
+
+from erta_framework import (
+    Call,
+    Compute,
+    Decision,
+    Needs,
+    Policy,
+    Profile,
+    Reuse,
+    SessionInfo,
+    Step,
+    hookimpl,
+)
+from erta_framework.errors import PolicyError
+from erta_policies.teacache.profiler import TeaCacheProfiler
+from erta_policies.teacache.settings import Source, profile_of, source_of
+from erta_policies.teacache.signals import TIMES, Memory, Signal, read, required
+
+OWN = ("signal", "target")
+"""Fields of a profile's fingerprint that the policy checks itself."""
+
+
+class TeaCacheRule(Policy):
+    """Reuses while the predicted change of the output since the last computed step is small.
+
+    A polynomial of degree 4 takes the relative L1 change of a signal from one step to the next,
+    reused or not, to that of the output. Its values are summed up since the last computed step; a
+    step is reused while the sum is below `threshold`. Which steps are computed in any case is left
+    to `TeaCache`, which lists adapters before this rule. What stands in is `x + residual`, core's
+    own answer; published polynomials are for the block stack, `seam="trunk"`.
+
+    The reason of a step in the trace says where the polynomial is below 0, which published ones are
+    in places and which lowers the sum, and where a difference lies outside the range of a profile.
+
+    Source: TeaCache, arXiv 2411.19108, and the repository ali-vilab/TeaCache; the magnitude of the
+    polynomial is from ComfyUI-TeaCache. Deciding for each sample of a batch, `clamp_nonnegative`,
+    the signal `"latents"` and one decision for all branches on timestep signals are ours; the
+    latter changes nothing, since these signals are alike in all branches.
+
+    Attributes:
+        model: Name of a published polynomial, see `erta_policies.constants.models("teacache")`.
+        coefficients: A polynomial of your own instead, highest power first.
+        profile: File or profile of a `TeaCacheProfiler` instead, which the polynomial is fitted to.
+        threshold: Predicted change at which the network runs again; by default the most careful
+            published one of the model.
+        signal: Whose change is measured: what the first attention is given, the timestep's
+            embedding or Wan's projection of it, or the latents. By default that of the polynomial.
+        absolute: Whether to take the polynomial's magnitude.
+        clamp_nonnegative: Whether values below 0 count as 0.
+        each_branch: Whether every branch decides for itself; by default so for signals that depend
+            on the branch, as in the published code.
+        per_sample: Decide for each sample of a batch; else the means run over the whole batch, as
+            in the published code. At the trunk seam one sample that must be computed computes all.
+        allow: Fingerprint fields of the profile that may differ from the run.
+
+    Raises:
+        PolicyError: Not exactly one of `model`, `coefficients` and `profile` is given, there is no
+            threshold, or a setting is out of range.
+
+    Example:
+        >>> TeaCacheRule(model="flux.1-dev").effective_threshold
+        0.25
+    """
+
+    model: str | None = None
+    coefficients: tuple[float, ...] | None = None
+    profile: str | Path | Profile | None = None
+    threshold: float | None = None
+    signal: Signal | None = None
+    absolute: bool | None = None
+    clamp_nonnegative: bool = False
+    each_branch: bool | None = None
+    per_sample: bool = True
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("model", "coefficients", "profile") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise PolicyError(
+                f"TeaCache got {' and '.join(given) or 'no polynomial'}; give exactly one of "
+                "model=<published>, coefficients=<your own> or profile=<file>"
+            )
+        if self.coefficients is not None and not self.coefficients:
+            raise PolicyError("TeaCache got no coefficients; give them highest power first")
+        if self.threshold is not None and not self.threshold >= 0.0:
+            raise PolicyError(f"the threshold of TeaCache is {self.threshold}, it must be >= 0")
+
+    # ------------------------------------------------------------------ the settings
+    @cached_property
+    def _profile(self) -> Profile | None:
+        return None if self.profile is None else profile_of(self, self.profile)
+
+    @cached_property
+    def source(self) -> Source:
+        """The polynomial, its signal and what was published beside it."""
+        return source_of(self, self.model, self.coefficients, self._profile, self.signal)
+
+    @property
+    def effective_threshold(self) -> float:
+        """The threshold that is used.
+
+        Raises:
+            PolicyError: There is none.
+        """
+        found = self.threshold if self.threshold is not None else self.source.threshold
+        if found is None:
+            raise PolicyError(f"{self!r} needs threshold=<predicted change>; none was published")
+        return found
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The signal."""
+        return required(self.source.signal)
+
+    @property
+    def reads_latents(self) -> bool:
+        """Only where they are the signal."""
+        return self.source.signal == "latents"
+
+    def needs(self) -> Needs:
+        return Needs(evaluations=1)
+
+    def prepare(self) -> None:
+        _ = self.source, self.effective_threshold
+
+    def calibrator(self) -> Policy | None:
+        # the one signal that every driver has, `erta calibrate` on a bundled model among them
+        return TeaCacheProfiler(signal=self.signal or "latents")
+
+    @property
+    def _apart(self) -> bool:
+        if self.each_branch is not None:
+            return self.each_branch
+        return self.source.signal not in TIMES
+
+    # ------------------------------------------------------------------ the hooks
+    @hookimpl
+    def on_session_start(self, session: SessionInfo) -> None:
+        if self._profile is not None:
+            self._profile.require(session, (*self.allow, *OWN))
+
+    def _memory(self, step: Step, call: Call) -> Memory:
+        if self._apart:
+            return call.state_of(self, Memory)
+        shared = step.session.state_of(self, dict[str, Memory])
+        return shared.setdefault(call.model, Memory())
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        scope = "branch" if self._apart else "step"
+        memory, now = self._memory(step, call), read(self.source.signal, call)
+        batch = call.x.shape[0]
+        alone = self.per_sample and now.shape[0] == batch
+        moved = memory.moved(step.index, now, alone)
+        if moved is None:
+            return Compute("no signal of the step before", scope)
+        differences: list[float] = moved.tolist()
+        absolute = self.source.absolute if self.absolute is None else self.absolute
+        changes = [self.source.change(d, absolute, self.clamp_nonnegative) for d in differences]
+        sums = memory.changes.add(step.index, call.history[0].steps(batch), changes)
+        mask = tuple(total < self.effective_threshold for total in sums)
+        reason = f"predicted change {max(sums):.4f}{self.source.doubts(differences)}"
+        if len(mask) == 1:
+            return Reuse(reason, scope) if mask[0] else Compute(reason, scope)
+        return Reuse(reason, scope, mask)
+
+    @hookimpl(wrapper=True)
+    def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
+        # the first step of a branch is computed without asking; the next compares with its signal
+        if call.rows is None:
+            memory = self._memory(step, call)
+            if memory.index != step.index:
+                memory.keep(step.index, read(self.source.signal, call))
+        return (yield)

@@ -1,0 +1,85 @@
+"""TeaCache's polynomial: its value, and its fit from sums that merge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from erta_framework import Profile
+from erta_framework.errors import ProfileError
+
+DEGREE = 4
+KIND = "tea_cache_profiler"
+BINS, LOWEST, HIGHEST = 160, 1e-6, 1e2
+"""Differences are counted in bins of equal ratio, so that their range merges like a sum."""
+
+
+def value(coefficients: Sequence[float], difference: float) -> float:
+    """The polynomial at a difference; the coefficient of the highest power comes first.
+
+    Example:
+        >>> value([1.0, 0.0, 2.0], 3.0)
+        11.0
+    """
+    total = 0.0
+    for coefficient in coefficients:
+        total = total * difference + coefficient
+    return total
+
+
+def fitted(profile: Profile) -> tuple[float, ...]:
+    """Least squares coefficients of a profile, highest power first, as `numpy.polyfit` gives them.
+
+    The normal equations need only sums of powers and products, which merge by adding.
+
+    Raises:
+        ProfileError: The differences hardly vary, or there are too few.
+    """
+    powers, products = (profile.statistics[name].sum(dim=0) for name in ("powers", "products"))
+    if not float(powers[0]) > DEGREE:
+        raise ProfileError(
+            f"{int(powers[0])} pairs of steps do not fix a polynomial of degree {DEGREE}; "
+            "calibrate with more steps or prompts"
+        )
+    # differences in units of their root mean square, or the powers would differ by many digits
+    unit = math.sqrt(float(powers[2] / powers[0])) or 1.0
+    scale = unit ** -torch.arange(2 * DEGREE + 1, dtype=torch.float64)
+    scaled = powers * scale
+    matrix = torch.stack([scaled[k : k + DEGREE + 1] for k in range(DEGREE + 1)])
+    if not float(torch.linalg.cond(matrix)) < 1e13:
+        raise ProfileError(
+            "the differences of this profile hardly vary, so they fix no polynomial of degree "
+            f"{DEGREE}; calibrate with more steps, or give coefficients=..."
+        )
+    rising = torch.linalg.solve(matrix, products * scale[: DEGREE + 1])
+    found = (rising * scale[: DEGREE + 1]).flip(0).tolist()
+    return tuple(float(number) for number in found)
+
+
+def determination(profile: Profile) -> float:
+    """R² of the fit: the part of the output change's variance that the polynomial explains."""
+    rising = torch.tensor(fitted(profile)[::-1], dtype=torch.float64)
+    powers, products, squares = (
+        profile.statistics[name].sum(dim=0) for name in ("powers", "products", "squares")
+    )
+    matrix = torch.stack([powers[k : k + DEGREE + 1] for k in range(DEGREE + 1)])
+    missed = squares - 2 * rising @ products + rising @ matrix @ rising
+    spread = squares - products[0] ** 2 / powers[0]
+    return float(1.0 - missed / spread) if float(spread) > 0.0 else math.nan
+
+
+def binned(differences: Tensor) -> Tensor:
+    """How many differences lie in each bin, `[BINS]`."""
+    position = (differences.clamp(LOWEST, HIGHEST) / LOWEST).log() / math.log(HIGHEST / LOWEST)
+    index = (position * BINS).floor().clamp(0, BINS - 1).long()
+    return torch.bincount(index, minlength=BINS).double()
+
+
+def calibrated_range(profile: Profile) -> tuple[float, float]:
+    """Between which differences the profile was made, to the width of a bin (12 %)."""
+    filled = profile.statistics["bins"].sum(dim=0).nonzero().flatten().tolist()
+    step = math.log(HIGHEST / LOWEST) / BINS
+    return LOWEST * math.exp(step * filled[0]), LOWEST * math.exp(step * (filled[-1] + 1))
