@@ -11,7 +11,7 @@ from erta_framework.guidance import NoGuidance
 from erta_framework.history import History
 from erta_framework.loop import Request, SamplingLoop
 from erta_framework.records import Evaluation, Interval
-from erta_framework.rows import groups, merged, part, visible
+from erta_framework.rows import fitted, groups, merged, part, visible
 from erta_framework.solvers import FlowAdamsBashforth2
 
 
@@ -160,6 +160,65 @@ def test_a_driver_that_cannot_split_a_batch_computes_all_and_says_so(info):
     assert call.computed
     assert call.reason == "listed for part of the batch: its condition has no batch axis"
     assert session.trace.network_samples == 4
+
+
+def by_hand(engine, info, shapes, steps=3):
+    """A session by hand whose branches have latents of these shapes; its trace."""
+    latents = {branch: torch.zeros(shape) for branch, shape in shapes.items()}
+    first = next(iter(shapes.values()))
+    with engine.session(info(steps=steps, shape=first, branches=tuple(shapes))) as session:
+        for index in range(steps):
+            start, end = session.info.sigmas[index : index + 2]
+            session.begin(Interval(index, start, end, 1000 * start, 1000 * end))
+            for branch, x in latents.items():
+                session.forward(
+                    x,
+                    lambda x=x: x + 1.0,
+                    branch=branch,
+                    rows=lambda rows, x=x: x.index_select(0, rows) + 1.0,
+                )
+            session.settle()
+            session.end(latents[next(iter(shapes))])
+    return session.trace
+
+
+def test_a_mask_of_another_branch_is_fitted_by_its_safe_maximum():
+    some, every = Reuse("some", mask=(True, False)), Reuse("every", mask=(True, True))
+    assert fitted(some, torch.zeros(2, 3)) is some
+    assert fitted(some, torch.zeros(4, 3)) == Reuse("some", mask=(False,) * 4)
+    assert fitted(some, torch.zeros(1, 3)) == Reuse("some", mask=(False,))
+    assert fitted(every, torch.zeros(1, 3)) == Reuse("every", mask=(True,))
+    assert fitted(every, torch.zeros(3, 3)) == Reuse("every", mask=(True,) * 3)
+
+
+def test_a_branch_of_another_batch_computes_all_where_one_sample_must(info):
+    engine = Engine([Masked(steps=((0,), (0, 1)))])
+    trace = by_hand(engine, info, {"pair": (4, 2, 3), "half": (2, 2, 3)})
+    assert [(c.index, c.branch, c.computed, c.rows) for c in trace.calls()] == [
+        (0, "pair", True, None), (0, "half", True, None),
+        (1, "pair", True, (1, 3)), (1, "half", True, None),
+        (2, "pair", False, ()), (2, "half", False, None),
+    ]  # fmt: skip
+    assert trace.network_samples == 4 + 2 + 2 + 2
+
+
+def test_peers_leave_out_branches_of_another_shape(info):
+    seen = []
+
+    class Asks(Policy):
+        per_branch = True
+
+        def needs(self):
+            return Needs(evaluations=1)
+
+        @hookimpl
+        def decide(self, step, call):
+            seen.append((step.index, call.branch, [peer.branch for peer in call.peers()]))
+            return Compute("all", scope="branch")
+
+    shapes = {"cond": (2, 2, 3), "half": (1, 2, 3), "uncond": (2, 2, 3)}
+    by_hand(Engine([Asks()]), info, shapes, steps=2)
+    assert seen == [(1, "cond", ["uncond"]), (1, "half", []), (1, "uncond", ["cond"])]
 
 
 def test_a_group_that_is_not_finite_is_computed_and_only_it(run, make_noise):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+MODES = (str, bool)  # a tuple, because a union takes longer, and this runs at every call
 CONDITIONING = re.compile(r"encoder_hidden_states|cap_feats|prompt|text|pooled|class_labels")
 
 
@@ -54,6 +55,8 @@ class Branches:
     def of_shape(self, network: str, branch: str, shape: object) -> str:
         """The branch's name at one shape of latents; what is cached at another does not fit it."""
         known = self.shapes.setdefault((network, branch), [])
+        if known and known[0] == shape:
+            return branch
         if shape not in known:
             known.append(shape)
         place = known.index(shape) + 1
@@ -104,7 +107,7 @@ def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def modes(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The words and switches of a call, such as whether it fills or reads a cache of its own."""
-    return {name: value for name, value in arguments.items() if isinstance(value, str | bool)}
+    return {name: value for name, value in arguments.items() if isinstance(value, MODES)}
 
 
 def same_conditioning(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

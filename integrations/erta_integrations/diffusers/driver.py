@@ -32,7 +32,7 @@ from erta_integrations.diffusers.networks import (
     time_of,
     unwrapped,
 )
-from erta_integrations.diffusers.patching import PatchSet
+from erta_integrations.diffusers.patching import Patch, PatchSet
 from erta_integrations.diffusers.schedulers import (
     capabilities,
     first_index,
@@ -218,7 +218,9 @@ class Driver:
         else:
             split = (arguments, original) if self.engine.per_sample else None
             answer = self._answer(request, name, model, branch, latents, call, split)
-        self.patches.refresh()  # hooks that take themselves off in their call took ours along
+        # hooks that take themselves off in their call took ours along
+        if not isinstance(vars(network).get("forward"), Patch):
+            self.patches.refresh()
         return answer
 
     def named(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Named:
@@ -367,15 +369,18 @@ class Driver:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
         ran: list[tuple[Any, Tensor, OutputForm]] = []
+        started = time.perf_counter()
+        known = request.forms.get(key)
 
         def compute() -> Tensor:
             raw = call()
-            main, form = read_output(raw, latents, name)
+            if known is not None and (again := known.same(raw)) is not None:
+                main, form = again, known
+            else:
+                main, form = read_output(raw, latents, name)
             ran.append((raw, main, form))
             return main
 
-        started = time.perf_counter()
-        known = request.forms.get(key)
         network: Callable[[], Tensor] = compute
         if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
             first = compute()

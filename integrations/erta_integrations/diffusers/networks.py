@@ -156,7 +156,10 @@ def called(network: nn.Module, arguments: Mapping[str, Any]) -> inspect.BoundArg
 
 def pick(arguments: Mapping[str, Any], names: tuple[str, ...]) -> Any:
     """The argument that has one of these names, or None."""
-    return next((arguments[name] for name in names if name in arguments), None)
+    for name in names:
+        if name in arguments:
+            return arguments[name]
+    return None
 
 
 def latents_of(arguments: Mapping[str, Any]) -> Any:

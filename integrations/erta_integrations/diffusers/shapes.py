@@ -127,6 +127,26 @@ class OutputForm:
         reference = self.rule.reference(latents)
         return reference if reference.dtype is self.dtype else reference.to(self.dtype)
 
+    def same(self, raw: Any) -> Tensor | None:
+        """The prediction in another return value of this very form; None if it must be read anew.
+
+        For the usual form, one tensor alone or first of one, which is read at every network call.
+        """
+        if self.others or self.rest is not None or self.listed is not None:
+            return None
+        if self.container is not (None if isinstance(raw, Tensor) else type(raw)) or self.names:
+            return None
+        if self.container is not None and len(raw) != 1:
+            return None
+        value = raw if self.container is None else raw[0]
+        alike = (
+            isinstance(value, Tensor)
+            and value.dtype is self.dtype
+            and value.shape == self.shape
+            and value.device == self.device
+        )
+        return value if alike else None
+
     def rebuild(self, prediction: Tensor) -> Any:
         """A return value of the same form with another prediction; other outputs are reused."""
         whole = prediction
