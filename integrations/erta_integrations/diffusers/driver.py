@@ -219,7 +219,7 @@ class Driver:
             split = (arguments, original) if self.engine.per_sample else None
             answer = self._answer(request, name, model, branch, latents, call, split)
         # hooks that take themselves off in their call took ours along
-        if not isinstance(vars(network).get("forward"), Patch):
+        if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
         return answer
 
