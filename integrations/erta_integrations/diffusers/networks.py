@@ -135,9 +135,23 @@ def given_as(
     if name in kwargs:
         return kwargs[name]
     function = getattr(method, "__func__", None)
-    taken = signature_of(function) if function else inspect.signature(method)
-    place = tuple(taken.parameters).index(name) if name in taken.parameters else len(args)
-    return args[place] if place < len(args) else None
+    if function is None:
+        place = place_in(inspect.signature(method), name)
+    else:
+        place = place_of(function, name)
+    return args[place] if place is not None and place < len(args) else None
+
+
+@lru_cache(maxsize=256)
+def place_of(function: Callable[..., Any], name: str) -> int | None:
+    """Where an argument of a method stands, self left out."""
+    return place_in(signature_of(function), name)
+
+
+def place_in(taken: inspect.Signature, name: str) -> int | None:
+    """Where an argument stands; None if there is no such argument."""
+    names = tuple(taken.parameters)
+    return names.index(name) if name in names else None
 
 
 @lru_cache(maxsize=256)

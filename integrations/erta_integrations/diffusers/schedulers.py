@@ -231,7 +231,10 @@ def index_of(scheduler: Any, timestep: Any, schedule: Schedule, expected: int) -
     """
     grid = scheduler.timesteps
     if isinstance(timestep, torch.Tensor):
-        if timestep.untyped_storage().data_ptr() == grid.untyped_storage().data_ptr():
+        # a view knows what it was taken from; asking for storages takes microseconds
+        if timestep._base is grid or (
+            timestep.untyped_storage().data_ptr() == grid.untyped_storage().data_ptr()
+        ):
             return int(timestep.storage_offset()) - int(grid.storage_offset())
         if timestep.device.type != "cpu" or timestep.numel() != 1:
             return None
