@@ -94,8 +94,29 @@ def flux() -> tuple[Any, dict[str, Any], Any, Request, Guidance]:
     return pipe, {**inputs, **family.size}, network, request, NoGuidance()
 
 
+def hunyuan_video() -> tuple[Any, dict[str, Any], Any, Request, Guidance]:
+    family = FAMILIES["hunyuan-video"]
+    pipe, inputs = family.build(), family.inputs(1)
+    latents = drawn(*family.run(pipe, STEPS).shape, seed=3)
+
+    def network(x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+        return pipe.transformer(
+            hidden_states=x,
+            timestep=times,
+            encoder_hidden_states=condition,
+            encoder_attention_mask=inputs["prompt_attention_mask"],
+            pooled_projections=inputs["pooled_prompt_embeds"],
+            guidance=torch.tensor([6.0]) * 1000.0,
+            return_dict=False,
+        )[0]
+
+    schedule = grid(pipe.scheduler)
+    request = Request(latents=latents, cond=inputs["prompt_embeds"], schedule=schedule)
+    return pipe, {**inputs, **family.size}, network, request, NoGuidance()
+
+
 @pytest.mark.parametrize("policies", POLICIES.values(), ids=POLICIES)
-@pytest.mark.parametrize("prepare", [wan, flux])
+@pytest.mark.parametrize("prepare", [wan, flux, hunyuan_video])
 def test_own_loop_equals_pipeline(prepare: Any, policies: list[Policy]) -> None:
     """Bit for bit with the solver that rounds step sizes as diffusers does.
 
