@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.adapters import LastStep, WarmUp
-from erta_policies.parts import Accumulator, mean_magnitude, relative_l1
+from erta_policies.parts import Accumulator, below, mean_magnitude, relative_l1
 from erta_policies.parts.probes import checked_depth, probed, required_probe
 
 TINY = 1e-8
@@ -89,11 +89,7 @@ class ProbeRule(Policy):
             change = (change - relative_l1(x, before, self.per_sample)).abs()
         computed = call.history[0].steps(x.shape[0])
         sums = state.changes.add(step.index, computed, change.tolist())
-        mask = tuple(total < self.threshold for total in sums)
-        reason = f"probe change {max(sums):.4f}"
-        if all(mask):
-            return Reuse(reason, scope)
-        return Reuse(reason, scope, mask=mask) if any(mask) else Compute(reason, scope)
+        return below(sums, self.threshold, f"probe change {max(sums):.4f}", scope)
 
 
 @dataclass(slots=True)

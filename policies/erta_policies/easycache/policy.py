@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from erta_framework import Compute, Decision, Evaluation, Needs, Policy, Reuse, Step, hookimpl
+from erta_framework import Compute, Decision, Evaluation, Needs, Policy, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.records import Call
-from erta_policies.parts import Accumulator, mean_magnitude
+from erta_policies.parts import Accumulator, below, mean_magnitude
 
 
 @dataclass(slots=True)
@@ -97,11 +97,7 @@ class EasyCache(Policy):
         state.steps = steps
         changes = [predicted(state.rates[k], moved[k], size[k]) for k in range(count)]
         sums = state.changes.add(step.index, steps, changes)
-        mask = tuple(total < self.threshold for total in sums)
-        reason = f"predicted change {max(sums):.4f}"
-        if len(mask) == 1:
-            return Reuse(reason) if mask[0] else Compute(reason)
-        return Reuse(reason, mask=mask)
+        return below(sums, self.threshold, f"predicted change {max(sums):.4f}")
 
     def _measured(
         self, x: Tensor, before: Tensor, newest: Evaluation, older: Evaluation

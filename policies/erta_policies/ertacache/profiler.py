@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
-from erta_framework.errors import InputError, PolicyError
 from erta_framework.profile import fingerprint_of
 from erta_policies.ertacache.statistics import KIND
+from erta_policies.parts.profiles import require_full, require_whole
 
 PAIRS = ("ratio", "phi_velocity", "phi_difference")
 REGRESSION = ("v", "vv", "e", "ee", "ve")
@@ -91,39 +91,6 @@ def relative_error(reused: Tensor, true: Tensor) -> Tensor:
 def phi(error: Tensor, size: Tensor) -> Tensor:
     """Sum over samples of `clip(1 - error / size, 0, 1)`."""
     return (1 - error / size.clamp(min=1e-8)).clamp(0, 1).sum()
-
-
-def require_full(policy: Policy, step: Step, call: Call) -> None:
-    """Refuse a call that was answered without the network.
-
-    Raises:
-        PolicyError: Names the step and branch.
-    """
-    if not call.ran:
-        raise PolicyError(
-            f"{type(policy).__name__} observes full runs, but step {step.index} of branch "
-            f"{call.branch!r} was reused; calibrate without skip policies"
-        )
-
-
-def require_whole(policy: Policy, session: SessionInfo) -> None:
-    """Refuse a trajectory that does not start at step 0, or of which others see a part.
-
-    Raises:
-        InputError: Names the first step.
-        PolicyError: Other processes evaluate some of the branches.
-    """
-    if session.divided:
-        raise PolicyError(
-            f"{type(policy).__name__} observes all branches ({', '.join(session.branches)}), but "
-            "here other ranks evaluate some of them (CFGParallel); calibrate with CFG on one rank, "
-            "or on several with each its own prompts"
-        )
-    if session.first != 0:
-        raise InputError(
-            f"{type(policy).__name__} observes whole trajectories, this one starts at step "
-            f"{session.first}; calibrate with first=0"
-        )
 
 
 class ResidualProfiler(Policy):

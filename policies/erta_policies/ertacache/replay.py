@@ -14,10 +14,9 @@ from erta_framework.profile import fingerprint_of
 from erta_policies.ertacache.profiler import (
     by_channel,
     relative_error,
-    require_full,
-    require_whole,
 )
 from erta_policies.ertacache.skip import REPLAY
+from erta_policies.parts.profiles import require_full, require_whole
 
 
 @dataclass(slots=True)

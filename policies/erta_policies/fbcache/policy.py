@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_policies.parts import relative_l1
+from erta_policies.parts import below, relative_l1
 from erta_policies.parts.probes import checked_depth, probed, required_probe
 
 
@@ -64,11 +64,7 @@ class FirstBlockRule(Policy):
         if state.residual is None or state.residual.shape != residual.shape:
             return Compute("no first-block residual yet", scope="branch")
         changes = relative_l1(residual, state.residual, self.per_sample).tolist()
-        mask = tuple(change < self.threshold for change in changes)
-        reason = f"first-block change {max(changes):.4f}"
-        if all(mask):
-            return Reuse(reason)
-        return Reuse(reason, mask=mask) if any(mask) else Compute(reason)
+        return below(changes, self.threshold, f"first-block change {max(changes):.4f}")
 
     @hookimpl(wrapper=True)
     def forward(self, call: Call) -> Generator[None, Tensor, Tensor]:

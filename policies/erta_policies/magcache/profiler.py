@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
-from erta_framework.errors import InputError, PolicyError
 from erta_framework.profile import fingerprint_of
 from erta_policies.magcache.tables import KIND
+from erta_policies.parts.profiles import require_full, require_whole
 
 SUMS = ("ratio", "square", "cosine")
 
@@ -81,20 +81,12 @@ class MagCacheProfiler(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        if session.first != 0:
-            raise InputError(
-                f"MagCacheProfiler observes whole trajectories, this one starts at step "
-                f"{session.first}; calibrate with first=0"
-            )
+        require_whole(self, session)
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
         output = yield
-        if not call.ran:
-            raise PolicyError(
-                f"MagCacheProfiler observes full runs, but step {step.index} of branch "
-                f"{call.branch!r} was reused; calibrate without skip policies"
-            )
+        require_full(self, step, call)
         branches = step.session.state_of(self, dict[str, Sums])
         if call.branch not in branches:
             branches[call.branch] = Sums.empty(step.num_steps, call.x.device)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
-from erta_framework.errors import InputError, PolicyError
+from erta_framework.errors import PolicyError
 from erta_framework.profile import fingerprint_of
+from erta_policies.parts.profiles import require_full, require_whole
 
 
 @dataclass(slots=True)
@@ -97,11 +98,7 @@ class MeanCacheProfiler(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        if session.first != 0:
-            raise InputError(
-                f"{type(self).__name__} observes whole trajectories, this one starts at step "
-                f"{session.first}; calibrate with first=0"
-            )
+        require_whole(self, session)
 
     def _measured(self, session: SessionInfo) -> Measured:
         wide = torch.float32 if session.device.type == "mps" else torch.float64
@@ -113,11 +110,7 @@ class MeanCacheProfiler(Policy):
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
         output = yield
-        if not call.ran:
-            raise PolicyError(
-                f"{type(self).__name__} observes full runs, but step {step.index} of branch "
-                f"{call.branch!r} was reused; calibrate without skip policies"
-            )
+        require_full(self, step, call)
         measured = self._measured(step.session)
         if not measured.way:
             # batched guidance repeats the latents

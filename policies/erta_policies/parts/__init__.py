@@ -1,7 +1,8 @@
 """What several policies share: signals of change and their sums. No policy imports another."""
 
 from erta_policies.parts.accumulator import Accumulator
+from erta_policies.parts.decisions import below
 from erta_policies.parts.fixed import FixedSchedule, StepPlan
 from erta_policies.parts.signals import mean_magnitude, relative_l1
 
-__all__ = ["Accumulator", "FixedSchedule", "StepPlan", "mean_magnitude", "relative_l1"]
+__all__ = ["Accumulator", "FixedSchedule", "StepPlan", "below", "mean_magnitude", "relative_l1"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from erta_framework import Policy, Profile, SessionInfo
-from erta_framework.errors import PolicyError, ProfileError
+from erta_framework import Call, Policy, Profile, SessionInfo, Step
+from erta_framework.errors import InputError, PolicyError, ProfileError
 
 ProfileSource = str | Path | Profile
 
@@ -41,4 +41,37 @@ def require(profile: Profile, session: SessionInfo, allow: Collection[str]) -> N
         raise ProfileError(
             f"this profile has one statistic for each of {steps} steps, the run has "
             f"{session.num_steps}; allow cannot bridge that: calibrate for this number of steps"
+        )
+
+
+def require_full(policy: Policy, step: Step, call: Call) -> None:
+    """Refuse a call that was answered without the network.
+
+    Raises:
+        PolicyError: Names the step and branch.
+    """
+    if not call.ran:
+        raise PolicyError(
+            f"{type(policy).__name__} observes full runs, but step {step.index} of branch "
+            f"{call.branch!r} was reused; calibrate without skip policies"
+        )
+
+
+def require_whole(policy: Policy, session: SessionInfo) -> None:
+    """Refuse a trajectory that does not start at step 0, or of which others see a part.
+
+    Raises:
+        InputError: Names the first step.
+        PolicyError: Other processes evaluate some of the branches.
+    """
+    if session.divided:
+        raise PolicyError(
+            f"{type(policy).__name__} observes all branches ({', '.join(session.branches)}), but "
+            "here other ranks evaluate some of them (CFGParallel); calibrate with CFG on one rank, "
+            "or on several with each its own prompts"
+        )
+    if session.first != 0:
+        raise InputError(
+            f"{type(policy).__name__} observes whole trajectories, this one starts at step "
+            f"{session.first}; calibrate with first=0"
         )

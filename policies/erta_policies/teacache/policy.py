@@ -15,12 +15,12 @@ from erta_framework import (
     Needs,
     Policy,
     Profile,
-    Reuse,
     SessionInfo,
     Step,
     hookimpl,
 )
 from erta_framework.errors import PolicyError
+from erta_policies.parts import below
 from erta_policies.teacache.profiler import TeaCacheProfiler
 from erta_policies.teacache.settings import Source, profile_of, source_of
 from erta_policies.teacache.signals import TIMES, Memory, Signal, read, required
@@ -167,11 +167,8 @@ class TeaCacheRule(Policy):
         absolute = self.source.absolute if self.absolute is None else self.absolute
         changes = [self.source.change(d, absolute, self.clamp_nonnegative) for d in differences]
         sums = memory.changes.add(step.index, call.history[0].steps(batch), changes)
-        mask = tuple(total < self.effective_threshold for total in sums)
         reason = f"predicted change {max(sums):.4f}{self.source.doubts(differences)}"
-        if len(mask) == 1:
-            return Reuse(reason, scope) if mask[0] else Compute(reason, scope)
-        return Reuse(reason, scope, mask)
+        return below(sums, self.effective_threshold, reason, scope)
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
-from erta_framework.errors import InputError, PolicyError
 from erta_framework.profile import fingerprint_of
 from erta_policies.parts import relative_l1
+from erta_policies.parts.profiles import require_full, require_whole
 from erta_policies.teacache.polynomial import BINS, DEGREE, KIND, binned
 from erta_policies.teacache.signals import Memory, Signal, read, required
 
@@ -109,21 +109,13 @@ class TeaCacheProfiler(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        if session.first != 0:
-            raise InputError(
-                f"TeaCacheProfiler observes whole trajectories, this one starts at step "
-                f"{session.first}; calibrate with first=0"
-            )
+        require_whole(self, session)
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
         signal = read(self.signal, call)
         output = yield
-        if not call.ran:
-            raise PolicyError(
-                f"TeaCacheProfiler observes full runs, but step {step.index} of branch "
-                f"{call.branch!r} was reused; calibrate without skip policies"
-            )
+        require_full(self, step, call)
         branches = step.session.state_of(self, dict[str, Sums])
         if call.branch not in branches:
             branches[call.branch] = Sums.empty(step.num_steps)
