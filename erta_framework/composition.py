@@ -19,6 +19,7 @@ from typing import Any
 from erta_framework.engine import Engine, hook_options
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.hookspecs import HOOKS, PROJECT
+from erta_framework.loop import offered
 from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.records import Seam
@@ -340,9 +341,9 @@ class Driver:
 
 
 OWN = (
-    Driver("flow_euler", FlowEuler().capabilities),
-    Driver("flow_ab2", FlowAdamsBashforth2().capabilities),
-    Driver("ddim", DDIM().capabilities),
+    Driver("flow_euler", offered(FlowEuler())),
+    Driver("flow_ab2", offered(FlowAdamsBashforth2())),
+    Driver("ddim", offered(DDIM())),
 )
 """The own solvers."""
 TRUNK = Driver("trunk seam", FlowEuler().capabilities, Seam.TRUNK)

@@ -12,7 +12,7 @@ from erta_framework.engine import Engine
 from erta_framework.errors import InputError, ProtocolError
 from erta_framework.guidance import Branch, Guidance, NoGuidance
 from erta_framework.profile import Profile
-from erta_framework.records import SessionInfo
+from erta_framework.records import TRIAL, SessionInfo, Trial
 from erta_framework.rows import RowCompute
 from erta_framework.solvers import Schedule, Solver
 from erta_framework.trace import StepTrace, Trace
@@ -73,7 +73,7 @@ class SamplingLoop:
         self.engine = engine
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
-        engine.check(solver.capabilities, type(solver).__name__)
+        engine.check(offered(solver), type(solver).__name__)
 
     @torch.no_grad()
     def run(
@@ -107,8 +107,9 @@ class SamplingLoop:
                     latents = branch.expand(x)
                     compute = evaluation(network, latents, settled.time, branch)
                     rows = row_evaluation(network, latents, settled.time, branch)
+                    trial = other_evaluation(network, settled.time, branch)
                     outputs[branch.name] = session.forward(
-                        latents, compute, branch=branch.name, rows=rows
+                        latents, compute, branch=branch.name, rows=rows, trial=trial
                     )
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
@@ -128,12 +129,17 @@ class SamplingLoop:
             model=dict(request.model),
             solver=repr(self.solver),
             guidance=repr(self.guidance),
-            capabilities=self.solver.capabilities,
+            capabilities=offered(self.solver),
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
             divided=getattr(self.guidance, "divided", False),
         )
+
+
+def offered(solver: Solver) -> frozenset[str]:
+    """The capabilities of the loop with a solver: those of the solver, and trials."""
+    return solver.capabilities | {TRIAL}
 
 
 def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:
@@ -162,6 +168,15 @@ def row_evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) ->
 
     def compute(rows: Tensor) -> Tensor:
         return evaluation(network, x.index_select(0, rows), time, branch.select(rows))()
+
+    return compute
+
+
+def other_evaluation(network: Denoiser, time: float, branch: Branch) -> Trial:
+    """Runs the network on other latents and at other times, for trials of a policy."""
+
+    def compute(x: Tensor, other: float | None) -> Tensor:
+        return evaluation(network, x, time if other is None else other, branch)()
 
     return compute
 

@@ -10,9 +10,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from erta_framework.errors import PolicyError, ProtocolError
+from erta_framework.errors import CapabilityError, PolicyError, ProtocolError
 
 S = TypeVar("S")
+
+TRIAL = "trial"
+"""Capability of drivers that can run the network on other latents, see `Call.trial`."""
+
+Trial = Callable[[Tensor, float | None], Tensor]
+"""Runs the network on latents `[B, C, ...]` at a time (None is the step's) for one branch."""
 
 
 class Seam(StrEnum):
@@ -239,7 +245,16 @@ class Network:
         on_output: Told the raw output at once, before any policy can touch it.
     """
 
-    __slots__ = ("_compute", "_on_output", "_version", "asked", "failure", "output", "reason")
+    __slots__ = (
+        "_compute",
+        "_on_output",
+        "_version",
+        "asked",
+        "failure",
+        "output",
+        "reason",
+        "trials",
+    )
 
     def __init__(
         self, compute: Callable[[], Tensor], on_output: Callable[[Tensor], None] | None = None
@@ -251,6 +266,7 @@ class Network:
         self.failure: BaseException | None = None
         self.reason = ""
         self.asked: tuple[str, ...] = ()
+        self.trials = 0
 
     def __call__(self) -> Tensor:
         """The raw output; the first call runs the network.
@@ -304,6 +320,7 @@ class Call:
         rows: Places in the batch of the samples in `x`, in a `forward` on part of the batch that
             a per-sample decision made; None is the whole batch.
         kept: Histories of every network, branch and seam of the request; see `peers`.
+        run_trial: Runs the network on other latents, where the driver can; see `trial`.
     """
 
     x: Tensor
@@ -319,6 +336,7 @@ class Call:
     kept: Mapping[tuple[str, str, Seam], tuple[Evaluation, ...]] = field(
         default_factory=dict, repr=False
     )
+    run_trial: Trial | None = field(default=None, repr=False)
 
     def peers(self) -> tuple[Call, ...]:
         """The other branches of this network that have a history, as calls on the same latents.
@@ -327,7 +345,7 @@ class Call:
         and state, no features, and must not be answered.
         """
         return tuple(
-            replace(self, branch=branch, history=history, features={})
+            replace(self, branch=branch, history=history, features={}, run_trial=None)
             for (model, branch, seam), history in self.kept.items()
             if model == self.model
             and seam is self.seam
@@ -358,6 +376,44 @@ class Call:
         if name not in self.compute.asked:
             self.compute.asked += (name,)
         return self.features[name]()
+
+    def trial(self, x: Tensor | None = None, time: float | None = None) -> Tensor:
+        """The network's raw output on other latents or at another time, under this condition.
+
+        It answers nothing and is not remembered. The trace counts it as `trial_calls`, which are
+        not among its `network_calls`. A policy that uses it has `"trial"` among its `requires`.
+
+        Args:
+            x: Latents with the batch of this call, `[B, C, ...]`; by default those of this call.
+            time: What the network is told; by default what it is told in this step. A pipeline can
+                be asked for the times of this and of earlier steps only.
+
+        Raises:
+            CapabilityError: The driver cannot run the network on this.
+            PolicyError: The latents have another batch.
+
+        Example:
+            >>> moved = call.trial(call.x + 0.01)  # doctest: +SKIP
+        """
+        if self.run_trial is None:
+            raise CapabilityError(
+                f"no trial of branch {self.branch!r}: this driver runs the network on the latents "
+                "of the step only, or was asked for part of a batch; policies that need trials "
+                'declare requires = frozenset({"trial"}) and are refused where there are none'
+            )
+        x = self.x if x is None else x
+        if x.shape[:1] != self.x.shape[:1]:
+            raise PolicyError(
+                f"a trial of branch {self.branch!r} got latents {tuple(x.shape)} for a call on "
+                f"{tuple(self.x.shape)}; the condition needs the batch of the call"
+            )
+        try:
+            output = self.run_trial(x, time)
+        except BaseException as error:
+            self.compute.failure = error
+            raise
+        self.compute.trials += 1
+        return output
 
 
 @dataclass(frozen=True, slots=True)

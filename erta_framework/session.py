@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -29,6 +30,7 @@ from erta_framework.records import (
     SessionInfo,
     StateStore,
     Step,
+    Trial,
 )
 from erta_framework.rows import RowCompute, diverged, fitted, groups, part, settled, visible
 from erta_framework.trace import CallTrace, StepTrace, Trace
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from erta_framework.engine import Engine
 
 NO_FEATURES: Mapping[str, Callable[[], Tensor]] = {}
+NO_HISTORY: Mapping[Key, tuple[Evaluation, ...]] = {}
 UNDECIDED = Compute("undecided")
 UNASKED = Compute("default")
 COLD = Compute("cold")
@@ -153,6 +156,7 @@ class Session:
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
         rows: RowCompute | str = WHOLE,
+        trial: Trial | None = None,
         started: float | None = None,
     ) -> Tensor:
         """Answer one branch of the open step, with the network or from what is cached.
@@ -166,6 +170,8 @@ class Session:
             features: Signals that policies may ask for by name.
             rows: Runs the network on some samples of the batch, for per-sample decisions; or why
                 that cannot be done, and then one sample that must be computed computes all.
+            trial: Runs the network on other latents or at another time under this branch's
+                condition, where the driver can; it then has `"trial"` among its capabilities.
             started: When the call began, by `time.perf_counter()`, if the network ran before this.
 
         Returns:
@@ -183,6 +189,7 @@ class Session:
             seam=seam,
             features=features,
             rows=rows,
+            trial=trial,
             started=started,
         )
         return self.answer()
@@ -197,6 +204,7 @@ class Session:
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
         rows: RowCompute | str = WHOLE,
+        trial: Trial | None = None,
         started: float | None = None,
     ) -> Call:
         """Decide one branch of the open step; `answer` must follow.
@@ -226,11 +234,22 @@ class Session:
         if self.engine.per_sample:
             history = visible(history)
         states = self.info.states
+        counted = None if trial is None else partial(self._trial, trial)
         decision = shared = self._known_decision(model, seam, history)
         if decision is None:
-            undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
-            if self.engine.per_branch:
-                undecided = replace(undecided, kept=self._history.kept)
+            undecided = Call(
+                x,
+                branch,
+                model,
+                seam,
+                history,
+                UNDECIDED,
+                network,
+                features,
+                states,
+                kept=self._history.kept if self.engine.per_branch else NO_HISTORY,
+                run_trial=counted,
+            )
             decision = self._decide(undecided)
         if decision.scope == "step" and self._decision is None:
             self._decision = decision
@@ -238,7 +257,18 @@ class Session:
             if shared is not None:
                 decision = fitted(decision, x)
             decision = settled(decision, x, rows if isinstance(rows, str) else None, self._decider)
-        call = Call(x, branch, model, seam, history, decision, network, features, states)
+        call = Call(
+            x,
+            branch,
+            model,
+            seam,
+            history,
+            decision,
+            network,
+            features,
+            states,
+            run_trial=counted,
+        )
         self._asked = call, started, None if isinstance(rows, str) else rows
         return call
 
@@ -273,6 +303,7 @@ class Session:
                 seconds=time.perf_counter() - started,
                 rows=computed_rows,
                 signals=call.compute.asked,
+                trials=call.compute.trials,
             )
         )
         return output
@@ -373,7 +404,15 @@ class Session:
                 (lambda: run(index)) if run is not None else call.compute,
                 lambda out: self._record(key, x, out, rows),
             )
-            one = replace(call, x=x, history=own, decision=decision, compute=network, rows=rows)
+            one = replace(
+                call,
+                x=x,
+                history=own,
+                decision=decision,
+                compute=network,
+                rows=rows,
+                run_trial=None,
+            )
             output.index_copy_(0, index, self._answer(one, network))
             return network
 
@@ -457,6 +496,12 @@ class Session:
         else:
             self._history.record_rows(key, self._step.interval, x, output, rows)
         self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes)
+
+    def _trial(self, trial: Trial, x: Tensor, time: float | None) -> Tensor:
+        output = trial(x, time)
+        self.trace.trial_calls += 1
+        self.trace.trial_samples += x.shape[0] if x.ndim else 1
+        return output
 
     # ------------------------------------------------------------- internals
     def _check_interval(self, given: Interval, settled: Interval) -> None:

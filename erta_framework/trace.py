@@ -30,6 +30,7 @@ class CallTrace:
         rows: Samples that the network ran on, after a per-sample decision; None where the whole
             batch was treated alike.
         signals: Signals that policies looked at; a probe among them ran part of the network.
+        trials: Times a policy ran the network on other latents or at another time.
     """
 
     index: int
@@ -41,6 +42,7 @@ class CallTrace:
     seconds: float
     rows: tuple[int, ...] | None = None
     signals: tuple[str, ...] = ()
+    trials: int = 0
 
     def computed_for(self, sample: int) -> bool:
         """Whether the network ran on one sample of the batch."""
@@ -73,6 +75,9 @@ class Trace:
         steps: The settled steps, in order.
         network_calls: Times the network really ran; batched guidance counts one call.
         network_samples: Samples that went through the network, over all its calls.
+        trial_calls: Times policies ran the network beside that, on other latents or at another
+            time; such latents may be smaller.
+        trial_samples: Samples that went through the network in those.
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
@@ -85,6 +90,8 @@ class Trace:
     steps: list[StepTrace] = field(default_factory=list)
     network_calls: int = 0
     network_samples: int = 0
+    trial_calls: int = 0
+    trial_samples: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
     peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
@@ -138,6 +145,8 @@ class Trace:
         ]
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
+        if self.trial_calls:
+            lines[0] += f", {self.trial_calls} trial calls beside them"
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -150,6 +159,8 @@ class Trace:
                 "num_steps": self.num_steps,
                 "network_calls": self.network_calls,
                 "network_samples": self.network_samples,
+                "trial_calls": self.trial_calls,
+                "trial_samples": self.trial_samples,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,

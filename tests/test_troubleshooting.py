@@ -42,9 +42,11 @@ from erta_framework.testing.toys import GaussianMixtureFlow
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
 from erta_integrations.diffusers.learning import Learner
 from erta_integrations.diffusers.run import as_sample
+from erta_integrations.diffusers.shapes import OutputForm, read_output
 from erta_integrations.diffusers.signals import modulated_input
 from erta_integrations.diffusers.streams import Chain, Returned, Stage
 from erta_integrations.diffusers.tiny import flow, unipc
+from erta_integrations.diffusers.trials import Given, Trials
 from erta_integrations.diffusers.trunk import Block
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
@@ -389,6 +391,46 @@ def _() -> None:
     pipe = Pipe(Narrow())
     with attach(pipe, [EasyCache(warmup=1)]):
         pipe()
+
+
+def tried(form: OutputForm, x: Tensor, time: float | None = None, **arguments: Any) -> None:
+    """A trial in a call whose latents are `[1, 3, 2]`."""
+    latents = torch.ones(1, 3, 2)
+    given = Given({"hidden_states": latents, **arguments}, Bare().forward, None)
+    Trials("transformer", Bare(), given, latents, form, {1000.0: 1}, 1000.0)(x, time)
+
+
+def form(*shape: int) -> OutputForm:
+    return read_output(torch.zeros(shape), torch.ones(1, 3, 2), "transformer")[1]
+
+
+@says("no trial of {network} ({class}): its output has another shape than its latents")
+def _() -> None:
+    tried(form(2), torch.ones(1, 3, 2))
+
+
+@says(
+    "no trial of {network} ({class}) on {shape}: its input also holds conditions {shape}, "
+    "which cannot be made to fit"
+)
+def _() -> None:
+    tried(form(1, 2, 2), torch.ones(1, 2, 1))
+
+
+@says(
+    "no trial of {network} ({class}) at time {time}: how a pipeline tells its network the time is "
+    "known only for"
+)
+def _() -> None:
+    tried(form(1, 3, 2), torch.ones(1, 3, 2), 500.0, timestep=1)
+
+
+@says("no trial of {network} ({class}) at another time: its forward takes none")
+def _() -> None:
+    latents = torch.ones(1, 3, 2)
+    given = Given({"hidden_states": latents}, Pass().forward, None)
+    told = {1000.0: 1, 500.0: 1}
+    Trials("transformer", Pass(), given, latents, form(1, 3, 2), told, 500.0)(latents, 1000.0)
 
 
 @says('{pipeline} gave {shape} for output_type="pt"')

@@ -39,7 +39,7 @@ class Attachment:
         self._driver = Driver(engine, pipe, networks, seam)
         signals.check(engine.policies, networks, self._driver.signals)
         scheduler = self._driver.scheduler
-        offered = capabilities(scheduler) | self._driver.signals
+        offered = capabilities(scheduler) | self._driver.offered
         engine.check(offered, type(scheduler).__name__, seam)
 
     def __enter__(self) -> Self:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from erta_framework import Engine, Interval, Profile, Schedule, Seam, Session, SessionInfo, Trace
 from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.records import TRIAL
 from erta_integrations.diffusers import batching, signals
 from erta_integrations.diffusers.branches import Branches, same_value
 from erta_integrations.diffusers.chain import Run
@@ -41,9 +42,16 @@ from erta_integrations.diffusers.schedulers import (
     read_schedule,
     same_grid,
 )
-from erta_integrations.diffusers.shapes import OutputForm, Relation, as_tensor, read_output
+from erta_integrations.diffusers.shapes import (
+    OutputForm,
+    Relation,
+    as_tensor,
+    copied,
+    read_output,
+)
 from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import Chain
+from erta_integrations.diffusers.trials import Given, Trials
 
 UNREAD = Schedule((0.0,), (0.0,))
 
@@ -69,6 +77,8 @@ class Request:
     carried: Interval | None = None
     in_step: bool = False
     told: Any = None
+    time: float = 0.0
+    times: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
     forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
     chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
 
@@ -120,6 +130,7 @@ class Driver:
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
+        self._tries = any(TRIAL in policy.requires for policy in engine.policies)
         self._forwards = {name: unwrapped(network).forward for name, network in networks.items()}
         self.patches = PatchSet()
         self.seam = seam
@@ -153,6 +164,11 @@ class Driver:
         """The signals that every network offers at this seam."""
         offered = [trunk.offered for trunk in self.trunks.values()]
         return frozenset.intersection(*offered) if offered else frozenset()
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """What policies may require of this driver, beside what the scheduler allows."""
+        return self.signals if self.seam is Seam.TRUNK else frozenset({TRIAL})
 
     @property
     def newest(self) -> Trace | None:
@@ -216,8 +232,9 @@ class Driver:
         if name in self.trunks:
             answer = self._answer_trunk(request, name, model, branch, latents, call)
         else:
-            split = (arguments, original) if self.engine.per_sample else None
-            answer = self._answer(request, name, model, branch, latents, call, split)
+            again = self.engine.per_sample or self._tries
+            given = Given(arguments, original, told) if again else None
+            answer = self._answer(request, name, model, branch, latents, call, given)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
@@ -286,6 +303,7 @@ class Driver:
         self._request = None
         request.forms.clear()
         request.chains.clear()
+        request.times.clear()
         request.branches.clear()
         session = request.session
         if session is None:
@@ -311,7 +329,7 @@ class Driver:
         )
         request.branches.begin_step()
         request.session.begin(interval)
-        request.in_step, request.told = True, told
+        request.in_step, request.told, request.time = True, told, interval.time
 
     def _info(self, request: Request, name: str, latents: Tensor) -> SessionInfo:
         return SessionInfo(
@@ -325,7 +343,7 @@ class Driver:
             model=self._facts(name),
             solver=solver_of(self.scheduler),
             guidance=guidance_of(self.pipe),
-            capabilities=capabilities(self.scheduler) | self.signals,
+            capabilities=capabilities(self.scheduler) | self.offered,
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * float(self.scheduler.config.num_train_timesteps),
@@ -364,7 +382,7 @@ class Driver:
         branch: str,
         latents: Tensor,
         call: Callable[[], Any],
-        split: tuple[Mapping[str, Any], Callable[..., Any]] | None = None,
+        given: Given | None = None,
     ) -> Any:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
@@ -389,10 +407,21 @@ class Driver:
             self._require_output_reuse(name, tuple(known.shape), tuple(latents.shape))
         reference = known.reference(latents)
         rows: Callable[[Tensor], Tensor] | str = "it runs whole batches"
-        if split is not None:
-            rows = self._row_compute(request, key, name, latents, known, *split)
+        if given is not None and self.engine.per_sample:
+            rows = self._row_compute(request, key, name, latents, known, given)
+        trial = None
+        if given is not None and self._tries:
+            told = request.times.setdefault((name, branch), {})
+            told[request.time] = copied(given.time)  # pipelines may write into it
+            trial = Trials(name, self.networks[name], given, latents, known, told, request.time)
         output = request.session.forward(
-            reference, network, branch=branch, model=model, rows=rows, started=started
+            reference,
+            network,
+            branch=branch,
+            model=model,
+            rows=rows,
+            trial=trial,
+            started=started,
         )
         if not ran:
             return request.forms.get(key, known).rebuild(output)
@@ -409,18 +438,17 @@ class Driver:
         name: str,
         latents: Tensor,
         known: OutputForm,
-        arguments: Mapping[str, Any],
-        original: Callable[..., Any],
+        given: Given,
     ) -> Callable[[Tensor], Tensor] | str:
         """Runs the network on some samples of this call, or why it cannot."""
-        take = batching.splitter(arguments, latents.shape[0])
+        take = batching.splitter(given.arguments, latents.shape[0])
         why = batching.unsplit(known)
         if isinstance(take, str) or why is not None:
             return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
 
         def compute(rows: Tensor) -> Tensor:
             some = called(self.networks[name], take(rows))
-            raw = original(*some.args, **some.kwargs)
+            raw = given.original(*some.args, **some.kwargs)
             main, form = read_output(raw, latents.index_select(0, rows), name)
             request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
             return main
