@@ -30,6 +30,7 @@ class CallTrace:
         rows: Samples that the network ran on, after a per-sample decision; None where the whole
             batch was treated alike.
         signals: Signals that policies looked at; a probe among them ran part of the network.
+        source_branch: Branch whose evaluation stood in, where it is another one's.
     """
 
     index: int
@@ -41,6 +42,7 @@ class CallTrace:
     seconds: float
     rows: tuple[int, ...] | None = None
     signals: tuple[str, ...] = ()
+    source_branch: str | None = None
 
     def computed_for(self, sample: int) -> bool:
         """Whether the network ran on one sample of the batch."""
