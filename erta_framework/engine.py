@@ -12,7 +12,7 @@ from erta_framework.errors import CapabilityError, ConflictError, ErtaError, Pol
 from erta_framework.hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
-from erta_framework.records import Call, Compute, Decision, Needs, Seam, SessionInfo
+from erta_framework.records import Call, Compute, Decision, Needs, Seam, SessionInfo, Step
 from erta_framework.session import Session
 
 
@@ -85,6 +85,13 @@ class Engine:
         self.agrees = any(policy.agrees for policy in self.policies)
         self.per_branch = any(policy.per_branch for policy in self.policies)
         self.per_sample = any(policy.per_sample for policy in self.policies)
+        self.revising = tuple(policy for policy in self.policies if policy.revises)
+        for policy in self.revising:
+            if "decide" not in self._implemented[id(policy)] or not self._wraps("decide", policy):
+                raise PolicyError(
+                    f"{policy!r} declares revises = True, but does not wrap decide; mark it with "
+                    "@hookimpl(wrapper=True)"
+                )
         if self.per_sample and owners:
             deciders = [repr(policy) for policy in self.policies if policy.per_sample]
             raise ConflictError(
@@ -94,6 +101,11 @@ class Engine:
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
+        self._revisers = tuple(
+            (one.function, one.argnames)
+            for one in reversed(self._manager.hook.decide.get_hookimpls())
+            if any(one.plugin is policy for policy in self.revising)
+        )
 
     def _register(self, position: int, policy: Policy) -> None:
         marked = {
@@ -155,10 +167,12 @@ class Engine:
                 )
             missing = policy.requires - capabilities
             if missing:
+                signal = any(name.startswith("signal:") for name in missing)
+                remedy = "a network that offers this signal" if signal else "another solver"
                 raise CapabilityError(
                     f"{policy!r} requires {', '.join(sorted(missing))}, which {driver} does not "
                     f"offer (it offers {', '.join(sorted(capabilities)) or 'nothing'}); "
-                    "use another solver or remove the policy"
+                    f"use {remedy} or remove the policy"
                 )
 
     def session(self, info: SessionInfo) -> Session:
@@ -182,8 +196,28 @@ class Engine:
         Raises:
             PolicyError: A policy raised something that is not an `ErtaError`.
         """
+        return self._called(self._callers[hook], hook, where, arguments)
+
+    def revise(
+        self, decision: Decision, where: Callable[[], str], step: Step | None, call: Call
+    ) -> Decision:
+        """The decision of the step for one more branch, as the policies that `revises` see it.
+
+        Arguments and errors as in `call_hook`; nobody else is asked.
+        """
+        caller = surrounded(self._revisers, lambda **_: decision)
+        revised: Decision = self._called(caller, "decide", where, {"step": step, "call": call})
+        return revised
+
+    def _called(
+        self,
+        caller: Callable[..., Any],
+        hook: str,
+        where: Callable[[], str],
+        arguments: Mapping[str, Any],
+    ) -> Any:
         try:
-            return self._callers[hook](**arguments)
+            return caller(**arguments)
         except ErtaError as error:
             error.add_note(f"in hook {hook!r} {where()}")
             raise

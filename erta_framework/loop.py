@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from erta_framework import signals
 from erta_framework.engine import Engine
 from erta_framework.errors import InputError, ProtocolError
 from erta_framework.guidance import Branch, Guidance, NoGuidance
 from erta_framework.profile import Profile
 from erta_framework.records import TRIAL, SessionInfo, Trial
 from erta_framework.rows import RowCompute
+from erta_framework.session import NO_FEATURES
 from erta_framework.solvers import Schedule, Solver
 from erta_framework.trace import StepTrace, Trace
 
@@ -73,7 +75,9 @@ class SamplingLoop:
         self.engine = engine
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
-        engine.check(offered(solver), type(solver).__name__)
+        self._signals = signals.wanted(engine.policies)
+        # which signals there are depends on the network, which comes with each run
+        engine.check(offered(solver) | self._signals, type(solver).__name__)
 
     @torch.no_grad()
     def run(
@@ -94,7 +98,8 @@ class SamplingLoop:
         """
         x, schedule, state = checked_latents(request), request.schedule, None
         settled = schedule.interval(request.first)
-        with self.engine.session(self._info(request)) as session:
+        found = signals.of_network(network) if self._signals else {}
+        with self.engine.session(self._info(request, found)) as session:
             for index in range(request.first, schedule.num_steps):
                 if index > request.first:
                     settled = schedule.interval(index, settled.end, settled.end_time)
@@ -107,9 +112,15 @@ class SamplingLoop:
                     latents = branch.expand(x)
                     compute = evaluation(network, latents, settled.time, branch)
                     rows = row_evaluation(network, latents, settled.time, branch)
+                    features = self.features(found, latents, settled.time, branch)
                     trial = other_evaluation(network, settled.time, branch)
                     outputs[branch.name] = session.forward(
-                        latents, compute, branch=branch.name, rows=rows, trial=trial
+                        latents,
+                        compute,
+                        branch=branch.name,
+                        rows=rows,
+                        features=features,
+                        trial=trial,
                     )
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
@@ -118,7 +129,18 @@ class SamplingLoop:
                     observe(session.trace.steps[-1])
         return Result(x, session.trace, tuple(session.emitted))
 
-    def _info(self, request: Request) -> SessionInfo:
+    def features(
+        self, found: Mapping[str, signals.NetworkSignal], x: Tensor, time: float, branch: Branch
+    ) -> Mapping[str, Callable[[], Tensor]]:
+        """What policies may ask for in one call of `network`; nothing if none does."""
+        if not self._signals:
+            return NO_FEATURES
+        return signals.features(found, x, times_of(x, time), branch.condition)
+
+    def _info(
+        self, request: Request, found: Mapping[str, signals.NetworkSignal] | None = None
+    ) -> SessionInfo:
+        names = frozenset(signals.PREFIX + name for name in found or {})
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -129,7 +151,7 @@ class SamplingLoop:
             model=dict(request.model),
             solver=repr(self.solver),
             guidance=repr(self.guidance),
-            capabilities=offered(self.solver),
+            capabilities=offered(self.solver) | signals.TEXT | names,
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
@@ -150,8 +172,7 @@ def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Cal
     """
 
     def compute() -> Tensor:
-        times = torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
-        output = network(x, times, branch.condition)
+        output = network(x, times_of(x, time), branch.condition)
         if not isinstance(output, Tensor) or output.shape != x.shape:
             given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ProtocolError(
@@ -161,6 +182,11 @@ def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Cal
         return output if output.dtype == x.dtype else output.to(x.dtype)
 
     return compute
+
+
+def times_of(x: Tensor, time: float) -> Tensor:
+    """The network time for every sample, `[B]`."""
+    return torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
 
 
 def row_evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> RowCompute:

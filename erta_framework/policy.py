@@ -81,6 +81,15 @@ class Policy:
         return False
 
     @property
+    def revises(self) -> bool:
+        """Whether `decide`, a wrapper, is asked for every branch.
+
+        A decision is shared by the branches of a step; this policy then sees it again for each
+        further branch, with what the branches before were answered in `call.answers`.
+        """
+        return False
+
+    @property
     def name(self) -> str:
         """Name in traces and errors: the class name in snake case."""
         return snake_case(type(self).__name__)

@@ -76,6 +76,11 @@ class Reuse:
         mask: Which samples of the batch may be answered from what is cached, `[B]` booleans; the
             network runs on the others only. None is the whole batch. A tensor is read back to
             the host here. Only policies that declare `per_sample = True` may give one.
+        branch: Name of another branch whose history stands in for that of this call: its newest
+            residual on top of this call's input. Only for one branch, so with scope `"branch"`.
+
+    Raises:
+        PolicyError: The mask holds something else, or a step is to be answered from one branch.
 
     Example:
         >>> Reuse("small change", mask=torch.tensor([0.1, 0.9]) < 0.5).mask
@@ -85,8 +90,14 @@ class Reuse:
     reason: str
     scope: str = "step"
     mask: Sequence[bool] | Tensor | None = None
+    branch: str | None = None
 
     def __post_init__(self) -> None:
+        if self.branch is not None and self.scope != "branch":
+            raise PolicyError(
+                f"Reuse({self.reason!r}) takes the history of branch {self.branch!r} for every "
+                'branch of the step, itself among them; give scope="branch"'
+            )
         given = self.mask
         if given is None:
             return
@@ -314,13 +325,16 @@ class Call:
         branch: Name of the guidance branch.
         model: Name of the network within the pipeline (two-network pipelines have two).
         seam: Where this call may be answered.
-        history: Computed evaluations of this branch, newest first; as many as policies need.
+        history: Computed evaluations of this branch, newest first; as many as policies need. Those
+            of another branch where the decision says that it stands in.
         decision: What was decided; in `decide` itself still `Compute("undecided")`.
         compute: Runs the network at most once and returns its raw output.
         rows: Places in the batch of the samples in `x`, in a `forward` on part of the batch that
             a per-sample decision made; None is the whole batch.
         kept: Histories of every network, branch and seam of the request; see `peers`.
         run_trial: Runs the network on other latents, where the driver can; see `trial`.
+        answers: What the branches of this step that were called before this one were answered,
+            where a policy `revises`.
     """
 
     x: Tensor
@@ -337,6 +351,7 @@ class Call:
         default_factory=dict, repr=False
     )
     run_trial: Trial | None = field(default=None, repr=False)
+    answers: Mapping[str, Answer] = field(default_factory=dict, repr=False)
 
     def peers(self) -> tuple[Call, ...]:
         """The other branches of this network that have a history, as calls on the same latents.

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NO_FEATURES: Mapping[str, Callable[[], Tensor]] = {}
 NO_HISTORY: Mapping[Key, tuple[Evaluation, ...]] = {}
+NO_ANSWERS: Mapping[str, Answer] = {}
 UNDECIDED = Compute("undecided")
 UNASKED = Compute("default")
 COLD = Compute("cold")
@@ -233,10 +234,10 @@ class Session:
         history = self._history.usable(key, x)
         if self.engine.per_sample:
             history = visible(history)
-        states = self.info.states
+        states, revising = self.info.states, bool(self.engine.revising)
         counted = None if trial is None else partial(self._trial, trial)
         decision = shared = self._known_decision(model, seam, history)
-        if decision is None:
+        if decision is None or (revising and decision is self._decision):
             undecided = Call(
                 x,
                 branch,
@@ -249,8 +250,9 @@ class Session:
                 states,
                 kept=self._history.kept if self.engine.per_branch else NO_HISTORY,
                 run_trial=counted,
+                answers=self._answers if revising else NO_ANSWERS,
             )
-            decision = self._decide(undecided)
+            decision = self._decide(undecided, decision)
         if decision.scope == "step" and self._decision is None:
             self._decision = decision
         if isinstance(decision, Reuse) and decision.mask is not None:
@@ -268,7 +270,10 @@ class Session:
             features,
             states,
             run_trial=counted,
+            answers=self._answers if revising else NO_ANSWERS,
         )
+        if isinstance(decision, Reuse) and decision.branch is not None:
+            call = replace(call, history=self._lent(call, decision.branch))
         self._asked = call, started, None if isinstance(rows, str) else rows
         return call
 
@@ -291,6 +296,7 @@ class Session:
             output = self._answer(call, call.compute)
             computed, reason = call.ran, call.compute.reason
         source = call.history[0].index if call.history and not computed else None
+        lent = call.decision.branch if isinstance(call.decision, Reuse) and not computed else None
         self._answers[call.branch] = Answer(call.decision, output, computed, source)
         self._calls.append(
             CallTrace(
@@ -304,6 +310,7 @@ class Session:
                 rows=computed_rows,
                 signals=call.compute.asked,
                 trials=call.compute.trials,
+                source_branch=lent,
             )
         )
         return output
@@ -361,8 +368,25 @@ class Session:
                 return COLD
         return None
 
-    def _decide(self, call: Call) -> Decision:
-        decision: Decision = self._hook("decide", step=self._step, call=call)
+    def _lent(self, call: Call, branch: str) -> tuple[Evaluation, ...]:
+        """The history of another branch that stands in for a call's own."""
+        lent = self._history.kept.get((call.model, branch, call.seam), ())
+        if self.engine.per_sample:
+            lent = visible(lent)
+        if not lent or not same_kind(lent[0].residual, call.x):
+            has = kind_of(lent[0].residual) if lent else "nothing"
+            raise PolicyError(
+                f"{self._decider()} lets branch {branch!r} stand in for "
+                f"{call.branch!r}, whose input is {kind_of(call.x)}, but {has} is remembered of it "
+                f"in {call.model!r}; branches that stand in are called before, on alike inputs"
+            )
+        return lent
+
+    def _decide(self, call: Call, shared: Decision | None = None) -> Decision:
+        if shared is None:
+            decision: Decision = self._hook("decide", step=self._step, call=call)
+        else:
+            decision = self.engine.revise(shared, self._where, self._step, call)
         if not isinstance(decision, Compute | Reuse):
             raise PolicyError(
                 f"{self._owner('decide')} returned {decision!r} from decide "
@@ -382,14 +406,19 @@ class Session:
     def _differs(self, call: Call) -> bool:
         """Whether the samples of a reused call must be answered apart."""
         masked = isinstance(call.decision, Reuse) and call.decision.mask is not None
-        return masked or diverged(self._history.kept[call.model, call.branch, call.seam])
+        return masked or diverged(self._source_of(call))
+
+    def _source_of(self, call: Call) -> tuple[Evaluation, ...]:
+        """What a reused call is answered from, evaluations of part of a batch included."""
+        lent = call.decision.branch if isinstance(call.decision, Reuse) else None
+        return self._history.kept[call.model, lent or call.branch, call.seam]
 
     def _answer_rows(
         self, call: Call, run: RowCompute | None
     ) -> tuple[Tensor, tuple[int, ...], str]:
         """Answer a call sample by sample; the output, the samples computed, and why if unasked."""
         key, batch = (call.model, call.branch, call.seam), call.x.shape[0]
-        history = self._history.kept[key]
+        history = self._source_of(call)
         mask = call.decision.mask if isinstance(call.decision, Reuse) else None
         assert mask is None or isinstance(mask, tuple)
         absent = tuple(row for row in range(batch) if mask is not None and not mask[row])

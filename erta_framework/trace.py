@@ -31,6 +31,7 @@ class CallTrace:
             batch was treated alike.
         signals: Signals that policies looked at; a probe among them ran part of the network.
         trials: Times a policy ran the network on other latents or at another time.
+        source_branch: Branch whose evaluation stood in, where it is another one's.
     """
 
     index: int
@@ -43,6 +44,7 @@ class CallTrace:
     rows: tuple[int, ...] | None = None
     signals: tuple[str, ...] = ()
     trials: int = 0
+    source_branch: str | None = None
 
     def computed_for(self, sample: int) -> bool:
         """Whether the network ran on one sample of the batch."""

@@ -13,12 +13,13 @@ from erta_framework.engine import Engine
 from erta_framework.errors import PolicyError
 from erta_framework.guidance import CFG, Guidance
 from erta_framework.hookspecs import hookimpl
-from erta_framework.loop import Denoiser, Request, Result, SamplingLoop, row_evaluation
+from erta_framework.loop import Denoiser, Request, Result, SamplingLoop, row_evaluation, times_of
 from erta_framework.models import sample_noise
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
 from erta_framework.records import Decision, Reuse, Step
 from erta_framework.session import Session
+from erta_framework.signals import features
 from erta_framework.solvers import DDIM, FlowEuler, Solver
 from erta_framework.testing.toys import GaussianEpsilon, GaussianMixtureFlow, Toy
 
@@ -200,8 +201,9 @@ def by_hand(
             for branch in branches:
                 thunk = Thunk(network, branch.expand(x), settled.time, branch.condition)
                 rows = row_evaluation(network, thunk.x, settled.time, branch)
+                given = features({}, thunk.x, times_of(thunk.x, settled.time), branch.condition)
                 outputs[branch.name] = session.forward(
-                    thunk.x, thunk, branch=branch.name, rows=rows
+                    thunk.x, thunk, branch=branch.name, rows=rows, features=given
                 )
                 yield Verb("forward", index, (thunk.x, *thunk.raw, outputs[branch.name]))
             settled = session.settle()

@@ -82,9 +82,9 @@ def check_interleaved_sessions_agree(policy: Policy) -> None:
 def check_branches_are_isolated(policy: Policy) -> None:
     """On given latents, what one branch is answered does not depend on another's condition.
 
-    A policy that declares `per_branch` asks the other branches by design.
+    A policy that declares `per_branch` or `revises` looks at the other branches by design.
     """
-    if engine_of(policy).per_branch:
+    if engine_of(policy).per_branch or engine_of(policy).revising:
         return
     setup = setup_of(policy)
     request, other = setup.request(seed=25), setup.request(seed=26, negative="another")

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Seam, Session
+from erta_framework import Call, Reuse, Seam, Session
 from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.session import NO_FEATURES
 from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.learning import Learner
 from erta_integrations.diffusers.networks import signature_of
@@ -34,6 +35,8 @@ class Run:
         branch: Name of the branch.
         call: Runs the whole network on the arguments of this call.
         chain: What an earlier call of this branch showed; None learns it from this one.
+        lent: What another branch's calls showed, by its name, where it stands in for this one.
+        text: Signals of the text.
     """
 
     def __init__(
@@ -44,9 +47,11 @@ class Run:
         branch: str,
         call: partial[Any],
         chain: Chain | None,
+        lent: Callable[[str], Chain | None] = lambda _: None,
+        text: Mapping[str, signals.Feature] = NO_FEATURES,
     ) -> None:
         self.trunk, self.session, self.call = trunk, session, call
-        self.model, self.branch = model, branch
+        self.model, self.branch, self.lent, self.text = model, branch, lent, text
         self.learner = Learner(trunk.cls, trunk.depths) if chain is None else None
         self.chain = chain if chain is not None else Chain()
         self.asks_at = max(trunk.depths, default=1) - 1
@@ -154,21 +159,33 @@ class Run:
 
     def _ask(self, run: Callable[[], Any]) -> None:
         """Have the call decided, at the block that `run` runs."""
-        chain = self.chain
-        inputs = chain.inputs
         self.pending = run
         call = self._decided(self._compute)
         if call.reused or call.ran:  # a policy that decides may have run the network already
             self.reused = self.session.answer()
             self.early = []
             if self.computed is None:  # not run after all: the other streams are reused too
-                self.others = {n: inputs[n] + r for n, r in chain.residuals.items()}
+                self.others = self._others(call)
         self.pending, self.asked = None, True
+
+    def _others(self, call: Call) -> dict[str, Tensor]:
+        """The streams beside the image, with the residuals of the branch that stands in."""
+        source, inputs = self.chain, self.chain.inputs
+        if isinstance(call.decision, Reuse) and call.decision.branch is not None:
+            source = self.lent(call.decision.branch) or source
+        for name, residual in source.residuals.items():
+            if inputs[name].shape != residual.shape:
+                raise CapabilityError(
+                    f"{self.trunk.cls} has {name} of shape {tuple(inputs[name].shape)} in branch "
+                    f"{self.branch!r} and {tuple(residual.shape)} in the one that is to stand in "
+                    "for it; use seam='latent'"
+                )
+        return {name: inputs[name] + residual for name, residual in source.residuals.items()}
 
     def _decided(self, compute: Callable[[], Tensor]) -> Call:
         chain = self.chain
         args, kwargs = chain.given
-        features = self.trunk.features(chain.stages[0].block, args, kwargs)
+        features = {**self.text, **self.trunk.features(chain.stages[0].block, args, kwargs)}
         for depth in self.trunk.depths:
             features[f"{signals.PROBE}{depth}"] = partial(self.probe, depth)
         return self.session.ask(

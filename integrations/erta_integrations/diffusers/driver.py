@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from erta_framework import Engine, Interval, Profile, Schedule, Seam, Session, SessionInfo, Trace
 from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.records import TRIAL
+from erta_framework.session import NO_FEATURES
+from erta_framework.signals import TEXT, wanted
 from erta_integrations.diffusers import batching, signals
 from erta_integrations.diffusers.branches import Branches, same_value
 from erta_integrations.diffusers.chain import Run
@@ -49,6 +51,7 @@ from erta_integrations.diffusers.shapes import (
     copied,
     read_output,
 )
+from erta_integrations.diffusers.signals import Feature
 from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import Chain
 from erta_integrations.diffusers.trials import Given, Trials
@@ -134,9 +137,10 @@ class Driver:
         self._forwards = {name: unwrapped(network).forward for name, network in networks.items()}
         self.patches = PatchSet()
         self.seam = seam
-        wanted = signals.required(engine.policies)
+        asked = wanted(engine.policies)
+        self._reads_text = not asked.isdisjoint(TEXT)
         self.trunks = {
-            name: Trunk(name, network, wanted)
+            name: Trunk(name, network, asked)
             for name, network in networks.items()
             if seam is Seam.TRUNK
         }
@@ -163,12 +167,13 @@ class Driver:
     def signals(self) -> frozenset[str]:
         """The signals that every network offers at this seam."""
         offered = [trunk.offered for trunk in self.trunks.values()]
-        return frozenset.intersection(*offered) if offered else frozenset()
+        inside = frozenset.intersection(*offered) if offered else frozenset()
+        return inside | signals.of_text(self.networks.values())
 
     @property
     def offered(self) -> frozenset[str]:
         """What policies may require of this driver, beside what the scheduler allows."""
-        return self.signals if self.seam is Seam.TRUNK else frozenset({TRIAL})
+        return self.signals | ({TRIAL} if self.seam is Seam.LATENT else frozenset())
 
     @property
     def newest(self) -> Trace | None:
@@ -229,12 +234,13 @@ class Driver:
             )
         call = partial(original, *args, **kwargs)
         model = request.adapters.model(name, network)
+        text = signals.text_features(network, arguments) if self._reads_text else NO_FEATURES
         if name in self.trunks:
-            answer = self._answer_trunk(request, name, model, branch, latents, call)
+            answer = self._answer_trunk(request, name, model, branch, latents, call, text)
         else:
             again = self.engine.per_sample or self._tries
             given = Given(arguments, original, told) if again else None
-            answer = self._answer(request, name, model, branch, latents, call, given)
+            answer = self._answer(request, name, model, branch, latents, call, text, given)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
@@ -362,11 +368,17 @@ class Driver:
         branch: str,
         latents: Tensor,
         call: partial[Any],
+        text: Mapping[str, Feature],
     ) -> Any:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
         trunk = self.trunks[name]
-        run = Run(trunk, request.session, model, branch, call, request.chains.get(key))
+
+        def lent(other: str) -> Chain | None:
+            return request.chains.get((model, other, latents.shape, latents.dtype))
+
+        known = request.chains.get(key)
+        run = Run(trunk, request.session, model, branch, call, known, lent, text)
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain
@@ -382,6 +394,7 @@ class Driver:
         branch: str,
         latents: Tensor,
         call: Callable[[], Any],
+        text: Mapping[str, Feature] = NO_FEATURES,
         given: Given | None = None,
     ) -> Any:
         assert request.session is not None
@@ -419,6 +432,7 @@ class Driver:
             network,
             branch=branch,
             model=model,
+            features=text,
             rows=rows,
             trial=trial,
             started=started,

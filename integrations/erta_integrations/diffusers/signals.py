@@ -9,13 +9,25 @@ from torch import Tensor, nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.networks import pick, signature_of
+from erta_framework.signals import (
+    PREFIX,
+    PROMPT,
+    PROMPT_MASK,
+    TEXT,
+    holds_text,
+    tokens,
+    wanted,
+)
+from erta_integrations.diffusers.networks import pick, signature, signature_of
 
-PREFIX = "signal:"
 MODULATED = "modulated_input"
 TIME = "timestep_embedding"
 PROJECTION = "timestep_projection"
 PROBE = "probe:"
+EMBEDDINGS = "encoder_hidden_states"
+MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
+
+Feature = Callable[[], Tensor]
 
 
 class _Seen(Exception):
@@ -116,9 +128,31 @@ def available(network: nn.Module, first_blocks: Sequence[nn.Module], blocks: int
     return frozenset(found)
 
 
-def required(policies: Sequence[Policy]) -> frozenset[str]:
-    """The signals that some policy declares in `requires`."""
-    return frozenset(r for policy in policies for r in policy.requires if r.startswith(PREFIX))
+def of_text(networks: Iterable[nn.Module]) -> frozenset[str]:
+    """The signals of the text, with their prefix, where every network takes text embeddings."""
+    takes = all(EMBEDDINGS in signature(network).parameters for network in networks)
+    return TEXT if takes else frozenset()
+
+
+def text_features(network: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Feature]:
+    """What policies may ask for of the text in one network call, read off its arguments."""
+
+    def embeddings() -> Tensor:
+        given = arguments.get(EMBEDDINGS)
+        if not isinstance(given, Tensor) or given.ndim < 2:
+            got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise CapabilityError(
+                f"{type(network).__name__} was given {got} as {EMBEDDINGS}, not text embeddings "
+                "[B, tokens, D]; remove the policy that reads signal:prompt"
+            )
+        return tokens(given)
+
+    def mask() -> Tensor:
+        given = pick(arguments, MASKS)
+        fits = isinstance(given, Tensor) and given.shape == embeddings().shape[:2]
+        return holds_text(embeddings(), given if fits else None)
+
+    return {PROMPT: embeddings, PROMPT_MASK: mask}
 
 
 def check(
@@ -130,7 +164,7 @@ def check(
         CapabilityError: Names the policy, the signal, the model class and what it offers.
     """
     for policy in policies:
-        missing = sorted(required([policy]) - offered)
+        missing = sorted(wanted([policy]) - offered)
         if missing:
             models = ", ".join(f"{n} ({type(m).__name__})" for n, m in networks.items())
             raise CapabilityError(
@@ -138,6 +172,3 @@ def check(
                 f"offers {listed(offered)}); signals need seam='trunk' and a network that has "
                 "them, see inspect(pipe)"
             )
-
-
-Feature = Callable[[], Tensor]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError
+from erta_framework.signals import PREFIX
 from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.networks import compiled_in_place
 from erta_integrations.diffusers.patching import PatchSet, patched
@@ -47,7 +48,7 @@ class Trunk:
             (signals.TIME, signals.time_embedding_of(self.network)),
             (signals.PROJECTION, signals.time_projection_of(self.network)),
         ):
-            if signals.PREFIX + name in self.wanted and module is not None:
+            if PREFIX + name in self.wanted and module is not None:
                 patches.apply(module, "forward", partial(self._embedding_call, name))
 
     def refuse_compiled(self) -> None:
@@ -98,7 +99,7 @@ class Trunk:
             signals.TIME: partial(self._embedded, signals.TIME),
             signals.PROJECTION: partial(self._embedded, signals.PROJECTION),
         }
-        return {name: get for name, get in every.items() if signals.PREFIX + name in self.wanted}
+        return {name: get for name, get in every.items() if PREFIX + name in self.wanted}
 
     def _embedded(self, name: str) -> Tensor:
         if name not in self.times:

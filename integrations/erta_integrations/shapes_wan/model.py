@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from erta_framework import Callback, Policy, Profile
+from erta_framework.signals import NetworkSignal
 from erta_integrations.shapes_wan.data import (
     FRAMES,
     SIZE,
@@ -140,6 +141,20 @@ class ShapesWan(nn.Module):
         """Network class, hash of its configuration and of its weights file."""
         config = hashlib.sha256(json.dumps(NETWORK, sort_keys=True).encode()).hexdigest()[:16]
         return {"network": "WanTransformer3DModel", "config": config, "weights": self.weights_hash}
+
+    def signals(self) -> dict[str, NetworkSignal]:
+        """The embedded timestep `[B, D]` and Wan's projection of it for all blocks `[B, 6 * D]`."""
+        embedder = self.transformer.condition_embedder
+
+        def embedded(x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+            found: Tensor = embedder.time_embedder(embedder.timesteps_proj(timestep))
+            return found
+
+        def projected(x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+            found: Tensor = embedder.time_proj(embedder.act_fn(embedded(x, timestep, embeds)))
+            return found
+
+        return {"timestep_embedding": embedded, "timestep_projection": projected}
 
     def forward(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """Velocity `[B, 3, F, H, W]` at latents `x` and timestep `[B]` in [0, 1000]."""

@@ -11,9 +11,9 @@ from typing import cast
 from erta_framework import Policy, Profile
 from erta_framework.errors import PolicyError
 from erta_policies.constants import published
+from erta_policies.parts.changes import Signal
 from erta_policies.parts.profiles import loaded
 from erta_policies.teacache.polynomial import KIND, calibrated_range, fitted, value
-from erta_policies.teacache.signals import Signal
 
 
 @dataclass(frozen=True, slots=True)

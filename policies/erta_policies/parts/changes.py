@@ -1,4 +1,4 @@
-"""The tensor whose change TeaCache looks at."""
+"""The tensor whose change a rule looks at, and what is remembered of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Literal
 from torch import Tensor
 
 from erta_framework import Call
-from erta_policies.parts import Accumulator, relative_l1
+from erta_policies.parts.accumulator import Accumulator
+from erta_policies.parts.signals import relative_l1
 
 Signal = Literal["modulated_input", "timestep_embedding", "timestep_projection", "latents"]
 TIMES = ("timestep_embedding", "timestep_projection")
