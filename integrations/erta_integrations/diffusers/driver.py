@@ -18,6 +18,7 @@ from erta_framework.session import NO_FEATURES
 from erta_framework.signals import TEXT, wanted
 from erta_integrations.diffusers import batching, signals
 from erta_integrations.diffusers.branches import Branches, same_value
+from erta_integrations.diffusers.calling import PipelineCall, WatchedBar, loops_of
 from erta_integrations.diffusers.chain import Run
 from erta_integrations.diffusers.facts import (
     AdapterWatch,
@@ -72,6 +73,7 @@ class Request:
     """
 
     number: int
+    call: PipelineCall | None = None
     branches: Branches = field(default_factory=Branches)
     adapters: AdapterWatch = field(default_factory=AdapterWatch)
     schedule: Schedule = UNREAD
@@ -162,6 +164,8 @@ class Driver:
             trunk.install(self.patches)
         if hasattr(self.pipe, "maybe_free_model_hooks"):
             self.patches.apply(self.pipe, "maybe_free_model_hooks", self.ended)
+        for loop in loops_of(self.pipe):
+            self.patches.apply(loop, "progress_bar", self.progress_bar)
 
     @property
     def signals(self) -> frozenset[str]:
@@ -190,7 +194,7 @@ class Driver:
         self._refuse_replaced_parts()
         self.patches.refresh()
         result = original(*args, **kwargs)
-        self._request = Request(number=len(self.traces))
+        self._request = Request(number=len(self.traces), call=PipelineCall.of(self.pipe))
         return result
 
     def network_call(
@@ -200,7 +204,7 @@ class Driver:
         if self.pipe.scheduler is not self.scheduler:
             self.abort("the scheduler was replaced")
             self._refuse_replaced_parts()
-        request = self._request
+        request = self._running()
         if request is None:
             return original(*args, **kwargs)
         try:
@@ -252,7 +256,7 @@ class Driver:
 
     def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Settles the step, lets the scheduler integrate it, and ends it."""
-        request = self._request
+        request = self._running()
         if request is None or not request.in_step or request.session is None:
             return original(*args, **kwargs)
         try:
@@ -294,7 +298,27 @@ class Driver:
         self.abort("the pipeline ended before the last step")
         return original(*args, **kwargs)
 
+    def progress_bar(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Drops the request at once when the pipeline's own code raises within its loop."""
+        bar = original(*args, **kwargs)
+        # a bar that is iterated sees no exception; `_running` notices the end of that call
+        iterated = args[0] if args else kwargs.get("iterable")
+        return WatchedBar(bar, self._left) if iterated is None else bar
+
     # ------------------------------------------------------------- the request
+    def _running(self) -> Request | None:
+        """The open request, if the call of the pipeline that opened it is still running."""
+        request = self._request
+        if request is not None and request.call is not None and not request.call.running:
+            self.abort("the pipeline raised before the last step")
+            return None
+        return request
+
+    def _left(self, error: BaseException) -> None:
+        """The pipeline's loop raised."""
+        if self._request is not None:
+            self._close(self._request, error)
+
     def abort(self, why: str) -> None:
         """Ends a request that never reached its last step; its state is dropped."""
         if self._request is not None:
