@@ -40,6 +40,7 @@ from erta_framework.errors import ErtaError
 from erta_framework.testing import toy_profile
 from erta_framework.testing.toys import GaussianMixtureFlow
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
+from erta_integrations.diffusers.bridge import bridge
 from erta_integrations.diffusers.learning import Learner
 from erta_integrations.diffusers.run import as_sample
 from erta_integrations.diffusers.shapes import OutputForm, read_output
@@ -266,6 +267,11 @@ def _() -> None:
 @says("{pipeline} has no network {asked}; name it with networks=[...]")
 def _() -> None:
     attach(Pipe(nn.Linear(1, 1)), [], networks=["unet"])
+
+
+@says("{name} ({class}) has no enable_cache, so {cache} could be switched on but not off again")
+def _() -> None:
+    bridge(Pipe(), "FirstBlockCache")
 
 
 @says("{pipeline} also steps with {names}, which networks=[...] leaves out")

@@ -16,6 +16,7 @@ from erta_framework.cli.app import app
 from erta_framework.cli.common import Settings, console, read_settings
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError
+from erta_framework.export import exportable, write_export
 from erta_framework.planning import Forecast, forecast
 from erta_framework.policy import Policy
 from erta_framework.profile import Profile
@@ -37,8 +38,17 @@ def plan(
     ] = None,
     policy: Annotated[str, typer.Option(help="With --profile: the policy.")] = "ertacache",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    export: Annotated[
+        str | None,
+        typer.Option(help="Write the schedule for another cache: cache-dit or magcache."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="With --export: the JSON file.")
+    ] = None,
 ) -> None:
     """Show the schedule, calls and predicted speed-up of a profile and a budget."""
+    if (export is None) != (output is None):
+        raise InputError("--export <cache> and --output <file> go together; give both or neither")
     config = read_settings(settings)
     if profile is None:
         if calls or threshold:
@@ -47,10 +57,13 @@ def plan(
                 "key=value, such as policies.0.ertacache.calls=17"
             )
         schedule = config.solver.schedule(config.steps, config.sigmas)
-        found = [forecast(config.policies, schedule.num_steps)]
+        steps, planned = schedule.num_steps, [tuple(config.policies)]
     else:
         steps = int(Profile.load(profile).fingerprint["num_steps"])
-        found = [forecast(p, steps) for p in budgets(policy, profile, calls, threshold)]
+        planned = budgets(policy, profile, calls, threshold)
+    found = [forecast(policies, steps) for policies in planned]
+    if export is not None and output is not None:
+        write_one(planned, steps, export, output)
     if as_json:
         typer.echo(json.dumps([record(each) for each in found], indent=2))
         return
@@ -73,6 +86,18 @@ def budgets(
     if not options:
         raise InputError("give a budget beside --profile: --calls N or --threshold LAMBDA")
     return [build_policies([{policy: {"profile": str(profile), **each}}]) for each in options]
+
+
+def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: Path) -> None:
+    """Write the one schedule that was planned for another cache.
+
+    Raises:
+        InputError: There are several, or it cannot be written for that cache.
+    """
+    if len(planned) != 1:
+        raise InputError(f"--export writes one schedule, {len(planned)} were planned; give one")
+    written = write_export(exportable(planned[0], steps), form, path)
+    typer.echo(f"wrote {written}", err=True)
 
 
 def show_schedule(out: Console, each: Forecast) -> None:

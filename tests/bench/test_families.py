@@ -23,11 +23,12 @@ from erta_framework.registry import benches
 pytest.importorskip("diffusers")
 
 from erta_integrations.diffusers.bench import families as bench
-from erta_integrations.diffusers.bench.cell import Work, judged, measured, watched
+from erta_integrations.diffusers.bench.cell import judged, measured
 from erta_integrations.diffusers.bench.cell import row as cell_row
 from erta_integrations.diffusers.bench.families import updated
 from erta_integrations.diffusers.bench.isolated import GoneError, isolated
 from erta_integrations.diffusers.bench.methods import METHODS, Method
+from erta_integrations.diffusers.bridge.work import Work, watched
 
 
 @pytest.fixture(autouse=True)
@@ -88,7 +89,7 @@ def test_judged(output: float, elements: int, status: str) -> None:
 
 
 def test_a_method_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "rival", Method(lambda _: "", package="not_a_package"))
+    monkeypatch.setitem(METHODS, "rival", Method(lambda *_: "", package="not_a_package"))
     (row,) = bench.families(["flux"], ["rival"]).rows
     assert (row["status"], row["detail"]) == ("not installed", "pip install not-a-package")
 
