@@ -13,7 +13,14 @@ from erta_framework.engine import Engine
 from erta_framework.errors import PolicyError
 from erta_framework.guidance import CFG, Guidance
 from erta_framework.hookspecs import hookimpl
-from erta_framework.loop import Denoiser, Request, Result, SamplingLoop, row_evaluation
+from erta_framework.loop import (
+    Denoiser,
+    Request,
+    Result,
+    SamplingLoop,
+    other_evaluation,
+    row_evaluation,
+)
 from erta_framework.models import sample_noise
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
@@ -200,8 +207,9 @@ def by_hand(
             for branch in branches:
                 thunk = Thunk(network, branch.expand(x), settled.time, branch.condition)
                 rows = row_evaluation(network, thunk.x, settled.time, branch)
+                trial = other_evaluation(network, settled.time, branch)
                 outputs[branch.name] = session.forward(
-                    thunk.x, thunk, branch=branch.name, rows=rows
+                    thunk.x, thunk, branch=branch.name, rows=rows, trial=trial
                 )
                 yield Verb("forward", index, (thunk.x, *thunk.raw, outputs[branch.name]))
             settled = session.settle()

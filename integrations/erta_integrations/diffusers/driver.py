@@ -366,7 +366,7 @@ class Driver:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
         trunk = self.trunks[name]
-        run = Run(trunk, request.session, model, branch, call, request.chains.get(key))
+        run = Run(trunk, request.session, model, branch, call, request.chains.get(key), latents)
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain

@@ -16,6 +16,8 @@ MODULATED = "modulated_input"
 TIME = "timestep_embedding"
 PROJECTION = "timestep_projection"
 PROBE = "probe:"
+LATENTS = "latents"
+"""Not among what is required: a policy says that it `reads_latents`."""
 
 
 class _Seen(Exception):
