@@ -39,6 +39,7 @@ SETUP = ToySetup(
 EAGER = {"threshold": 0.5, "warmup": 2}
 SETTINGS = {
     "easycache": EAGER,
+    "sencache": {"eps_start": 0.5, "eps_main": 0.5},
     "every_branch_agrees": {"policy": EasyCache(**EAGER)},
     "edge_velocity": {"schedule": MeanCacheSchedule(fresh=(0, 1, 2, 4, 7), spans=(0, 0, 2, 2))},
 }

@@ -28,6 +28,8 @@ MagCacheProfiler = OURS["magcache_profiler"]
 TeaCache = OURS["teacache"]
 TeaCacheProfiler = OURS["teacache_profiler"]
 TeaCacheSchedule = OURS["teacache_schedule"]
+SenCache = OURS["sencache"]
+SensitivityProfiler = OURS["sensitivity_profiler"]
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -36,6 +38,7 @@ MEAN = toy_profile(MeanCacheProfiler())
 EDGES = MeanCacheSchedule(profile=MEAN, calls=5)
 MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
+SENSITIVITIES = toy_profile(SensitivityProfiler())
 LINE = (1.0, 0.0)
 
 POLICIES: list[Policy] = [
@@ -95,6 +98,10 @@ POLICIES: list[Policy] = [
     MagCache(profile=MAGNITUDES, shared=True, max_skips=1),
     MagCache(model="flux.1-dev", any_seam=True),
     MagCache(model="qwen-image", any_seam=True, resample="consistent", retention=0.3),
+    SensitivityProfiler(),
+    SenCache(profile=SENSITIVITIES, eps_start=0.1, eps_main=0.3),
+    SenCache(profile=SENSITIVITIES, model="wan2.1-t2v-1.3b", per_sample=False, first=1, last=1),
+    SenCache(profile=SENSITIVITIES, eps_start=0.2, eps_main=0.2, each_branch=True, start=0.5),
     TeaCacheProfiler(signal="latents"),
     TeaCacheProfiler(signal="latents", target="residual", per_sample=False),
     TeaCache(profile=CHANGES, threshold=0.1),

@@ -13,7 +13,15 @@ from erta_framework.engine import Engine
 from erta_framework.errors import PolicyError
 from erta_framework.guidance import CFG, Guidance
 from erta_framework.hookspecs import hookimpl
-from erta_framework.loop import Denoiser, Request, Result, SamplingLoop, row_evaluation, times_of
+from erta_framework.loop import (
+    Denoiser,
+    Request,
+    Result,
+    SamplingLoop,
+    other_evaluation,
+    row_evaluation,
+    times_of,
+)
 from erta_framework.models import sample_noise
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
@@ -202,8 +210,9 @@ def by_hand(
                 thunk = Thunk(network, branch.expand(x), settled.time, branch.condition)
                 rows = row_evaluation(network, thunk.x, settled.time, branch)
                 given = features({}, thunk.x, times_of(thunk.x, settled.time), branch.condition)
+                trial = other_evaluation(network, settled.time, branch)
                 outputs[branch.name] = session.forward(
-                    thunk.x, thunk, branch=branch.name, rows=rows, features=given
+                    thunk.x, thunk, branch=branch.name, rows=rows, features=given, trial=trial
                 )
                 yield Verb("forward", index, (thunk.x, *thunk.raw, outputs[branch.name]))
             settled = session.settle()

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from erta_framework.engine import Engine
-from erta_framework.loop import Request, Result
+from erta_framework.guidance import Branch
+from erta_framework.loop import Request, Result, other_evaluation
 from erta_framework.policy import Policy
 from erta_framework.testing.bench import (
     ToySetup,
@@ -166,7 +167,8 @@ def _branch_outputs(
                 ) -> Tensor:
                     return toy(x, times, condition)
 
-                outputs[name].append(session.forward(x, compute, branch=name).clone())
+                trial = other_evaluation(toy, settled.time, Branch(name, condition))
+                outputs[name].append(session.forward(x, compute, branch=name, trial=trial).clone())
             settled = session.settle()
             session.end(x)
     return outputs, session.trace

@@ -16,6 +16,7 @@ from erta_framework.session import NO_FEATURES
 from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.learning import Learner
 from erta_integrations.diffusers.networks import signature_of
+from erta_integrations.diffusers.shapes import read_output
 from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import TOKENS, Chain, Returned, Stage, glued
 from erta_integrations.diffusers.trunk import Block
@@ -35,6 +36,7 @@ class Run:
         branch: Name of the branch.
         call: Runs the whole network on the arguments of this call.
         chain: What an earlier call of this branch showed; None learns it from this one.
+        latents: The latents among these arguments.
         lent: What another branch's calls showed, by its name, where it stands in for this one.
         text: Signals of the text.
     """
@@ -47,11 +49,13 @@ class Run:
         branch: str,
         call: partial[Any],
         chain: Chain | None,
+        latents: Tensor,
         lent: Callable[[str], Chain | None] = lambda _: None,
         text: Mapping[str, signals.Feature] = NO_FEATURES,
     ) -> None:
         self.trunk, self.session, self.call = trunk, session, call
-        self.model, self.branch, self.lent, self.text = model, branch, lent, text
+        self.model, self.branch, self.latents = model, branch, latents
+        self.lent, self.text = lent, text
         self.learner = Learner(trunk.cls, trunk.depths) if chain is None else None
         self.chain = chain if chain is not None else Chain()
         self.asks_at = max(trunk.depths, default=1) - 1
@@ -74,7 +78,7 @@ class Run:
         try:
             raw = self.call()
             if self.learner is not None:
-                corrected = self._learned(self.learner)
+                corrected = self._learned(self.learner, raw)
                 if corrected is not None:
                     self.reused = corrected
                     raw = self.call()
@@ -188,6 +192,9 @@ class Run:
         features = {**self.text, **self.trunk.features(chain.stages[0].block, args, kwargs)}
         for depth in self.trunk.depths:
             features[f"{signals.PROBE}{depth}"] = partial(self.probe, depth)
+        if chain.rule is not None:
+            # without the conditions that a pipeline joins to its latents
+            features[signals.LATENTS] = partial(chain.rule.reference, self.latents)
         return self.session.ask(
             chain.inputs[chain.main],
             compute,
@@ -269,10 +276,12 @@ class Run:
             if not passed or not self.previous.is_untouched(place):
                 raise CapabilityError(glued(self.trunk.cls, before.block, stage.block))
 
-    def _learned(self, learner: Learner) -> Tensor | None:
+    def _learned(self, learner: Learner, raw: Any) -> Tensor | None:
         """Close the first call; the corrected output where a policy changed the computed one."""
         self.learner = None
         chain = self.chain = learner.learned(self.trunk.stacks)
+        if any(policy.reads_latents for policy in self.session.engine.policies):
+            chain.rule = read_output(raw, self.latents, self.trunk.name)[1].rule
         self._split(chain.outputs)
         output = self.computed
         assert output is not None

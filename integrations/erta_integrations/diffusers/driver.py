@@ -402,7 +402,7 @@ class Driver:
             return request.chains.get((model, other, latents.shape, latents.dtype))
 
         known = request.chains.get(key)
-        run = Run(trunk, request.session, model, branch, call, known, lent, text)
+        run = Run(trunk, request.session, model, branch, call, known, latents, lent, text)
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain

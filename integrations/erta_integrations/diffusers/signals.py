@@ -24,6 +24,8 @@ MODULATED = "modulated_input"
 TIME = "timestep_embedding"
 PROJECTION = "timestep_projection"
 PROBE = "probe:"
+LATENTS = "latents"
+"""Not among what is required: a policy says that it `reads_latents`."""
 EMBEDDINGS = "encoder_hidden_states"
 MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
 
