@@ -227,7 +227,7 @@ class Session:
             history = visible(history)
         states, revising = self.info.states, bool(self.engine.revising)
         decision = shared = self._known_decision(model, seam, history)
-        if decision is None or (revising and decision is self._decision):
+        if decision is None or (revising and history and decision is self._decision):
             call = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
             if self.engine.per_branch:
                 call = replace(call, kept=self._history.kept)

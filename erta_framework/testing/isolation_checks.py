@@ -12,6 +12,7 @@ from torch import Tensor
 from erta_framework.engine import Engine
 from erta_framework.loop import Request, Result
 from erta_framework.policy import Policy
+from erta_framework.signals import features
 from erta_framework.testing.bench import (
     ToySetup,
     Verb,
@@ -166,7 +167,9 @@ def _branch_outputs(
                 ) -> Tensor:
                     return toy(x, times, condition)
 
-                outputs[name].append(session.forward(x, compute, branch=name).clone())
+                given = features({}, x, times, condition)
+                answered = session.forward(x, compute, branch=name, features=given)
+                outputs[name].append(answered.clone())
             settled = session.settle()
             session.end(x)
     return outputs, session.trace
