@@ -101,11 +101,7 @@ class Engine:
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
-        self._revisers = tuple(
-            (one.function, one.argnames)
-            for one in reversed(self._manager.hook.decide.get_hookimpls())
-            if any(one.plugin is policy for policy in self.revising)
-        )
+        self._revisers = self._enclosing_revisers()
 
     def _register(self, position: int, policy: Policy) -> None:
         marked = {
@@ -198,12 +194,20 @@ class Engine:
         """
         return self._called(self._callers[hook], hook, where, arguments)
 
+    def _enclosing_revisers(self) -> tuple[Link, ...]:
+        """The wrappers of `decide` from the outermost to the last policy that revises."""
+        wrappers = [one for one in self._manager.hook.decide.get_hookimpls()[::-1] if one.wrapper]
+        places = [k for k, one in enumerate(wrappers) if one.plugin in self.revising]
+        chosen = wrappers[: places[-1] + 1] if places else []
+        return tuple((one.function, one.argnames) for one in chosen)
+
     def revise(
         self, decision: Decision, where: Callable[[], str], step: Step | None, call: Call
     ) -> Decision:
-        """The decision of the step for one more branch, as the policies that `revises` see it.
+        """The decision of the step for one more branch, after the policies that `revises`.
 
-        Arguments and errors as in `call_hook`; nobody else is asked.
+        They wrap it as they would wrap the answer of the chain, and so do the wrappers listed
+        before them; nobody else is asked. Arguments and errors as in `call_hook`.
         """
         caller = surrounded(self._revisers, lambda **_: decision)
         revised: Decision = self._called(caller, "decide", where, {"step": step, "call": call})

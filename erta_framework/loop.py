@@ -35,6 +35,7 @@ class Request:
         first: Index of the first step; img2img starts later than 0.
         model: Facts that identify the network, for profiles.
         request_id: Name in traces.
+        prompts: What was encoded, one a sample, where it is known.
     """
 
     latents: Tensor
@@ -44,6 +45,7 @@ class Request:
     first: int = 0
     model: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -156,6 +158,7 @@ class SamplingLoop:
             request_id=request.request_id,
             time_of=self.solver.time_of,
             divided=getattr(self.guidance, "divided", False),
+            prompts=request.prompts,
         )
 
 

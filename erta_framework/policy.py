@@ -84,8 +84,9 @@ class Policy:
     def revises(self) -> bool:
         """Whether `decide`, a wrapper, is asked for every branch.
 
-        A decision is shared by the branches of a step; this policy then sees it again for each
-        further branch, with what the branches before were answered in `call.answers`.
+        A decision is shared by the branches of a step; this policy, and wrappers listed before it,
+        then see it again for each further branch, with what the branches before were answered in
+        `call.answers`.
         """
         return False
 
@@ -105,6 +106,11 @@ class Policy:
     def calibrator(self) -> Policy | None:
         """The profiler that emits what this policy's `profile` needs, if it needs one."""
         return None
+
+    @property
+    def calibration_prompts(self) -> tuple[str, ...]:
+        """The prompts that this profiler is to observe, where any others would be of no use."""
+        return ()
 
     def prepare(self) -> None:
         """Check settings and load files; called when an engine is built.

@@ -200,6 +200,7 @@ class SessionInfo:
         request_id: Name of this request in traces.
         time_of: The network time of any sigma, for trajectories that leave the nominal grid.
         divided: Whether other processes evaluate some of the branches.
+        prompts: The prompts of the batch, where the driver knows them.
     """
 
     sigmas: tuple[float, ...]
@@ -217,6 +218,7 @@ class SessionInfo:
     request_id: str = ""
     time_of: Callable[[float], float] = field(default=lambda sigma: 1000.0 * sigma, repr=False)
     divided: bool = False
+    prompts: tuple[str, ...] = ()
     states: StateStore = field(default_factory=StateStore, repr=False)
 
     @property

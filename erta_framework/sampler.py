@@ -362,6 +362,7 @@ class Sampler:
             first=first,
             model=model.fingerprint(),
             request_id=f"batch-{number}",
+            prompts=tuple(names),
         )
 
     def _autocast(self) -> AbstractContextManager[object]:

@@ -237,7 +237,7 @@ class Session:
         states, revising = self.info.states, bool(self.engine.revising)
         counted = None if trial is None else partial(self._trial, trial)
         decision = shared = self._known_decision(model, seam, history)
-        if decision is None or (revising and decision is self._decision):
+        if decision is None or (revising and history and decision is self._decision):
             undecided = Call(
                 x,
                 branch,

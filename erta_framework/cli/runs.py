@@ -237,12 +237,15 @@ def calibrate(
                 "a pipeline is calibrated by one process; calibrate parts of the prompts apart, "
                 "with other --seed, and add them up with `erta profile merge`"
             )
-        texts = prompts_of(config, options.given_prompts(prompt), fallback=())
+        texts = prompts_of(
+            config, options.given_prompts(prompt), fallback=chosen.calibration_prompts
+        )
         made: Profile = options.open(config).calibrate(texts, chosen, **options.arguments(config))
     else:
         model = load_model(config.model)
         offered = demo_prompts(model)
-        texts = prompts_of(config, prompt, fallback=offered[0] if offered is not None else ())
+        shown = offered[0] if offered is not None else ()
+        texts = prompts_of(config, prompt, fallback=chosen.calibration_prompts or shown)
         if many(config):
             made, leader = calibrate_job(config, texts, chosen)
             if not leader:

@@ -68,6 +68,7 @@ class ToySetup:
             first=first,
             model=toy.fingerprint(),
             request_id=f"toy-{seed}",
+            prompts=tuple(f"sample {number}" for number in seeds),
         )
 
     def run(self, engine: Engine, request: Request, network: Denoiser | None = None) -> Result:

@@ -13,6 +13,7 @@ from erta_framework.engine import Engine
 from erta_framework.guidance import Branch
 from erta_framework.loop import Request, Result, other_evaluation
 from erta_framework.policy import Policy
+from erta_framework.signals import features
 from erta_framework.testing.bench import (
     ToySetup,
     Verb,
@@ -168,7 +169,9 @@ def _branch_outputs(
                     return toy(x, times, condition)
 
                 trial = other_evaluation(toy, settled.time, Branch(name, condition))
-                outputs[name].append(session.forward(x, compute, branch=name, trial=trial).clone())
+                given = features({}, x, times, condition)
+                answered = session.forward(x, compute, branch=name, features=given, trial=trial)
+                outputs[name].append(answered.clone())
             settled = session.settle()
             session.end(x)
     return outputs, session.trace

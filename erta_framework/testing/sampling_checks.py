@@ -158,14 +158,16 @@ def check_counts(
             f"{expected_calls(setup, request)}",
             "answer every branch of every step once",
         )
-    ran: set[tuple[str, int]] = set()
+    ran: set[tuple[str, int | None]] = set()
     for call in calls:
         if call.computed:
             ran.add((call.branch, call.index))
-        elif call.source is None or (call.branch, call.source) not in ran:
+        elif (call.source_branch or call.branch, call.source) not in ran:
             fail(
                 policy,
-                f"step {call.index} of branch {call.branch!r} reuses step {call.source}, which "
+                f"step {call.index} of branch {call.branch!r} reuses step {call.source}"
+                + (f" of {call.source_branch!r}" if call.source_branch else "")
+                + ", which "
                 "was not computed before it",
                 "reuse only what call.history holds",
             )

@@ -92,6 +92,18 @@ class Attachment:
         return self._driver.newest
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the next request, for profilers that ask; a pipeline keeps none to read.
+
+        Set it before each call: `run.prompts = ["a cat"]; pipe("a cat")`.
+        """
+        return self._driver.prompts
+
+    @prompts.setter
+    def prompts(self, texts: Sequence[str]) -> None:
+        self._driver.prompts = tuple(texts)
+
+    @property
     def emitted(self) -> list[Profile]:
         """Profiles that profilers emitted, one a request."""
         return self._driver.emitted

@@ -148,6 +148,7 @@ class Driver:
         }
         self.traces: list[Trace] = []
         self.emitted: list[Profile] = []
+        self.prompts: tuple[str, ...] = ()
         self._request: Request | None = None
         self._contexts: list[str] = []
 
@@ -377,6 +378,7 @@ class Driver:
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * float(self.scheduler.config.num_train_timesteps),
+            prompts=self.prompts,
         )
 
     def _facts(self, name: str) -> dict[str, str]:

@@ -60,6 +60,7 @@ class PipelineRun:
         given = self._arguments(prompts, options)
         with attach(self.pipe, [profiler]) as run:
             for number, prompt in enumerate(prompts):
+                run.prompts = [prompt]
                 self._call(prompt, seed + number, "latent", given)
         if not run.emitted:
             raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")

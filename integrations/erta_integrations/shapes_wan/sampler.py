@@ -115,6 +115,7 @@ class PipelineSampler:
 
             for begin in starts:
                 chosen = slice(begin, begin + self.batch_size)
+                run.prompts = names[chosen]
                 clock = time.perf_counter()
                 asked = self._asked(model, names[chosen], seeds[chosen])
                 video = pipe(**asked, callback_on_step_end=stepped).frames.cpu()
