@@ -266,13 +266,6 @@ def _() -> None:
     attach(Pipe(nn.Linear(1, 1)), [], networks=["unet"])
 
 
-@says("{pipeline} also steps with {names}, which networks=[...] leaves out")
-def _() -> None:
-    pipe = Pipe()
-    pipe.transformer_2 = Net()
-    attach(pipe, [SOME], networks=["transformer"])
-
-
 @says("{name} ({class}) has an engine attached already")
 def _() -> None:
     pipe = Pipe()
