@@ -18,6 +18,7 @@ import torch
 from diffusers import hooks
 from torch import nn
 
+from erta_framework import Call, Compute, Decision, Policy, Reuse, Seam, Step, hookimpl
 from erta_integrations.diffusers import attach
 
 ALWAYS = 1e6
@@ -50,12 +51,15 @@ class Method:
     """One cache.
 
     Attributes:
-        enable: Switches it on for the rest of the process; returns what a user has to add by hand.
+        enable: Switches it on for the rest of the process; returns what a user has to add by hand,
+            or what tells after the run why nothing was skipped.
         package: What has to be installed for it.
+        batch: Samples a run.
     """
 
-    enable: Callable[[Target], str]
+    enable: Callable[[Target], str | Callable[[], str]]
     package: str = "diffusers"
+    batch: int = 1
 
     @property
     def installed(self) -> bool:
@@ -183,8 +187,64 @@ def ours(target: Target) -> str:
     return ""
 
 
+def trunk(target: Target) -> str:
+    """Every second step of the block stack alone."""
+    attach(target.pipe, "skip_policy", every=2, seam=Seam.TRUNK).__enter__()
+    return ""
+
+
+class Probing(Policy):
+    """Looks at what the first block returns, and reuses every second step."""
+
+    requires = frozenset({"signal:probe:1"})
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        """One answer a step, whatever the probe holds."""
+        call.feature("probe:1")
+        return Reuse("every second") if step.index % 2 else Compute("every second")
+
+
+def probe(target: Target) -> str:
+    """Every second step, decided on the hidden states after the first block."""
+    attach(target.pipe, [Probing()], seam=Seam.TRUNK).__enter__()
+    return ""
+
+
+class Alternating(Policy):
+    """The first sample computes at even steps, the second at odd ones."""
+
+    per_sample = True
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        """A mask over the rows of the batch; branches that are batched lie one after another."""
+        return Reuse(ALTERNATING, mask=[(step.index + row) % 2 == 1 for row in range(len(call.x))])
+
+
+ALTERNATING = "every second"
+
+
+def per_sample(target: Target) -> Callable[[], str]:
+    """Two samples that never compute in the same step."""
+    run = attach(target.pipe, [Alternating()])
+    run.__enter__()
+
+    def why() -> str:
+        calls = run.traces[-1].calls() if run.traces else ()
+        said = (
+            call.reason.partition(f"{ALTERNATING} for part of the batch: ")[2] for call in calls
+        )
+        return next(filter(None, said), "")
+
+    return why
+
+
 METHODS: dict[str, Method] = {
     "erta skip_policy": Method(ours),
+    "erta trunk seam": Method(trunk),
+    "erta probe": Method(probe),
+    "erta per sample": Method(per_sample, batch=2),
     "FirstBlockCache": on_networks(hooks.apply_first_block_cache, first_block),
     "MagCache": on_networks(hooks.apply_mag_cache, mag),
     "TaylorSeer": on_networks(hooks.apply_taylorseer_cache, taylor(lite=False)),
@@ -193,4 +253,4 @@ METHODS: dict[str, Method] = {
     "FasterCache": on_networks(hooks.apply_faster_cache, faster),
     "cache-dit": Method(cache_dit, package="cache_dit"),
 }
-"""Every method by name, ours first."""
+"""Every method by name, ours first: the whole network, its block stack, a probe, single samples."""
