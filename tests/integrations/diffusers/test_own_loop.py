@@ -305,7 +305,7 @@ def policies_of(case: Case) -> dict[str, list[Policy]]:
     found: dict[str, list[Policy]] = {"none": [], "skip": [SKIP]}
     if case.euler:
         found["warp"] = [SKIP, PHI]
-        found["warp, told the actual time"] = [SKIP, replace(PHI, network_time="actual")]
+        found["warp, told the nominal time"] = [SKIP, replace(PHI, network_time="nominal")]
     return found
 
 
