@@ -223,11 +223,7 @@ class Session:
                 f"branch {branch!r} was asked in step {self._expected} before branch "
                 f"{self._asked[0].branch!r} was answered; call answer() first"
             )
-        if branch in self._answers:
-            raise ProtocolError(
-                f"branch {branch!r} was already answered in step {self._expected}; "
-                "give every evaluation of a step its own branch name"
-            )
+        self._refuse_second(branch)
         key = (model, branch, seam)
         network = Network(compute, lambda output: self._record(key, x, output))
         started = time.perf_counter() if started is None else started
@@ -314,6 +310,37 @@ class Session:
             )
         )
         return output
+
+    def note(
+        self,
+        output: Tensor,
+        *,
+        branch: str = "cond",
+        model: str = "model",
+        reason: str,
+        started: float,
+    ) -> None:
+        """Note a branch of the open step that the driver computed without asking any policy.
+
+        For networks that are left alone: nothing of them is kept.
+
+        Args:
+            output: What the network predicted.
+            branch: Name of the guidance branch.
+            model: Name of the network.
+            reason: Why nobody was asked, for the trace.
+            started: When the call began, by `time.perf_counter()`.
+
+        Raises:
+            ProtocolError: No step is open, or the branch was already answered.
+        """
+        self._require(Stage.RUNNING, verb="note")
+        self._refuse_second(branch)
+        self.trace.network_calls += 1
+        self.trace.network_samples += output.shape[0] if output.ndim else 1
+        self._answers[branch] = Answer(Compute(reason), output, True, None)
+        seconds = time.perf_counter() - started
+        self._calls.append(CallTrace(self._expected, branch, model, True, reason, None, seconds))
 
     def settle(self) -> Interval:
         """Close the forwards of this step; the interval that the solver must integrate.
@@ -581,6 +608,13 @@ class Session:
         if hook not in self.engine.active:
             return None
         return self.engine.call_hook(hook, self._where, **arguments)
+
+    def _refuse_second(self, branch: str) -> None:
+        if branch in self._answers:
+            raise ProtocolError(
+                f"branch {branch!r} was already answered in step {self._expected}; "
+                "give every evaluation of a step its own branch name"
+            )
 
     def _require(self, stage: Stage, verb: str) -> None:
         if self._stage is not stage:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -42,7 +43,7 @@ from erta_framework.testing.toys import GaussianMixtureFlow
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
 from erta_integrations.diffusers.bridge import bridge
 from erta_integrations.diffusers.learning import Learner
-from erta_integrations.diffusers.run import as_sample
+from erta_integrations.diffusers.run import as_sample, load
 from erta_integrations.diffusers.shapes import OutputForm, read_output
 from erta_integrations.diffusers.signals import modulated_input
 from erta_integrations.diffusers.streams import Chain, Returned, Stage
@@ -274,13 +275,6 @@ def _() -> None:
     bridge(Pipe(), "FirstBlockCache")
 
 
-@says("{pipeline} also steps with {names}, which networks=[...] leaves out")
-def _() -> None:
-    pipe = Pipe()
-    pipe.transformer_2 = Net()
-    attach(pipe, [SOME], networks=["transformer"])
-
-
 @says("{name} ({class}) has an engine attached already")
 def _() -> None:
     pipe = Pipe()
@@ -442,6 +436,14 @@ def _() -> None:
 @says('{pipeline} gave {shape} for output_type="pt"')
 def _() -> None:
     as_sample(torch.zeros(2, 3, 4, 4), "WanPipeline")
+
+
+@says("the pipeline {source} cannot be loaded")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        index = '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}'
+        Path(folder, "model_index.json").write_text(index, encoding="utf-8")
+        load(folder, accelerator="cpu")
 
 
 # ------------------------------------------------------------------------------- the trunk

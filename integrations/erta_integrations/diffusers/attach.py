@@ -14,7 +14,7 @@ from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
 from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.driver import Driver
-from erta_integrations.diffusers.networks import find_networks
+from erta_integrations.diffusers.networks import find_networks, find_others
 from erta_integrations.diffusers.patching import patched
 from erta_integrations.diffusers.schedulers import capabilities
 
@@ -36,7 +36,7 @@ class Attachment:
         seam: Seam = Seam.LATENT,
     ) -> None:
         self.engine = engine
-        self._driver = Driver(engine, pipe, networks, seam)
+        self._driver = Driver(engine, pipe, networks, seam, find_others(pipe, networks))
         signals.check(engine.policies, networks, self._driver.signals)
         scheduler = self._driver.scheduler
         offered = capabilities(scheduler) | self._driver.offered
@@ -44,7 +44,7 @@ class Attachment:
 
     def __enter__(self) -> Self:
         driver = self._driver
-        for name, network in driver.networks.items():
+        for name, network in driver.parts.items():
             if patched(network, "forward"):
                 raise ConflictError(
                     f"{name} ({type(network).__name__}) has an engine attached already; leave "
@@ -161,7 +161,8 @@ def attach(
         policies: A policy's name, a policy, a list of either (or of `{name: options}`), a path to
             a configuration file, or an `Engine`.
         networks: Names of the components to drive; by default every module of the pipeline whose
-            `forward` takes latents and a time.
+            `forward` takes latents and a time. Another network that the pipeline steps with, such
+            as Wan 2.2's second one, is then left alone: it always runs, and the trace says so.
         seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` only its block
             stack, so that embedders, final norm and head run at the current timestep.
         options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.

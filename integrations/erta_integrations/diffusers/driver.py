@@ -58,6 +58,8 @@ from erta_integrations.diffusers.streams import Chain
 from erta_integrations.diffusers.trials import Given, Trials
 
 UNREAD = Schedule((0.0,), (0.0,))
+LEFT_ALONE = "its network is not named in networks=[...]"
+NO_OTHERS: Mapping[str, nn.Module] = {}
 
 
 class Aborted(Exception):
@@ -130,13 +132,15 @@ class Driver:
         pipe: Any,
         networks: Mapping[str, nn.Module],
         seam: Seam = Seam.LATENT,
+        others: Mapping[str, nn.Module] = NO_OTHERS,
     ) -> None:
         self.engine = engine
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
         self._tries = any(TRIAL in policy.requires for policy in engine.policies)
-        self._forwards = {name: unwrapped(network).forward for name, network in networks.items()}
+        self.parts = {**networks, **others}  # all that count as calls of a step
+        self._forwards = {name: unwrapped(part).forward for name, part in self.parts.items()}
         self.patches = PatchSet()
         self.seam = seam
         asked = wanted(engine.policies)
@@ -156,7 +160,7 @@ class Driver:
         """Put the patches on this pipeline's scheduler and networks."""
         self.patches.apply(self.scheduler, "set_timesteps", self.set_timesteps)
         self.patches.apply(self.scheduler, "step", self.step)
-        for name, network in self.networks.items():
+        for name, network in self.parts.items():
             self.patches.apply(network, "forward", partial(self.network_call, name))
             inner = getattr(network, "_orig_mod", network)
             if hasattr(inner, "cache_context"):
@@ -222,7 +226,7 @@ class Driver:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        network = self.networks[name]
+        network = self.parts[name]
         arguments = bound(self._forwards[name], args, kwargs)
         latents = as_tensor(latents_of(arguments), f"the latents of {name}")
         told = time_of(arguments)
@@ -238,6 +242,8 @@ class Driver:
                 "by itself or steps a copy of its scheduler cannot be followed"
             )
         call = partial(original, *args, **kwargs)
+        if name not in self.networks:
+            return self._leave_alone(request, name, branch, latents, call)
         model = request.adapters.model(name, network)
         text = signals.text_features(network, arguments) if self._reads_text else NO_FEATURES
         if name in self.trunks:
@@ -250,6 +256,18 @@ class Driver:
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
         return answer
+
+    def _leave_alone(
+        self, request: Request, name: str, branch: str, latents: Tensor, call: Callable[[], Any]
+    ) -> Any:
+        """Run a network that was not named; its call belongs to the step all the same."""
+        assert request.session is not None
+        started = time.perf_counter()
+        raw = call()
+        output, _ = read_output(raw, latents, name)
+        request.session.note(output, branch=branch, model=name, reason=LEFT_ALONE, started=started)
+        self.patches.refresh()
+        return raw
 
     def named(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Named:
         """Remembers the branch that the pipeline names, within diffusers' own context."""
@@ -362,7 +380,8 @@ class Driver:
         request.session.begin(interval)
         request.in_step, request.told, request.time = True, told, interval.time
 
-    def _info(self, request: Request, name: str, latents: Tensor) -> SessionInfo:
+    def _info(self, request: Request, called: str, latents: Tensor) -> SessionInfo:
+        name = called if called in self.networks else next(iter(self.networks))
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -529,14 +548,14 @@ class Driver:
             )
 
     def _refuse_replaced_parts(self) -> None:
-        for name, part in {"scheduler": self.scheduler, **self.networks}.items():
+        for name, part in {"scheduler": self.scheduler, **self.parts}.items():
             now = getattr(self.pipe, name)
             if now is not part:
                 raise ProtocolError(
                     f"the {name} of {type(self.pipe).__name__} was replaced after attach "
                     f"({type(part).__name__} / {type(now).__name__}); set it first, then attach"
                 )
-        for name, network in self.networks.items():
+        for name, network in self.parts.items():
             if compiled_in_place(network):
                 raise CapabilityError(
                     f"{name} ({type(network).__name__}) was compiled in place after attach, which "

@@ -35,7 +35,7 @@ class PipelineRun:
 
     Attributes:
         pipe: The diffusers pipeline.
-        source: Where it was loaded from.
+        source: Name of its folder, or its hub id.
     """
 
     def __init__(self, pipe: Any, source: str) -> None:
@@ -65,7 +65,7 @@ class PipelineRun:
         if not run.emitted:
             raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")
         return run.profile().with_provenance(
-            pipeline=f"{type(self.pipe).__name__} {Path(self.source).name}",
+            pipeline=f"{type(self.pipe).__name__} {self.source}",
             prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
             seeds=f"{seed}..{seed + len(prompts) - 1}",
             date=datetime.now(UTC).date().isoformat(),
@@ -137,7 +137,8 @@ class PipelineRun:
 def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) -> PipelineRun:
     """Load a pipeline from a folder, or from the hub by its id.
 
-    A folder needs no network: nothing is fetched for it.
+    A folder needs no network: nothing is fetched for it. A hub id is fetched once into the hub's
+    cache, and is found there offline (`HF_HUB_OFFLINE=1`).
 
     Args:
         source: Folder that `pipe.save_pretrained` wrote, or a hub id such as `owner/name`.
@@ -145,7 +146,8 @@ def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) ->
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None takes diffusers' default.
 
     Raises:
-        InputError: There is no such folder, it holds no pipeline, or the dtype is unknown.
+        InputError: There is no such folder, it holds no pipeline, the hub and its cache have no
+            such id, or the dtype is unknown.
         CapabilityError: The accelerator is not there.
         MissingExtraError: diffusers or transformers is not installed.
     """
@@ -167,10 +169,20 @@ def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) ->
         )
     device = resolve_device(accelerator, devices=1)
     chosen = {} if dtype is None else {"torch_dtype": DTYPES[dtype]}
-    pipe = DiffusionPipeline.from_pretrained(
-        str(folder) if local else source, local_files_only=local, **chosen
-    )
-    return PipelineRun(pipe.to(device), source)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder) if local else source, local_files_only=local, **chosen
+        )
+    except OSError as error:
+        remedy = (
+            "save the pipeline again with pipe.save_pretrained"
+            if local
+            else f"check the id, fetch it once while online with `hf download {source}`, or give "
+            "the folder of a saved pipeline"
+        )
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
+    return PipelineRun(pipe.to(device), folder.name if local else source)
 
 
 def as_sample(output: Any, pipeline: str) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from erta_integrations.diffusers.tiny import FAMILIES, VIDEO, Family
 
 LONGEST = 200
 """Characters of an error that are kept."""
+ONE_SAMPLE = "the pipeline takes one sample a request"
 
 
 def networks_of(pipe: Any, family: Family) -> tuple[nn.Module, ...]:
@@ -45,17 +47,19 @@ def measured(name: str, method: str, steps: int) -> Row:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    family = FAMILIES[name]
+    family, batch = FAMILIES[name], METHODS[method].batch
+    if batch > 1 and not family.batches:
+        return row(name, method, "no-effect", ONE_SAMPLE)
     pipe = family.build()
     full = watched(networks_of(pipe, family))
-    expected = family.run(pipe, steps)
+    expected = family.run(pipe, steps, batch)
     pipe = family.build()
     networks = networks_of(pipe, family)
     work = watched(networks)
-    target = Target(pipe, networks, layout(name), batched=full.batch > 1)
+    target = Target(pipe, networks, layout(name), batched=full.batch > batch)
     try:
-        by_hand = METHODS[method].enable(target, steps)
-        output = family.run(pipe, steps)
+        said = METHODS[method].enable(target, steps)
+        output = family.run(pipe, steps, batch)
     except Exception as error:
         return row(name, method, "error", first_line(error), full_calls=full.calls)
     status, detail = judged(expected, output, full, work)
@@ -63,11 +67,18 @@ def measured(name: str, method: str, steps: int) -> Row:
         name,
         method,
         status,
-        detail or by_hand,
+        remark(detail, said),
         real_calls=work.calls,
         full_calls=full.calls,
         work=work.elements / full.elements,
     )
+
+
+def remark(detail: str, said: str | Callable[[], str]) -> str:
+    """What is said of a run: why it did nothing, in its own words if it has some, or by hand."""
+    if callable(said):
+        return (detail and said()) or detail
+    return detail or said
 
 
 def judged(expected: Tensor, output: Tensor, full: Work, work: Work) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from erta_framework import Call, Compute, Decision, Policy, Reuse, Seam, Step, hookimpl
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.bridge import RIVALS, Target
 
@@ -29,12 +30,14 @@ class Method:
 
     Attributes:
         enable: Switches it on for the rest of the process, for a run of so many steps; returns
-            what a user has to add by hand.
+            what a user has to add by hand, or what tells after the run why nothing was skipped.
         package: What has to be installed for it.
+        batch: Samples a run.
     """
 
-    enable: Callable[[Target, int], str]
+    enable: Callable[[Target, int], str | Callable[[], str]]
     package: str = "diffusers"
+    batch: int = 1
 
     @property
     def installed(self) -> bool:
@@ -96,8 +99,64 @@ def ours(target: Target, _: int) -> str:
     return ""
 
 
+def trunk(target: Target, _: int) -> str:
+    """Every second step of the block stack alone."""
+    attach(target.pipe, "skip_policy", every=2, seam=Seam.TRUNK).__enter__()
+    return ""
+
+
+class Probing(Policy):
+    """Looks at what the first block returns, and reuses every second step."""
+
+    requires = frozenset({"signal:probe:1"})
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        """One answer a step, whatever the probe holds."""
+        call.feature("probe:1")
+        return Reuse("every second") if step.index % 2 else Compute("every second")
+
+
+def probe(target: Target, _: int) -> str:
+    """Every second step, decided on the hidden states after the first block."""
+    attach(target.pipe, [Probing()], seam=Seam.TRUNK).__enter__()
+    return ""
+
+
+class Alternating(Policy):
+    """The first sample computes at even steps, the second at odd ones."""
+
+    per_sample = True
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        """A mask over the rows of the batch; branches that are batched lie one after another."""
+        return Reuse(ALTERNATING, mask=[(step.index + row) % 2 == 1 for row in range(len(call.x))])
+
+
+ALTERNATING = "every second"
+
+
+def per_sample(target: Target, _: int) -> Callable[[], str]:
+    """Two samples that never compute in the same step."""
+    run = attach(target.pipe, [Alternating()])
+    run.__enter__()
+
+    def why() -> str:
+        calls = run.traces[-1].calls() if run.traces else ()
+        said = (
+            call.reason.partition(f"{ALTERNATING} for part of the batch: ")[2] for call in calls
+        )
+        return next(filter(None, said), "")
+
+    return why
+
+
 METHODS: dict[str, Method] = {
     "erta skip_policy": Method(ours),
+    "erta trunk seam": Method(trunk),
+    "erta probe": Method(probe),
+    "erta per sample": Method(per_sample, batch=2),
     "FirstBlockCache": rival("FirstBlockCache", lambda _: {"threshold": ALWAYS}),
     "MagCache": rival("MagCache", mag),
     "TaylorSeer": taylor(lite=False),
@@ -106,4 +165,4 @@ METHODS: dict[str, Method] = {
     "FasterCache": rival("FasterCache", faster),
     "cache-dit": rival("cache-dit", cache_dit),
 }
-"""Every method by name, ours first."""
+"""Every method by name, ours first: the whole network, its block stack, a probe, single samples."""
