@@ -15,8 +15,13 @@ stands in at step i". A branch that does not run at a step has zeros there:
 | `ratio` | `[b, T, T]` | `||r_j - r_i||_1 / ||r_i||_1` |
 | `phi_velocity` | `[b, T, T]` | `clip(1 - ||v~_i - v_i||_1 / ||v_i||_1, 0, 1)` |
 | `phi_difference` | `[b, T, T]` | `clip(1 - ||v~_i - v_i||_1 / ||v_i - v_{i+1}||_1, 0, 1)` |
+| `distance` | `[b, T, T]` | mean of `|r_j - r_i|` over elements |
+| `velocity` | `[b, T, T]` | mean of `(v_j - v_i)^2` over elements |
+| `sigma` | `[T + 1]` | sigma of the nominal schedule |
 | `elements` | `[b, T]` | elements of one channel |
 | `v`, `vv`, `e`, `ee`, `ve` | `[b, T, T, C]` | v~, v~^2, eps, eps^2, v~ * eps |
+
+Profiles of earlier versions lack `distance`, `velocity` and `sigma`; what needs them says so.
 """
 
 from __future__ import annotations
