@@ -14,6 +14,9 @@ from erta_framework.errors import ProfileError
 from erta_framework.profile import MEASURED, Profile
 from erta_framework.records import SessionInfo
 
+MASKS = ("computed", "refined")
+NUMBERS = ("predicted", "psnr", "psnr_std", "refined_psnr", "seconds")
+FACTS = ("batch", "device", "planner", "policies", "spent")
 REMEDY = "measure it with `erta plan --profile FILE --policy NAME --measure`"
 
 
@@ -23,9 +26,11 @@ class MeasuredFront:
 
     Attributes:
         steps: Computed steps of each plan, rising.
+        refined: Those after a search that replayed them; the same where nothing was refined.
         predicted: What the planner predicted of each, in its own unit; NaN where it does not.
         psnr: Mean PSNR of each against the full run, in dB.
         psnr_std: Deviation over samples.
+        refined_psnr: Mean PSNR of the refined plans.
         seconds: Wall seconds of one request under each plan, and last of the full run.
         batch: Samples of a request.
         device: Where the seconds were measured; see `device_facts`.
@@ -35,9 +40,11 @@ class MeasuredFront:
     """
 
     steps: tuple[tuple[int, ...], ...]
+    refined: tuple[tuple[int, ...], ...]
     predicted: tuple[float, ...]
     psnr: tuple[float, ...]
     psnr_std: tuple[float, ...]
+    refined_psnr: tuple[float, ...]
     seconds: tuple[float, ...]
     batch: int
     device: str
@@ -56,19 +63,19 @@ class MeasuredFront:
         """What a profile holds, None if nothing was measured."""
         if f"{MEASURED}computed" not in profile.statistics:
             return None
-        table = {
-            name: profile.statistics[f"{MEASURED}{name}"]
-            for name in ("computed", "predicted", "psnr", "psnr_std", "seconds")
-        }
-        facts = {
-            name: profile.provenance.get(f"{MEASURED}{name}", "")
-            for name in ("batch", "device", "planner", "policies", "spent")
+        table = {name: profile.statistics[f"{MEASURED}{name}"] for name in (*MASKS, *NUMBERS)}
+        facts = {name: profile.provenance.get(f"{MEASURED}{name}", "") for name in FACTS}
+        masks = {
+            name: tuple(tuple(row.nonzero().flatten().tolist()) for row in table[name])
+            for name in MASKS
         }
         return cls(
-            steps=tuple(tuple(row.nonzero().flatten().tolist()) for row in table["computed"]),
+            steps=masks["computed"],
+            refined=masks["refined"],
             predicted=tuple(table["predicted"].tolist()),
             psnr=tuple(table["psnr"].tolist()),
             psnr_std=tuple(table["psnr_std"].tolist()),
+            refined_psnr=tuple(table["refined_psnr"].tolist()),
             seconds=tuple(table["seconds"].tolist()),
             batch=int(facts["batch"] or 0),
             device=facts["device"],
@@ -80,19 +87,15 @@ class MeasuredFront:
     def added_to(self, profile: Profile) -> Profile:
         """The profile with this front instead of any it had."""
         num_steps = int(profile.fingerprint["num_steps"])
-        computed = torch.zeros(len(self.steps), num_steps, dtype=torch.uint8)
-        for row, steps in enumerate(self.steps):
-            computed[row, list(steps)] = 1
-        numbers = {
-            name: torch.tensor(getattr(self, name), dtype=torch.float64)
-            for name in ("predicted", "psnr", "psnr_std", "seconds")
+        tables: dict[str, Tensor] = {
+            name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NUMBERS
         }
-        tables: dict[str, Tensor] = {"computed": computed, **numbers}
+        for name, plans in zip(MASKS, (self.steps, self.refined), strict=True):
+            tables[name] = torch.zeros(len(plans), num_steps, dtype=torch.uint8)
+            for row, steps in enumerate(plans):
+                tables[name][row, list(steps)] = 1
         named = {f"{MEASURED}{name}": table for name, table in tables.items()}
-        facts = {
-            f"{MEASURED}{name}": str(getattr(self, name))
-            for name in ("batch", "device", "planner", "policies", "spent")
-        }
+        facts = {f"{MEASURED}{name}": str(getattr(self, name)) for name in FACTS}
         return replace(profile, statistics={**profile.statistics, **named}).with_provenance(**facts)
 
     # --------------------------------------------------------------- quality

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from erta_framework import Policy, Profile, SessionInfo
@@ -172,6 +173,13 @@ def solved(
         )
     most = max(fitting.values())
     return min(value for value, number in fitting.items() if number == most)
+
+
+def between(values: Iterable[float]) -> list[float]:
+    """A threshold below, between and above all of the values, rising."""
+    known = sorted({value for value in values if math.isfinite(value)})
+    middles = [(low + high) / 2 for low, high in pairwise(known)]
+    return [0.0, *middles, known[-1] * 1.01 + 1e-12] if known else [0.0]
 
 
 def said(least: float) -> str:

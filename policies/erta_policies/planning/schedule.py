@@ -55,7 +55,7 @@ class PlannedSchedule(FixedSchedule):
         PlanBudget(calls=None, speedup=2.0, psnr=None, seconds=None)
     """
 
-    profile: str | FilePath | Profile
+    profile: str | FilePath | Profile | None = None
     budget: Budgeted = None
     cost: Cost = "reuse"
     gamma: float = GAMMA
@@ -129,7 +129,7 @@ class PlannedSchedule(FixedSchedule):
                 f"{self!r}: {self._profile!r} holds no refined plans; {REMEDY} --refine N, or "
                 "leave refined out"
             )
-        fitting = [steps for steps in held.steps if len(steps) <= calls]
+        fitting = [steps for steps in held.refined if len(steps) <= calls]
         if not fitting:
             raise ProfileError(
                 f"{self!r}: the refined plans of this profile take {held.calls[0]} calls and more, "
