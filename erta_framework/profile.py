@@ -18,6 +18,8 @@ from erta_framework.errors import ProfileError, ProfileMismatchError
 from erta_framework.records import SessionInfo
 
 SCHEMA = "erta_framework.profile/1"
+MEASURED = "measured."
+"""Begins the names of statistics that are no sums, but measured on the finished sums."""
 
 
 def fingerprint_of(session: SessionInfo) -> dict[str, str]:
@@ -116,7 +118,8 @@ class Profile:
 
         Raises:
             ProfileMismatchError: Kind, fingerprint or statistics differ; names what.
-            ProfileError: There is nothing to merge.
+            ProfileError: There is nothing to merge, or what was measured on one of them would not
+                hold for all.
         """
         if not profiles:
             raise ProfileError("nothing to merge: no profile was given or emitted")
@@ -221,6 +224,13 @@ def _require_alike(first: Profile, other: Profile, position: int) -> None:
         for name in sorted(set(first.fingerprint) | set(other.fingerprint))
         if first.fingerprint.get(name) != other.fingerprint.get(name)
     ]
+    for profile in (first, other):
+        if any(name.startswith(MEASURED) for name in profile.statistics):
+            raise ProfileError(
+                f"{profile!r} holds plans that were measured on it, which say nothing of a merged "
+                "profile; merge those it was measured from, then measure again with `erta plan "
+                "--measure`"
+            )
     if first.kind != other.kind:
         differing.append(f"  kind: first {first.kind!r} / number {position} {other.kind!r}")
     shapes = [
