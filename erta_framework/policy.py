@@ -91,6 +91,14 @@ class Policy:
         return False
 
     @property
+    def copies(self) -> int:
+        """How often a batch that it calibrates on holds each sample, all after all; 1 by default.
+
+        A profiler that compares a cached run with the full one has them side by side this way.
+        """
+        return 1
+
+    @property
     def name(self) -> str:
         """Name in traces and errors: the class name in snake case."""
         return snake_case(type(self).__name__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -154,13 +154,27 @@ def toy_profile(
         >>> toy_profile(MyProfiler())  # doctest: +SKIP
         <Profile my_profiler 41d8cd98, 6 samples>
     """
-    emitted = [p for seed in seeds for p in toy_run([profiler], seed=seed, setup=setup).emitted]
+    requests = [repeated(setup.request(seed=seed), profiler.copies) for seed in seeds]
+    emitted = [p for request in requests for p in setup.run(Engine([profiler]), request).emitted]
     if not emitted:
         raise PolicyError(
             f"{profiler!r} emitted no profile: return one from on_session_end, and give at least "
             f"one seed (got {list(seeds)})"
         )
     return Profile.merge(emitted)
+
+
+def repeated(request: Request, copies: int) -> Request:
+    """A request that holds each sample several times, all after all; see `Policy.copies`."""
+    if copies == 1:
+        return request
+    assert request.uncond is not None
+    return replace(
+        request,
+        latents=torch.cat([request.latents] * copies),
+        cond=torch.cat([request.cond] * copies),
+        uncond=torch.cat([request.uncond] * copies),
+    )
 
 
 # ------------------------------------------------------------------------------- drivers

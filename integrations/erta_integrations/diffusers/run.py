@@ -61,7 +61,7 @@ class PipelineRun:
         with attach(self.pipe, [profiler]) as run:
             for number, prompt in enumerate(prompts):
                 run.prompts = [prompt]
-                self._call(prompt, seed + number, "latent", given)
+                self._call(prompt, seed + number, "latent", given, profiler.copies)
         if not run.emitted:
             raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")
         return run.profile().with_provenance(
@@ -122,11 +122,18 @@ class PipelineRun:
                 )
         return {ARGUMENTS[name]: value for name, value in given.items()}
 
-    def _call(self, prompt: str, seed: int, output_type: str, given: Mapping[str, Any]) -> Any:
-        generator = torch.Generator().manual_seed(seed)
+    def _call(
+        self,
+        prompt: str,
+        seed: int,
+        output_type: str,
+        given: Mapping[str, Any],
+        copies: int = 1,
+    ) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
         output = self.pipe(
-            prompt=prompt,
-            generator=generator,
+            prompt=prompt if copies == 1 else [prompt] * copies,
+            generator=generators[0] if copies == 1 else generators,
             output_type=output_type,
             return_dict=False,
             **given,

@@ -20,7 +20,7 @@ from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.models import TextModel
 from erta_framework.records import TRIAL
-from erta_framework.sampler import resolve_device
+from erta_framework.sampler import copied, resolve_device
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.schedulers import capabilities
 from erta_integrations.shapes_wan.model import ShapesWan
@@ -84,7 +84,13 @@ class PipelineSampler:
         }
 
     def sample(
-        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, title: str = "sampling"
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        title: str = "sampling",
     ) -> Samples:
         """Sample one video per prompt.
 
@@ -92,6 +98,7 @@ class PipelineSampler:
             model: shapes-wan.
             prompts: One a sample.
             seed: Sample k draws its noise from `seed + k`, as with `Sampler`.
+            seeds: A seed for each sample, instead of `seed`.
             title: Shown by the progress bar.
 
         Raises:
@@ -102,7 +109,10 @@ class PipelineSampler:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
         if not isinstance(model, ShapesWan):
             raise InputError(f"the model is {type(model).__name__}; this pipeline runs ShapesWan")
-        names, seeds = tuple(prompts), tuple(range(seed, seed + len(prompts)))
+        names = tuple(prompts)
+        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
+        if len(numbers) != len(names):
+            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
         pipe = pipeline(self.scheduler, model=model.to(self.device))
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
@@ -117,17 +127,17 @@ class PipelineSampler:
                 chosen = slice(begin, begin + self.batch_size)
                 run.prompts = names[chosen]
                 clock = time.perf_counter()
-                asked = self._asked(model, names[chosen], seeds[chosen])
+                asked = self._asked(model, names[chosen], numbers[chosen])
                 video = pipe(**asked, callback_on_step_end=stepped).frames.cpu()
                 seconds = time.perf_counter() - clock
                 trace = trace_of(run)
                 trace.raise_if_nonfinite()
-                done.append(BatchEnd(names[chosen], seeds[chosen], video, trace, seconds))
+                done.append(BatchEnd(names[chosen], numbers[chosen], video, trace, seconds))
                 observers.batch(replace(done[-1], samples=video.clone(), trace=deepcopy(trace)))
         return Samples(
             samples=torch.cat([batch.samples for batch in done]),
             prompts=names,
-            seeds=seeds,
+            seeds=numbers,
             traces=tuple(batch.trace for batch in done),
             seconds=sum(batch.seconds for batch in done),
             emitted=tuple(run.emitted),
@@ -166,9 +176,10 @@ class PipelineSampler:
             guidance_scale=self.guidance_scale,
             num_steps=self.num_steps,
             accelerator=self.device.type,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size * chosen.copies,
         )
-        result = twin.sample(model, prompts, seed=seed, title="calibrating")
+        names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
+        result = twin.sample(model, names, seeds=seeds, title="calibrating")
         if not result.emitted:
             raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
         return Profile.merge(result.emitted).with_provenance(
