@@ -168,7 +168,7 @@ class Engine:
         self.check(info.capabilities, info.solver or "this driver", seam)
         return Session(self, info)
 
-    def call_hook(self, hook: str, where: Callable[[], str], **arguments: Any) -> Any:
+    def call_hook(self, hook: str, where: Callable[[], str], *arguments: Any) -> Any:
         """Call one hook; an exception names the plugin, the hook and the step.
 
         What the network itself raises passes through unchanged, so that an out-of-memory error
@@ -177,18 +177,18 @@ class Engine:
         Args:
             hook: Name of the hook.
             where: Describes the step, asked only when something is raised.
-            **arguments: Arguments of the hook.
+            *arguments: Every argument of the hook, in the order of its specification.
 
         Raises:
             PolicyError: A policy raised something that is not an `ErtaError`.
         """
         try:
-            return self._callers[hook](**arguments)
+            return self._callers[hook](*arguments)
         except ErtaError as error:
             error.add_note(f"in hook {hook!r} {where()}")
             raise
         except Exception as error:
-            call = arguments.get("call")
+            call = arguments[-1]
             if isinstance(call, Call) and call.compute.failure is error:
                 error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
                 raise
@@ -207,7 +207,7 @@ class Engine:
         """
         hook = "on_session_end"
         try:
-            return list(self.call_hook(hook, where, session=session, error=error))
+            return list(self.call_hook(hook, where, session, error))
         except Exception as first:
             plain = [p for p in self.implementers(hook) if not self._wraps(hook, p)]
             raiser = self._raiser(first)
@@ -267,46 +267,60 @@ class Engine:
         return bool(hook_options(policy, hook)["wrapper"])
 
 
-Link = tuple[Callable[..., Any], Sequence[str]]
-"""A hook implementation and the arguments it takes."""
+Hook = Callable[..., Any]
+"""Something called with every argument that a hook offers, in the order of its specification."""
 
 
-def shortened(caller: pluggy.HookCaller) -> Callable[..., Any]:
-    """A hook that stops at the first answer, called directly.
+def shortened(caller: pluggy.HookCaller) -> Hook:
+    """A hook called by place and, if it stops at the first answer, directly.
 
     The same calls in the same order as pluggy's, without its cost for each of them.
     """
-    found = caller.get_hookimpls()
-    if caller.spec is None or not caller.spec.opts["firstresult"]:
-        return caller
-    wrappers = [(one.function, one.argnames) for one in reversed(found) if one.wrapper]
-    chain = tuple((one.function, one.argnames) for one in reversed(found) if not one.wrapper)
+    assert caller.spec is not None
+    offered = tuple(caller.spec.argnames)
+    if not caller.spec.opts["firstresult"]:
+        return lambda *arguments: caller(**dict(zip(offered, arguments, strict=True)))
+    found = list(reversed(caller.get_hookimpls()))
+    wrappers = tuple(placed(one, offered) for one in found if one.wrapper)
+    chain = tuple(placed(one, offered) for one in found if not one.wrapper)
 
-    def answered(**arguments: Any) -> Any:
-        for function, names in chain:
-            answer = function(*[arguments[name] for name in names])
+    def answered(*arguments: Any) -> Any:
+        for function in chain:
+            answer = function(*arguments)
             if answer is not None:
                 return answer
         return None
 
-    return surrounded(tuple(wrappers), answered) if wrappers else answered
+    return surrounded(wrappers, answered) if wrappers else answered
 
 
-def surrounded(wrappers: tuple[Link, ...], answered: Callable[..., Any]) -> Callable[..., Any]:
+def placed(implementation: pluggy.HookImpl, offered: tuple[str, ...]) -> Hook:
+    """A hook implementation, which takes any subset of the arguments, called with all of them."""
+    function, taken = implementation.function, tuple(implementation.argnames)
+    if taken == offered:
+        return function
+    places = tuple(offered.index(name) for name in taken)
+    if len(places) == 1:
+        (only,) = places
+        return lambda *arguments: function(arguments[only])
+    return lambda *arguments: function(*[arguments[place] for place in places])
+
+
+def surrounded(wrappers: tuple[Hook, ...], answered: Hook) -> Hook:
     """A call within generators that yield once, the first the outermost, as pluggy does it."""
 
-    def call(**arguments: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         entered, answer = [], None
         raised: BaseException | None = None
         try:
-            for function, names in wrappers:
-                generator = function(*[arguments[name] for name in names])
+            for function in wrappers:
+                generator = function(*arguments)
                 for _ in generator:
                     break
                 else:
-                    raise RuntimeError(f"{function.__qualname__} is a wrapper and did not yield")
+                    raise RuntimeError(f"{generator.__qualname__} is a wrapper and did not yield")
                 entered.append(generator)
-            answer = answered(**arguments)
+            answer = answered(*arguments)
         except BaseException as error:
             raised = error
         while entered:
