@@ -32,6 +32,8 @@ class Seam(StrEnum):
     TRUNK = "trunk"
     MODULE = "module"
 
+    __hash__ = str.__hash__  # that of an enum is written in Python, and keys hold a seam
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:

@@ -228,7 +228,7 @@ class Sampler:
                 emitted.extend(result.emitted)
                 done.append(BatchEnd(names[chosen], numbers[chosen], sample, result.trace, seconds))
                 trace = result.trace
-                seen = replace(trace, steps=list(trace.steps), peaks=dict(trace.peaks))
+                seen = replace(trace, steps=list(trace.steps), extremes=dict(trace.extremes))
                 observers.batch(
                     BatchEnd(names[chosen], numbers[chosen], sample.clone(), seen, seconds)
                 )

@@ -44,6 +44,7 @@ NO_ANSWERS: Mapping[str, Answer] = {}
 UNDECIDED = Compute("undecided")
 UNASKED = Compute("default")
 COLD = Compute("cold")
+NUMBER = (int, float)
 WHOLE = "the driver cannot run the network on part of it"
 
 
@@ -93,7 +94,8 @@ class Session:
         self._require(Stage.NEW, verb="enter")
         self._stage = Stage.BETWEEN
         try:
-            self._hook("on_session_start", session=self.info)
+            if "on_session_start" in self.engine.active:
+                self._hook("on_session_start", self.info)
         except BaseException as error:
             self._close(error)
             raise
@@ -144,7 +146,7 @@ class Session:
         self._decision, self._answers, self._calls = None, {}, []
         self._stage = Stage.RUNNING
         if "pre_step" in self.engine.active:
-            self._hook("pre_step", step=self._step)
+            self._hook("pre_step", self._step)
         return self._step
 
     def forward(
@@ -233,7 +235,9 @@ class Session:
         states, revising = self.info.states, bool(self.engine.revising)
         counted = None if trial is None else partial(self._trial, trial)
         decision = shared = self._known_decision(model, seam, history)
+        answers = self._answers if revising else NO_ANSWERS
         if decision is None or (revising and history and decision is self._decision):
+            kept = self._history.kept if self.engine.per_branch else NO_HISTORY
             undecided = Call(
                 x,
                 branch,
@@ -244,12 +248,13 @@ class Session:
                 network,
                 features,
                 states,
-                kept=self._history.kept if self.engine.per_branch else NO_HISTORY,
-                run_trial=counted,
-                answers=self._answers if revising else NO_ANSWERS,
+                None,
+                kept,
+                counted,
+                answers,
             )
             decision = self._decide(undecided, decision)
-        if decision.scope == "step" and self._decision is None:
+        if self._decision is None and decision.scope == "step":
             self._decision = decision
         if isinstance(decision, Reuse) and decision.mask is not None:
             if shared is not None:
@@ -265,8 +270,10 @@ class Session:
             network,
             features,
             states,
-            run_trial=counted,
-            answers=self._answers if revising else NO_ANSWERS,
+            None,
+            NO_HISTORY,
+            counted,
+            answers,
         )
         if isinstance(decision, Reuse) and decision.branch is not None:
             call = replace(call, history=self._lent(call, decision.branch))
@@ -284,29 +291,30 @@ class Session:
         if self._asked is None:
             raise ProtocolError(f"answer without ask in step {self._expected}")
         (call, started, rows), self._asked = self._asked, None
-        computed_rows: tuple[int, ...] | None = None
-        if call.reused and self.engine.per_sample and self._differs(call):
+        network, computed_rows = call.compute, None
+        if self.engine.per_sample and call.reused and self._differs(call):
             output, computed_rows, reason = self._answer_rows(call, rows)
             computed = bool(computed_rows)
         else:
-            output = self._answer(call, call.compute)
-            computed, reason = call.ran, call.compute.reason
+            output = self._answer(call, network)
+            computed, reason = network.ran, network.reason
+        decision, branch = call.decision, call.branch
         source = call.history[0].index if call.history and not computed else None
-        lent = call.decision.branch if isinstance(call.decision, Reuse) and not computed else None
-        self._answers[call.branch] = Answer(call.decision, output, computed, source)
+        lent = decision.branch if isinstance(decision, Reuse) and not computed else None
+        self._answers[branch] = Answer(decision, output, computed, source)
         self._calls.append(
             CallTrace(
-                index=self._expected,
-                branch=call.branch,
-                model=call.model,
-                computed=computed,
-                reason=reason or call.decision.reason,
-                source=source,
-                seconds=time.perf_counter() - started,
-                rows=computed_rows,
-                signals=call.compute.asked,
-                trials=call.compute.trials,
-                source_branch=lent,
+                self._expected,
+                branch,
+                call.model,
+                computed,
+                reason or decision.reason,
+                source,
+                time.perf_counter() - started,
+                computed_rows,
+                network.asked,
+                network.trials,
+                lent,
             )
         )
         return output
@@ -360,7 +368,7 @@ class Session:
             )
         given = settled = self._step.interval
         if "adjust_interval" in self.engine.active:
-            adjusted = self._hook("adjust_interval", step=self._step, answers=self._answers)
+            adjusted = self._hook("adjust_interval", self._step, self._answers)
             settled = given if adjusted is None else adjusted
         self._check_interval(given, settled)
         self.trace.steps.append(
@@ -373,7 +381,7 @@ class Session:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
         self._require(Stage.SETTLED, verb="end")
         if "post_step" in self.engine.active:
-            self._hook("post_step", step=self._step, sample=sample)
+            self._hook("post_step", self._step, sample)
         self._expected += 1
         self._stage = Stage.BETWEEN
 
@@ -411,10 +419,10 @@ class Session:
 
     def _decide(self, call: Call, shared: Decision | None = None) -> Decision:
         if shared is None:
-            decision: Decision = self._hook("decide", step=self._step, call=call)
+            decision: Decision = self._hook("decide", self._step, call)
         else:
             decision = self.engine.revise(shared, self._where, self._step, call)
-        if not isinstance(decision, Compute | Reuse):
+        if not isinstance(decision, Decision):
             raise PolicyError(
                 f"{self._owner('decide')} returned {decision!r} from decide "
                 f"{self._where()}; return Compute(reason), Reuse(reason) or None"
@@ -485,27 +493,28 @@ class Session:
 
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:
-            output: Tensor = self._hook("forward", step=self._step, call=call)
+            output: Tensor = self._hook("forward", self._step, call)
         else:
             output = call.x + call.history[0].residual if call.reused else network()
         self._check_output(call, network, output)
         if network.ran:
             return output
-        # one reduction without a temporary; NaN and infinity both survive it
-        peak = torch.linalg.vector_norm(output, ord=torch.inf)
-        # reading it now would wait for the device, and one rank cannot compute alone; see Trace
+        # one reduction without a temporary, which NaN and infinity both survive; reading it now
+        # would wait for the device, and one rank cannot compute alone: see Trace
         if self.engine.static or self.engine.agrees:
-            place = (self._expected, call.branch)
-            if call.rows is not None and place in self.trace.peaks:
-                peak = torch.maximum(peak, self.trace.peaks[place])
-            self.trace.peaks[place] = peak
-        elif not math.isfinite(float(peak)):
+            place, extremes = (self._expected, call.branch), self.trace.extremes
+            found = torch.aminmax(output)
+            extremes[place] = (*extremes[place], *found) if place in extremes else found
+        elif not math.isfinite(float(torch.linalg.vector_norm(output, ord=torch.inf))):
             network.reason = "reused output was not finite"
             return network()
         return output
 
     def _check_output(self, call: Call, network: Network, output: object) -> None:
-        expected = network.output if network.output is not None else call.x
+        raw = network.output
+        if raw is not None and output is raw and not network.written:
+            return  # what the network returned, as it was
+        expected = call.x if raw is None else raw
         if not isinstance(output, Tensor):
             raise PolicyError(
                 f"{self._owner('forward')} returned {type(output).__name__} from forward "
@@ -529,7 +538,7 @@ class Session:
                 f"{self._where()}, although the decision was to compute; answer only when "
                 "call.reused"
             )
-        if output is not network.output and not self.engine.corrects_computed:
+        if output is not raw and not self.engine.corrects_computed:
             raise PolicyError(
                 f"{self._owner('forward')} replaced a computed output {self._where()}; correct "
                 "only when call.reused, or declare corrects_computed = True"
@@ -538,8 +547,9 @@ class Session:
     def _record(
         self, key: Key, x: Tensor, output: Tensor, rows: tuple[int, ...] | None = None
     ) -> None:
-        self.trace.network_calls += 1
-        self.trace.network_samples += x.shape[0] if x.ndim else 1
+        trace, history = self.trace, self._history
+        trace.network_calls += 1
+        trace.network_samples += x.shape[0] if x.ndim else 1
         if self.engine.needs.evaluations == 0 or self._step is None:
             return
         if not same_kind(output, x):
@@ -548,10 +558,10 @@ class Session:
                 f"{self._where()}: a residual needs equal shapes and types; convert in compute"
             )
         if rows is None:
-            self._history.record(key, self._step.interval, x, output)
+            history.record(key, self._step.interval, x, output)
         else:
-            self._history.record_rows(key, self._step.interval, x, output, rows)
-        self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes)
+            history.record_rows(key, self._step.interval, x, output, rows)
+        trace.history_bytes = max(trace.history_bytes, history.bytes)
 
     def _trial(self, trial: Trial, x: Tensor, time: float | None) -> Tensor:
         output = trial(x, time)
@@ -572,7 +582,7 @@ class Session:
 
         if not isinstance(settled, Interval):
             raise PolicyError(f"{who()} returned {settled!r} from adjust_interval, not an Interval")
-        if not all(isinstance(value, int | float) for value in (settled.end, settled.end_time)):
+        if not (isinstance(settled.end, NUMBER) and isinstance(settled.end_time, NUMBER)):
             raise PolicyError(
                 f"{who()} returned {settled!r} from adjust_interval {self._where()}; end and "
                 "end_time are plain numbers (a tensor would be read back at every step)"
@@ -604,10 +614,8 @@ class Session:
         request = f"of request {self.info.request_id!r}"
         return f"at step {self._expected} {request}" if self._step is not None else request
 
-    def _hook(self, hook: str, **arguments: object) -> Any:
-        if hook not in self.engine.active:
-            return None
-        return self.engine.call_hook(hook, self._where, **arguments)
+    def _hook(self, hook: str, *arguments: object) -> Any:
+        return self.engine.call_hook(hook, self._where, *arguments)
 
     def _refuse_second(self, branch: str) -> None:
         if branch in self._answers:

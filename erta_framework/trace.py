@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -83,8 +84,8 @@ class Trace:
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
-        peaks: Largest absolute value of each reused output of a static schedule, by step and
-            branch, still on the device.
+        extremes: Smallest and largest value of each reused output of a static schedule, by step
+            and branch, still on the device; a pair for each group of samples answered alike.
     """
 
     request_id: str = ""
@@ -96,7 +97,7 @@ class Trace:
     trial_samples: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
-    peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+    extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     def calls(self) -> Iterator[CallTrace]:
         """Every branch call in order."""
@@ -123,11 +124,11 @@ class Trace:
         Raises:
             NonFiniteError: Some reused output was NaN or infinite; names the first step.
         """
-        if not self.peaks:
+        if not self.extremes:
             return
-        values = torch.stack(list(self.peaks.values())).tolist()
-        for (index, branch), peak in zip(self.peaks, values, strict=True):
-            if not math.isfinite(peak):
+        values = iter(torch.stack(list(chain.from_iterable(self.extremes.values()))).tolist())
+        for (index, branch), found in self.extremes.items():
+            if not all([math.isfinite(next(values)) for _ in found]):
                 raise NonFiniteError(
                     f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
                     f"{index} is not finite; compute this step, or sample in a wider dtype"

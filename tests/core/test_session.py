@@ -612,7 +612,7 @@ def test_large_half_precision_values_are_finite(run):
     latents = torch.full((1, 2, 3, 3), 60000.0, dtype=torch.float16)
     done = run([StaticPoison(value=1.0)], batch=1, latents=latents, network=lambda x, t, c: 0 * x)
     done.trace.raise_if_nonfinite()
-    assert len(done.trace.peaks) == 2
+    assert len(done.trace.extremes) == 2
 
 
 class ReadsBack(TorchDispatchMode):

@@ -50,15 +50,24 @@ def test_json(run, reuse_on):
     assert [step["index"] for step in data["steps"]] == [0, 1, 2]
     call = data["steps"][1]["calls"][0]
     assert (call["computed"], call["reason"], call["source"]) == (False, "listed", 0)
-    assert "peaks" not in data
+    assert "extremes" not in data
 
 
 def test_first_step_that_is_not_finite_is_named():
     trace = Trace(request_id="r")
     trace.raise_if_nonfinite()
-    trace.peaks[3, "cond"] = torch.tensor(1.0)
+    trace.extremes[3, "cond"] = (torch.tensor(-1.0), torch.tensor(1.0))
     trace.raise_if_nonfinite()
-    trace.peaks[4, "uncond"] = torch.tensor(float("inf"))
-    trace.peaks[5, "cond"] = torch.tensor(float("nan"))
+    trace.extremes[4, "uncond"] = (torch.tensor(float("-inf")), torch.tensor(0.0))
+    trace.extremes[5, "cond"] = (torch.tensor(float("nan")),) * 2
     with pytest.raises(NonFiniteError, match=r"request 'r'.*branch 'uncond' at step 4"):
+        trace.raise_if_nonfinite()
+
+
+def test_a_later_group_of_samples_that_is_not_finite_is_named():
+    trace = Trace(request_id="r")
+    low, high, bad = torch.tensor(-1.0), torch.tensor(1.0), torch.tensor(float("nan"))
+    trace.extremes[1, "cond"] = (low, high, bad, bad)
+    trace.extremes[2, "cond"] = (low, high)
+    with pytest.raises(NonFiniteError, match="branch 'cond' at step 1"):
         trace.raise_if_nonfinite()
