@@ -66,7 +66,7 @@ def not_a_model():
 ENTRY_POINTS = """
 [erta_framework.models]
 toy-video = erta_toy_video:ToyVideo
-toy-flow = erta_toy_video:ToyFlow
+mixture = erta_toy_video:ToyFlow
 not-a-model = erta_toy_video:not_a_model
 [erta_framework.policies]
 sometimes = erta_toy_video:Sometimes

@@ -120,7 +120,7 @@ def test_the_methods_with_a_profile_are_found() -> None:
 
 @pytest.mark.parametrize("name", CALIBRATED)
 def test_every_policy_that_reads_a_profile_is_calibrated_by_name(erta: Erta, name: str) -> None:
-    done = erta("calibrate", "model=toy-flow", "steps=5", "--policy", name, "-o", "one.st")
+    done = erta("calibrate", "model=mixture", "steps=5", "--policy", name, "-o", "one.st")
     assert done.exit_code == 0, done.output
     merged = erta("profile", "merge", "one.st", "one.st", "-o", "both.st")
     assert merged.exit_code == 0, merged.output
