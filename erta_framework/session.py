@@ -124,6 +124,17 @@ class Session:
             self._answers, self._step, self._decision = {}, None, None
             self._asked = None
 
+    @property
+    def time(self) -> float:
+        """What the network is told in the open step.
+
+        Raises:
+            ProtocolError: No step is open.
+        """
+        if self._step is None:
+            raise ProtocolError("no step is open, so there is no time that the network is told")
+        return self._step.interval.time
+
     # ---------------------------------------------------------------- verbs
     def begin(self, interval: Interval, branches: Sequence[str] = ()) -> Step:
         """Open a step.

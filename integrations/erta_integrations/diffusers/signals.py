@@ -66,6 +66,19 @@ def time_projection_of(network: nn.Module) -> nn.Module | None:
     return next((m for m in found if isinstance(m, nn.Linear)), None)
 
 
+def time_waves_of(network: nn.Module) -> nn.Module | None:
+    """The module that makes sinusoids of the timestep: the first `Timesteps`."""
+    found = (m for m in network.modules() if type(m).__name__ == "Timesteps")
+    return next(found, None)
+
+
+def activation_beside(network: nn.Module, layer: nn.Module | None) -> nn.Module | None:
+    """The activation that goes before a layer, kept as `act_fn` beside it."""
+    owners = (m for m in network.modules() if any(part is layer for part in m.children()))
+    found = getattr(next(owners, None), "act_fn", None)
+    return found if isinstance(found, nn.Module) else None
+
+
 def modulated_input(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     """What the attention of `block` would be given: its normalized, modulated input `[B, N, C]`.
 
