@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -173,6 +173,8 @@ class Spied(TeaCacheRule):
             index = property(lambda _: memory.index)
             changes = memory.changes
             keep = staticmethod(memory.keep)
+            ahead: ClassVar[list[list[float]]] = []
+            looked = True
 
             @staticmethod
             def moved(index: int, now: Tensor, alone: bool) -> Tensor | None:
