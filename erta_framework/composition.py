@@ -23,6 +23,7 @@ from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.records import Seam
 from erta_framework.registry import Catalogue, policies
+from erta_framework.signals import TEXT
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler
 
 
@@ -340,12 +341,12 @@ class Driver:
 
 
 OWN = (
-    Driver("flow_euler", FlowEuler().capabilities),
-    Driver("flow_ab2", FlowAdamsBashforth2().capabilities),
-    Driver("ddim", DDIM().capabilities),
+    Driver("flow_euler", FlowEuler().capabilities | TEXT),
+    Driver("flow_ab2", FlowAdamsBashforth2().capabilities | TEXT),
+    Driver("ddim", DDIM().capabilities | TEXT),
 )
-"""The own solvers."""
-TRUNK = Driver("trunk seam", FlowEuler().capabilities, Seam.TRUNK)
+"""The own solvers, in the own loop."""
+TRUNK = Driver("trunk seam", FlowEuler().capabilities | TEXT, Seam.TRUNK)
 """A first-order flow solver where the block stack alone is skipped, in a pipeline."""
 
 
