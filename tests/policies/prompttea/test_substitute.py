@@ -16,9 +16,12 @@ from erta_framework.testing.bench import FLOW
 from erta_framework.testing.toys import GaussianMixtureFlow
 from erta_policies.adapters import MaxConsecutive, WarmUp
 from erta_policies.constants import published
+from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
+from erta_policies.forecast import Forecaster
 from erta_policies.prompttea import BranchSubstitute, CodebookProfiler
 from erta_policies.prompttea.codebook import of_model, of_profile, real_steps
+from erta_policies.teacache import TeaCacheRule
 
 SHAPE = (3, 2, 4, 4)
 FLAT = (0.2,) * 10
@@ -200,6 +203,37 @@ def test_the_guidance_interval_leaves_the_other_steps_alone() -> None:
     result = sample([policy], request(), CFG(scale=2.0, start=0.3, stop=0.8))
     assert computed(result, "cond") == list(range(10))
     assert computed(result, "uncond") == [3, 6]
+
+
+# ------------------------------------------------------------------------------- composition
+@pytest.mark.parametrize(
+    "rule",
+    [
+        EasyCache(threshold=0.3, warmup=2),
+        TeaCacheRule(coefficients=(1.0, 0.0), threshold=0.2, signal="latents"),
+        TeaCacheRule(coefficients=(1.0, 0.0), threshold=0.2, signal="latents", per_sample=False),
+    ],
+)
+def test_any_rule_may_decide_behind_it(rule: Policy) -> None:
+    """The first branch decides for both, also under rules that would ask each, and per sample."""
+    given = request(steps=14)
+    alone = sample([rule], given, CFG(scale=2.0, stop=0.0))
+    result = sample([BranchSubstitute(codebook=(0.2,) * 14, threshold=0.5), rule], given)
+    cond, uncond = computed(result, "cond"), computed(result, "uncond")
+    assert set(uncond) < set(cond)
+    assert len(alone.trace.steps) == 14
+    assert result.sample.isfinite().all()
+    samples = sum(len(c.rows or (0, 1)) for c in result.trace.calls() if c.computed)
+    assert result.trace.network_samples == samples
+
+
+def test_a_forecast_of_what_stands_in_is_what_stands_in() -> None:
+    given = request()
+    policy = BranchSubstitute(codebook=FLAT, threshold=0.5)
+    plain = sample([policy], given)
+    forecast = sample([policy, Forecaster(order=1, what="residual")], given)
+    assert torch.allclose(plain.sample, forecast.sample, atol=1e-6)
+    assert computed(plain, "uncond") == computed(forecast, "uncond")
 
 
 # --------------------------------------------------------------------------------- refusals
