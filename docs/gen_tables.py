@@ -683,6 +683,7 @@ def combinations_section() -> str:
     from erta_framework.policy import Policy
     from erta_framework.profile import Profile
     from erta_framework.records import Seam
+    from erta_framework.signals import wanted
     from erta_integrations.diffusers import attach, signals
     from erta_integrations.diffusers.schedulers import capabilities
     from erta_integrations.diffusers.tiny import FAMILIES
@@ -692,14 +693,14 @@ def combinations_section() -> str:
     pipe = family.build()
 
     def calibrated(profiler: Policy) -> Profile:
-        seam = Seam.TRUNK if signals.required([profiler]) else Seam.LATENT
+        seam = Seam.TRUNK if wanted([profiler]) else Seam.LATENT
         with attach(pipe, [profiler], seam=seam) as run:
             family.run(pipe, steps=8)
         return run.profile()
 
     stacks = discover(pipe.transformer)
     inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
-    euler = capabilities(pipe.scheduler)
+    euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
     found = overview(
         calibrated,
         (*OWN, Driver("pipeline", euler), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),

@@ -24,6 +24,7 @@ from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.records import Seam
 from erta_framework.registry import Catalogue, policies
+from erta_framework.signals import TEXT
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler
 
 
@@ -345,8 +346,8 @@ OWN = (
     Driver("flow_ab2", offered(FlowAdamsBashforth2())),
     Driver("ddim", offered(DDIM())),
 )
-"""The own solvers."""
-TRUNK = Driver("trunk seam", FlowEuler().capabilities, Seam.TRUNK)
+"""The own solvers, in the own loop."""
+TRUNK = Driver("trunk seam", FlowEuler().capabilities | TEXT, Seam.TRUNK)
 """A first-order flow solver where the block stack alone is skipped, in a pipeline."""
 
 

@@ -153,7 +153,7 @@ class SamplingLoop:
             model=dict(request.model),
             solver=repr(self.solver),
             guidance=repr(self.guidance),
-            capabilities=offered(self.solver) | signals.TEXT | names,
+            capabilities=offered(self.solver) | names,
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
@@ -163,8 +163,8 @@ class SamplingLoop:
 
 
 def offered(solver: Solver) -> frozenset[str]:
-    """The capabilities of the loop with a solver: those of the solver, and trials."""
-    return solver.capabilities | {TRIAL}
+    """The capabilities of the loop with a solver: those of the solver, trials, and the text."""
+    return solver.capabilities | {TRIAL} | signals.TEXT
 
 
 def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:

@@ -52,6 +52,7 @@ from erta_integrations.diffusers.trials import Given, Trials
 from erta_integrations.diffusers.trunk import Block
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.prompttea import BranchSubstitute
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/how-to/troubleshooting.md"
@@ -521,6 +522,46 @@ def _() -> None:
 @says("{network} was given {stream} of shape {shape} in branch {branch}, before {shape}")
 def _() -> None:
     trunk(Net(Two, Two), assign(length=5))
+
+
+class Guided(Pipe):
+    """Two branches a step, of texts that differ in length."""
+
+    @torch.no_grad()
+    def __call__(self, change: Callable[[Any], None] | None = None, steps: int = 4) -> Tensor:
+        self.scheduler.set_timesteps(steps)
+        x = torch.linspace(-1, 1, 6).reshape(1, 3, 2)
+        for time in self.scheduler.timesteps:
+            for length in (4, 5):
+                self.transformer.length = length
+                out = self.transformer(x, time)
+            x = self.scheduler.step(out, time, x, return_dict=False)[0]
+        return x
+
+
+@says(
+    "{network} has {stream} of shape {shape} in branch {branch} and {shape} in the one that is to "
+    "stand in for it"
+)
+def _() -> None:
+    lends = BranchSubstitute(codebook=(0.1,) * 4, threshold=9.0, branch="call1", stands_in="call0")
+    pipe = Guided(Net(Two, Two))
+    with attach(pipe, [lends], seam="trunk"):
+        pipe()
+
+
+class Wordless(nn.Module):
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Any = None
+    ) -> Tensor:
+        return hidden_states * timestep
+
+
+@says("{network} was given {value} as {argument}, not text embeddings [B, tokens, D]")
+def _() -> None:
+    pipe = Pipe(Wordless())
+    with attach(pipe, [asking("prompt")]):
+        pipe()
 
 
 @says("{block} never ran its attention; no modulated input")

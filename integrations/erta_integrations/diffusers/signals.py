@@ -55,9 +55,13 @@ def uses(module: nn.Module) -> bool:
 
 
 def time_embedding_of(network: nn.Module) -> nn.Module | None:
-    """The module that embeds the timestep: the first `TimestepEmbedding`."""
-    found = (m for m in network.modules() if type(m).__name__ == "TimestepEmbedding")
-    return next(found, None)
+    """The module that embeds the timestep: the first `TimestepEmbedding`, of the outermost ones.
+
+    Parts of a network may have one of their own, as the text refiner of HunyuanVideo does.
+    """
+    found = (n for n, m in network.named_modules() if type(m).__name__ == "TimestepEmbedding")
+    name = min(found, key=lambda path: path.count("."), default=None)
+    return None if name is None else network.get_submodule(name)
 
 
 def time_projection_of(network: nn.Module) -> nn.Module | None:
