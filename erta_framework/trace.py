@@ -62,6 +62,10 @@ class StepTrace:
         """Whether the network ran at least once in this step."""
         return any(call.computed for call in self.calls)
 
+    def computed_for(self, sample: int) -> bool:
+        """Whether the network ran at least once on one sample of the batch."""
+        return any(call.computed_for(sample) for call in self.calls)
+
 
 @dataclass(slots=True)
 class Trace:
@@ -73,6 +77,7 @@ class Trace:
         steps: The settled steps, in order.
         network_calls: Times the network really ran; batched guidance counts one call.
         network_samples: Samples that went through the network, over all its calls.
+        batch: Samples of the largest network call; guidance branches that are batched count apart.
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
@@ -85,9 +90,17 @@ class Trace:
     steps: list[StepTrace] = field(default_factory=list)
     network_calls: int = 0
     network_samples: int = 0
+    batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
     peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+
+    def count(self, x: Tensor) -> None:
+        """Count one network call on `x`, `[B, C, ...]`."""
+        samples = x.shape[0] if x.ndim else 1
+        self.network_calls += 1
+        self.network_samples += samples
+        self.batch = max(self.batch, samples)
 
     def calls(self) -> Iterator[CallTrace]:
         """Every branch call in order."""
@@ -97,6 +110,11 @@ class Trace:
     def calls_for(self, sample: int) -> int:
         """Branch calls in which the network ran on one sample of the batch."""
         return sum(call.computed_for(sample) for call in self.calls())
+
+    @property
+    def samples_differed(self) -> bool:
+        """Whether the network ran on part of the batch in some call."""
+        return any(call.rows is not None for call in self.calls())
 
     @property
     def reused_calls(self) -> int:
@@ -138,6 +156,8 @@ class Trace:
         ]
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
+        if self.samples_differed:
+            lines.append(f"  samples differed: {each([*map(self.calls_for, range(self.batch))])}")
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -150,9 +170,22 @@ class Trace:
                 "num_steps": self.num_steps,
                 "network_calls": self.network_calls,
                 "network_samples": self.network_samples,
+                "batch": self.batch,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
                 "steps": [asdict(step) for step in self.steps],
             }
         )
+
+
+FEW = 16
+"""Samples whose calls are listed one by one."""
+
+
+def each(calls: list[int]) -> str:
+    """The calls of every sample, or of the least and most served where they are many."""
+    if len(calls) <= FEW:
+        return f"{', '.join(map(str, calls))} calls each"
+    mean = sum(calls) / len(calls)
+    return f"{min(calls)} to {max(calls)} calls, {mean:.1f} on average over {len(calls)}"

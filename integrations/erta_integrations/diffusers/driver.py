@@ -226,7 +226,7 @@ class Driver:
         if name in self.trunks:
             answer = self._answer_trunk(request, name, model, branch, latents, call)
         else:
-            split = (arguments, original) if self.engine.per_sample else None
+            split = (arguments, len(args), original) if self.engine.per_sample else None
             answer = self._answer(request, name, model, branch, latents, call, split)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
@@ -407,7 +407,7 @@ class Driver:
         branch: str,
         latents: Tensor,
         call: Callable[[], Any],
-        split: tuple[Mapping[str, Any], Callable[..., Any]] | None = None,
+        split: tuple[Mapping[str, Any], int, Callable[..., Any]] | None = None,
     ) -> Any:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
@@ -453,6 +453,7 @@ class Driver:
         latents: Tensor,
         known: OutputForm,
         arguments: Mapping[str, Any],
+        placed: int,
         original: Callable[..., Any],
     ) -> Callable[[Tensor], Tensor] | str:
         """Runs the network on some samples of this call, or why it cannot."""
@@ -462,8 +463,8 @@ class Driver:
             return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
 
         def compute(rows: Tensor) -> Tensor:
-            some = called(self.networks[name], take(rows))
-            raw = original(*some.args, **some.kwargs)
+            args, kwargs = called(self.networks[name], take(rows), placed)
+            raw = original(*args, **kwargs)
             main, form = read_output(raw, latents.index_select(0, rows), name)
             request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
             return main
