@@ -355,8 +355,7 @@ class Session:
         """
         self._require(Stage.RUNNING, verb="note")
         self._refuse_second(branch)
-        self.trace.network_calls += 1
-        self.trace.network_samples += output.shape[0] if output.ndim else 1
+        self.trace.count(output)
         self._answers[branch] = Answer(Compute(reason), output, True, None)
         seconds = time.perf_counter() - started
         self._calls.append(CallTrace(self._expected, branch, model, True, reason, None, seconds))
@@ -559,8 +558,7 @@ class Session:
         self, key: Key, x: Tensor, output: Tensor, rows: tuple[int, ...] | None = None
     ) -> None:
         trace, history = self.trace, self._history
-        trace.network_calls += 1
-        trace.network_samples += x.shape[0] if x.ndim else 1
+        trace.count(x)
         if self.engine.needs.evaluations == 0 or self._step is None:
             return
         if not same_kind(output, x):

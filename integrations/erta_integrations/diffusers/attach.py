@@ -117,13 +117,13 @@ class Attachment:
         return Profile.merge(self.emitted)
 
     def summary(self) -> str:
-        """Real against reused calls of every request, with the reasons."""
+        """Real against reused calls of every request, with reasons, by sample if they differ."""
         if not self.traces:
             return "no request yet"
         return "\n".join(trace.summary() for trace in self.traces)
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
-        """Draw which steps of a request were computed or reused.
+        """Draw which steps of a request were computed or reused, by sample where samples differed.
 
         Args:
             path: Picture to write; its ending gives the format.
@@ -140,7 +140,11 @@ class Attachment:
         trace = self.traces[request]
         title = f"{trace.request_id}: {trace.network_calls} network calls"
         computed = [step.computed for step in trace.steps]
-        return schedule_plot(SchedulePlot(title, computed), path)
+        samples = [
+            [step.computed_for(sample) for step in trace.steps]
+            for sample in range(trace.batch if trace.samples_differed else 0)
+        ]
+        return schedule_plot(SchedulePlot(title, computed, samples=samples), path)
 
 
 def attach(

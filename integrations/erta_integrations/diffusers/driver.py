@@ -250,7 +250,7 @@ class Driver:
             answer = self._answer_trunk(request, name, model, branch, latents, call, text)
         else:
             again = self.engine.per_sample or self._tries
-            given = Given(arguments, original, told) if again else None
+            given = Given(arguments, len(args), original, told) if again else None
             answer = self._answer(request, name, model, branch, latents, call, text, given)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
@@ -506,8 +506,8 @@ class Driver:
             return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
 
         def compute(rows: Tensor) -> Tensor:
-            some = called(self.networks[name], take(rows))
-            raw = given.original(*some.args, **some.kwargs)
+            args, kwargs = called(self.networks[name], take(rows), given.placed)
+            raw = given.original(*args, **kwargs)
             main, form = read_output(raw, latents.index_select(0, rows), name)
             request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
             return main

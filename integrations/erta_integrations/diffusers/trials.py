@@ -26,11 +26,13 @@ class Given:
 
     Attributes:
         arguments: The arguments by name.
+        placed: How many of them were given by place.
         original: The network's `forward`, without the patch.
         time: The time among the arguments.
     """
 
     arguments: Mapping[str, Any]
+    placed: int
     original: Callable[..., Any]
     time: Any
 
@@ -72,8 +74,8 @@ class Trials:
         changed = substituted(self.given.arguments, latents, as_given(whole, latents))
         if time is not None and time != self.now:
             changed = self._timed(changed, time)
-        some = called(self.network, changed)
-        main, _ = read_output(self.given.original(*some.args, **some.kwargs), whole, self.name)
+        args, kwargs = called(self.network, changed, self.given.placed)
+        main, _ = read_output(self.given.original(*args, **kwargs), whole, self.name)
         return main if main.dtype is x.dtype else main.to(x.dtype)
 
     def _whole(self, x: Tensor) -> Tensor:
