@@ -40,6 +40,10 @@ class ChangeRule(Policy):
         """Whether this rule decides about a call; others are passed on."""
         return True
 
+    def observed(self, step: Step, call: Call) -> Tensor:
+        """The signal of a call, `[B, ...]`."""
+        return read(self.watched, call)
+
     def predicted(self, step: Step, differences: Sequence[float]) -> tuple[list[float], str]:
         """The output's predicted changes, and in words what makes them doubtful (or nothing).
 
@@ -73,7 +77,7 @@ class ChangeRule(Policy):
         if not self.concerns(call):
             return None
         scope = "branch" if self.apart else "step"
-        memory, now = self._memory(step, call), read(self.watched, call)
+        memory, now = self._memory(step, call), self.observed(step, call)
         batch = call.x.shape[0]
         alone = self.per_sample and now.shape[0] == batch
         moved = memory.moved(step.index, now, alone)
@@ -90,5 +94,5 @@ class ChangeRule(Policy):
         if call.rows is None and self.concerns(call):
             memory = self._memory(step, call)
             if memory.index != step.index:
-                memory.keep(step.index, read(self.watched, call))
+                memory.keep(step.index, self.observed(step, call))
         return (yield)
