@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erta_framework import CFG, Engine, FlowEuler, Policy, Reuse, Seam, composition, hookimpl
+from erta_framework import CFG, Engine, FlowEuler, Policy, Reuse, Seam, composition, hookimpl, loop
 from erta_framework.cli.app import main
 from erta_framework.composition import (
     PLACES,
@@ -42,6 +42,7 @@ SETTINGS = {
     "sencache": {"eps_start": 0.5, "eps_main": 0.5},
     "every_branch_agrees": {"policy": EasyCache(**EAGER)},
     "edge_velocity": {"schedule": MeanCacheSchedule(fresh=(0, 1, 2, 4, 7), spans=(0, 0, 2, 2))},
+    "lfcache": {"alpha": 1.0},
 }
 CATALOGUE = policies(only=())
 CLASSES = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
@@ -58,7 +59,7 @@ def on_the_toy(vary=()):
 def runs(world, rule):
     """Run every allowed combination of a rule; how many there were."""
     composer, ran = world.composer, 0
-    offered = SETUP.solver.capabilities
+    offered = loop.offered(SETUP.solver)
     request, full = SETUP.request(), SETUP.run(Engine([]), SETUP.request())
     alone = composer.engines[frozenset({(Role.WHEN, rule)})]
     decided = decisions(SETUP.run(alone, request).trace)
@@ -69,7 +70,7 @@ def runs(world, rule):
         result = SETUP.run(one.engine, request, toy)
         trace = result.trace
         assert result.sample.isfinite().all(), str(one)
-        assert toy.calls == trace.network_calls, str(one)
+        assert toy.calls == trace.network_calls + trace.trial_calls, str(one)
         if alone.static:
             assert decisions(trace) == decided, str(one)
             assert trace.network_calls == sum(computed for *_, computed in decided), str(one)
@@ -88,7 +89,7 @@ def decisions(trace):
 def unserved(world, rule):
     """Why a rule cannot run on the toy at all; None if it can."""
     alone = frozenset({(Role.WHEN, rule)})
-    conflicts = world.composer.conflicts(SETUP.solver.capabilities)
+    conflicts = world.composer.conflicts(loop.offered(SETUP.solver))
     return world.absent.get(rule) or conflicts.get(alone)
 
 
@@ -280,7 +281,7 @@ def uncalibrated(profiler):
 def on_a_pipeline(calibrated, seam="latent"):
     pytest.importorskip("diffusers")
     import erta_framework as erta
-    from erta_integrations.diffusers import signals
+    from erta_integrations.diffusers import signals, trials
     from erta_integrations.diffusers.schedulers import capabilities
     from erta_integrations.diffusers.tiny import FAMILIES
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
@@ -291,6 +292,8 @@ def on_a_pipeline(calibrated, seam="latent"):
     if seam == "trunk":
         stacks = discover(pipe.transformer)
         offered |= signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
+    else:
+        offered |= trials.offered({"transformer": pipe.transformer})
 
     def calibrate(profiler):
         with erta.attach(pipe, [profiler], seam=seam) as run:

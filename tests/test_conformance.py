@@ -138,6 +138,8 @@ POLICIES: list[Policy] = [
     BranchSubstitute(codebook=(0.2,) * 10, threshold=0.5),
     BranchSubstitute(codebook=(0.2,) * 4, threshold=0.5, counting="script"),
     BranchSubstitute(profile=CODEBOOK, threshold=0.5),
+    OURS["lfcache"](alpha=0.7),
+    OURS["lfcache"](alpha=0.7, reference="last_full", down="nearest", per_sample=False),
     OURS["seacache"](threshold=0.5, max_consecutive=3),
     OURS["seacache"](threshold=0.3, order=0, max_consecutive=None, per_sample=False),
     OURS["seacache_rule"](threshold=0.4, power=2.0),
