@@ -9,13 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from erta_policies.parts.grid import grid_dims
+
 Down = Literal["area", "nearest"]
 MOST_AXES = 3
-
-
-def grid_dims(ndim: int, channel_dim: int) -> list[int]:
-    """The dimensions of latents that are neither batch nor channels, frames first."""
-    return [d for d in range(1, ndim) if d != channel_dim]
 
 
 def shrunk_sizes(
@@ -78,7 +75,7 @@ def low_frequencies(x: Tensor, channel_dim: int = 1, part: float = 0.2) -> Tenso
         >>> low_frequencies(torch.ones(1, 1, 10, 10)).shape
         torch.Size([1, 1, 13])
     """
-    axes = grid_dims(x.ndim, channel_dim)[-2:]
+    axes = grid_dims(x.shape, channel_dim)[-2:]
     first = x.float().movedim(axes, list(range(-len(axes), 0)))
     sizes = first.shape[-len(axes) :]
     spectrum = torch.fft.fftn(first, dim=tuple(range(-len(axes), 0)), norm="ortho")

@@ -26,13 +26,13 @@ from erta_framework.records import RESIZED, TRIAL
 from erta_policies.lfcache.lowpass import (
     MOST_AXES,
     Down,
-    grid_dims,
     low_frequencies,
     norms,
     shrunk,
     shrunk_sizes,
 )
 from erta_policies.parts import Accumulator
+from erta_policies.parts.grid import grid_dims
 
 
 @dataclass(slots=True)
@@ -158,9 +158,8 @@ class LFCache(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        axes = len(grid_dims(len(session.shape), session.channel_dim))
-        packed = len(session.shape) == 3 and session.channel_dim == 2
-        if packed or not 1 <= axes <= MOST_AXES:
+        axes = len(grid_dims(session.shape, session.channel_dim))
+        if not 1 <= axes <= MOST_AXES:
             raise CapabilityError(
                 f"{self!r} makes latents smaller along their grid, and this request has latents of "
                 f"{tuple(session.shape)} with the channels at {session.channel_dim}, which have "
@@ -170,7 +169,7 @@ class LFCache(Policy):
     def trial(self, step: Step, call: Call) -> Tensor:
         """Low frequencies of the network's answer to smaller latents, `[B, ..., bins]`."""
         channels = step.session.channel_dim
-        dims = grid_dims(call.x.ndim, channels)
+        dims = grid_dims(call.x.shape, channels)
         sizes = shrunk_sizes([call.x.shape[d] for d in dims], self.factors, self.multiple)
         answer = call.trial(shrunk(call.x, sizes, channels, self.down))
         return low_frequencies(answer, channels)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from erta_framework import SessionInfo
+from erta_policies.parts.grid import grid_dims
 
 Mixing = Literal["flow", "variance_preserving"]
 EDGE = 1e-6
@@ -58,7 +58,7 @@ def sea_filtered(
         >>> bool(sea_filtered(x, 0.5, 0.5).std() < 1e-6)  # what does not vary passes
         True
     """
-    axes = [d for d in range(1, x.ndim) if d != channel_dim]
+    axes = grid_dims(x.shape, channel_dim)
     spectrum = torch.fft.rfftn(x.float(), dim=axes)  # real latents: half of the last axis is enough
     for axis in axes:
         gain = axis_gain(x.shape[axis], signal, noise, power)[: spectrum.shape[axis]]
@@ -105,9 +105,3 @@ def mixing_at(sigma: float, mixing: Mixing, levels: bool = False) -> tuple[float
     noise = sigma if levels else sigma / math.hypot(1.0, sigma)
     noise = min(max(noise, EDGE), math.sqrt(1.0 - EDGE**2))
     return math.sqrt(1.0 - noise**2), noise
-
-
-def grid_axes(shape: Sequence[int], channel_dim: int) -> int:
-    """How many axes the grid of these latents has; 0 for packed tokens `[B, L, C]`."""
-    packed = len(shape) == 3 and channel_dim == 2
-    return 0 if packed else len(shape) - 2

@@ -11,7 +11,8 @@ from erta_framework import Call, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_policies.parts.change_rule import ChangeRule
 from erta_policies.parts.changes import Signal
-from erta_policies.seacache.filter import Mixing, grid_axes, mixing_at, mixing_of, sea_filtered
+from erta_policies.parts.grid import grid_dims
+from erta_policies.seacache.filter import Mixing, mixing_at, mixing_of, sea_filtered
 
 
 class SeaCacheRule(ChangeRule):
@@ -58,7 +59,7 @@ class SeaCacheRule(ChangeRule):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        if grid_axes(session.shape, session.channel_dim) < 1:
+        if not grid_dims(session.shape, session.channel_dim):
             raise CapabilityError(
                 f"{self!r} filters latents along their grid, and this request has latents of "
                 f"{tuple(session.shape)} with the channels at {session.channel_dim}, which have "

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop, SessionInfo
+from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow, ToySetup
 from erta_policies.adapters import WarmUp
 from erta_policies.lfcache import LFCache, low_frequencies, shrunk, shrunk_sizes
 from erta_policies.lfcache.lowpass import norms
@@ -20,30 +21,22 @@ STEPS = 30
 SHAPE = (3, 4, 12, 16)
 
 
-def request(batch: int = 4, steps: int = STEPS) -> Request:
-    toy = GaussianMixtureFlow(SHAPE)
-    generator = torch.Generator().manual_seed(3)
-    scale = torch.linspace(0.3, 3.0, batch).reshape(-1, 1, 1, 1, 1)
-    return Request(
-        latents=scale * torch.randn(batch, *SHAPE, generator=generator),
-        cond=toy.encode([f"prompt {k}" for k in range(batch)]),
-        uncond=toy.encode([""] * batch),
-        schedule=FlowEuler().schedule(steps),
-    )
+SETUP = ToySetup(
+    toy=partial(GaussianMixtureFlow, SHAPE),
+    solver=FlowEuler(),
+    guidance=NoGuidance(),
+    num_steps=STEPS,
+)
 
 
-def only(whole: Request, k: int) -> Request:
-    part = slice(k, k + 1)
-    assert whole.uncond is not None
-    return replace(
-        whole, latents=whole.latents[part], cond=whole.cond[part], uncond=whole.uncond[part]
-    )
+def one(k: int) -> Request:
+    """Four single samples, which take different numbers of calls."""
+    return SETUP.request(seed=k, batch=1)
 
 
-def sample(policy, given, guidance=None, network=None):
-    policies = policy if isinstance(policy, list) else [policy]
-    loop = SamplingLoop(Engine(policies), FlowEuler(), guidance or NoGuidance())
-    return loop.run(network or GaussianMixtureFlow(SHAPE), given)
+def sample(policies, given, network=None, **changes):
+    listed = policies if isinstance(policies, list) else [policies]
+    return replace(SETUP, **changes).run(Engine(listed), given, network)
 
 
 # ------------------------------------------------------------------------ low frequencies
@@ -132,9 +125,9 @@ def test_it_is_the_method_written_down_plainly(alpha, reference):
     policy = LFCache(alpha=alpha, reference=reference)
     lengths = set()
     for k in range(4):
-        one = only(request(), k)
-        expected, latents = literal(GaussianMixtureFlow(SHAPE), one, policy)
-        got = sample(policy, one)
+        given = one(k)
+        expected, latents = literal(GaussianMixtureFlow(SHAPE), given, policy)
+        got = sample(policy, given)
         assert got.trace.computed_steps == tuple(expected)
         torch.testing.assert_close(got.sample, latents)
         assert got.trace.trial_calls == STEPS - 1
@@ -151,24 +144,17 @@ def one_bin_passed(x: Tensor) -> Tensor:
     return torch.fft.ifft2(torch.fft.fft2(x) * (rows**2 + columns**2 <= 1.0)).real
 
 
-def test_samples_of_a_batch_do_not_depend_on_each_other():
-    policy, counts = LFCache(alpha=0.5), set()
-    for guidance in (NoGuidance(), CFG(scale=2.0)):
-        together = sample(policy, request(), guidance)
-        for k in range(4):
-            alone = sample(policy, only(request(), k), guidance)
-            torch.testing.assert_close(together.sample[k], alone.sample[0])
-            assert together.trace.calls_for(k) == alone.trace.calls_for(0)
-            counts.add(alone.trace.calls_for(0))
-    assert len(counts) > 2
-    whole = sample(LFCache(alpha=0.5, per_sample=False), request())
+def test_samples_of_a_batch_decide_apart():
+    trace = sample(LFCache(alpha=0.5), SETUP.request(batch=4)).trace
+    assert len({trace.calls_for(k) for k in range(4)}) > 1
+    whole = sample(LFCache(alpha=0.5, per_sample=False), SETUP.request(batch=4))
     assert all(call.rows is None for call in whole.trace.calls())
-    assert whole.trace.network_calls < STEPS
+    assert trace.network_samples < 4 * whole.trace.network_calls < 4 * STEPS
 
 
 def test_one_branch_tries_and_decides_for_the_step():
     toy = GaussianMixtureFlow(SHAPE)
-    trace = sample(LFCache(), only(request(), 0), CFG(scale=3.0), toy).trace
+    trace = sample(LFCache(), one(0), toy, guidance=CFG(scale=3.0)).trace
     for step in trace.steps:
         assert len({call.computed for call in step.calls}) == 1
         assert [call.trials for call in step.calls] == [int(step.index < STEPS - 1), 0]
@@ -178,21 +164,21 @@ def test_one_branch_tries_and_decides_for_the_step():
 
 
 def test_alpha_of_nothing_and_a_constant_network_compute_every_step():
-    plain = sample([], request())
-    nothing = sample(LFCache(alpha=0.0), request())
+    plain = sample([], SETUP.request(batch=4))
+    nothing = sample(LFCache(alpha=0.0), SETUP.request(batch=4))
     assert torch.equal(nothing.sample, plain.sample)
     assert nothing.trace.network_calls == STEPS
 
     def constant(x, timestep, embeds):
         return torch.ones_like(x)
 
-    still = sample(LFCache(alpha=1.0), request(), network=constant)
+    still = sample(LFCache(alpha=1.0), SETUP.request(batch=4), network=constant)
     assert still.trace.network_calls == STEPS  # the largest difference is 0
 
 
 def test_steps_computed_by_another_policy_start_the_sum_anew():
-    one = only(request(), 0)
-    result = sample([WarmUp(steps=10), LFCache(alpha=1.0)], one)
+    given = one(0)
+    result = sample([WarmUp(steps=10), LFCache(alpha=1.0)], given)
     assert set(range(10)) <= set(result.trace.computed_steps)
     assert result.trace.trial_calls == STEPS - 1
     assert len(result.trace.computed_steps) < STEPS
@@ -200,7 +186,7 @@ def test_steps_computed_by_another_policy_start_the_sum_anew():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
-    given = only(request(), 0)
+    given = one(0)
     result = sample(LFCache(alpha=1.0), replace(given, latents=given.latents.to(dtype)))
     assert result.sample.dtype is dtype
     assert 3 <= result.trace.network_calls < STEPS

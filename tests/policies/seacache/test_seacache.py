@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
-from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop, SessionInfo
+from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.solvers import DDIM
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow, ToySetup
 from erta_policies.adapters import WarmUp
 from erta_policies.seacache import SeaCache, SeaCacheRule, axis_gain, mixing_at, sea_filtered
 from erta_policies.seacache.filter import mixing_of
@@ -21,30 +22,22 @@ STEPS = 30
 SHAPE = (3, 4, 6, 5)
 
 
-def request(batch: int = 4, steps: int = STEPS) -> Request:
-    toy = GaussianMixtureFlow(SHAPE)
-    generator = torch.Generator().manual_seed(3)
-    scale = torch.linspace(0.3, 3.0, batch).reshape(-1, 1, 1, 1, 1)
-    return Request(
-        latents=scale * torch.randn(batch, *SHAPE, generator=generator),
-        cond=toy.encode([f"prompt {k}" for k in range(batch)]),
-        uncond=toy.encode([""] * batch),
-        schedule=FlowEuler().schedule(steps),
-    )
+SETUP = ToySetup(
+    toy=partial(GaussianMixtureFlow, SHAPE),
+    solver=FlowEuler(),
+    guidance=NoGuidance(),
+    num_steps=STEPS,
+)
 
 
-def only(whole: Request, k: int) -> Request:
-    part = slice(k, k + 1)
-    assert whole.uncond is not None
-    return replace(
-        whole, latents=whole.latents[part], cond=whole.cond[part], uncond=whole.uncond[part]
-    )
+def one(k: int) -> Request:
+    """Four single samples, which take different numbers of calls."""
+    return SETUP.request(seed=k, batch=1)
 
 
-def sample(policies, given, guidance=None, network=None):
+def sample(policies, given, network=None, **changes):
     listed = policies if isinstance(policies, list) else [policies]
-    loop = SamplingLoop(Engine(listed), FlowEuler(), guidance or NoGuidance())
-    return loop.run(network or GaussianMixtureFlow(SHAPE), given)
+    return replace(SETUP, **changes).run(Engine(listed), given, network)
 
 
 def info(**changes) -> SessionInfo:
@@ -174,32 +167,20 @@ def literal(network, given: Request, policy: SeaCache) -> tuple[list[int], Tenso
 def test_it_is_the_method_written_down_plainly(policy):
     lengths = set()
     for k in range(4):
-        one = only(request(), k)
-        expected, latents = literal(GaussianMixtureFlow(SHAPE), one, policy)
-        got = sample(policy, one)
+        given = one(k)
+        expected, latents = literal(GaussianMixtureFlow(SHAPE), given, policy)
+        got = sample(policy, given)
         assert got.trace.computed_steps == tuple(expected)
         torch.testing.assert_close(got.sample, latents, rtol=1e-4, atol=1e-4)
         lengths.add(len(expected))
     assert min(lengths) < STEPS
 
 
-def test_samples_of_a_batch_do_not_depend_on_each_other():
-    policy, counts = SeaCache(threshold=0.2), set()
-    for guidance in (NoGuidance(), CFG(scale=2.0)):
-        together = sample(policy, request(), guidance)
-        for k in range(4):
-            alone = sample(policy, only(request(), k), guidance)
-            torch.testing.assert_close(together.sample[k], alone.sample[0])
-            assert together.trace.calls_for(k) == alone.trace.calls_for(0)
-            counts.add(alone.trace.calls_for(0))
-    assert len(counts) > 2
-
-
 def test_the_mean_over_the_batch_couples_the_samples():
     policy = SeaCache(threshold=0.2, per_sample=False)
-    together = sample(policy, request())
+    together = sample(policy, SETUP.request(batch=4))
     assert all(call.rows is None for call in together.trace.calls())
-    calls = {sample(policy, only(request(), k)).trace.network_calls for k in range(4)}
+    calls = {sample(policy, one(k)).trace.network_calls for k in range(4)}
     assert calls != {together.trace.network_calls}
 
 
@@ -211,7 +192,7 @@ def test_one_branch_decides_for_the_step_and_the_latents_are_filtered_once():
             filtered.append((step.index, call.branch))
             return super().observed(step, call)
 
-    trace = sample(Counting(threshold=0.3), only(request(), 1), CFG(scale=3.0)).trace
+    trace = sample(Counting(threshold=0.3), one(1), guidance=CFG(scale=3.0)).trace
     assert filtered == [(i, "cond") for i in range(STEPS)]
     for step in trace.steps:
         assert len({call.computed for call in step.calls}) == 1
@@ -219,35 +200,34 @@ def test_one_branch_decides_for_the_step_and_the_latents_are_filtered_once():
 
 
 def test_a_threshold_of_nothing_computes_every_step():
-    plain = sample([], request())
-    nothing = sample(SeaCache(threshold=0.0), request())
+    plain = sample([], SETUP.request(batch=4))
+    nothing = sample(SeaCache(threshold=0.0), SETUP.request(batch=4))
     assert torch.equal(nothing.sample, plain.sample)
     assert nothing.trace.network_calls == STEPS
 
 
 def test_limits_hold_and_forced_steps_start_the_sum_anew():
-    one = only(request(), 0)
-    most = sample(SeaCache(threshold=math.inf, max_consecutive=3, first=2, last=2), one).trace
+    given = one(0)
+    most = sample(SeaCache(threshold=math.inf, max_consecutive=3, first=2, last=2), given).trace
     assert most.computed_steps == (*range(2), *range(5, 28, 4), 28, 29)
-    free = sample(SeaCache(threshold=math.inf, max_consecutive=None), one).trace
+    free = sample(SeaCache(threshold=math.inf, max_consecutive=None), given).trace
     assert free.computed_steps == (0, 29)
-    warm = sample([WarmUp(steps=9), SeaCacheRule(threshold=0.3)], one).trace
+    warm = sample([WarmUp(steps=9), SeaCacheRule(threshold=0.3)], given).trace
     assert set(range(9)) <= set(warm.computed_steps)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
-    given = only(request(), 0)
+    given = one(0)
     result = sample(SeaCache(), replace(given, latents=given.latents.to(dtype)))
     assert result.sample.dtype is dtype
     assert 2 <= result.trace.network_calls < STEPS
 
 
 def test_ddim_runs_as_variance_preserving():
-    toy, solver = GaussianMixtureFlow(SHAPE), DDIM()
-    given = replace(request(), schedule=solver.schedule(12))
-    loop = SamplingLoop(Engine([SeaCache(threshold=0.6)]), solver, NoGuidance())
-    assert 2 <= loop.run(toy, given).trace.network_samples < 12 * 4
+    given = replace(SETUP.request(batch=4), schedule=DDIM().schedule(12))
+    trace = sample(SeaCache(threshold=0.6), given, solver=DDIM()).trace
+    assert 2 * 4 <= trace.network_samples < 12 * 4
 
 
 # -------------------------------------------------------------------------------- refusals
