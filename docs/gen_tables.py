@@ -684,7 +684,7 @@ def combinations_section() -> str:
     from erta_framework.profile import Profile
     from erta_framework.records import Seam
     from erta_framework.signals import wanted
-    from erta_integrations.diffusers import attach, signals
+    from erta_integrations.diffusers import attach, signals, trials
     from erta_integrations.diffusers.schedulers import capabilities
     from erta_integrations.diffusers.tiny import FAMILIES
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
@@ -701,9 +701,10 @@ def combinations_section() -> str:
     stacks = discover(pipe.transformer)
     inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
     euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
+    whole = euler | trials.offered({"transformer": pipe.transformer})
     found = overview(
         calibrated,
-        (*OWN, Driver("pipeline", euler), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
+        (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
     )
     names = [driver.name for driver in found.drivers]
     rows = [

@@ -244,7 +244,7 @@ class Session:
         if self.engine.per_sample:
             history = visible(history)
         states, revising = self.info.states, bool(self.engine.revising)
-        counted = None if trial is None else partial(self._trial, trial)
+        counted = None if trial is None else partial(self._trial, trial, x.numel())
         decision = shared = self._known_decision(model, seam, history)
         answers = self._answers if revising else NO_ANSWERS
         if decision is None or (revising and history and decision is self._decision):
@@ -572,9 +572,12 @@ class Session:
             history.record_rows(key, self._step.interval, x, output, rows)
         trace.history_bytes = max(trace.history_bytes, history.bytes)
 
-    def _trial(self, trial: Trial, x: Tensor, time: float | None) -> Tensor:
-        output = trial(x, time)
+    def _trial(self, run: Trial, whole: int, x: Tensor, at: float | None) -> Tensor:
+        started = time.perf_counter()
+        output = run(x, at)
+        self.trace.trial_seconds += time.perf_counter() - started
         self.trace.trial_calls += 1
+        self.trace.trial_share += x.numel() / whole
         self.trace.trial_samples += x.shape[0] if x.ndim else 1
         return output
 

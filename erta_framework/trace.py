@@ -85,6 +85,9 @@ class Trace:
         trial_calls: Times policies ran the network beside that, on other latents or at another
             time; such latents may be smaller.
         trial_samples: Samples that went through the network in those.
+        trial_share: Size of the latents of the trials, in latents of a network call; what they cost
+            in network calls, as far as a network's cost is in proportion to their size.
+        trial_seconds: Host seconds in the trials, which are part of those of the calls.
         batch: Samples of the largest network call; guidance branches that are batched count apart.
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
@@ -100,6 +103,8 @@ class Trace:
     network_samples: int = 0
     trial_calls: int = 0
     trial_samples: int = 0
+    trial_share: float = 0.0
+    trial_seconds: float = 0.0
     batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
@@ -167,7 +172,10 @@ class Trace:
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
         if self.trial_calls:
-            lines[0] += f", {self.trial_calls} trial calls beside them"
+            lines[0] += (
+                f", {self.trial_calls} trial calls beside them (on the latents of "
+                f"{self.trial_share:.2f} network calls)"
+            )
         if self.samples_differed:
             lines.append(f"  samples differed: {each([*map(self.calls_for, range(self.batch))])}")
         for (computed, reason), count in reasons.most_common():
@@ -184,6 +192,8 @@ class Trace:
                 "network_samples": self.network_samples,
                 "trial_calls": self.trial_calls,
                 "trial_samples": self.trial_samples,
+                "trial_share": self.trial_share,
+                "trial_seconds": self.trial_seconds,
                 "batch": self.batch,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,

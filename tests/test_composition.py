@@ -18,6 +18,7 @@ from erta_framework import (
     Seam,
     composition,
     hookimpl,
+    loop,
 )
 from erta_framework.cli.app import main
 from erta_framework.composition import (
@@ -32,7 +33,6 @@ from erta_framework.composition import (
 )
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.registry import policies
-from erta_framework.signals import TEXT
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
@@ -54,8 +54,9 @@ SETTINGS = {
     "prompt_threshold": {"policy": EasyCache(**EAGER), "low": 0.4, "high": 0.6},
     "every_branch_agrees": {"policy": EasyCache(**EAGER)},
     "edge_velocity": {"schedule": MeanCacheSchedule(fresh=(0, 1, 2, 4, 7), spans=(0, 0, 2, 2))},
+    "lfcache": {"alpha": 1.0},
 }
-OFFERED = SETUP.solver.capabilities | TEXT
+OFFERED = loop.offered(SETUP.solver)
 CATALOGUE = policies(only=())
 CLASSES = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
 RULES = [name for name, cls in CLASSES.items() if role_of(cls) is Role.WHEN]
@@ -90,7 +91,7 @@ def runs(world, rule):
         result = SETUP.run(one.engine, request, toy)
         trace = result.trace
         assert result.sample.isfinite().all(), str(one)
-        assert toy.calls == trace.network_calls, str(one)
+        assert toy.calls == trace.network_calls + trace.trial_calls, str(one)
         if alone.static:
             assert decisions(trace) == decided, str(one)
             assert trace.network_calls == sum(computed for *_, computed in decided), str(one)
@@ -301,7 +302,7 @@ def uncalibrated(profiler):
 def on_a_pipeline(calibrated, seam="latent"):
     pytest.importorskip("diffusers")
     import erta_framework as erta
-    from erta_integrations.diffusers import signals
+    from erta_integrations.diffusers import signals, trials
     from erta_integrations.diffusers.schedulers import capabilities
     from erta_integrations.diffusers.tiny import FAMILIES
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
@@ -313,6 +314,8 @@ def on_a_pipeline(calibrated, seam="latent"):
     if seam == "trunk":
         stacks = discover(pipe.transformer)
         offered |= signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
+    else:
+        offered |= trials.offered({"transformer": pipe.transformer})
 
     def calibrate(profiler):
         with erta.attach(pipe, [profiler], seam=seam) as run:

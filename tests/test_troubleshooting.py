@@ -52,6 +52,7 @@ from erta_integrations.diffusers.trials import Given, Trials
 from erta_integrations.diffusers.trunk import Block
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
 
 ROOT = Path(__file__).parents[1]
@@ -189,6 +190,13 @@ class Timeless(Net):
 class Bare(nn.Module):
     def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
         return hidden_states * timestep
+
+
+class Told(nn.Module):
+    """Is told where its tokens lie."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, img_ids: Tensor) -> Tensor:
+        return hidden_states * timestep + img_ids
 
 
 class Narrow(nn.Module):
@@ -411,11 +419,30 @@ def _() -> None:
 
 
 @says(
-    "no trial of {network} ({class}) on {shape}: its input also holds conditions {shape}, "
-    "which cannot be made to fit"
+    "{policy} runs {network} ({class}) on smaller latents, but this network is told where its "
+    "tokens lie in {argument}"
 )
 def _() -> None:
-    tried(form(1, 2, 2), torch.ones(1, 2, 1))
+    attach(Pipe(Told()), [LFCache()])
+
+
+@says(
+    "no trial of {network} ({class}) on latents of {shape}: the pipeline gives {argument}, the "
+    "features of a control network"
+)
+def _() -> None:
+    tried(form(1, 3, 2), torch.ones(1, 2, 2), controlnet_block_samples=[torch.ones(1)])
+
+
+@says(
+    "no trial of {network} ({class}) on latents of {shape}, where this pipeline gives {shape}: "
+    "the network {answer}"
+)
+def _() -> None:
+    latents = torch.ones(1, 3, 2)
+    given = Given({"hidden_states": latents}, lambda hidden_states: hidden_states + latents, None)
+    trials = Trials("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
+    trials(torch.ones(1, 5, 2), None)
 
 
 @says(

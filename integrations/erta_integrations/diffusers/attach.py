@@ -12,7 +12,7 @@ from torch import nn
 from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
-from erta_integrations.diffusers import signals
+from erta_integrations.diffusers import signals, trials
 from erta_integrations.diffusers.driver import Driver
 from erta_integrations.diffusers.networks import find_networks, find_others
 from erta_integrations.diffusers.patching import patched
@@ -38,6 +38,8 @@ class Attachment:
         self.engine = engine
         self._driver = Driver(engine, pipe, networks, seam, find_others(pipe, networks))
         signals.check(engine.policies, networks, self._driver.signals)
+        if seam is Seam.LATENT:
+            trials.check(engine.policies, networks)
         scheduler = self._driver.scheduler
         offered = capabilities(scheduler) | self._driver.offered
         engine.check(offered, type(scheduler).__name__, seam)

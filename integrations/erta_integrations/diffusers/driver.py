@@ -16,7 +16,7 @@ from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.records import TRIAL
 from erta_framework.session import NO_FEATURES
 from erta_framework.signals import TEXT, wanted
-from erta_integrations.diffusers import batching, signals
+from erta_integrations.diffusers import batching, signals, trials
 from erta_integrations.diffusers.branches import Branches, same_value
 from erta_integrations.diffusers.calling import PipelineCall, WatchedBar, loops_of
 from erta_integrations.diffusers.chain import Run
@@ -182,7 +182,8 @@ class Driver:
     @property
     def offered(self) -> frozenset[str]:
         """What policies may require of this driver, beside what the scheduler allows."""
-        return self.signals | ({TRIAL} if self.seam is Seam.LATENT else frozenset())
+        tried = trials.offered(self.networks) if self.seam is Seam.LATENT else frozenset()
+        return self.signals | tried
 
     @property
     def newest(self) -> Trace | None:

@@ -19,7 +19,7 @@ from erta_framework import Engine, Policy, Profile, Samples, Trace
 from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.models import TextModel
-from erta_framework.records import TRIAL
+from erta_framework.records import RESIZED, TRIAL
 from erta_framework.sampler import copied, resolve_device
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.schedulers import capabilities
@@ -71,7 +71,7 @@ class PipelineSampler:
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
         made = make_scheduler(scheduler)
-        self.engine.check(capabilities(made) | {TRIAL}, type(made).__name__)
+        self.engine.check(capabilities(made) | {TRIAL, RESIZED}, type(made).__name__)
         self._class = type(made).__name__
 
     @property

@@ -45,6 +45,10 @@ class ChangeRule(Policy):
         """Whether this rule decides about a call; others are passed on."""
         return True
 
+    def observed(self, step: Step, call: Call) -> Tensor:
+        """The signal of a call, `[B, ...]`."""
+        return read(self.watched, call)
+
     def predicted(self, step: Step, differences: Sequence[float]) -> tuple[list[float], str]:
         """The output's predicted changes, and in words what makes them doubtful (or nothing).
 
@@ -93,7 +97,7 @@ class ChangeRule(Policy):
             return memory.known(step.index)
         # moved off the grid: what was known beforehand is no longer so
         memory.ahead = []
-        now = read(self.watched, call)
+        now = self.observed(step, call)
         alone = self.per_sample and now.shape[0] == call.x.shape[0]
         moved = memory.moved(step.index, now, alone)
         return [] if moved is None else moved.tolist()
@@ -115,7 +119,7 @@ class ChangeRule(Policy):
             if memory.index != step.index and memory.ahead and on_grid(step):
                 memory.known(step.index)
             elif memory.index != step.index:
-                memory.keep(step.index, read(self.watched, call))
+                memory.keep(step.index, self.observed(step, call))
                 if not memory.looked:
                     self._look_ahead(memory, step, call)
         return (yield)
