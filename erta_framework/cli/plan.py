@@ -109,15 +109,9 @@ def whole_front(
 def budgets(
     policy: str, profile: Path, calls: Sequence[int] | None, thresholds: Sequence[float] | None
 ) -> list[tuple[Policy, ...]]:
-    """One list of policies for each budget.
-
-    Raises:
-        InputError: There is no budget.
-    """
-    options: list[dict[str, Any]] = [{"calls": number} for number in calls or ()]
+    """One list of policies for each budget."""
+    options: list[dict[str, Any]] = [{"budget": {"calls": number}} for number in calls or ()]
     options += [{"threshold": value} for value in thresholds or ()]
-    if not options:
-        raise InputError("give a budget beside --profile: --calls N or --threshold LAMBDA")
     return [build_policies([{policy: {"profile": str(profile), **each}}]) for each in options]
 
 
