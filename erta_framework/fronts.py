@@ -53,17 +53,12 @@ class FrontRow:
         """Network calls of each branch."""
         return len(self.computed)
 
-    @property
-    def speedup(self) -> float:
-        """Steps a network call."""
-        return self.num_steps / self.calls
-
     def record(self) -> dict[str, object]:
         """As JSON holds it."""
         return {
             "steps": self.num_steps,
             "calls": self.calls,
-            "speedup": self.speedup,
+            "speedup": self.num_steps / self.calls,
             "predicted": None if math.isnan(self.predicted) else self.predicted,
             "psnr": self.psnr,
             "psnr_std": self.psnr_std,

@@ -148,7 +148,7 @@ def front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Table:
         quality = "" if row.psnr is None else f"{row.psnr:.1f} ± {row.psnr_std:.1f}"
         table.add_row(
             str(row.calls),
-            f"{row.speedup:.2f}x",
+            f"{row.num_steps / row.calls:.2f}x",
             f"{row.predicted:.4g}",
             quality,
             "" if row.refined_psnr is None else f"{row.refined_psnr:.1f}",
