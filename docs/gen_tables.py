@@ -21,6 +21,8 @@ COMMANDS = {
     "ablation": "erta bench ablation --json docs/data/ablation.json",
     "attach_overhead": "erta bench attach-overhead --json docs/data/attach_overhead.json",
     "batch": "erta bench batch --json docs/data/batch.json",
+    "budgets": "erta bench budgets --json docs/data/budgets.json",
+    "lambda": "erta bench lambda --json docs/data/lambda.json",
     "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
     "families": "erta bench families --json docs/data/families.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
@@ -755,6 +757,64 @@ def pipelines_table() -> str:
     )
 
 
+# -------------------------------------------------------------------------------- budgets
+def budgets_section(record: Record) -> str:
+    """PSNR of every schedule, a row a schedule and what stands in, a column a number of calls."""
+    columns = budgets(record)
+    rows: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in record["rows"]:
+        if row["budget"] is not None:
+            rows.setdefault((row["stands_in"], row["name"]), {})[row["budget"]] = row
+    best = {
+        (kind, n): max(r[n]["psnr_mean"] for (other, _), r in rows.items() if other == kind)
+        for kind, _ in rows
+        for n in columns
+    }
+    lines = []
+    for (kind, name), found in rows.items():
+        cells = [quality(found[n]) for n in columns]
+        marked = [
+            f"**{cell}**" if found[n]["psnr_mean"] == best[kind, n] else cell
+            for cell, n in zip(cells, columns, strict=True)
+        ]
+        lines.append([f"{kind}: {name}", *marked])
+    full = full_run(record)
+    settings = record["settings"]
+    parts = [
+        f"PSNR in dB against the full run of {full['calls']} calls, mean and standard deviation "
+        f"over {samples(record)}; {settings['calibration_samples']} calibration samples. The best "
+        "of each group is bold.",
+        table(["", *(f"{n} calls" for n in columns)], lines),
+    ]
+    if settings["refine_trials"]:
+        parts.append(
+            f"Refined plans tried {settings['refine_trials']} moves on "
+            f"{settings['refine_samples']} calibration samples, {settings['refine_calls']} network "
+            "calls of a branch in all."
+        )
+    return "\n\n".join([*parts, caption(record)])
+
+
+def lambda_section(record: Record) -> str:
+    """What a fifth less and more of lambda does."""
+    lines = [
+        [
+            f"{row['budget']} calls asked, lambda {row['name']}",
+            f"{row['threshold']:.4f}",
+            f"{row['calls']:g}",
+            quality(row),
+        ]
+        for row in record["rows"]
+        if row["budget"] is not None
+    ]
+    return "\n\n".join(
+        [
+            table(["", "lambda", "network calls", "PSNR"], lines),
+            f"{samples(record)}; {caption(record)}",
+        ]
+    )
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
@@ -763,6 +823,8 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),
+    "table:budgets": lambda: budgets_section(load("budgets")),
+    "table:lambda": lambda: lambda_section(load("lambda")),
     "table:combinations": combinations_section,
     "table:scale": lambda: scale_section(load("scale")),
     "table:simulate": lambda: simulate_section(load("simulate")),

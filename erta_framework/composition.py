@@ -56,6 +56,7 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
     {"evenly": 5},
     {"calls": 5},
+    {"budget": {"calls": 5}},
     {"steps": 2},
     {"threshold": 0.1},
 )

@@ -242,6 +242,30 @@ def test_the_pipeline_stands_beside_the_own_loop() -> None:
     assert "* Refused under UniPC (+ timestep adjustment): `cannot`." in section
 
 
+def scheduled() -> dict[str, Any]:
+    """A record as `erta bench budgets` and `erta bench lambda` write it, made for the test."""
+    common = {"psnr_std": 1.0, "prompts": 4, "seeds": 1, "threshold": 0.1}
+    rows = [{**common, "name": "full", "budget": None, "calls": 50, "psnr_mean": None}]
+    values = {("residual", "threshold walk"): 30.0, ("residual", "reuse"): 31.0}
+    values[("forecast", "forecast")] = 40.0
+    for (stands_in, name), value in values.items():
+        for budget in (25, 12):
+            facts = {"stands_in": stands_in, "name": name, "budget": budget, "calls": budget}
+            rows.append({**common, **facts, "psnr_mean": value + budget / 10})
+    settings = {"calibration_samples": 8, "refine_trials": 3, "refine_samples": 2}
+    return {**measured(), "rows": rows, "settings": {**settings, "refine_calls": 99}}
+
+
+def test_schedules_are_compared_by_what_stands_in() -> None:
+    section = tables.budgets_section(scheduled())
+    assert "| residual: threshold walk | 32.5 ± 1.0 | 31.2 ± 1.0 |" in section
+    assert "| residual: reuse | **33.5 ± 1.0** | **32.2 ± 1.0** |" in section
+    assert "| forecast: forecast | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
+    assert "tried 3 moves on 2 calibration samples, 99 network calls" in section
+    said = tables.lambda_section(scheduled())
+    assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 33.5 ± 1.0 |" in said
+
+
 def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
     record = through_pipeline()
     record["rows"] = [row for row in record["rows"] if row["name"] != "plain UniPC"]

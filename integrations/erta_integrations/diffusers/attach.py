@@ -12,6 +12,7 @@ from torch import nn
 from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
+from erta_framework.planning import promise
 from erta_integrations.diffusers import signals, trials
 from erta_integrations.diffusers.driver import Driver
 from erta_integrations.diffusers.networks import find_networks, find_others
@@ -119,9 +120,12 @@ class Attachment:
         return Profile.merge(self.emitted)
 
     def summary(self) -> str:
-        """Real against reused calls of every request, with reasons, by sample if they differ."""
+        """Real against reused calls of every request, with reasons, by sample if they differ.
+
+        Before the first, what each will cost, where a profile tells it.
+        """
         if not self.traces:
-            return "no request yet"
+            return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
         return "\n".join(trace.summary() for trace in self.traces)
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
