@@ -25,34 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn:D
 Erta = Callable[..., Result]
 STEPS, CALLS = 6, 3
 PROMPTS = ("a cat", "a dog on a hill")
-END = "<|endoftext|>"
-
-
-def text_parts() -> tuple[Any, Any]:
-    """A tokenizer that spells words out, and a text encoder of random weights."""
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", END]
-    vocab = {token: number for number, token in enumerate(tokens)}
-    config = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        bos_token_id=vocab["<|startoftext|>"],
-        eos_token_id=vocab[END],
-        pad_token_id=vocab[END],
-    )
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=24)
-    return tokenizer, CLIPTextModel(config)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory, text_parts: Callable[[], Any]) -> str:
     """A tiny Stable Diffusion pipeline, saved."""
     import diffusers
 

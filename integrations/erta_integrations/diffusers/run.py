@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erta_framework import Policy, Profile, Samples
+from erta_framework import Policy, Profile, Samples, Seam
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_framework.extras import require_extra
 from erta_framework.sampler import resolve_device
@@ -36,11 +36,13 @@ class PipelineRun:
     Attributes:
         pipe: The diffusers pipeline.
         source: Name of its folder, or its hub id.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
     """
 
-    def __init__(self, pipe: Any, source: str) -> None:
+    def __init__(self, pipe: Any, source: str, seam: str = Seam.LATENT) -> None:
         self.pipe = pipe
         self.source = source
+        self.seam = seam
 
     def calibrate(
         self, prompts: Sequence[str], profiler: Policy, *, seed: int = 0, **options: Any
@@ -58,7 +60,7 @@ class PipelineRun:
             PolicyError: The profiler emitted nothing.
         """
         given = self._arguments(prompts, options)
-        with attach(self.pipe, [profiler]) as run:
+        with attach(self.pipe, [profiler], seam=self.seam) as run:
             for number, prompt in enumerate(prompts):
                 run.prompts = [prompt]
                 self._call(prompt, seed + number, "latent", given, profiler.copies)
@@ -91,7 +93,7 @@ class PipelineRun:
         given = self._arguments(prompts, options)
         samples: list[Tensor] = []
         seconds = 0.0
-        with attach(self.pipe, list(policies)) as run:
+        with attach(self.pipe, list(policies), seam=self.seam) as run:
             for number, prompt in enumerate(prompts):
                 clock = time.perf_counter()
                 output = self._call(prompt, seed + number, "pt", given)
@@ -141,7 +143,13 @@ class PipelineRun:
         return output[0]
 
 
-def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) -> PipelineRun:
+def load(
+    source: str,
+    *,
+    accelerator: str = "auto",
+    dtype: str | None = None,
+    seam: str = Seam.LATENT,
+) -> PipelineRun:
     """Load a pipeline from a folder, or from the hub by its id.
 
     A folder needs no network: nothing is fetched for it. A hub id is fetched once into the hub's
@@ -151,6 +159,7 @@ def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) ->
         source: Folder that `pipe.save_pretrained` wrote, or a hub id such as `owner/name`.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None takes diffusers' default.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
 
     Raises:
         InputError: There is no such folder, it holds no pipeline, the hub and its cache have no
@@ -189,7 +198,7 @@ def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) ->
         )
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
-    return PipelineRun(pipe.to(device), folder.name if local else source)
+    return PipelineRun(pipe.to(device), folder.name if local else source, seam)
 
 
 def as_sample(output: Any, pipeline: str) -> Tensor:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erta_framework import Callback, Policy, Profile
+from erta_framework import Callback, Policy, Profile, Seam
 from erta_framework.signals import NetworkSignal
 from erta_integrations.shapes_wan.data import (
     FRAMES,
@@ -113,6 +113,8 @@ class ShapesWan(nn.Module):
         scheduler: str | None = None,
         num_steps: int = 50,
         batch_size: int = 16,
+        accelerator: str = "auto",
+        seam: str = Seam.LATENT,
     ) -> PipelineSampler:
         """Samples through diffusers' unmodified `WanPipeline` instead of the own loop.
 
@@ -122,6 +124,8 @@ class ShapesWan(nn.Module):
             scheduler: `"flow_euler"` (None) or `"unipc"`.
             num_steps: Steps of a request.
             batch_size: Samples a request.
+            accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+            seam: What a reused step leaves out, `"latent"` or `"trunk"`.
 
         Raises:
             CapabilityError: A policy needs something that the scheduler cannot do.
@@ -135,6 +139,8 @@ class ShapesWan(nn.Module):
             scheduler=scheduler or "flow_euler",
             num_steps=num_steps,
             batch_size=batch_size,
+            accelerator=accelerator,
+            seam=seam,
         )
 
     def fingerprint(self) -> dict[str, str]:

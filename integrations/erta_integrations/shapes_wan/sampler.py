@@ -15,12 +15,14 @@ import diffusers
 import torch
 from torch import Tensor
 
-from erta_framework import Engine, Policy, Profile, Samples, Trace
+from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
 from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.models import TextModel
 from erta_framework.records import RESIZED, TRIAL
 from erta_framework.sampler import copied, resolve_device
+from erta_framework.signals import TEXT
+from erta_framework.signals import wanted as signals_of
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.schedulers import capabilities
 from erta_integrations.shapes_wan.model import ShapesWan
@@ -38,6 +40,7 @@ class PipelineSampler:
         num_steps: Steps of a request.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: Samples a request.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
 
     Raises:
         CapabilityError: A policy needs something that the scheduler cannot do.
@@ -58,6 +61,7 @@ class PipelineSampler:
         num_steps: int = 50,
         accelerator: str = "auto",
         batch_size: int = 16,
+        seam: str = Seam.LATENT,
     ) -> None:
         for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
             if value < 1:
@@ -70,8 +74,11 @@ class PipelineSampler:
         self.num_steps = num_steps
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
+        self.seam = seam
         made = make_scheduler(scheduler)
-        self.engine.check(capabilities(made) | {TRIAL, RESIZED}, type(made).__name__)
+        # which signals the blocks offer is known, and checked, once the model is attached
+        inside = signals_of(self.engine.policies) if seam == Seam.TRUNK else {TRIAL, RESIZED} | TEXT
+        self.engine.check(capabilities(made) | inside, type(made).__name__, Seam(seam))
         self._class = type(made).__name__
 
     @property
@@ -117,7 +124,10 @@ class PipelineSampler:
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
-        with Observers(self.callbacks, start) as observers, attach(pipe, self.engine) as run:
+        with (
+            Observers(self.callbacks, start) as observers,
+            attach(pipe, self.engine, seam=self.seam) as run,
+        ):
 
             def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
                 observers.step(trace_of(run).steps[-1])
@@ -177,6 +187,7 @@ class PipelineSampler:
             num_steps=self.num_steps,
             accelerator=self.device.type,
             batch_size=self.batch_size * chosen.copies,
+            seam=self.seam,
         )
         names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
         result = twin.sample(model, names, seeds=seeds, title="calibrating")
