@@ -89,8 +89,6 @@ def test_calibrate_does_not_replace_a_profile_unasked(erta, profile):
 
 
 def test_a_profiler_that_needs_prompts_of_its_own_is_given_them(erta):
-    from erta_framework import Profile
-
     toy = ("calibrate", "model=toy-video", "steps=1")
     done = erta(*toy, "--policy", "prompt_threshold", "-o", "words.st")
     assert done.exit_code == 0, done.output
