@@ -65,14 +65,22 @@ class Trunk:
                     )
 
     def _block_call(
-        self, block: Block, original: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        block: Block,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         if self.run is None:
             return original(*args, **kwargs)
         return self.run.block_call(block, original, args, kwargs)
 
     def _embedding_call(
-        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        name: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         embedded = original(*args, **kwargs)
         if self.run is not None:
