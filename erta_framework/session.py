@@ -9,7 +9,7 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ class Session:
         self._stage = Stage.BETWEEN
         try:
             if "on_session_start" in self.engine.active:
-                self._hook("on_session_start", self.info)
+                self.engine.call_hook("on_session_start", self._where, self.info)
         except BaseException as error:
             self._close(error)
             raise
@@ -157,7 +157,7 @@ class Session:
         self._decision, self._answers, self._calls = None, {}, []
         self._stage = Stage.RUNNING
         if "pre_step" in self.engine.active:
-            self._hook("pre_step", self._step)
+            self.engine.call_hook("pre_step", self._where, self._step)
         return self._step
 
     def forward(
@@ -378,7 +378,9 @@ class Session:
             )
         given = settled = self._step.interval
         if "adjust_interval" in self.engine.active:
-            adjusted = self._hook("adjust_interval", self._step, self._answers)
+            adjusted = self.engine.call_hook(
+                "adjust_interval", self._where, self._step, self._answers
+            )
             settled = given if adjusted is None else adjusted
         self._check_interval(given, settled)
         self.trace.steps.append(
@@ -391,7 +393,7 @@ class Session:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
         self._require(Stage.SETTLED, verb="end")
         if "post_step" in self.engine.active:
-            self._hook("post_step", self._step, sample)
+            self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1
         self._stage = Stage.BETWEEN
 
@@ -429,7 +431,7 @@ class Session:
 
     def _decide(self, call: Call, shared: Decision | None = None) -> Decision:
         if shared is None:
-            decision: Decision = self._hook("decide", self._step, call)
+            decision: Decision = self.engine.call_hook("decide", self._where, self._step, call)
         else:
             decision = self.engine.revise(shared, self._where, self._step, call)
         if not isinstance(decision, Decision):
@@ -503,7 +505,7 @@ class Session:
 
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:
-            output: Tensor = self._hook("forward", self._step, call)
+            output: Tensor = self.engine.call_hook("forward", self._where, self._step, call)
         else:
             output = call.x + call.history[0].residual if call.reused else network()
         self._check_output(call, network, output)
@@ -625,9 +627,6 @@ class Session:
     def _where(self) -> str:
         request = f"of request {self.info.request_id!r}"
         return f"at step {self._expected} {request}" if self._step is not None else request
-
-    def _hook(self, hook: str, *arguments: object) -> Any:
-        return self.engine.call_hook(hook, self._where, *arguments)
 
     def _refuse_second(self, branch: str) -> None:
         if branch in self._answers:

@@ -53,8 +53,8 @@ class EmbeddedTimes:
         name: str,
         running: Callable[[], bool],
         original: Callable[..., Any],
-        *args: Any,
-        **kwargs: Any,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         returned = original(*args, **kwargs)
         if running():

@@ -62,7 +62,11 @@ class Trunk:
                     )
 
     def _block_call(
-        self, block: Block, original: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        block: Block,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         if self.run is None:
             return original(*args, **kwargs)
