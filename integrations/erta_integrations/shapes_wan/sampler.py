@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,12 +15,13 @@ import diffusers
 import torch
 from torch import Tensor
 
-from erta_framework import Engine, Policy, Profile, Samples, Trace
+from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
 from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.models import TextModel
 from erta_framework.sampler import resolve_device
 from erta_integrations.diffusers import Attachment, attach
+from erta_integrations.diffusers.bridge import Bridge
 from erta_integrations.diffusers.schedulers import capabilities
 from erta_integrations.shapes_wan.model import ShapesWan
 from erta_integrations.shapes_wan.pipeline import SHIFT, make_scheduler, pipeline, request
@@ -32,11 +33,14 @@ class PipelineSampler:
     Args:
         policies: In call order; empty computes every step.
         callbacks: Observers, such as `ProgressBar()`.
-        scheduler: `"flow_euler"` or `"unipc"`.
+        scheduler: A name of `SCHEDULERS`.
         guidance_scale: Scale of classifier-free guidance.
         num_steps: Steps of a request.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: Samples a request.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        watched_by: What is attached to the pipeline instead of the policies, such as
+            `lambda pipe: bridge(pipe, "FirstBlockCache")`.
 
     Raises:
         CapabilityError: A policy needs something that the scheduler cannot do.
@@ -57,6 +61,8 @@ class PipelineSampler:
         num_steps: int = 50,
         accelerator: str = "auto",
         batch_size: int = 16,
+        seam: str = Seam.LATENT,
+        watched_by: Callable[[Any], Bridge] | None = None,
     ) -> None:
         for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
             if value < 1:
@@ -69,8 +75,11 @@ class PipelineSampler:
         self.num_steps = num_steps
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
+        self.seam = Seam(seam)
+        self._watched_by = watched_by
         made = make_scheduler(scheduler)
-        self.engine.check(capabilities(made), type(made).__name__)
+        if self.seam is Seam.LATENT:  # what the trunk offers beside is known when it is attached to
+            self.engine.check(capabilities(made), type(made).__name__)
         self._class = type(made).__name__
 
     @property
@@ -106,7 +115,7 @@ class PipelineSampler:
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
-        with Observers(self.callbacks, start) as observers, attach(pipe, self.engine) as run:
+        with Observers(self.callbacks, start) as observers, self._attached(pipe) as run:
 
             def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
                 observers.step(trace_of(run).steps[-1])
@@ -165,6 +174,7 @@ class PipelineSampler:
             num_steps=self.num_steps,
             accelerator=self.device.type,
             batch_size=self.batch_size,
+            seam=self.seam,
         )
         result = twin.sample(model, prompts, seed=seed, title="calibrating")
         if not result.emitted:
@@ -179,6 +189,11 @@ class PipelineSampler:
             machine=f"{platform.machine()} {self.device.type}",
         )
 
+    def _attached(self, pipe: Any) -> Attachment | Bridge:
+        if self._watched_by is not None:
+            return self._watched_by(pipe)
+        return attach(pipe, self.engine, seam=self.seam)
+
     def _asked(
         self, model: ShapesWan, prompts: Sequence[str], seeds: Sequence[int]
     ) -> dict[str, Any]:
@@ -191,7 +206,7 @@ class PipelineSampler:
         )
 
 
-def trace_of(run: Attachment) -> Trace:
+def trace_of(run: Attachment | Bridge) -> Trace:
     """The trace of the request that runs or has just run."""
     assert run.newest is not None
     return run.newest
