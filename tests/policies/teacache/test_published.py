@@ -1,4 +1,4 @@
-"""What was published of TeaCache's schedules for Wan, and why it cannot be checked without weights."""
+"""What was published of TeaCache's schedules for Wan, and why weights are needed to check it."""
 
 from __future__ import annotations
 
