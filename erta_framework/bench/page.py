@@ -1,27 +1,14 @@
-"""A benchmark as one HTML file that needs nothing beside it, in the style of the demo's report."""
+"""Parts of a benchmark's HTML page, in the style of the demo's report."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib.resources import files
 from typing import Any
 
 from erta_framework.report.html import facts
 
 Record = Mapping[str, Any]
-
-
-def document(title: str, body: Sequence[str]) -> str:
-    """A whole page with the report's style."""
-    style = files("erta_framework.report").joinpath("style.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
-    )
 
 
 def rows_table(

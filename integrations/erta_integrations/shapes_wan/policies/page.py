@@ -8,14 +8,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from erta_framework.bench.page import document, origin, rows_table
+from erta_framework.bench.page import origin, rows_table
 from erta_framework.bench.pareto import pareto_plot
-from erta_framework.report.html import facts, inlined
+from erta_framework.report.html import document, facts, inlined
 
 SHOWN = {
     "name": ("", "{}"),
     "calls": ("calls", "{:.4g}"),
-    "setting": ("solved", "{}"),
     "processor_speedup": ("speed-up", "{:.2f}×"),
     "processor_efficiency": ("efficiency", "{:.2f}"),
     "psnr_mean": ("PSNR", "{:.1f}"),
@@ -25,6 +24,7 @@ SHOWN = {
     "work": ("work", "{:.0%}"),
     "bytes_held": ("bytes held", "{:,}"),
     "calibration_calls": ("calibration", "{}"),
+    "setting": ("solved", "{}"),
 }
 GROUPS = {
     "plain": "Fewer steps",
@@ -88,7 +88,8 @@ def body(record: Mapping[str, Any], title: str, light: str, dark: str) -> list[s
     """The parts of the page."""
     rows: Sequence[Mapping[str, Any]] = record["rows"]
     full = next(row for row in rows if row.get("budget") is None)
-    samples = f"{full['prompts']} held-out prompts, {full['seeds']} seed sets"
+    sets = "seed set" if full["seeds"] == 1 else "seed sets"
+    samples = f"{full['prompts']} held-out prompts, {full['seeds']} {sets}"
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{samples}, through the unmodified WanPipeline of diffusers.</p>',
