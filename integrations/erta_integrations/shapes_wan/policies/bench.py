@@ -104,7 +104,8 @@ def policies_bench(
     """
     checked(setting, calls, seeds)
     budgets = tuple(dict.fromkeys(calls))
-    contenders = chosen(rows)
+    # a plain row of this very scheduler is there already
+    contenders = [each for each in chosen(rows) if each.scheduler != scheduler]
     lanes = [Lane(each, budget) for budget in budgets for each in contenders]
     track = Track(
         setting.model,  # type: ignore[arg-type]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,17 @@ from erta_integrations.shapes_wan.sampler import PipelineSampler
 
 BRANCHES = 2
 """Guidance branches of a step."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Other projects' caches log when they are switched on; what they do is counted anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,9 +216,10 @@ class Track:
         )
         work = watched([self.model.transformer])
         try:
-            start = time.process_time()
-            result = sampler.sample(self.model, prompts, seed=seed)
-            processor = time.process_time() - start
+            with quiet():
+                start = time.process_time()
+                result = sampler.sample(self.model, prompts, seed=seed)
+                processor = time.process_time() - start
         finally:
             work.stop()
         through = sum(trace.network_samples for trace in result.traces)
