@@ -24,6 +24,7 @@ from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.records import Seam
 from erta_framework.registry import Catalogue, policies
+from erta_framework.signals import TEXT
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler
 
 
@@ -55,6 +56,7 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
     {"evenly": 5},
     {"calls": 5},
+    {"budget": {"calls": 5}},
     {"steps": 2},
     {"threshold": 0.1},
 )
@@ -345,8 +347,8 @@ OWN = (
     Driver("flow_ab2", offered(FlowAdamsBashforth2())),
     Driver("ddim", offered(DDIM())),
 )
-"""The own solvers."""
-TRUNK = Driver("trunk seam", FlowEuler().capabilities, Seam.TRUNK)
+"""The own solvers, in the own loop."""
+TRUNK = Driver("trunk seam", FlowEuler().capabilities | TEXT, Seam.TRUNK)
 """A first-order flow solver where the block stack alone is skipped, in a pipeline."""
 
 

@@ -98,6 +98,7 @@ class Engine:
                 f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
                 "the interval of the whole batch; remove it, or decide for the whole batch"
             )
+        self._demands = [(policy, policy.seams, policy.requires) for policy in self.policies]
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
@@ -155,13 +156,13 @@ class Engine:
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
         """
-        for policy in self.policies:
-            if seam not in policy.seams:
+        for policy, seams, requires in self._demands:
+            if seam not in seams:
                 raise CapabilityError(
-                    f"{policy!r} works at the {' and '.join(sorted(policy.seams))} seam, not at "
+                    f"{policy!r} works at the {' and '.join(sorted(seams))} seam, not at "
                     f"the {seam.value} seam; attach at that seam or remove the policy"
                 )
-            missing = policy.requires - capabilities
+            missing = requires - capabilities
             if missing:
                 signal = any(name.startswith("signal:") for name in missing)
                 remedy = "a network that offers this signal" if signal else "another solver"

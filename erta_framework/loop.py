@@ -13,7 +13,7 @@ from erta_framework.engine import Engine
 from erta_framework.errors import InputError, ProtocolError
 from erta_framework.guidance import Branch, Guidance, NoGuidance
 from erta_framework.profile import Profile
-from erta_framework.records import TRIAL, SessionInfo, Trial
+from erta_framework.records import RESIZED, TRIAL, SessionInfo, Trial
 from erta_framework.rows import RowCompute
 from erta_framework.session import NO_FEATURES
 from erta_framework.solvers import Schedule, Solver
@@ -153,7 +153,7 @@ class SamplingLoop:
             model=dict(request.model),
             solver=repr(self.solver),
             guidance=repr(self.guidance),
-            capabilities=offered(self.solver) | signals.TEXT | names,
+            capabilities=offered(self.solver) | names,
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
@@ -163,8 +163,8 @@ class SamplingLoop:
 
 
 def offered(solver: Solver) -> frozenset[str]:
-    """The capabilities of the loop with a solver: those of the solver, and trials."""
-    return solver.capabilities | {TRIAL}
+    """The capabilities of the loop with a solver: its own, trials of any size, and the text."""
+    return solver.capabilities | {TRIAL, RESIZED} | signals.TEXT
 
 
 def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:

@@ -17,6 +17,9 @@ S = TypeVar("S")
 TRIAL = "trial"
 """Capability of drivers that can run the network on other latents, see `Call.trial`."""
 
+RESIZED = "trial:resized"
+"""Capability of drivers whose trials take latents of another size than those of the call."""
+
 Trial = Callable[[Tensor, float | None], Tensor]
 """Runs the network on latents `[B, C, ...]` at a time (None is the step's) for one branch."""
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from enum import Enum
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -95,7 +95,7 @@ class Session:
         self._stage = Stage.BETWEEN
         try:
             if "on_session_start" in self.engine.active:
-                self._hook("on_session_start", self.info)
+                self.engine.call_hook("on_session_start", self._where, self.info)
         except BaseException as error:
             self._close(error)
             raise
@@ -124,6 +124,17 @@ class Session:
             self._answers, self._step, self._decision = {}, None, None
             self._asked = None
 
+    @property
+    def time(self) -> float:
+        """What the network is told in the open step.
+
+        Raises:
+            ProtocolError: No step is open.
+        """
+        if self._step is None:
+            raise ProtocolError("no step is open, so there is no time that the network is told")
+        return self._step.interval.time
+
     # ---------------------------------------------------------------- verbs
     def begin(self, interval: Interval, branches: Sequence[str] = ()) -> Step:
         """Open a step.
@@ -146,7 +157,7 @@ class Session:
         self._decision, self._answers, self._calls = None, {}, []
         self._stage = Stage.RUNNING
         if "pre_step" in self.engine.active:
-            self._hook("pre_step", self._step)
+            self.engine.call_hook("pre_step", self._where, self._step)
         return self._step
 
     def forward(
@@ -233,7 +244,7 @@ class Session:
         if self.engine.per_sample:
             history = visible(history)
         states, revising = self.info.states, bool(self.engine.revising)
-        counted = None if trial is None else partial(self._trial, trial)
+        counted = None if trial is None else partial(self._trial, trial, x.numel())
         decision = shared = self._known_decision(model, seam, history)
         answers = self._answers if revising else NO_ANSWERS
         if decision is None or (revising and history and decision is self._decision):
@@ -344,8 +355,7 @@ class Session:
         """
         self._require(Stage.RUNNING, verb="note")
         self._refuse_second(branch)
-        self.trace.network_calls += 1
-        self.trace.network_samples += output.shape[0] if output.ndim else 1
+        self.trace.count(output)
         self._answers[branch] = Answer(Compute(reason), output, True, None)
         seconds = time.perf_counter() - started
         self._calls.append(CallTrace(self._expected, branch, model, True, reason, None, seconds))
@@ -368,7 +378,9 @@ class Session:
             )
         given = settled = self._step.interval
         if "adjust_interval" in self.engine.active:
-            adjusted = self._hook("adjust_interval", self._step, self._answers)
+            adjusted = self.engine.call_hook(
+                "adjust_interval", self._where, self._step, self._answers
+            )
             settled = given if adjusted is None else adjusted
         self._check_interval(given, settled)
         self.trace.steps.append(
@@ -381,7 +393,7 @@ class Session:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
         self._require(Stage.SETTLED, verb="end")
         if "post_step" in self.engine.active:
-            self._hook("post_step", self._step, sample)
+            self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1
         self._stage = Stage.BETWEEN
 
@@ -419,7 +431,7 @@ class Session:
 
     def _decide(self, call: Call, shared: Decision | None = None) -> Decision:
         if shared is None:
-            decision: Decision = self._hook("decide", self._step, call)
+            decision: Decision = self.engine.call_hook("decide", self._where, self._step, call)
         else:
             decision = self.engine.revise(shared, self._where, self._step, call)
         if not isinstance(decision, Decision):
@@ -493,7 +505,7 @@ class Session:
 
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:
-            output: Tensor = self._hook("forward", self._step, call)
+            output: Tensor = self.engine.call_hook("forward", self._where, self._step, call)
         else:
             output = call.x + call.history[0].residual if call.reused else network()
         self._check_output(call, network, output)
@@ -548,8 +560,7 @@ class Session:
         self, key: Key, x: Tensor, output: Tensor, rows: tuple[int, ...] | None = None
     ) -> None:
         trace, history = self.trace, self._history
-        trace.network_calls += 1
-        trace.network_samples += x.shape[0] if x.ndim else 1
+        trace.count(x)
         if self.engine.needs.evaluations == 0 or self._step is None:
             return
         if not same_kind(output, x):
@@ -563,9 +574,12 @@ class Session:
             history.record_rows(key, self._step.interval, x, output, rows)
         trace.history_bytes = max(trace.history_bytes, history.bytes)
 
-    def _trial(self, trial: Trial, x: Tensor, time: float | None) -> Tensor:
-        output = trial(x, time)
+    def _trial(self, run: Trial, whole: int, x: Tensor, at: float | None) -> Tensor:
+        started = time.perf_counter()
+        output = run(x, at)
+        self.trace.trial_seconds += time.perf_counter() - started
         self.trace.trial_calls += 1
+        self.trace.trial_share += x.numel() / whole
         self.trace.trial_samples += x.shape[0] if x.ndim else 1
         return output
 
@@ -613,9 +627,6 @@ class Session:
     def _where(self) -> str:
         request = f"of request {self.info.request_id!r}"
         return f"at step {self._expected} {request}" if self._step is not None else request
-
-    def _hook(self, hook: str, *arguments: object) -> Any:
-        return self.engine.call_hook(hook, self._where, *arguments)
 
     def _refuse_second(self, branch: str) -> None:
         if branch in self._answers:

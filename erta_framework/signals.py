@@ -20,6 +20,9 @@ PROMPT = "prompt"
 """Text embeddings of the call, `[B, tokens, D]`, padding included."""
 PROMPT_MASK = "prompt_mask"
 """Which of them hold text, `[B, tokens]` booleans."""
+AHEAD = ":ahead"
+"""After a signal of the timestep: the signal of every step, `[T, ...]`, where a driver can tell it
+in advance; `[0]` where it turns out that it cannot."""
 TEXT = frozenset({PREFIX + PROMPT, PREFIX + PROMPT_MASK})
 
 NetworkSignal = Callable[[Tensor, Tensor, Tensor], Tensor]

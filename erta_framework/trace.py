@@ -67,6 +67,10 @@ class StepTrace:
         """Whether the network ran at least once in this step."""
         return any(call.computed for call in self.calls)
 
+    def computed_for(self, sample: int) -> bool:
+        """Whether the network ran at least once on one sample of the batch."""
+        return any(call.computed_for(sample) for call in self.calls)
+
 
 @dataclass(slots=True)
 class Trace:
@@ -81,6 +85,10 @@ class Trace:
         trial_calls: Times policies ran the network beside that, on other latents or at another
             time; such latents may be smaller.
         trial_samples: Samples that went through the network in those.
+        trial_share: Size of the latents of the trials, in latents of a network call; what they cost
+            in network calls, as far as a network's cost is in proportion to their size.
+        trial_seconds: Host seconds in the trials, which are part of those of the calls.
+        batch: Samples of the largest network call; guidance branches that are batched count apart.
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
@@ -95,9 +103,19 @@ class Trace:
     network_samples: int = 0
     trial_calls: int = 0
     trial_samples: int = 0
+    trial_share: float = 0.0
+    trial_seconds: float = 0.0
+    batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def count(self, x: Tensor) -> None:
+        """Count one network call on `x`, `[B, C, ...]`."""
+        samples = x.shape[0] if x.ndim else 1
+        self.network_calls += 1
+        self.network_samples += samples
+        self.batch = max(self.batch, samples)
 
     def calls(self) -> Iterator[CallTrace]:
         """Every branch call in order."""
@@ -107,6 +125,11 @@ class Trace:
     def calls_for(self, sample: int) -> int:
         """Branch calls in which the network ran on one sample of the batch."""
         return sum(call.computed_for(sample) for call in self.calls())
+
+    @property
+    def samples_differed(self) -> bool:
+        """Whether the network ran on part of the batch in some call."""
+        return any(call.rows is not None for call in self.calls())
 
     @property
     def reused_calls(self) -> int:
@@ -149,7 +172,12 @@ class Trace:
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
         if self.trial_calls:
-            lines[0] += f", {self.trial_calls} trial calls beside them"
+            lines[0] += (
+                f", {self.trial_calls} trial calls beside them (on the latents of "
+                f"{self.trial_share:.2f} network calls)"
+            )
+        if self.samples_differed:
+            lines.append(f"  samples differed: {each([*map(self.calls_for, range(self.batch))])}")
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -164,9 +192,24 @@ class Trace:
                 "network_samples": self.network_samples,
                 "trial_calls": self.trial_calls,
                 "trial_samples": self.trial_samples,
+                "trial_share": self.trial_share,
+                "trial_seconds": self.trial_seconds,
+                "batch": self.batch,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
                 "steps": [asdict(step) for step in self.steps],
             }
         )
+
+
+FEW = 16
+"""Samples whose calls are listed one by one."""
+
+
+def each(calls: list[int]) -> str:
+    """The calls of every sample, or of the least and most served where they are many."""
+    if len(calls) <= FEW:
+        return f"{', '.join(map(str, calls))} calls each"
+    mean = sum(calls) / len(calls)
+    return f"{min(calls)} to {max(calls)} calls, {mean:.1f} on average over {len(calls)}"

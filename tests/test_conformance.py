@@ -12,6 +12,7 @@ OURS = {name: policies(only=()).load(name) for name in policies(only=()).names()
 ResidualProfiler = OURS["residual_profiler"]
 ReplayProfiler = OURS["replay_profiler"]
 SkipPolicy = OURS["skip_policy"]
+PlannedSchedule = OURS["planned_schedule"]
 TimestepAdjuster = OURS["timestep_adjuster"]
 ErrorLinearizer = OURS["error_linearizer"]
 ERTACache = OURS["ertacache"]
@@ -74,7 +75,11 @@ POLICIES: list[Policy] = [
     ErrorLinearizer(profile=PROFILE),
     ErrorLinearizer(profile=PROFILE, granularity="channel"),
     ErrorLinearizer(profile=PROFILE, form="sigmoid"),
+    SkipPolicy(profile=PROFILE, budget={"speedup": 2.0}),
+    PlannedSchedule(profile=PROFILE, budget={"calls": 5}),
+    PlannedSchedule(profile=PROFILE, budget={"speedup": 2.5}, cost="forecast", monotone=True),
     ERTACache(profile=PROFILE, calls=5),
+    ERTACache(profile=PROFILE, skip=PlannedSchedule(budget={"calls": 4}, cost="integrated")),
     ERTACache(profile=PROFILE, threshold=0.2, adjuster=True),
     ERTACache(profile=PROFILE, calls=4, linearizer=False, predictor=False),
     ERTACache(
@@ -109,9 +114,11 @@ POLICIES: list[Policy] = [
     HiCache(interval=3),
     OURS["fora"](interval=3),
     OURS["fora"](interval=2, counting="up"),
+    OURS["fora"](budget={"speedup": 2.0}),
     MagCacheProfiler(),
     MagCache(profile=MAGNITUDES, threshold=0.5, max_skips=3),
     MagCache(profile=MAGNITUDES, shared=True, max_skips=1),
+    MagCache(profile=MAGNITUDES, budget={"calls": 6}, max_skips=4),
     MagCache(model="flux.1-dev", any_seam=True),
     MagCache(model="qwen-image", any_seam=True, resample="consistent", retention=0.3),
     SensitivityProfiler(),
@@ -125,6 +132,7 @@ POLICIES: list[Policy] = [
     TeaCache(coefficients=LINE, threshold=0.2, signal="latents", each_branch=False, last=0),
     OURS["teacache_rule"](coefficients=LINE, threshold=0.3, signal="latents", absolute=True),
     TeaCacheSchedule(profile=CHANGES, threshold=0.3),
+    TeaCacheSchedule(profile=CHANGES, budget={"calls": 5}),
     TeaCacheSchedule(profile=CHANGES, coefficients=LINE, threshold=0.3, clamp_nonnegative=True),
     WORDS,
     RegressionProfiler(signal="latents"),
@@ -138,6 +146,11 @@ POLICIES: list[Policy] = [
     BranchSubstitute(codebook=(0.2,) * 10, threshold=0.5),
     BranchSubstitute(codebook=(0.2,) * 4, threshold=0.5, counting="script"),
     BranchSubstitute(profile=CODEBOOK, threshold=0.5),
+    OURS["lfcache"](alpha=0.7),
+    OURS["lfcache"](alpha=0.7, reference="last_full", down="nearest", per_sample=False),
+    OURS["seacache"](threshold=0.5, max_consecutive=3),
+    OURS["seacache"](threshold=0.3, order=0, max_consecutive=None, per_sample=False),
+    OURS["seacache_rule"](threshold=0.4, power=2.0),
     OURS["warm_up"](steps=3),
     OURS["last_step"](),
     OURS["max_consecutive"](steps=1),

@@ -52,6 +52,8 @@ from erta_integrations.diffusers.trials import Given, Trials
 from erta_integrations.diffusers.trunk import Block
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.lfcache import LFCache
+from erta_policies.prompttea import BranchSubstitute
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/how-to/troubleshooting.md"
@@ -188,6 +190,13 @@ class Timeless(Net):
 class Bare(nn.Module):
     def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
         return hidden_states * timestep
+
+
+class Told(nn.Module):
+    """Is told where its tokens lie."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, img_ids: Tensor) -> Tensor:
+        return hidden_states * timestep + img_ids
 
 
 class Narrow(nn.Module):
@@ -410,11 +419,30 @@ def _() -> None:
 
 
 @says(
-    "no trial of {network} ({class}) on {shape}: its input also holds conditions {shape}, "
-    "which cannot be made to fit"
+    "{policy} runs {network} ({class}) on smaller latents, but this network is told where its "
+    "tokens lie in {argument}"
 )
 def _() -> None:
-    tried(form(1, 2, 2), torch.ones(1, 2, 1))
+    attach(Pipe(Told()), [LFCache()])
+
+
+@says(
+    "no trial of {network} ({class}) on latents of {shape}: the pipeline gives {argument}, the "
+    "features of a control network"
+)
+def _() -> None:
+    tried(form(1, 3, 2), torch.ones(1, 2, 2), controlnet_block_samples=[torch.ones(1)])
+
+
+@says(
+    "no trial of {network} ({class}) on latents of {shape}, where this pipeline gives {shape}: "
+    "the network {answer}"
+)
+def _() -> None:
+    latents = torch.ones(1, 3, 2)
+    given = Given({"hidden_states": latents}, lambda hidden_states: hidden_states + latents, None)
+    trials = Trials("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
+    trials(torch.ones(1, 5, 2), None)
 
 
 @says(
@@ -521,6 +549,46 @@ def _() -> None:
 @says("{network} was given {stream} of shape {shape} in branch {branch}, before {shape}")
 def _() -> None:
     trunk(Net(Two, Two), assign(length=5))
+
+
+class Guided(Pipe):
+    """Two branches a step, of texts that differ in length."""
+
+    @torch.no_grad()
+    def __call__(self, change: Callable[[Any], None] | None = None, steps: int = 4) -> Tensor:
+        self.scheduler.set_timesteps(steps)
+        x = torch.linspace(-1, 1, 6).reshape(1, 3, 2)
+        for time in self.scheduler.timesteps:
+            for length in (4, 5):
+                self.transformer.length = length
+                out = self.transformer(x, time)
+            x = self.scheduler.step(out, time, x, return_dict=False)[0]
+        return x
+
+
+@says(
+    "{network} has {stream} of shape {shape} in branch {branch} and {shape} in the one that is to "
+    "stand in for it"
+)
+def _() -> None:
+    lends = BranchSubstitute(codebook=(0.1,) * 4, threshold=9.0, branch="call1", stands_in="call0")
+    pipe = Guided(Net(Two, Two))
+    with attach(pipe, [lends], seam="trunk"):
+        pipe()
+
+
+class Wordless(nn.Module):
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Any = None
+    ) -> Tensor:
+        return hidden_states * timestep
+
+
+@says("{network} was given {value} as {argument}, not text embeddings [B, tokens, D]")
+def _() -> None:
+    pipe = Pipe(Wordless())
+    with attach(pipe, [asking("prompt")]):
+        pipe()
 
 
 @says("{block} never ran its attention; no modulated input")

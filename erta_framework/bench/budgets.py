@@ -8,7 +8,7 @@ fifth up and down from the value that was solved for a budget.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,47 +109,40 @@ def scheduled(name: str, calls: int, stands_in: str, profile: Profile) -> tuple[
     return tuple(placed(spec, profile) for spec in specs)
 
 
-def candidates(profile: Profile, calls: Sequence[int], steps: int) -> list[Candidate]:
-    """All rows but the refined ones."""
+def candidates(profile: Profile, number: int, steps: int) -> list[Candidate]:
+    """The rows of one number of calls, but for the refined ones."""
     return [
         candidate(number, stands_in, name, scheduled(name, number, stands_in, profile), steps)
-        for number in calls
         for stands_in, names in COMPARED.items()
         for name in names
     ]
 
 
-def refinements(
-    setting: Setting, profile: Profile, calls: Sequence[int], trials: int, samples: int, seed: int
-) -> tuple[list[Candidate], int]:
-    """Refined plans, and the network calls of each branch and batch that they took."""
-    found: list[Candidate] = []
+def replays_of(setting: Setting, samples: int, seed: int) -> Replays:
+    """Replays on so many calibration prompts, against a full run of their own."""
     shared = ReplaySetting(
-        sampler=lambda policies: setting.sampler(policies),
+        sampler=setting.sampler,
         model=setting.model,
         prompts=setting.calibration[:samples],
         seed=seed,
         batch=setting.batch_size,
     )
-    if trials < 1:
-        return found, 0
-    replays = Replays.of(shared, setting.steps)
-    for number in calls:
-        for stands_in, name in REFINED.items():
-            policies = scheduled(name, number, stands_in, profile)
-            plan = forecast(policies, setting.steps)
-            values, _ = replays.quality(policies, plan.calls)
-            steps, _ = refined(replays, policies, plan.computed, float(values.mean()), trials)
-            found.append(
-                candidate(
-                    number,
-                    stands_in,
-                    f"{name}, refined",
-                    with_steps(policies, steps),
-                    setting.steps,
-                )
-            )
-    return found, replays.spent
+    return Replays.of(shared, setting.steps)
+
+
+def refinements(
+    replays: Replays, profile: Profile, number: int, steps: int, trials: int
+) -> list[Candidate]:
+    """Refined plans of one number of calls."""
+    found = []
+    for stands_in, name in REFINED.items():
+        policies = scheduled(name, number, stands_in, profile)
+        plan = forecast(policies, steps)
+        values, _ = replays.quality(policies, plan.calls)
+        better, _ = refined(replays, policies, plan.computed, float(values.mean()), trials)
+        moved = with_steps(policies, better)
+        found.append(candidate(number, stands_in, f"{name}, refined", moved, steps))
+    return found
 
 
 def budgets_bench(
@@ -161,6 +154,7 @@ def budgets_bench(
     seed: int = 0,
     console: Console | None = None,
     command: str = "budgets",
+    keep: Callable[[Bench], object] = lambda bench: None,
 ) -> Bench:
     """Compare schedules at equal network calls.
 
@@ -171,51 +165,72 @@ def budgets_bench(
         refine_samples: Calibration prompts that it replays.
         seed: First seed.
         console: Where to show a progress bar; None shows none.
-        command: Named in the result.
+        command: Named in the result, followed by the numbers of calls that it holds.
+        keep: Given the benchmark so far after each number of calls.
 
     Raises:
         InputError: What cannot be measured; see `erta_framework.bench.ablation.checked`.
     """
     checked(setting, calls, seed_sets=1)
     batches = -(-len(setting.held_out) // setting.batch_size)
-    with Overall(setting.steps * (batches + 1), console) as bar:
+    unique = dict.fromkeys(calls)
+    rows = sum(map(len, COMPARED.values())) + len(REFINED)
+    work = setting.steps * (batches + 2) + rows * batches * sum(unique)
+    work += cost_of([*unique], setting.steps, trials) - setting.steps
+    done: list[int] = []
+    with Overall(work, console) as bar:
         profile = calibrated(setting, bar, CALIBRATION_SEEDS + seed)
-        bar.title(f"refining, at most {cost_of(calls, setting.steps, trials + 1)} calls")
-        better, spent = refinements(
-            setting, profile, calls, trials, refine_samples, CALIBRATION_SEEDS + seed
-        )
-        rows = candidates(profile, calls, setting.steps) + better
-        found = measured(setting, sorted(rows, key=lambda row: -row.budget), seed, bar)
-    facts = shared_settings(setting, seed, [profile])
-    facts.update(refine_trials=trials, refine_samples=refine_samples, refine_calls=spent)
-    return Bench(command, found, COLUMNS, facts, section="budget")
+        facts = shared_settings(setting, seed, [profile])
+        facts.update(refine_trials=trials, refine_samples=refine_samples)
+        replays = replays_of(setting, refine_samples, CALIBRATION_SEEDS + seed) if trials else None
+        table = Measured.of(setting, seed, bar)
+        for number in unique:
+            chosen = candidates(profile, number, setting.steps)
+            if replays is not None:
+                bar.title(f"{number}: refining")
+                chosen += refinements(replays, profile, number, setting.steps, trials)
+                facts["refine_calls"] = replays.spent
+            for row in chosen:
+                table.add(row)
+            done.append(number)
+            spelled = " ".join(f"--calls {budget}" for budget in done)
+            bench = Bench(f"{command} {spelled}", table.rows, COLUMNS, facts, section="budget")
+            keep(bench)
+    return bench
 
 
-def measured(setting: Setting, rows: Sequence[Candidate], seed: int, bar: Overall) -> list[Row]:
-    """The full run and every row; rows that run the same thing are run once."""
-    branches = len(setting.guidance.names)
+@dataclass(slots=True)
+class Measured:
+    """Rows against one full run; what runs the same thing is run once."""
 
-    def run(title: str, policies: Sequence[Policy]) -> tuple[Samples, float]:
-        bar.title(title)
+    setting: Setting
+    seed: int
+    bar: Overall
+    reference: Samples
+    full: Outcome
+    rows: list[Row]
+    done: dict[tuple[str, tuple[int, ...]], tuple[str, Outcome]]
+
+    @classmethod
+    def of(cls, setting: Setting, seed: int, bar: Overall) -> Measured:
+        """With the full run made."""
+        bar.title("full")
         start = time.process_time()
-        sampler = setting.sampler(policies, callbacks=[bar])
-        result = sampler.sample(setting.model, setting.held_out, seed=seed)
-        return result, time.process_time() - start
+        sampler = setting.sampler(callbacks=[bar])
+        reference = sampler.sample(setting.model, setting.held_out, seed=seed)
+        full = Outcome()
+        branches = len(setting.guidance.names)
+        full.add(reference, reference, time.process_time() - start, branches)
+        facts: dict[str, Value] = {"budget": None, "stands_in": "", "predicted": None}
+        row = record("full", full, full, None, {**facts, "steps": "", "same_as": None})
+        return cls(setting, seed, bar, reference, full, [row], {})
 
-    reference, processor = run("full", ())
-    full = Outcome()
-    full.add(reference, reference, processor, branches)
-    common: dict[str, Value] = {"budget": None, "stands_in": "", "predicted": None, "steps": ""}
-    found: list[Row] = [record("full", full, full, None, {**common, "same_as": None})]
-    done: dict[tuple[str, tuple[int, ...]], tuple[str, Outcome]] = {}
-    for row in rows:
+    def add(self, row: Candidate) -> None:
+        """Run a row, unless another ran the same thing."""
         key = row.stands_in, row.plan.computed
-        same = done[key][0] if key in done else None
+        same = self.done[key][0] if key in self.done else None
         if same is None:
-            result, processor = run(f"{row.budget}: {row.stands_in}, {row.name}", row.policies)
-            outcome = Outcome()
-            outcome.add(result, reference, processor, branches)
-            done[key] = row.name, outcome
+            self.done[key] = row.name, self._run(row)
         facts: dict[str, Value] = {
             "budget": row.budget,
             "stands_in": row.stands_in,
@@ -224,8 +239,17 @@ def measured(setting: Setting, rows: Sequence[Candidate], seed: int, bar: Overal
             "steps": " ".join(map(str, row.plan.computed)),
             "same_as": same,
         }
-        found.append(record(row.name, done[key][1], full, None, facts))
-    return found
+        self.rows.append(record(row.name, self.done[key][1], self.full, None, facts))
+
+    def _run(self, row: Candidate) -> Outcome:
+        self.bar.title(f"{row.budget}: {row.stands_in}, {row.name}")
+        start = time.process_time()
+        sampler = self.setting.sampler(row.policies, callbacks=[self.bar])
+        result = sampler.sample(self.setting.model, self.setting.held_out, seed=self.seed)
+        outcome = Outcome()
+        branches = len(self.setting.guidance.names)
+        outcome.add(result, self.reference, time.process_time() - start, branches)
+        return outcome
 
 
 def lambda_bench(
@@ -261,6 +285,8 @@ def lambda_bench(
                 moved: Spec = {"ertacache": {"profile": PROFILE, "threshold": solved * factor}}
                 policies = [placed(moved, profile)]
                 rows.append(candidate(number, "residual + K, B", name, policies, setting.steps))
-        found = measured(setting, rows, seed, bar)
+        table = Measured.of(setting, seed, bar)
+        for row in rows:
+            table.add(row)
     facts = shared_settings(setting, seed, [profile])
-    return Bench(command, found, LAMBDA_COLUMNS, facts, section="budget")
+    return Bench(command, table.rows, LAMBDA_COLUMNS, facts, section="budget")

@@ -144,10 +144,10 @@ def budgets_command(
 
     Each with residual reuse, with K and B, and with a first-order forecast over sigma. PSNR
     compares with the full run from the same noise; prompts and noise are not those of calibration.
+    The JSON file is written after each number of calls, so that a run may be stopped.
     """
     budgets = calls or [25, 17, 12]
     setting, named = planning_setting(model, prompts, steps, batch_size)
-    spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = budgets_bench(
         setting,
         calls=budgets,
@@ -155,8 +155,9 @@ def budgets_command(
         refine_samples=refine_samples,
         seed=seed,
         console=Console(stderr=True),
-        command=f"erta bench budgets {named} {spelled} --trials {trials} "
+        command=f"erta bench budgets {named} --trials {trials} "
         f"--refine-samples {refine_samples} --seed {seed}",
+        keep=lambda so_far: None if json is None else so_far.write(json),
     )
     bench.show(path=json)
 

@@ -105,6 +105,16 @@ def test_batched_guidance_tries_the_doubled_batch() -> None:
     assert (result.trace.trial_calls, result.trace.trial_samples) == (STEPS, 4 * STEPS)
 
 
+def test_what_trials_cost_is_told_by_the_size_of_their_latents_and_in_seconds() -> None:
+    policy = Tries(change=lambda step, call: (call.x[..., :1], None), found=[])
+    trace = run(policy, NoGuidance())[2].trace
+    assert (trace.trial_calls, trace.trial_share) == (STEPS, STEPS / 4)
+    assert 0.0 < trace.trial_seconds < sum(call.seconds for call in trace.calls())
+    assert "5 trial calls beside them (on the latents of 1.25 network calls)" in trace.summary()
+    said = json.loads(trace.to_json())
+    assert (said["trial_share"], said["trial_seconds"]) == (1.25, trace.trial_seconds)
+
+
 def test_an_error_of_the_network_in_a_trial_stays_itself() -> None:
     class Full(AffineFlow):
         def __call__(self, x, timestep, embeds):

@@ -12,7 +12,8 @@ from torch import nn
 from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
-from erta_integrations.diffusers import signals
+from erta_framework.planning import promise
+from erta_integrations.diffusers import signals, trials
 from erta_integrations.diffusers.driver import Driver
 from erta_integrations.diffusers.networks import find_networks, find_others
 from erta_integrations.diffusers.patching import patched
@@ -38,6 +39,8 @@ class Attachment:
         self.engine = engine
         self._driver = Driver(engine, pipe, networks, seam, find_others(pipe, networks))
         signals.check(engine.policies, networks, self._driver.signals)
+        if seam is Seam.LATENT:
+            trials.check(engine.policies, networks)
         scheduler = self._driver.scheduler
         offered = capabilities(scheduler) | self._driver.offered
         engine.check(offered, type(scheduler).__name__, seam)
@@ -117,13 +120,16 @@ class Attachment:
         return Profile.merge(self.emitted)
 
     def summary(self) -> str:
-        """Real against reused calls of every request, with the reasons."""
+        """Real against reused calls of every request, with reasons, by sample if they differ.
+
+        Before the first, what each will cost, where a profile tells it.
+        """
         if not self.traces:
-            return "no request yet"
+            return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
         return "\n".join(trace.summary() for trace in self.traces)
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
-        """Draw which steps of a request were computed or reused.
+        """Draw which steps of a request were computed or reused, by sample where samples differed.
 
         Args:
             path: Picture to write; its ending gives the format.
@@ -140,7 +146,11 @@ class Attachment:
         trace = self.traces[request]
         title = f"{trace.request_id}: {trace.network_calls} network calls"
         computed = [step.computed for step in trace.steps]
-        return schedule_plot(SchedulePlot(title, computed), path)
+        samples = [
+            [step.computed_for(sample) for step in trace.steps]
+            for sample in range(trace.batch if trace.samples_differed else 0)
+        ]
+        return schedule_plot(SchedulePlot(title, computed, samples=samples), path)
 
 
 def attach(

@@ -189,7 +189,9 @@ class Run:
     def _decided(self, compute: Callable[[], Tensor]) -> Call:
         chain = self.chain
         args, kwargs = chain.given
-        features = {**self.text, **self.trunk.features(chain.stages[0].block, args, kwargs)}
+        times, now = self.session.info.times, self.session.time
+        inside = self.trunk.features(chain.stages[0].block, args, kwargs, times, now)
+        features = {**self.text, **inside}
         for depth in self.trunk.depths:
             features[f"{signals.PROBE}{depth}"] = partial(self.probe, depth)
         if chain.rule is not None:

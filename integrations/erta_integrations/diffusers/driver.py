@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.records import TRIAL
 from erta_framework.session import NO_FEATURES
 from erta_framework.signals import TEXT, wanted
-from erta_integrations.diffusers import batching, signals
+from erta_integrations.diffusers import batching, signals, trials
 from erta_integrations.diffusers.branches import Branches, same_value
 from erta_integrations.diffusers.calling import PipelineCall, WatchedBar, loops_of
 from erta_integrations.diffusers.chain import Run
@@ -111,12 +112,9 @@ class Named:
         self.contexts, self.name, self.inner = contexts, name, inner
 
     def __enter__(self) -> Any:
+        entered = self.inner.__enter__()
         self.contexts.append(self.name)
-        try:
-            return self.inner.__enter__()
-        except BaseException:
-            self.contexts.pop()
-            raise
+        return entered
 
     def __exit__(self, *raised: Any) -> Any:
         self.contexts.pop()
@@ -182,7 +180,8 @@ class Driver:
     @property
     def offered(self) -> frozenset[str]:
         """What policies may require of this driver, beside what the scheduler allows."""
-        return self.signals | ({TRIAL} if self.seam is Seam.LATENT else frozenset())
+        tried = trials.offered(self.networks) if self.seam is Seam.LATENT else frozenset()
+        return self.signals | tried
 
     @property
     def newest(self) -> Trace | None:
@@ -193,7 +192,9 @@ class Driver:
         return self.traces[-1] if self.traces else None
 
     # ---------------------------------------------------------- replacements
-    def set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def set_timesteps(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Opens a request: every pipeline sets its timesteps once a call."""
         self.abort("a new request began before the last step of this one")
         self._refuse_replaced_parts()
@@ -203,7 +204,11 @@ class Driver:
         return result
 
     def network_call(
-        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        name: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Answers one call of a network, or passes it on when no request is running."""
         if self.pipe.scheduler is not self.scheduler:
@@ -228,7 +233,9 @@ class Driver:
     ) -> Any:
         network = self.parts[name]
         arguments = bound(self._forwards[name], args, kwargs)
-        latents = as_tensor(latents_of(arguments), f"the latents of {name}")
+        latents = latents_of(arguments)
+        if not isinstance(latents, Tensor):
+            latents = as_tensor(latents, f"the latents of {name}")
         told = time_of(arguments)
         if not request.in_step:
             self._begin(request, name, latents, told)
@@ -241,17 +248,19 @@ class Driver:
                 f"it called {type(self.scheduler).__name__}.step; a pipeline that integrates "
                 "by itself or steps a copy of its scheduler cannot be followed"
             )
-        call = partial(original, *args, **kwargs)
         if name not in self.networks:
+            call = partial(original, *args, **kwargs)
             return self._leave_alone(request, name, branch, latents, call)
         model = request.adapters.model(name, network)
         text = signals.text_features(network, arguments) if self._reads_text else NO_FEATURES
         if name in self.trunks:
+            call = partial(original, *args, **kwargs)
             answer = self._answer_trunk(request, name, model, branch, latents, call, text)
         else:
             again = self.engine.per_sample or self._tries
-            given = Given(arguments, original, told) if again else None
-            answer = self._answer(request, name, model, branch, latents, call, text, given)
+            given = Given(arguments, len(args), original, told) if again else None
+            whole = original, args, kwargs
+            answer = self._answer(request, name, model, branch, latents, whole, text, given)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
@@ -269,11 +278,16 @@ class Driver:
         self.patches.refresh()
         return raw
 
-    def named(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Named:
+    def named(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Named:
         """Remembers the branch that the pipeline names, within diffusers' own context."""
-        return Named(self._contexts, name, original(name, *args, **kwargs))
+        name = args[0] if args else kwargs["name"]
+        return Named(self._contexts, name, original(*args, **kwargs))
 
-    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def step(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Settles the step, lets the scheduler integrate it, and ends it."""
         request = self._running()
         if request is None or not request.in_step or request.session is None:
@@ -312,12 +326,16 @@ class Driver:
         copies = self.patches.copies(self.scheduler)
         return [self.scheduler, *(c for c in copies if same_grid(self.scheduler, c))]
 
-    def ended(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def ended(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """The pipeline is done: what it left open, because it was interrupted, is dropped."""
         self.abort("the pipeline ended before the last step")
         return original(*args, **kwargs)
 
-    def progress_bar(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def progress_bar(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Drops the request at once when the pipeline's own code raises within its loop."""
         bar = original(*args, **kwargs)
         # a bar that is iterated sees no exception; `_running` notices the end of that call
@@ -371,17 +389,15 @@ class Driver:
             request.session = self.engine.session(self._info(request, name, latents))
             request.session.__enter__()
         before = request.carried
-        interval = request.schedule.interval(
-            request.index,
-            None if before is None else before.end,
-            None if before is None else before.end_time,
-        )
+        moved = (None, None) if before is None else (before.end, before.end_time)
+        interval = request.schedule.interval(request.index, *moved)
         request.branches.begin_step()
         request.session.begin(interval)
         request.in_step, request.told, request.time = True, told, interval.time
 
     def _info(self, request: Request, called: str, latents: Tensor) -> SessionInfo:
         name = called if called in self.networks else next(iter(self.networks))
+        unit = float(getattr(self.scheduler.config, "num_train_timesteps", math.nan))
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -396,7 +412,7 @@ class Driver:
             capabilities=capabilities(self.scheduler) | self.offered,
             first=request.index,
             request_id=f"request-{request.number}",
-            time_of=lambda sigma: sigma * float(self.scheduler.config.num_train_timesteps),
+            time_of=lambda sigma: sigma * unit,
             prompts=self.prompts,
         )
 
@@ -438,32 +454,31 @@ class Driver:
         model: str,
         branch: str,
         latents: Tensor,
-        call: Callable[[], Any],
-        text: Mapping[str, Feature] = NO_FEATURES,
-        given: Given | None = None,
+        whole: tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]],
+        text: Mapping[str, Feature],
+        given: Given | None,
     ) -> Any:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
-        ran: list[tuple[Any, Tensor, OutputForm]] = []
+        original, args, kwargs = whole
+        ran: tuple[Any, Tensor, OutputForm] | None = None
         started = time.perf_counter()
         known = request.forms.get(key)
 
         def compute() -> Tensor:
-            raw = call()
+            nonlocal ran
+            raw = original(*args, **kwargs)
             if known is not None and (again := known.same(raw)) is not None:
-                main, form = again, known
+                ran = raw, again, known
             else:
-                main, form = read_output(raw, latents, name)
-            ran.append((raw, main, form))
-            return main
+                ran = raw, *self._read(raw, latents, name)
+            return ran[1]
 
         network: Callable[[], Tensor] = compute
         if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
             first = compute()
-            known, network = ran[0][2], lambda: first
-        if known.rule.relation is Relation.OUTPUT:
-            self._require_output_reuse(name, tuple(known.shape), tuple(latents.shape))
-        reference = known.reference(latents)
+            assert ran is not None
+            known, network = ran[2], lambda: first
         rows: Callable[[Tensor], Tensor] | str = "it runs whole batches"
         if given is not None and self.engine.per_sample:
             rows = self._row_compute(request, key, name, latents, known, given)
@@ -473,7 +488,7 @@ class Driver:
             told[request.time] = copied(given.time)  # pipelines may write into it
             trial = Trials(name, self.networks[name], given, latents, known, told, request.time)
         output = request.session.forward(
-            reference,
+            known.reference(latents),
             network,
             branch=branch,
             model=model,
@@ -482,13 +497,20 @@ class Driver:
             trial=trial,
             started=started,
         )
-        if not ran:
+        if ran is None:
             return request.forms.get(key, known).rebuild(output)
-        raw, main, form = ran[0]
+        raw, main, form = ran
         request.forms[key] = form
         if form.rest is not None or form.others:
             request.count_bytes()
         return raw if output is main else form.rebuild(output)
+
+    def _read(self, raw: Any, latents: Tensor, name: str) -> tuple[Tensor, OutputForm]:
+        """What a network returned, once its form is new."""
+        main, form = read_output(raw, latents, name)
+        if form.rule.relation is Relation.OUTPUT:
+            self._require_output_reuse(name, tuple(form.shape), tuple(latents.shape))
+        return main, form
 
     def _row_compute(
         self,
@@ -506,8 +528,8 @@ class Driver:
             return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
 
         def compute(rows: Tensor) -> Tensor:
-            some = called(self.networks[name], take(rows))
-            raw = given.original(*some.args, **some.kwargs)
+            args, kwargs = called(self.networks[name], take(rows), given.placed)
+            raw = given.original(*args, **kwargs)
             main, form = read_output(raw, latents.index_select(0, rows), name)
             request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
             return main
@@ -537,10 +559,10 @@ class Driver:
         if timestep is None:
             return
         found = index_of(self.scheduler, timestep, request.schedule, request.index)
-        moved = request.carried is not None and (
-            request.carried.end_time != request.schedule.times[request.index]
-        )
-        if found is not None and found != request.index and not moved:
+        if found is None or found == request.index:
+            return
+        carried = request.carried
+        if carried is None or carried.end_time == request.schedule.times[request.index]:
             raise ProtocolError(
                 f"request {request.number}: the pipeline steps index {found} of its timesteps, "
                 f"the network was called for step {request.index}; this pipeline runs its steps "

@@ -174,9 +174,22 @@ def names_of(forward: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[st
     return names, frozenset(names)
 
 
-def called(network: nn.Module, arguments: Mapping[str, Any]) -> inspect.BoundArguments:
-    """Arguments by name, as `args` and `kwargs` of a call."""
-    return inspect.BoundArguments(signature(network), OrderedDict(arguments))
+def called(
+    network: nn.Module, arguments: Mapping[str, Any], placed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by name, as `args` and `kwargs` of a call.
+
+    Args:
+        network: Whose call it is.
+        arguments: What `bound` gave, perhaps with other values.
+        placed: How many were given by place; a compiled network tells the two apart.
+    """
+    forward = unwrapped(network).forward
+    if not names_of(forward)[0]:
+        whole = inspect.BoundArguments(signature_of(forward), OrderedDict(arguments))
+        return whole.args, whole.kwargs
+    items = list(arguments.items())
+    return tuple(value for _, value in items[:placed]), dict(items[placed:])
 
 
 def pick(arguments: Mapping[str, Any], names: tuple[str, ...]) -> Any:

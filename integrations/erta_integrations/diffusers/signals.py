@@ -55,15 +55,32 @@ def uses(module: nn.Module) -> bool:
 
 
 def time_embedding_of(network: nn.Module) -> nn.Module | None:
-    """The module that embeds the timestep: the first `TimestepEmbedding`."""
-    found = (m for m in network.modules() if type(m).__name__ == "TimestepEmbedding")
-    return next(found, None)
+    """The module that embeds the timestep: the first `TimestepEmbedding`, of the outermost ones.
+
+    Parts of a network may have one of their own, as the text refiner of HunyuanVideo does.
+    """
+    found = (n for n, m in network.named_modules() if type(m).__name__ == "TimestepEmbedding")
+    name = min(found, key=lambda path: path.count("."), default=None)
+    return None if name is None else network.get_submodule(name)
 
 
 def time_projection_of(network: nn.Module) -> nn.Module | None:
     """The linear layer that projects the embedded timestep for all blocks, as Wan has one."""
     found = (m for name, m in network.named_modules() if name.split(".")[-1] == "time_proj")
     return next((m for m in found if isinstance(m, nn.Linear)), None)
+
+
+def time_waves_of(network: nn.Module) -> nn.Module | None:
+    """The module that makes sinusoids of the timestep: the first `Timesteps`."""
+    found = (m for m in network.modules() if type(m).__name__ == "Timesteps")
+    return next(found, None)
+
+
+def activation_beside(network: nn.Module, layer: nn.Module | None) -> nn.Module | None:
+    """The activation that goes before a layer, kept as `act_fn` beside it."""
+    owners = (m for m in network.modules() if any(part is layer for part in m.children()))
+    found = getattr(next(owners, None), "act_fn", None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def modulated_input(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:

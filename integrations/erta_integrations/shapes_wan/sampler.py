@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,10 +19,12 @@ from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
 from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.models import TextModel
-from erta_framework.records import TRIAL
+from erta_framework.records import RESIZED, TRIAL
 from erta_framework.sampler import copied, resolve_device
+from erta_framework.signals import TEXT
 from erta_framework.signals import wanted as signals_of
 from erta_integrations.diffusers import Attachment, attach
+from erta_integrations.diffusers.bridge import Bridge
 from erta_integrations.diffusers.schedulers import capabilities
 from erta_integrations.shapes_wan.model import ShapesWan
 from erta_integrations.shapes_wan.pipeline import SHIFT, make_scheduler, pipeline, request
@@ -34,12 +36,14 @@ class PipelineSampler:
     Args:
         policies: In call order; empty computes every step.
         callbacks: Observers, such as `ProgressBar()`.
-        scheduler: `"flow_euler"` or `"unipc"`.
+        scheduler: A name of `SCHEDULERS`.
         guidance_scale: Scale of classifier-free guidance.
         num_steps: Steps of a request.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: Samples a request.
         seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        watched_by: What is attached to the pipeline instead of the policies, such as
+            `lambda pipe: bridge(pipe, "FirstBlockCache")`.
 
     Raises:
         CapabilityError: A policy needs something that the scheduler cannot do.
@@ -61,6 +65,7 @@ class PipelineSampler:
         accelerator: str = "auto",
         batch_size: int = 16,
         seam: str = Seam.LATENT,
+        watched_by: Callable[[Any], Bridge] | None = None,
     ) -> None:
         for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
             if value < 1:
@@ -73,11 +78,14 @@ class PipelineSampler:
         self.num_steps = num_steps
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
-        self.seam = seam
+        self.seam = Seam(seam)
+        self._watched_by = watched_by
         made = make_scheduler(scheduler)
         # which signals the blocks offer is known, and checked, once the model is attached
-        inside = signals_of(self.engine.policies) if seam == Seam.TRUNK else {TRIAL}
-        self.engine.check(capabilities(made) | inside, type(made).__name__, Seam(seam))
+        inside = signals_of(self.engine.policies)
+        if self.seam is Seam.LATENT:
+            inside = TEXT | {TRIAL, RESIZED}
+        self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
         self._class = type(made).__name__
 
     @property
@@ -123,10 +131,7 @@ class PipelineSampler:
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
-        with (
-            Observers(self.callbacks, start) as observers,
-            attach(pipe, self.engine, seam=self.seam) as run,
-        ):
+        with Observers(self.callbacks, start) as observers, self._attached(pipe) as run:
 
             def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
                 observers.step(trace_of(run).steps[-1])
@@ -134,7 +139,8 @@ class PipelineSampler:
 
             for begin in starts:
                 chosen = slice(begin, begin + self.batch_size)
-                run.prompts = names[chosen]
+                if isinstance(run, Attachment):
+                    run.prompts = names[chosen]
                 clock = time.perf_counter()
                 asked = self._asked(model, names[chosen], numbers[chosen])
                 video = pipe(**asked, callback_on_step_end=stepped).frames.cpu()
@@ -202,6 +208,11 @@ class PipelineSampler:
             machine=f"{platform.machine()} {self.device.type}",
         )
 
+    def _attached(self, pipe: Any) -> Attachment | Bridge:
+        if self._watched_by is not None:
+            return self._watched_by(pipe)
+        return attach(pipe, self.engine, seam=self.seam)
+
     def _asked(
         self, model: ShapesWan, prompts: Sequence[str], seeds: Sequence[int]
     ) -> dict[str, Any]:
@@ -214,7 +225,7 @@ class PipelineSampler:
         )
 
 
-def trace_of(run: Attachment) -> Trace:
+def trace_of(run: Attachment | Bridge) -> Trace:
     """The trace of the request that runs or has just run."""
     assert run.newest is not None
     return run.newest

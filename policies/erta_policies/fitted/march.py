@@ -77,6 +77,8 @@ class March:
         self.errors = torch.zeros(len(RUNS) - 1, dtype=wide, device=session.device)
         self.folds = torch.zeros(self.rows, dtype=torch.long, device=session.device)
         self.order: tuple[str, ...] = ()
+        self.before: tuple[str, ...] = ()
+        self.depths = torch.zeros(session.num_steps, dtype=torch.float64)
         self.shares: dict[tuple[str, ...], Tensor] = {}
         self.runs = {name: Cached() for name in RUNS[1:]}
         self.outputs: dict[str, list[Tensor]] = {}
@@ -98,7 +100,8 @@ class March:
             for piece in self.outputs[call.branch]:
                 self._check_copies(piece, f"outputs of branch {call.branch!r}")
         order = step.branches or self.order
-        if not order or call.branch != order[-1] or tuple(self.outputs) not in self.shares:
+        # other branches than in the step before: what is cached belongs to another combination
+        if not order or call.branch != order[-1] or tuple(self.outputs) != self.before:
             return output
         if self.shares[tuple(self.outputs)].abs()[-1] < 1e-3:
             raise PolicyError(
@@ -157,7 +160,9 @@ class March:
         values = [value.movedim(self.channel_dim, 1) for value in (*found, network[1], target)]
         step_sums = moments.products(values, self.folds, self.per_channel)
         self.sums[:, step.index] += step_sums
-        nodes = [step.session.sigmas[index] for index in reversed(self.computed)]
+        kept = self.computed[-len(run.velocities) :]
+        self.depths[step.index] = len(kept)
+        nodes = [step.session.sigmas[index] for index in reversed(kept)]
         interval = (step.interval.start, step.interval.end)
         if self.given is not None:
             choice = self.given[step.index]
@@ -218,6 +223,7 @@ class March:
             self.shares[order] = torch.linalg.lstsq(
                 matrix, moved.flatten().unsqueeze(1).cpu()
             ).solution.squeeze(1)
+        if order != self.before:
             self._uncorrected(step)
         elif not self.answered:
             raise PolicyError(
@@ -225,7 +231,7 @@ class March:
                 f"{step.index} in another order than before; calibrate without other plugins"
             )
         share = self.shares[order]
-        self.order = self.order or order
+        self.order, self.before = self.order or order, order
         said = sum((float(w) * part for w, part in zip(share, parts, strict=True)), 0.0 * parts[0])
         rounding = 8 * torch.finfo(sample.dtype).eps * float(start.norm()) / abs(size)
         if float((said - moved).norm()) > TOLERANCE * float(moved.norm()) + rounding:
@@ -242,7 +248,7 @@ class March:
             self.finished = True
 
     def _uncorrected(self, step: Step) -> None:
-        """The first step of a set of branches: the network's output, whatever the schedule says."""
+        """The first step with these branches: the network's output, whatever the schedule says."""
         assert self.x is not None
         if step.index == 0:
             digest = hashlib.sha256(self.x[:1].float().cpu().contiguous().numpy().tobytes())

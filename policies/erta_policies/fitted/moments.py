@@ -48,7 +48,8 @@ class Settings:
 
     def row(self) -> Tensor:
         """As numbers, float64."""
-        return torch.tensor([float(getattr(self, f.name)) for f in fields(self)]).double()
+        numbers = [float(getattr(self, f.name)) for f in fields(self)]
+        return torch.tensor(numbers, dtype=torch.float64)
 
     @classmethod
     def of(cls, row: Sequence[float]) -> Settings:

@@ -109,7 +109,7 @@ class FittedProfiler(Policy):
 
     def prepare(self) -> None:
         if self.start is not None:
-            table = Table.of(loaded(self, self.start, (KIND,)), None)
+            table = Table.of(loaded(self, self.start, (KIND,)))
             if table.settings != self.settings:
                 raise PolicyError(
                     f"{self!r}: start was fitted with {table.settings}; go round again with the "
@@ -146,7 +146,7 @@ class FittedProfiler(Policy):
         if self.start is not None:
             profile = loaded(self, self.start, (KIND,))
             require(profile, session, ())
-            table = Table.of(profile, session)
+            table = Table.of(profile)
             given, steps = dict(enumerate(table.choices)), frozenset(table.computed)
         per_channel = self.granularity == "channel"
         session.state_of(self, lambda: March(session, steps, self.settings, per_channel, given))
@@ -184,10 +184,11 @@ class FittedProfiler(Policy):
             statistics={
                 "moments": march.sums.double().cpu(),
                 "computed": flags,
+                "depths": samples * march.depths,
                 "errors": march.errors.double().cpu(),
                 # their squares tell whether all merged profiles had the same
                 "settings": samples * torch.stack([told, told * told]),
-                "sigmas": samples * torch.tensor(session.sigmas).double(),
+                "sigmas": samples * torch.tensor(session.sigmas, dtype=torch.float64),
                 "elements": torch.tensor(float(samples * march.elements)).double(),
                 "batches": torch.ones(()).double(),
             },

@@ -47,7 +47,7 @@ class FittedSchedule(FixedSchedule):
 
     @cached_property
     def _table(self) -> Table:
-        return Table.of(self._profile, None)
+        return Table.of(self._profile)
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The computed steps of the profile.

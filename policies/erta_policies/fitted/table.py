@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from erta_framework import Profile, SessionInfo
+from erta_framework import Profile
 from erta_framework.errors import ProfileError
 from erta_policies.fitted import features
 from erta_policies.fitted.march import RUNS
@@ -37,15 +37,11 @@ class Table:
     batches: int
 
     @classmethod
-    def of(cls, profile: Profile, session: SessionInfo | None) -> Table:
-        """Solve the normal equations of a profile, in the order of the steps.
-
-        Args:
-            profile: Of a `FittedProfiler`.
-            session: A run whose channels the weights must fit; None asks for no check.
+    def of(cls, profile: Profile) -> Table:
+        """Solve the normal equations of a profile, step by step.
 
         Raises:
-            ProfileError: It was merged from unlike fits, or has weights for other channels.
+            ProfileError: It was merged from unlike fits.
         """
         held = profile.statistics
         samples = profile.samples
@@ -57,15 +53,11 @@ class Table:
                 f"{profile!r} was merged from fits to different schedules; calibrate with one"
             )
         channels = held["moments"].shape[2]
-        if session is not None and channels not in (1, session.shape[session.channel_dim]):
-            raise ProfileError(
-                f"{profile!r} has weights for {channels} channels, the run has "
-                f"{session.shape[session.channel_dim]}; calibrate for it"
-            )
+        depths = (held["depths"] / samples).round().int().tolist()
         sigmas = (held["sigmas"] / samples).tolist()
         choices = []
         for index in range(len(share)):
-            nodes = [sigmas[step] for step in reversed(computed) if step <= index]
+            nodes = [sigmas[step] for step in reversed(computed) if step <= index][: depths[index]]
             choices.append(
                 choose(
                     held["moments"][:, index],

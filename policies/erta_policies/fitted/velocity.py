@@ -81,7 +81,7 @@ class FittedVelocity(Policy):
         return not self.guard
 
     def prepare(self) -> None:
-        _ = self._table
+        _ = self._numbers
 
     def needs(self) -> Needs:
         depth = self._table.settings.velocities if self.profile is not None else 1
@@ -98,7 +98,13 @@ class FittedVelocity(Policy):
 
     @cached_property
     def _table(self) -> Table:
-        return Table.of(self._profile, None)
+        return Table.of(self._profile)
+
+    @cached_property
+    def _numbers(self) -> tuple[Sequence[float] | Tensor | None, ...]:
+        # one weight for all channels needs no tensors: nothing to copy, nothing to read
+        rows = self._table.rows()
+        return tuple(r if r is None or len(r) > 1 else r[0].tolist() for r in rows)
 
     @cached_property
     def _computed(self) -> frozenset[int]:
@@ -107,20 +113,18 @@ class FittedVelocity(Policy):
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         require(self._profile, session, self.allow)
-        Table.of(self._profile, session)
         session.state_of(self, lambda: self._weights(session))
 
     def _weights(self, session: SessionInfo) -> tuple[Sequence[Weight] | None, ...]:
         """Weights by step: numbers, or tensors on the device that broadcast along channels."""
         shape = [1] * len(session.shape)
         found: list[Sequence[Weight] | None] = []
-        for row in self._table.rows():
-            if row is None or len(row) == 1:
-                found.append(None if row is None else row[0].tolist())
-                continue
-            shape[session.channel_dim] = len(row)
-            columns = row.T.to(session.device, torch.float32)
-            found.append([column.reshape(shape) for column in columns])
+        for row in self._numbers:
+            if isinstance(row, Tensor):
+                shape[session.channel_dim] = len(row)
+                columns = row.T.to(session.device, torch.float32)
+                row = [column.reshape(shape) for column in columns]
+            found.append(row)
         return tuple(found)
 
     @hookimpl

@@ -48,9 +48,7 @@ def planned_steps(
         >>> planned_steps(profile, calls=12)  # doctest: +SKIP
         (0, 4, 9, 14, 19, 24, 29, 34, 39, 43, 47, 49)
     """
-    plans = front(
-        profile, cost, gamma=gamma, signal=signal, longest=longest, monotone=monotone, most=calls
-    )
+    plans = front(profile, cost, gamma=gamma, signal=signal, longest=longest, monotone=monotone)
     return within(plans, calls).steps
 
 
@@ -62,7 +60,6 @@ def front(
     signal: Signal = "max",
     longest: int | None = None,
     monotone: bool = False,
-    most: int | None = None,
 ) -> Mapping[int, Path]:
     """The best schedule of each number of calls, from one pass; fewer calls never predict less.
 
@@ -75,12 +72,11 @@ def front(
         signal: How guidance branches combine.
         longest: Longest edge in steps; by default all.
         monotone: Whether gaps may only shrink.
-        most: Largest number of calls; by default all steps.
     """
     table = edges(profile, cost, signal=signal, longest=longest, monotone=monotone)
     found: dict[int, Path] = {}
     best: Path | None = None
-    for calls, path in sorted(cheapest(table, gamma, most).items()):
+    for calls, path in sorted(cheapest(table, gamma).items()):
         best = path if best is None or path.total < best.total else best
         found[calls] = best
     return found

@@ -137,18 +137,30 @@ class PlannedSchedule(FixedSchedule):
             )
         return max(fitting, key=len)
 
+    def all_plans(self, num_steps: int) -> dict[int, tuple[tuple[int, ...], float]]:
+        """The steps and the predicted error of the plan of every number of calls.
+
+        Raises:
+            ProfileError: The profile has another number of steps.
+        """
+        self._require_steps(num_steps)
+        return {calls: (path.steps, path.total) for calls, path in self.front.items()}
+
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of the plan.
 
         Raises:
             ProfileError: The profile has another number of steps, or the budget is out of reach.
         """
+        self._require_steps(num_steps)
+        return self._steps
+
+    def _require_steps(self, num_steps: int) -> None:
         if num_steps != self._num_steps:
             raise ProfileError(
                 f"{self!r} has a profile of {self._num_steps} steps, a schedule of {num_steps} was "
                 "asked for; calibrate for that number of steps"
             )
-        return self._steps
 
     def describe(self, num_steps: int) -> dict[str, float]:
         """Calls, the predicted error of the plan, and the sum and the largest of its edges.

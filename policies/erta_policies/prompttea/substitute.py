@@ -148,7 +148,7 @@ class BranchSubstitute(Policy):
         return Needs(evaluations=1)
 
     def prepare(self) -> None:
-        _ = self.effective_threshold
+        _ = self.source, self.effective_threshold
         if self._profile is not None:
             made = self._profile.fingerprint["branches"]
             if made != f"{self.stands_in},{self.branch}":

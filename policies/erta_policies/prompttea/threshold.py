@@ -89,7 +89,7 @@ class PromptThreshold(AroundRule):
         ... )
     """
 
-    references: str | Path | Profile | None = None
+    references: str | Path | Profile
     low: float
     high: float
     sharpness: float = 50.0

@@ -253,3 +253,22 @@ def test_cache_dit_is_absent_or_there() -> None:
     if rival.absence:
         with pytest.raises(MissingExtraError, match="pip install cache-dit"):
             bridge(WAN.build(), "cache-dit")
+
+
+def test_what_enable_cache_takes_beside_its_configuration() -> None:
+    """cache-dit's forecasts are an argument of their own, given as an object or by class name."""
+    rival = pytest.importorskip("cache_dit")
+    settings = {**SETTINGS["cache-dit"], "max_continuous_cached_steps": 1}
+    config = "TaylorSeerCalibratorConfig"
+    samples = []
+    for beside in (
+        {},
+        {"calibrator_config": config},
+        {"calibrator_config": getattr(rival, config)()},
+    ):
+        pipe = WAN.build()
+        with bridge(pipe, "cache-dit", **settings, **beside) as run:
+            samples.append(WAN.run(pipe, STEPS))
+        assert run.traces[0].network_calls < 2 * STEPS
+    assert torch.equal(samples[1], samples[2])
+    assert not torch.equal(samples[0], samples[1])

@@ -262,6 +262,22 @@ def test_an_error_within_a_request_of_another_pipeline_ends_neither_too_much_nor
     assert [len(trace.steps) for trace in second.traces] == [1]
 
 
+@pytest.mark.parametrize("name", ["wan-euler", "wan-modular", "dit"])
+def test_nothing_is_left_on_the_pipeline_and_its_loops(name: str) -> None:
+    pipe = FAMILIES[name].build()
+    owners = [pipe, *loops_of(pipe)]
+    assert len(owners) > 1
+    before = [dict(vars(owner)) for owner in owners]
+    with attach(pipe, [SOME]):
+        assert all("progress_bar" in vars(owner) for owner in owners[1:])
+        with hooked(pipe.transformer.register_forward_hook, 1), pytest.raises(Stop):
+            FAMILIES[name].run(pipe)
+    assert "maybe_free_model_hooks" not in vars(pipe)
+    for owner, earlier in zip(owners, before, strict=True):
+        assert "progress_bar" not in vars(owner)
+        assert earlier.keys() <= vars(owner).keys()
+
+
 def test_networks_that_run_in_a_thread_of_their_own_are_still_driven() -> None:
     """A pipeline may hand its network calls to a worker; nothing there tells that it ended."""
     pipe = WAN.build()

@@ -100,6 +100,8 @@ class Rival:
             empty for a cache that takes the whole pipeline.
         blocks: Whether it skips whole blocks; else parts of them, and every block still runs.
         needed: Settings that follow from the pipeline.
+        beside: Settings that its `enable_cache` takes beside the configuration: an object, or the
+            name of a class of `module`.
         module: Where both are found.
         package: What has to be installed.
     """
@@ -108,6 +110,7 @@ class Rival:
     apply: str = ""
     blocks: bool = True
     needed: Callable[[Target, Mapping[str, Any]], dict[str, Any]] = nothing
+    beside: tuple[str, ...] = ()
     module: str = "diffusers.hooks"
     package: str = "diffusers"
 
@@ -129,7 +132,7 @@ class Rival:
         """
         if self.absence:
             raise MissingExtraError(self.absence)
-        known = [each.name for each in dataclasses.fields(self._class)]
+        known = [*(each.name for each in dataclasses.fields(self._class)), *self.beside]
         for name in settings:
             if name not in known:
                 raise InputError(f"{self.config} has no {name!r}; {suggestion(name, known)}")
@@ -149,17 +152,23 @@ class Rival:
             What a user has to add by hand.
         """
         if not self.apply:
-            config = self.configuration(target, settings)
             module = importlib.import_module(self.module)
-            module.enable_cache(target.pipe, cache_config=config)
+            own = {name: value for name, value in settings.items() if name not in self.beside}
+            beside = {
+                name: getattr(module, value)() if isinstance(value, str) else value
+                for name, value in settings.items()
+                if name in self.beside
+            }
+            config = self.configuration(target, own)
+            module.enable_cache(target.pipe, cache_config=config, **beside)
             return ""
         for network in target.networks:
             config = self.configuration(target, settings)
-            own = getattr(network, "enable_cache", None)
-            if own is None:
+            enable = getattr(network, "enable_cache", None)
+            if enable is None:
                 getattr(importlib.import_module(self.module), self.apply)(network, config)
             else:
-                own(config)
+                enable(config)
         hand = self.needed in (timed, faster) and not has_clock(target.pipe)
         return NO_CLOCK if hand else ""
 
@@ -186,6 +195,8 @@ RIVALS: dict[str, Rival] = {
         needed=timed,
     ),
     "FasterCache": Rival("FasterCacheConfig", "apply_faster_cache", blocks=False, needed=faster),
-    "cache-dit": Rival("DBCacheConfig", module="cache_dit", package="cache_dit"),
+    "cache-dit": Rival(
+        "DBCacheConfig", beside=("calibrator_config",), module="cache_dit", package="cache_dit"
+    ),
 }
 """Every cache by name."""
