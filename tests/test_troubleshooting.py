@@ -405,7 +405,7 @@ def _() -> None:
 def tried(form: OutputForm, x: Tensor, time: float | None = None, **arguments: Any) -> None:
     """A trial in a call whose latents are `[1, 3, 2]`."""
     latents = torch.ones(1, 3, 2)
-    given = Given({"hidden_states": latents, **arguments}, Bare().forward, None)
+    given = Given({"hidden_states": latents, **arguments}, 0, Bare().forward, None)
     Trials("transformer", Bare(), given, latents, form, {1000.0: 1}, 1000.0)(x, time)
 
 
@@ -440,7 +440,9 @@ def _() -> None:
 )
 def _() -> None:
     latents = torch.ones(1, 3, 2)
-    given = Given({"hidden_states": latents}, lambda hidden_states: hidden_states + latents, None)
+    given = Given(
+        {"hidden_states": latents}, 0, lambda hidden_states: hidden_states + latents, None
+    )
     trials = Trials("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
     trials(torch.ones(1, 5, 2), None)
 
@@ -456,7 +458,7 @@ def _() -> None:
 @says("no trial of {network} ({class}) at another time: its forward takes none")
 def _() -> None:
     latents = torch.ones(1, 3, 2)
-    given = Given({"hidden_states": latents}, Pass().forward, None)
+    given = Given({"hidden_states": latents}, 0, Pass().forward, None)
     told = {1000.0: 1, 500.0: 1}
     Trials("transformer", Pass(), given, latents, form(1, 3, 2), told, 500.0)(latents, 1000.0)
 
