@@ -161,7 +161,8 @@ def test_describe_averages_over_the_reused_pairs(world: SimpleNamespace) -> None
         assert 0 < facts[name] <= 1
     assert facts["r2_channel"] >= 0
     assert set(facts) == {
-        "calls", "threshold", "error", "predicted", "phi_velocity", "phi_difference", "r2", "r2_channel"
+        "calls", "threshold", "error", "predicted",
+        "phi_velocity", "phi_difference", "r2", "r2_channel",
     }  # fmt: skip
 
 
