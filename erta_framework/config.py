@@ -49,6 +49,8 @@ class RunConfig:
         precision: `"32"`, `"bf16-mixed"` or `"16-mixed"`.
         accelerator: `"auto"`, `"cpu"` or `"cuda"`.
         devices: Number of devices.
+        seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` its blocks, in
+            a pipeline; `erta sample` and `erta calibrate` read it.
         output: Folder for what is written.
         fabric: Where a job over several devices runs, in the names of Lightning Fabric.
         job: How such a job is divided.
@@ -67,6 +69,7 @@ class RunConfig:
     precision: str = "32"
     accelerator: str = "auto"
     devices: int = 1
+    seam: typing.Literal["latent", "trunk"] = "latent"
     output: str = "runs"
     fabric: FabricConfig = field(default_factory=FabricConfig)
     job: JobConfig = field(default_factory=JobConfig)

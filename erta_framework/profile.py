@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -28,17 +29,24 @@ def fingerprint_of(session: SessionInfo) -> dict[str, str]:
     Guidance branches, the network and its configuration, solver, sigma grid, latent shape without
     the batch, dtype and guidance.
     """
-    grid = json.dumps([session.sigmas, session.times])
     return {
         **{f"model.{key}": value for key, value in sorted(session.model.items())},
         "solver": session.solver,
         "num_steps": str(session.num_steps),
-        "sigma_grid": hashlib.sha256(grid.encode()).hexdigest()[:16],
+        "sigma_grid": grid_hash(
+            tuple(map(float, session.sigmas)), tuple(map(float, session.times))
+        ),
         "guidance": session.guidance,
         "branches": ",".join(session.branches),
         "latent_shape": "x".join(str(size) for size in session.shape[1:]),
         "dtype": str(session.dtype).removeprefix("torch."),
     }
+
+
+@lru_cache(maxsize=64)
+def grid_hash(sigmas: tuple[float, ...], times: tuple[float, ...]) -> str:
+    """Hash of a sigma grid; the requests of a pipeline share theirs."""
+    return hashlib.sha256(json.dumps([sigmas, times]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

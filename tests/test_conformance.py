@@ -29,6 +29,15 @@ MagCacheProfiler = OURS["magcache_profiler"]
 TeaCache = OURS["teacache"]
 TeaCacheProfiler = OURS["teacache_profiler"]
 TeaCacheSchedule = OURS["teacache_schedule"]
+SenCache = OURS["sencache"]
+SensitivityProfiler = OURS["sensitivity_profiler"]
+PromptTea = OURS["prompttea"]
+PromptTeaRule = OURS["prompttea_rule"]
+PromptThreshold = OURS["prompt_threshold"]
+BranchSubstitute = OURS["branch_substitute"]
+RegressionProfiler = OURS["regression_profiler"]
+CodebookProfiler = OURS["codebook_profiler"]
+PromptProfiler = OURS["prompt_profiler"]
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -37,7 +46,17 @@ MEAN = toy_profile(MeanCacheProfiler())
 EDGES = MeanCacheSchedule(profile=MEAN, calls=5)
 MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
+SENSITIVITIES = toy_profile(SensitivityProfiler())
 LINE = (1.0, 0.0)
+PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
+REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
+CODEBOOK = toy_profile(CodebookProfiler())
+WORDS = PromptProfiler(
+    simple=tuple(f"sample {100 * seed + 2 * k}" for seed in range(60) for k in range(2)),
+    complex=tuple(f"sample {100 * seed + 2 * k + 1}" for seed in range(60) for k in range(2)),
+)
+REFERENCES = toy_profile(WORDS)
+PROMPTED = {"references": REFERENCES, "low": 0.1, "high": 0.8, "sharpness": 20.0}
 
 POLICIES: list[Policy] = [
     ResidualProfiler(),
@@ -102,6 +121,10 @@ POLICIES: list[Policy] = [
     MagCache(profile=MAGNITUDES, budget={"calls": 6}, max_skips=4),
     MagCache(model="flux.1-dev", any_seam=True),
     MagCache(model="qwen-image", any_seam=True, resample="consistent", retention=0.3),
+    SensitivityProfiler(),
+    SenCache(profile=SENSITIVITIES, eps_start=0.1, eps_main=0.3),
+    SenCache(profile=SENSITIVITIES, model="wan2.1-t2v-1.3b", per_sample=False, first=1, last=1),
+    SenCache(profile=SENSITIVITIES, eps_start=0.2, eps_main=0.2, each_branch=True, start=0.5),
     TeaCacheProfiler(signal="latents"),
     TeaCacheProfiler(signal="latents", target="residual", per_sample=False),
     TeaCache(profile=CHANGES, threshold=0.1),
@@ -111,6 +134,23 @@ POLICIES: list[Policy] = [
     TeaCacheSchedule(profile=CHANGES, threshold=0.3),
     TeaCacheSchedule(profile=CHANGES, budget={"calls": 5}),
     TeaCacheSchedule(profile=CHANGES, coefficients=LINE, threshold=0.3, clamp_nonnegative=True),
+    WORDS,
+    RegressionProfiler(signal="latents"),
+    CodebookProfiler(),
+    PromptTeaRule(coefficients=PLANE, threshold=0.3, signal="latents"),
+    PromptTeaRule(profile=REGRESSION, threshold=0.2, per_sample=True),
+    PromptTea(profile=REGRESSION, threshold=0.2, codebook=CODEBOOK, codebook_threshold=0.4),
+    PromptTea(profile=REGRESSION, references=REFERENCES, low=0.1, high=0.8, last=1),
+    PromptThreshold(policy=EASY, **PROMPTED),
+    PromptThreshold(policy=EASY, each_sample=True, **PROMPTED),
+    BranchSubstitute(codebook=(0.2,) * 10, threshold=0.5),
+    BranchSubstitute(codebook=(0.2,) * 4, threshold=0.5, counting="script"),
+    BranchSubstitute(profile=CODEBOOK, threshold=0.5),
+    OURS["lfcache"](alpha=0.7),
+    OURS["lfcache"](alpha=0.7, reference="last_full", down="nearest", per_sample=False),
+    OURS["seacache"](threshold=0.5, max_consecutive=3),
+    OURS["seacache"](threshold=0.3, order=0, max_consecutive=None, per_sample=False),
+    OURS["seacache_rule"](threshold=0.4, power=2.0),
     OURS["warm_up"](steps=3),
     OURS["last_step"](),
     OURS["max_consecutive"](steps=1),

@@ -273,7 +273,36 @@ def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
         tables.pipeline_section(record, measured())
 
 
-@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline"])
+def at_equal_calls() -> dict[str, Any]:
+    """A record as `erta bench policies` writes it, with numbers made for the test."""
+    common = {"status": "measured", "psnr_std": 1.0, "ssim_mean": 0.9, "setting": "", "work": 0.5}
+    common |= {"processor_speedup": 1.9, "processor_efficiency": 0.95, "psnr_fine_mean": 31.0}
+    common |= {"bytes_held": 30720, "calibration_calls": 0, "budget": 25, "calls": 25, "detail": ""}
+    full = {"name": "full", "group": "plain", "budget": None, "psnr_mean": None, "calls": 50}
+    full |= {"steps": 50, "prompts": 4, "seeds": 3, "psnr_fine_mean": 36.0}
+    rows = [
+        {**common, **full},
+        {**common, "name": "plain UniPC", "group": "plain", "psnr_mean": 37.0},
+        {**common, "name": "Some", "group": "policy", "psnr_mean": 35.0, "setting": "n=2"},
+        {**common, "name": "Both", "group": "combination", "psnr_mean": 45.0},
+        {**common, "name": "Parts", "group": "other", "psnr_mean": 50.0, "status": "off budget"},
+        {"name": "Gone", "group": "other", "budget": 25, "status": "not installed", "detail": "x"},
+    ]
+    return {**measured(), "rows": rows}
+
+
+def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
+    section = tables.policies_section(at_equal_calls())
+    assert "* Best at 25 calls: **Both**. By group, fewer steps: plain UniPC (37.0 dB); " in section
+    assert "fewer steps at 25 calls: 1 of 2 rows." in section
+    assert "The full run itself is 36.0 dB" in section
+    cells = "25 | 1.90 x | 0.95 | 35.0 ± 1.0 | 0.900 | 31.0 | 50% | 30,720 | 0"
+    assert f"| Some<br>`n=2` | {cells} |" in section
+    assert "| Gone | 25 | not installed | x |" in section
+    assert section.count("| Parts |") == 2  # its numbers, and that it is off
+
+
+@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline", "policies"])
 def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) -> None:
     with pytest.raises(tables.MissingDataError, match=f"{name}.json.*write it with"):
         tables.load(name, tmp_path)

@@ -10,6 +10,8 @@ from erta_framework import Profile, __version__
 from erta_framework.cli.app import ORDER, app
 from erta_framework.cli.catalogue import hooks_of
 
+TWO = ("--calls", "2", "--calls", "3")
+
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in ORDER), ("profile", "merge")])
 def test_help_everywhere(erta, command):
@@ -91,6 +93,16 @@ def test_plan_counts_the_steps_of_own_sigmas(erta):
     assert json.loads(done.output)[0]["steps"] == 3
 
 
+def test_plan_exports_its_schedule(erta, tmp_path):
+    path, options = tmp_path / "mask.json", "policies=[{skip_policy: {every: 4}}]"
+    done = erta("plan", "steps=9", options, "--export", "cache-dit", "-o", str(path), "--json")
+    assert json.loads(done.stdout)[0]["computed"] == [0, 4, 8]
+    found = json.loads(path.read_text())
+    assert found["DBCacheConfig"]["steps_computation_mask"] == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    erta("plan", "steps=9", options, "--export", "magcache", "-o", str(path))
+    assert json.loads(path.read_text())["MagCacheConfig"]["max_skip_steps"] == 3
+
+
 def test_plan_of_a_profile_compares_budgets(erta, profile):
     done = erta("plan", "--profile", profile, "--calls", "4", "--calls", "2", "--json")
     assert done.exit_code == 0, done.output
@@ -158,6 +170,19 @@ def test_plan_does_what_sampling_does(erta, profile):
         (("plan",), "plans ahead (no policies)"),
         (("plan", "policies=[sometimes]"), "plans ahead (sometimes)"),
         (("plan", "--calls", "3"), "--calls and --threshold go with --profile"),
+        (("plan", "--export", "cache-dit"), "--output <file> go together"),
+        (
+            ("plan", "policies=[fora]", "--export", "magcash", "-o", "x.json"),
+            "no export to 'magcash'",
+        ),
+        (
+            ("plan", "--profile", "toy.st", "--export", "magcache", "-o", "x"),
+            "asks for the front of all budgets",
+        ),
+        (
+            ("plan", "--profile", "toy.st", *TWO, "--export", "magcache", "-o", "x"),
+            "--export writes one schedule, 2 were planned",
+        ),
         (("plan", "--profile", "toy.st", "--front", "--threshold", "1"), "a front has all budgets"),
         (("plan", "--measure", "policies=[{skip_policy: {every: 2}}]"), "give --profile FILE"),
         (("plan", "--front", "policies=[sometimes]"), "takes a budget (sometimes)"),

@@ -138,6 +138,10 @@ class SkipPolicy(Policy):
         return loaded(self, self.profile, (KIND, REPLAY))
 
     @cached_property
+    def _decided(self) -> dict[Plan, tuple[Decision, ...]]:
+        return {}  # requests of the same number of steps share their decisions
+
+    @cached_property
     def _errors(self) -> Tensor:
         return pair_errors(self._profile, self.signal)
 
@@ -220,7 +224,9 @@ class SkipPolicy(Policy):
         plan = self.plan(session.num_steps)
         if session.first > 0 and self._walks and plan.threshold is not None:
             plan = walk(self._errors, plan.threshold, max(self.warmup, session.first + 1))
-        session.state_of(self, lambda: self._decisions(plan))
+        if plan not in self._decided:
+            self._decided[plan] = self._decisions(plan)
+        session.state_of(self, lambda: self._decided[plan])
 
     def describe(self, num_steps: int) -> dict[str, float]:
         """What the schedule does according to the profile, as `statistics.describe` tells.
