@@ -160,9 +160,16 @@ class MeasuredFront:
         return int(min(num_steps, math.floor(room + 1e-9)))
 
     def seconds_line(self, num_steps: int) -> tuple[float, float]:
-        """Least squares of seconds over network calls: those of no call, and of each."""
+        """Least squares of seconds over network calls: those of no call, and of each.
+
+        The full run, which went first and may have warmed the device up, counts only where a single
+        plan was measured.
+        """
         x = [float(calls) for calls in (*self.calls, num_steps)]
-        y = self.seconds
+        y = list(self.seconds)
+        if len(self.calls) > 1:
+            x.pop()
+            y.pop()
         mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
         spread = sum((a - mean_x) ** 2 for a in x)
         each = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread

@@ -1,10 +1,13 @@
 """What a policy with a fixed schedule will do, asked without running anything.
 
-A policy that knows its schedule beforehand may offer any of three methods; `erta plan` and the
+A policy that knows its schedule beforehand may offer any of these methods; `erta plan` and the
 demo's report ask for them. Nothing has to be registered: having the methods is enough.
 
 * `plan(num_steps)`: the schedule, as a `StaticSchedule`.
 * `describe(num_steps)`: named numbers about that schedule, such as the mean error.
+  `"predicted"` among them is the planner's error, which falls as network calls are added.
+* `with_calls(calls)`: the same policy asked for a number of network calls; see `replay`.
+* `all_plans(num_steps)`: steps and predicted error of every number of calls; see `fronts`.
 * `step_errors(num_steps)`: for every step, the error that answering without the network would cost
   there according to calibration, whether or not the step is computed.
 """

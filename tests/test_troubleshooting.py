@@ -30,6 +30,7 @@ from erta_framework import (
     Needs,
     NoGuidance,
     Policy,
+    Profile,
     Request,
     SamplingLoop,
     Session,
@@ -38,7 +39,8 @@ from erta_framework import (
 )
 from erta_framework.config import build_policies
 from erta_framework.errors import ErtaError
-from erta_framework.testing import toy_profile
+from erta_framework.measured import MeasuredFront
+from erta_framework.testing import toy_profile, toy_run
 from erta_framework.testing.toys import GaussianMixtureFlow
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
 from erta_integrations.diffusers.bridge import bridge
@@ -697,6 +699,48 @@ def _() -> None:
 @says("{place}: unknown key {name}")
 def _() -> None:
     build_policies([{"easycache": {"treshold": 0.1}}])
+
+
+def toy_budget(profile: Profile, **options: Any) -> None:
+    """A request of the toy under a planned schedule."""
+    toy_run(build_policies([{"planned_schedule": {"profile": profile, **options}}]))
+
+
+@says("a budget got {keys}; give exactly one of")
+def _() -> None:
+    build_policies([{"ertacache": {"profile": "x", "budget": {"calls": 20, "psnr": 30}}}])
+
+
+@says("a budget in {unit} needs plans that were measured")
+def _() -> None:
+    toy_budget(toy_profile(ResidualProfiler()), budget={"psnr": 30.0})
+
+
+@says("a budget in seconds was measured on {device} with batches of {number}")
+def _() -> None:
+    elsewhere = MeasuredFront(
+        steps=((0, 5, 9), (0, 3, 6, 9)),
+        refined=((0, 5, 9), (0, 3, 6, 9)),
+        predicted=(0.2, 0.1),
+        psnr=(20.0, 25.0),
+        psnr_std=(1.0, 1.0),
+        refined_psnr=(20.0, 25.0),
+        seconds=(0.3, 0.4, 1.0),
+        batch=2,
+        device="another device",
+        planner="planned_schedule",
+        policies="planned_schedule",
+        spent=17,
+    )
+    profile = elsewhere.added_to(toy_profile(ResidualProfiler()))
+    toy_budget(profile, budget={"seconds": 0.5})
+
+
+@says("this {kind} profile has no {statistic}, which the edge cost {cost} needs")
+def _() -> None:
+    profile = toy_profile(ResidualProfiler())
+    kept = {name: value for name, value in profile.statistics.items() if name != "velocity"}
+    toy_budget(replace(profile, statistics=kept), budget={"calls": 4}, cost="forecast")
 
 
 # ---------------------------------------------------------------------------------- tests
