@@ -23,6 +23,8 @@ COMMANDS = {
     "batch": "erta bench batch --json docs/data/batch.json",
     "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
     "families": "erta bench families --json docs/data/families.json",
+    "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
+    "--part robust --json docs/data/fitted.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "scale": "erta bench scale --json docs/data/scale.json",
@@ -753,11 +755,83 @@ def pipelines_table() -> str:
     )
 
 
+# --------------------------------------------------------------------------------- fitted
+FITTED_PARTS = {
+    "calls": "At several numbers of network calls",
+    "choices": "One setting of the fit changed at a time",
+    "samples": "Numbers of calibration samples, and batches that were added up",
+    "robust": "A fit on red, green and blue prompts at guidance 3, on what it has not seen",
+}
+
+
+def fitted_section(record: Record) -> str:
+    """Every row of the study of fitted reuse, a table a part."""
+    shared = record["settings"]
+    parts = [
+        f"PSNR in dB against the full run of {shared['steps']} steps from the same noise, mean and "
+        f"standard deviation over {shared['measured']} held-out samples, and the worst of them. "
+        f"Fits have {shared['fitted_samples']} samples unless said otherwise. The gain is over the "
+        "same schedule under a first-order Taylor forecast; the last column is the root of the "
+        "mean squared error that the fit ended with on its own calibration samples.",
+        caption(record),
+    ]
+    for part, title in FITTED_PARTS.items():
+        rows = [row for row in record["rows"] if row["part"] == part]
+        if not rows:
+            raise MissingDataError(
+                f"fitted.json has no part {part!r}; write it with `{COMMANDS['fitted']}`"
+            )
+        headings = [title, "calls", "PSNR", "worst", "gain", "calibration"]
+        parts.append(table(headings, map(fitted_line, rows)))
+    return "\n\n".join([*parts, fitted_findings(record)])
+
+
+def fitted_line(row: Row) -> list[str]:
+    """One row; a profile that stands for a rule says so."""
+    kept = row.get("kept", "fitted")
+    gain, own = row["gain_mean"], row.get("fitted_error")
+    return [
+        row["name"] + ("" if kept == "fitted" else f" (stands for {kept} reuse)"),
+        f"{row['calls']:g}",
+        quality(row),
+        f"{row['psnr_worst']:.1f}",
+        "" if gain is None else f"{gain:+.1f}",
+        "" if own is None else f"{own:.4f}",
+    ]
+
+
+def fitted_findings(record: Record) -> str:
+    """Where the fit is ahead of the best other row, and where it is not."""
+    lines = []
+    for budget in budgets(record):
+        rows = [r for r in record["rows"] if r["part"] == "calls" and r["budget"] == budget]
+        ours = next(row for row in rows if row["kind"] == "ours")
+        best = max(
+            (row for row in rows if row["kind"] != "ours"), key=lambda r: float(r["psnr_mean"])
+        )
+        ahead = float(ours["psnr_mean"]) - float(best["psnr_mean"])
+        lines.append(
+            f"* At {budget} calls: {ahead:+.1f} dB against the best other row ({best['name']})."
+        )
+    choices = [row for row in record["rows"] if row["part"] == "choices" and row["kind"] == "ours"]
+    shipped = next(row for row in choices if row["name"] == "as shipped")
+    better = [r["name"] for r in choices if r["psnr_mean"] > shipped["psnr_mean"] + EQUAL]
+    lines.append(f"* Settings that did better here than as shipped: {', '.join(better) or 'none'}.")
+    summed = [row for row in record["rows"] if "round" in row["name"]]
+    worse = [row["name"].split(", ")[1] for row in summed if row["gain_mean"] < EQUAL]
+    lines.append(
+        "* Small batches that were added up, rounds that were no better than Taylor: "
+        f"{', '.join(worse) or 'none'}."
+    )
+    return "\n".join(lines)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
     "table:families": lambda: families_section(load("families")),
+    "table:fitted": lambda: fitted_section(load("fitted")),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),

@@ -28,6 +28,7 @@ MagCacheProfiler = OURS["magcache_profiler"]
 TeaCache = OURS["teacache"]
 TeaCacheProfiler = OURS["teacache_profiler"]
 TeaCacheSchedule = OURS["teacache_schedule"]
+FittedProfiler = OURS["fitted_profiler"]
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -36,6 +37,7 @@ MEAN = toy_profile(MeanCacheProfiler())
 EDGES = MeanCacheSchedule(profile=MEAN, calls=5)
 MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
+FITTED = toy_profile(FittedProfiler())
 LINE = (1.0, 0.0)
 
 POLICIES: list[Policy] = [
@@ -109,6 +111,10 @@ POLICIES: list[Policy] = [
     OURS["only_between"](high=0.8, low=0.2),
     OURS["budget"](calls=4),
     OURS["every_branch_agrees"](policy=EASY),
+    OURS["fitted_schedule"](profile=FITTED),
+    OURS["fitted_velocity"](profile=FITTED),
+    OURS["fitted_velocity"](profile=FITTED, guard=True),
+    OURS["fitted"](profile=FITTED),
 ]
 
 
@@ -128,8 +134,13 @@ PROBES = [
 ]
 
 
+# it wants each sample several times in a batch, which the kit's requests have once;
+# tests/policies/fitted runs it
+COPIES = [FittedProfiler()]
+
+
 def test_every_registered_policy_is_covered():
-    tested = {type(policy) for policy in (*POLICIES, *PROBES)}
+    tested = {type(policy) for policy in (*POLICIES, *PROBES, *COPIES)}
     missing = [name for name, cls in OURS.items() if cls not in tested]
     assert missing == []
 

@@ -30,7 +30,7 @@ class Planned(Protocol):
 class FittedProfiler(Policy):
     """Fits, step by step, the weights with which cached velocities stand in under one schedule.
 
-    At each step a few scalars combine the newest computed velocities, and if asked the latents and
+    At each step a few scalars combine the newest computed velocities and the latents, if asked also
     their displacement since the newest computed step, into the velocity to integrate with. They are
     least squares on calibration samples, in closed form, on states that the fit so far has led to.
     The target is the velocity that leads back to the sample's own full run (trajectory), the
@@ -52,7 +52,7 @@ class FittedProfiler(Policy):
             default every second step and the last.
         velocities: How many computed velocities are combined, 1 to 6.
         latent: Combine the latents as well.
-        displacement: Combine their displacement as well.
+        displacement: Combine their displacement since the newest computed step as well.
         target: Share of the trajectory target, 1 is all, 0 is the local target alone.
         ridge: Penalty relative to the mean square of each quantity.
         toward: The rule that the penalty pulls to.
@@ -77,7 +77,7 @@ class FittedProfiler(Policy):
 
     schedule: Policy | None = None
     velocities: int = 4
-    latent: bool = False
+    latent: bool = True
     displacement: bool = False
     target: float = 1.0
     ridge: float = 1e-4
