@@ -817,12 +817,6 @@ def fitted_findings(record: Record) -> str:
     shipped = next(row for row in choices if row["name"] == "as shipped")
     better = [r["name"] for r in choices if r["psnr_mean"] > shipped["psnr_mean"] + EQUAL]
     lines.append(f"* Settings that did better here than as shipped: {', '.join(better) or 'none'}.")
-    summed = [row for row in record["rows"] if "round" in row["name"]]
-    worse = [row["name"].split(", ")[1] for row in summed if row["gain_mean"] < EQUAL]
-    lines.append(
-        "* Small batches that were added up, rounds that were no better than Taylor: "
-        f"{', '.join(worse) or 'none'}."
-    )
     return "\n".join(lines)
 
 

@@ -255,7 +255,7 @@ def by_choice(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 
 def by_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
-    """Numbers of calibration samples, and one sample a batch with further rounds."""
+    """Numbers of calibration samples, and small batches that are added up and then judged."""
     profile, measured = study.residuals(), Measured.of(study)
     facts: Facts = {"budget": budgets[0], "part": "samples"}
     schedule = planned(study, profile, budgets[0])
@@ -264,13 +264,14 @@ def by_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
     for samples in (4, 8, 16, 32, 64):
         found = study.fit(FittedProfiler(schedule=schedule), samples)
         measured.fitted(f"{samples} in one batch", found, base, facts)
-    start: Profile | None = None
-    for number in range(1, 4):
-        profiler = FittedProfiler(schedule=None if start else schedule, start=start)
-        prompts = repeated(study.calibration, 8)
-        one = study.sampler(batch=2)
-        start = one.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
-        measured.fitted(f"8 in batches of 2, round {number}", start, base, facts)
+    prompts, apart = repeated(study.calibration, 16), study.sampler(batch=4)
+    name = "16 in batches of 4"
+    profiler = FittedProfiler(schedule=schedule)
+    summed = apart.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
+    measured.fitted(name, summed, base, facts)
+    judging = FittedProfiler(start=summed)
+    judged = apart.calibrate(study.model, prompts, seed=SEED, profiler=judging)
+    measured.fitted(f"{name}, judged", judged, base, facts)
     return measured.rows
 
 
