@@ -25,6 +25,7 @@ COMMANDS = {
     "families": "erta bench families --json docs/data/families.json",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
     "--part robust --json docs/data/fitted.json",
+    "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "scale": "erta bench scale --json docs/data/scale.json",
@@ -786,6 +787,20 @@ def fitted_section(record: Record) -> str:
     return "\n\n".join([*parts, fitted_findings(record)])
 
 
+def fitted_shapes(names: Sequence[str]) -> str:
+    """The part `calls` on shapes-wan, from one file a number of calls."""
+    records = [load(name) for name in names]
+    shared = records[0]["settings"]
+    headings = ["shapes-wan", "calls", "PSNR", "worst", "gain", "calibration"]
+    rows = [row for record in records for row in record["rows"]]
+    said = (
+        f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
+        "are those of the tables below."
+    )
+    notes = [caption(record) for record in records]
+    return "\n\n".join([said, table(headings, map(fitted_line, rows)), *notes])
+
+
 def fitted_line(row: Row) -> list[str]:
     """One row; a profile that stands for a rule says so."""
     kept = row.get("kept", "fitted")
@@ -826,6 +841,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
     "table:families": lambda: families_section(load("families")),
     "table:fitted": lambda: fitted_section(load("fitted")),
+    "shapes:fitted": lambda: fitted_shapes(["fitted_12"]),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),
