@@ -25,6 +25,8 @@ COMMANDS = {
     "families": "erta bench families --json docs/data/families.json",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
     "--part robust --json docs/data/fitted.json",
+    "fitted_robust": "erta bench fitted --part robust --samples 8 "
+    "--json docs/data/fitted_robust.json",
     "fitted_25": "erta bench fitted --calls 25 --samples 8 --json docs/data/fitted_25.json",
     "fitted_17": "erta bench fitted --calls 17 --samples 8 --json docs/data/fitted_17.json",
     "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
@@ -843,7 +845,9 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
     "table:families": lambda: families_section(load("families")),
     "table:fitted": lambda: fitted_section(load("fitted")),
-    "shapes:fitted": lambda: fitted_shapes(["fitted_25", "fitted_17", "fitted_12"]),
+    "shapes:fitted": lambda: fitted_shapes(
+        ["fitted_25", "fitted_17", "fitted_12", "fitted_robust"]
+    ),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),
