@@ -38,6 +38,7 @@ BranchSubstitute = OURS["branch_substitute"]
 RegressionProfiler = OURS["regression_profiler"]
 CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
+FittedProfiler = OURS["fitted_profiler"]
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -47,6 +48,7 @@ EDGES = MeanCacheSchedule(profile=MEAN, calls=5)
 MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
 SENSITIVITIES = toy_profile(SensitivityProfiler())
+FITTED = toy_profile(FittedProfiler())
 LINE = (1.0, 0.0)
 PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
 REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
@@ -157,6 +159,10 @@ POLICIES: list[Policy] = [
     OURS["only_between"](high=0.8, low=0.2),
     OURS["budget"](calls=4),
     OURS["every_branch_agrees"](policy=EASY),
+    OURS["fitted_schedule"](profile=FITTED),
+    OURS["fitted_velocity"](profile=FITTED),
+    OURS["fitted_velocity"](profile=FITTED, guard=True),
+    OURS["fitted"](profile=FITTED),
 ]
 
 
@@ -176,8 +182,13 @@ PROBES = [
 ]
 
 
+# it wants each sample several times in a batch, which the kit's requests have once;
+# tests/policies/fitted runs it
+COPIES = [FittedProfiler()]
+
+
 def test_every_registered_policy_is_covered():
-    tested = {type(policy) for policy in (*POLICIES, *PROBES)}
+    tested = {type(policy) for policy in (*POLICIES, *PROBES, *COPIES)}
     missing = [name for name, cls in OURS.items() if cls not in tested]
     assert missing == []
 

@@ -15,11 +15,14 @@ from rich.console import Console
 from torch import Tensor
 
 from erta_framework import CFG, FlowEuler, Policy, Profile, Sampler
+from erta_framework.bench.cli import demo_prompts
 from erta_framework.bench.report import Bench, Row, Value
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
 from erta_framework.models import TextModel
+from erta_framework.registry import models
 from erta_framework.solvers import FlowAdamsBashforth2, Solver
+from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.fitted.profiler import FittedProfiler
 from erta_policies.fitted.recipe import FittedReuse
@@ -108,6 +111,25 @@ class Study:
         """Tell what runs."""
         if self.console is not None:
             self.console.print(text, highlight=False)
+
+
+def opened(name: str) -> tuple[TextModel, list[str], list[str]]:
+    """A model with its prompts to calibrate on and its held-out prompts.
+
+    Raises:
+        InputError: The model has no prompts of its own.
+    """
+    if name == "mixture":
+        prompts = [
+            f"a {color} {shape} moving {direction}"
+            for direction in ("left", "right", "up", "down")
+            for shape in ("circle", "square", "triangle")
+            for color in ("red", "yellow", "green", "white", "blue", "black")
+        ]
+        return GaussianMixtureFlow(), prompts[:24], prompts[24:]
+    model = models().load(name)()
+    calibration, _ = demo_prompts(model, name, 1)
+    return model, calibration, list(model.demo_prompts()[1])
 
 
 def repeated(prompts: Sequence[str], count: int) -> list[str]:
@@ -204,12 +226,16 @@ def by_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 CHOICES: dict[str, dict[str, Any]] = {
     "as shipped": {},
-    **{f"velocities: {n}": {"velocities": n} for n in (1, 2)},
-    "with latents and displacement": {"latent": True, "displacement": True},
+    **{f"velocities: {n}": {"velocities": n} for n in (1, 2, 3, 6)},
+    "without latents": {"latent": False},
+    "with displacement": {"displacement": True},
     "local target": {"target": 0.0},
     "half local, half trajectory": {"target": 0.5},
     "reused steps only": {"computed": False},
     "a weight each channel": {"granularity": "channel"},
+    "ridge 0.01": {"ridge": 1e-2},
+    "ridge 0.01 toward the newest velocity": {"ridge": 1e-2, "toward": "velocity"},
+    "ridge 1e-06": {"ridge": 1e-6},
 }
 
 
@@ -229,22 +255,23 @@ def by_choice(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 
 def by_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
-    """Numbers of calibration samples, and one sample a batch with further rounds."""
+    """Numbers of calibration samples, and small batches that are added up and then judged."""
     profile, measured = study.residuals(), Measured.of(study)
     facts: Facts = {"budget": budgets[0], "part": "samples"}
     schedule = planned(study, profile, budgets[0])
     taylor = study.sampler([schedule, Forecaster()])
     base = measured.add("ERTACache's schedule, Taylor 1", "composed", taylor, facts)
-    for samples in (4, 8, 16, 32):
+    for samples in (4, 8, 16, 32, 64):
         found = study.fit(FittedProfiler(schedule=schedule), samples)
         measured.fitted(f"{samples} in one batch", found, base, facts)
-    start: Profile | None = None
-    for number in range(1, 3):
-        profiler = FittedProfiler(schedule=None if start else schedule, start=start)
-        prompts = repeated(study.calibration, 8)
-        one = study.sampler(batch=2)
-        start = one.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
-        measured.fitted(f"8 in batches of 2, round {number}", start, base, facts)
+    prompts, apart = repeated(study.calibration, 16), study.sampler(batch=4)
+    name = "16 in batches of 4"
+    profiler = FittedProfiler(schedule=schedule)
+    summed = apart.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
+    measured.fitted(name, summed, base, facts)
+    judging = FittedProfiler(start=summed)
+    judged = apart.calibrate(study.model, prompts, seed=SEED, profiler=judging)
+    measured.fitted(f"{name}, judged", judged, base, facts)
     return measured.rows
 
 

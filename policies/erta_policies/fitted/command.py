@@ -21,7 +21,10 @@ def fitted_command(
     measured: Annotated[int, typer.Option(min=1, help="Held-out samples.")] = 32,
     samples: Annotated[int, typer.Option(min=1, help="Samples of a fit.")] = 16,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
-    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
+    model: Annotated[
+        str,
+        typer.Option(help="Name of a bundled model, or mixture: an analytic flow, in seconds."),
+    ] = "shapes-wan",
     json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
 ) -> None:
     """Fitted multistep reuse beside plain solvers and ERTACache, by part of the study.
@@ -30,13 +33,9 @@ def fitted_command(
     at a time; `samples` fits to more or fewer samples; `robust` measures a fit on prompts and
     guidance scales that it has not seen.
     """
-    from erta_framework.bench.cli import demo_prompts
-    from erta_framework.registry import models
-    from erta_policies.fitted.bench import Study, study_of
+    from erta_policies.fitted.bench import Study, opened, study_of
 
-    loaded = models().load(model)()
-    calibration, held_out = demo_prompts(loaded, model, 1)
-    held_out = loaded.demo_prompts()[1]
+    loaded, calibration, held_out = opened(model)
     parts, budgets = part or ["calls"], calls or [25, 17, 12]
     spelled = " ".join([f"--part {one}" for one in parts] + [f"--calls {n}" for n in budgets])
     study = Study(
@@ -49,7 +48,7 @@ def fitted_command(
         console=Console(stderr=True),
     )
     command = (
-        f"erta bench fitted {spelled} --middle {middle} --measured {measured} "
+        f"erta bench fitted --model {model} {spelled} --middle {middle} --measured {measured} "
         f"--samples {samples} --steps {steps}"
     )
     study_of(study, parts, budgets, middle, command).show(path=json)

@@ -30,7 +30,7 @@ class Planned(Protocol):
 class FittedProfiler(Policy):
     """Fits, step by step, the weights with which cached velocities stand in under one schedule.
 
-    At each step a few scalars combine the newest computed velocities, and if asked the latents and
+    At each step a few scalars combine the newest computed velocities and the latents, if asked also
     their displacement since the newest computed step, into the velocity to integrate with. They are
     least squares on calibration samples, in closed form, on states that the fit so far has led to.
     The target is the velocity that leads back to the sample's own full run (trajectory), the
@@ -42,7 +42,9 @@ class FittedProfiler(Policy):
     fitted run, and plain and Taylor reuse on the same schedule to compare with. `Sampler.calibrate`
     and `erta calibrate` see to that. All samples of one batch are fitted together, exactly.
     Profiles of several batches add up their normal equations: the sum is solved jointly, but each
-    batch marched on with weights of its own; go round again with `start` to close that gap.
+    batch marched on with weights of its own, and no run has used those of the sum. Calibrate once
+    more with `start`: all batches then march with the weights of the sum, which stay as they are,
+    and the errors of the new profile are theirs.
 
     Source: ours. It extends the closed form of ERTACache's error rectification (arXiv 2508.21091)
     to several quantities.
@@ -52,14 +54,14 @@ class FittedProfiler(Policy):
             default every second step and the last.
         velocities: How many computed velocities are combined, 1 to 6.
         latent: Combine the latents as well.
-        displacement: Combine their displacement as well.
+        displacement: Combine their displacement since the newest computed step as well.
         target: Share of the trajectory target, 1 is all, 0 is the local target alone.
         ridge: Penalty relative to the mean square of each quantity.
         toward: The rule that the penalty pulls to.
         computed: Correct computed steps too.
         granularity: One weight for all channels (`"scalar"`) or one a `"channel"`.
         bound: Largest weight of a velocity that is accepted.
-        start: Profile of an earlier round, whose schedule and weights this round marches with.
+        start: A profile whose schedule and weights are used and judged, instead of fitting.
 
     Raises:
         PolicyError: A setting is out of range; the batch does not hold copies; or guidance is no
@@ -77,7 +79,7 @@ class FittedProfiler(Policy):
 
     schedule: Policy | None = None
     velocities: int = 4
-    latent: bool = False
+    latent: bool = True
     displacement: bool = False
     target: float = 1.0
     ridge: float = 1e-4
@@ -112,8 +114,8 @@ class FittedProfiler(Policy):
             table = Table.of(loaded(self, self.start, (KIND,)))
             if table.settings != self.settings:
                 raise PolicyError(
-                    f"{self!r}: start was fitted with {table.settings}; go round again with the "
-                    "same settings"
+                    f"{self!r}: start was fitted with {table.settings}; judge it with the same "
+                    "settings"
                 )
         if self.schedule is not None:
             self.schedule.prepare()
@@ -174,7 +176,12 @@ class FittedProfiler(Policy):
         march = self._march(session)
         if not march.finished:
             return None
-        samples = march.rows
+        samples, sums, depths = march.rows, march.sums.double().cpu(), march.depths
+        if self.start is not None:
+            # in shares, so that profiles of all batches add up to the weights that were judged
+            given = loaded(self, self.start, (KIND,))
+            sums = given.statistics["moments"] / given.samples * samples
+            depths = given.statistics["depths"] / given.samples
         told = self.settings.row()
         flags = torch.zeros(session.num_steps).double()
         flags[march.computed] = samples
@@ -182,15 +189,16 @@ class FittedProfiler(Policy):
             kind=KIND,
             fingerprint=fingerprint_of(session),
             statistics={
-                "moments": march.sums.double().cpu(),
+                "moments": sums,
                 "computed": flags,
-                "depths": samples * march.depths,
+                "depths": samples * depths,
                 "errors": march.errors.double().cpu(),
                 # their squares tell whether all merged profiles had the same
                 "settings": samples * torch.stack([told, told * told]),
                 "sigmas": samples * torch.tensor(session.sigmas, dtype=torch.float64),
                 "elements": torch.tensor(float(samples * march.elements)).double(),
                 "batches": torch.ones(()).double(),
+                "judged": torch.tensor(float(self.start is not None)).double(),
             },
             samples=samples,
         )

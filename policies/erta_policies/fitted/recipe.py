@@ -20,6 +20,8 @@ class FittedReuse(Policy):
     Attributes:
         profile: File or profile of a `FittedProfiler`.
         schedule: What `erta calibrate` fits to, as in `FittedProfiler`; sampling does not read it.
+        judge: Let `erta calibrate` judge the profile, where it was added up from several batches,
+            instead of making one; see `FittedProfiler.start`. Sampling does not read it.
         guard: As in `FittedVelocity`.
         allow: Fingerprint fields of the profile that may differ from the run.
 
@@ -30,10 +32,13 @@ class FittedReuse(Policy):
 
     profile: str | Path | Profile | None = None
     schedule: Policy | None = None
+    judge: bool = False
     guard: bool = False
     allow: tuple[str, ...] = ()
 
     def calibrator(self) -> Policy | None:
+        if self.judge:
+            return FittedProfiler(start=self.profile)
         return FittedProfiler(schedule=self.schedule)
 
     def parts(self) -> Sequence[Policy]:

@@ -74,6 +74,7 @@ class FittedSchedule(FixedSchedule):
             **{f"{name}_steps": float(names.count(name)) for name in sorted(set(names))},
             **{f"{name}_error": value**0.5 for name, value in table.errors.items()},
             "batches": float(table.batches),
+            "judged": float(table.judged),
         }
 
     @hookimpl

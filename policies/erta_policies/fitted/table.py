@@ -27,6 +27,8 @@ class Table:
         errors: Mean squared error of the samples that calibration ended with, by run.
         kept: The run that the profile stands for: `fitted`, or a rule that ended nearer.
         batches: How many batches were added up.
+        judged: Whether `errors` are those of these weights: of one batch, or of a profile that
+            was made with `start`.
     """
 
     computed: tuple[int, ...]
@@ -35,6 +37,7 @@ class Table:
     errors: dict[str, float]
     kept: str
     batches: int
+    judged: bool
 
     @classmethod
     def of(cls, profile: Profile) -> Table:
@@ -73,7 +76,9 @@ class Table:
         errors = dict(zip(RUNS[1:], means, strict=True))
         # the first of equal ones, so that a rule must be better to be kept
         kept = min(errors, key=lambda name: errors[name])
-        return cls(computed, settings, tuple(choices), errors, kept, int(held["batches"]))
+        batches = int(held["batches"])
+        judged = batches == 1 or int(held["judged"]) == batches
+        return cls(computed, settings, tuple(choices), errors, kept, batches, judged)
 
     def rows(self) -> tuple[Tensor | None, ...]:
         """Weights of velocities, latents and displacement, `[C, n + 2]`; None changes nothing.

@@ -40,7 +40,8 @@ class FittedVelocity(Policy):
     and reused ones are Adams-Bashforth 2 of what is kept; the trace says so.
 
     Where calibration ended nearer to the full run with a rule than with the fit, the profile stands
-    for that rule, so that on its own samples it is never worse than plain residual reuse.
+    for that rule, so that on its own samples it is never worse than plain residual reuse. A profile
+    that was added up from several batches must have been judged as a whole for that.
 
     Source: ours.
 

@@ -140,7 +140,7 @@ def test_nothing_reused_is_bit_identical(field):
 
 
 # ---------------------------------------------------------------------- merging and rounds
-def test_batches_and_rounds(field):
+def test_batches_add_up(field):
     profiler = FittedProfiler(schedule=SCHEDULE)
     joint = field.fit(profiler)
     parts = [
@@ -157,13 +157,28 @@ def test_batches_and_rounds(field):
     # the first step after the first call stands where no fit has been before
     first = [each.statistics["moments"][:, 1].sum(dim=0) for each in (joint, merged)]
     torch.testing.assert_close(*first, rtol=1e-5, atol=1e-6)
-    again = field.fit(FittedProfiler(start=joint))
-    torch.testing.assert_close(
-        again.statistics["moments"], joint.statistics["moments"], rtol=1e-4, atol=1e-4
+    assert Table.of(joint).judged
+    assert not Table.of(batches).judged
+
+
+def test_a_sum_is_judged_by_its_own_weights(field):
+    summed = field.fit(FittedProfiler(schedule=SCHEDULE), batch=2)
+    judged = field.fit(FittedProfiler(start=summed), batch=2)
+    one, other = Table.of(summed), Table.of(judged)
+    assert (one.batches, one.judged, other.batches, other.judged) == (4, False, 4, True)
+    assert one.computed == other.computed == STEPS
+    for before, after in zip(one.choices, other.choices, strict=True):
+        assert before.name == after.name
+        torch.testing.assert_close(before.weights, after.weights, rtol=1e-6, atol=1e-6)
+    full, fitted = (
+        field.sampler(policies).sample(field.mixture, field.prompts).samples
+        for policies in ([], [FittedReuse(profile=judged)])
     )
-    second = field.fit(FittedProfiler(start=merged), batch=4)
-    assert Table.of(second).computed == STEPS
-    assert second.statistics["errors"][0] < merged.statistics["errors"][1]
+    assert error(fitted, full) == pytest.approx(min(other.errors.values()), rel=1e-2)
+    # weights of one batch are judged by the pass that made them
+    joint = field.fit(FittedProfiler(schedule=SCHEDULE))
+    again = Table.of(field.fit(FittedProfiler(start=joint)))
+    assert again.errors == pytest.approx(Table.of(joint).errors, rel=1e-6)
 
 
 def test_profiles_of_unlike_fits_are_refused(field, profile):
