@@ -70,7 +70,7 @@ def policies_command(
         rows=row or (),
         console=Console(stderr=True),
         command=f"erta bench policies --prompts {prompts} --seeds {seeds} {' '.join(spelled)} "
-        f"--scheduler {scheduler} --steps {steps} --seed {seed}",
+        f"--scheduler {scheduler} --steps {steps} --calibration {calibration} --seed {seed}",
     )
     bench.show(path=json)
     if report is not None:
