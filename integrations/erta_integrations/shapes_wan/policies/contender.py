@@ -24,22 +24,36 @@ RATIOS = Stand("ratios")
 """Magnitude ratios, from diffusers' own calibration."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class MadeBy:
-    """Stands for the profile of a profiler, calibrated at the contender's seam; rows share it."""
+    """Stands for the profile of a profiler; rows with the same one share it.
+
+    Attributes:
+        profiler: Name of the profiler.
+        options: Its settings; where `BUDGET` is among them, each number of calls has its own.
+        seam: Where it is calibrated; empty for the contender's own seam.
+    """
 
     profiler: str
     options: tuple[tuple[str, Any], ...] = ()
+    seam: str = ""
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether it depends on the number of calls."""
+        found: list[object] = []
+        filled(self.options, found.append)
+        return BUDGET in found
 
 
-def made_by(profiler: str, **options: Any) -> MadeBy:
-    """The profile of a profiler with these options.
+def made_by(profiler: str, seam: str = "", **options: Any) -> MadeBy:
+    """The profile of a profiler with these options, calibrated at this seam.
 
     Example:
         >>> made_by("teacache_profiler", signal="latents").options
         (('signal', 'latents'),)
     """
-    return MadeBy(profiler, tuple(options.items()))
+    return MadeBy(profiler, tuple(options.items()), seam)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +72,10 @@ class Search:
 
 THRESHOLD = Search(1e-3, 3.0)
 """A relative change, usually."""
+TOLERANCE = Search(1e-2, 100.0)
+"""A root mean square change; this model's latents move further than those of large ones."""
+PART = Search(2e-2, 1.0)
+"""Part of the largest difference so far."""
 INTERVAL = Search(1, 12, whole=True)
 """Every n-th step."""
 
@@ -94,6 +112,11 @@ class Contender:
         return frozenset(named(list(self.policies)))
 
 
+def is_mapping(value: object) -> bool:
+    """Whether it is a mapping."""
+    return isinstance(value, Mapping)
+
+
 def named(value: Any) -> Iterator[str]:
     """Names of policies in a list of specifications."""
     for spec in value:
@@ -103,7 +126,8 @@ def named(value: Any) -> Iterator[str]:
             yield from spec
             for options in spec.values():
                 for held in options.values():
-                    if isinstance(held, Mapping):
+                    # a policy has settings, other mappings are settings
+                    if isinstance(held, Mapping) and all(map(is_mapping, held.values())):
                         yield from named([held])
 
 

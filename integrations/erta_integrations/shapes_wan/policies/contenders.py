@@ -13,9 +13,11 @@ import torch
 from erta_integrations.shapes_wan.policies.contender import (
     BUDGET,
     INTERVAL,
+    PART,
     RATIOS,
     SOLVED,
     THRESHOLD,
+    TOLERANCE,
     Contender,
     Spec,
     made_by,
@@ -30,16 +32,24 @@ MAG = made_by("magcache_profiler")
 MEAN = made_by("meancache_profiler")
 TEA = made_by("teacache_profiler", signal="timestep_embedding")
 TEA_INPUT = made_by("teacache_profiler", signal="modulated_input")
+TEA_PROMPT = made_by("regression_profiler")
+# at the latent seam, which serves the trunk as well
+SENSITIVITY = made_by("sensitivity_profiler", seam="latent")
 ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
 EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
+FITTED = made_by("fitted_profiler", schedule=SCHEDULE)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
 EASY: Spec = {"easycache": {"threshold": SOLVED}}
 MAGNITUDE: Spec = {"magcache": {"profile": MAG, "threshold": SOLVED, "max_skips": 6}}
 PATH: Spec = {"meancache_schedule": {"profile": MEAN, "calls": BUDGET}}
+PLANNED: Spec = {"planned_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
+FORESEEN: Spec = {
+    "planned_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}, "cost": "forecast"}
+}
 
 
 def tea(**options: object) -> Spec:
@@ -50,6 +60,25 @@ def tea(**options: object) -> Spec:
 def forecasting(name: str, **options: object) -> Spec:
     """A recipe on whole outputs with the video models' one first step."""
     return {name: {"interval": SOLVED, "first": 1, **options}}
+
+
+def sen(**options: object) -> Spec:
+    """SenCache with one tolerance for all steps, since one number can be solved for."""
+    return {
+        "sencache": {
+            "profile": SENSITIVITY,
+            "eps_start": SOLVED,
+            "eps_main": SOLVED,
+            "max_skips": 10,
+            "per_sample": False,
+            **options,
+        }
+    }
+
+
+def prompt_tea(**options: object) -> Spec:
+    """PromptTea's regression, fitted to a profile, with both branches run."""
+    return {"prompttea": {"profile": TEA_PROMPT, "threshold": SOLVED, **options}}
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -81,6 +110,37 @@ CONTENDERS: tuple[Contender, ...] = (
         search=THRESHOLD,
         seam="trunk",
     ),
+    policy(
+        "DiCache, difference",
+        {
+            "dicache": {
+                "threshold": SOLVED,
+                "limit": 2.0,
+                "error": "difference",
+                "per_sample": False,
+            }
+        },
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy("SenCache", sen(), search=TOLERANCE, seam="trunk"),
+    policy("PromptTea, fixed threshold", prompt_tea(), search=THRESHOLD, seam="trunk"),
+    policy("LFCache", {"lfcache": {"alpha": SOLVED}}, search=PART),
+    policy(
+        "LFCache, last full",
+        {"lfcache": {"alpha": SOLVED, "reference": "last_full"}},
+        search=PART,
+    ),
+    policy("SeaCache, latents", {"seacache": {"threshold": SOLVED}}, search=THRESHOLD),
+    policy(
+        "SeaCache, latents, as released",
+        {"seacache": {"threshold": SOLVED, "order": 0, "max_consecutive": None}},
+        search=THRESHOLD,
+    ),
+    # --------------------------------------------------------------------- ours
+    policy("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED}}),
+    policy("planned steps, reuse", PLANNED, "residual_reuse"),
+    policy("planned steps for a line", FORESEEN, LINE),
     # -------------------------------------------------------------- combinations
     mix("uniform, corrected", EVENLY, "residual_reuse", CORRECTED),
     mix("uniform + line", EVENLY, LINE),
@@ -165,6 +225,10 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 UNLISTED: Mapping[str, str] = {
+    "fitted_schedule": "the schedule of fitted, which has a row",
+    "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
+    "prompttea_rule": "the rule of prompttea, which has a row",
+    "seacache_rule": "the rule of seacache, which has rows",
     "every_branch_agrees": "an adapter of another rule, which changes nothing where one decides",
     "probe_rule": "the rule of dicache, which has a row",
     "refresh_interval": "the rule of taylorseer, hicache and fora, which have rows",

@@ -33,6 +33,8 @@ from erta_integrations.shapes_wan.sampler import PipelineSampler
 
 BRANCHES = 2
 """Guidance branches of a step."""
+RUNS = {"sensitivity_profiler": 2, "fitted_profiler": 4}
+"""Network calls of a calibration sample at a step, where they are not one: trials and copies."""
 
 
 @contextlib.contextmanager
@@ -104,7 +106,7 @@ class Track:
     steps: int = 50
     scheduler: str = "flow_euler"
     batch_size: int = 16
-    profiles: dict[tuple[MadeBy, str], Profile] = field(default_factory=dict)
+    profiles: dict[tuple[MadeBy, str, int | None], Profile] = field(default_factory=dict)
     solvers: dict[str, Solver] = field(default_factory=dict)
     solving_calls: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] | None = None
@@ -127,38 +129,46 @@ class Track:
     def calibration_calls(self, ready: Ready) -> int:
         """Network calls of each branch, over all samples, that calibrating took."""
         contender = ready.contender
-        samples = [p.samples for k, p in self.profiles.items() if self._uses(contender, k)]
+        held = [k for k in self.profiles if self._uses(ready, k)]
+        calls = sum(self.profiles[k].samples * RUNS.get(k[0].profiler, 1) for k in held)
         own = self.steps if RATIOS in contender.options.values() else 0
-        return sum(samples) * self.steps + own
+        return calls * self.steps + own
 
-    def _uses(self, contender: Contender, key: tuple[MadeBy, str]) -> bool:
-        found: list[object] = []
-        filled(contender.policies, found.append)
-        return key[0] in found and key[1] == contender.seam
+    def _uses(self, ready: Ready, key: tuple[MadeBy, str, int | None]) -> bool:
+        made, seam, budget = key
+        found: list[Any] = []
+        filled(ready.contender.policies, found.append)
+        for other in [one for one in found if isinstance(one, MadeBy)]:
+            filled(other.options, found.append)
+        where = made.seam or ready.contender.seam
+        return made in found and seam == where and budget in (None, ready.budget)
 
     def _with(self, contender: Contender, budget: int, value: float | None) -> Ready:
         def stands(what: Any) -> Any:
             if isinstance(what, MadeBy):
-                return self._profile(what, contender.seam)
+                options = filled(dict(what.options), stands)
+                return self._profile(what, contender.seam, budget, options)
             return {BUDGET: budget, SOLVED: value}[what] if what is not RATIOS else self._mag()
 
         policies = build_policies(list(filled(contender.policies, stands)))
         options = filled(dict(contender.options), stands)
         return Ready(contender, budget, value, tuple(policies), options)
 
-    def _profile(self, made: MadeBy, seam: str) -> Profile:
-        if (made, seam) not in self.profiles:
-            (profiler,) = build_policies([{made.profiler: dict(made.options)}])
+    def _profile(self, made: MadeBy, whose: str, budget: int, options: dict[str, Any]) -> Profile:
+        seam = made.seam or whose
+        key = made, seam, budget if made.budgeted else None
+        if key not in self.profiles:
+            (profiler,) = build_policies([{made.profiler: options}])
             sampler = PipelineSampler(
                 scheduler=self.scheduler,
                 num_steps=self.steps,
                 batch_size=self.batch_size,
                 seam=seam,
             )
-            self.profiles[made, seam] = sampler.calibrate(
+            self.profiles[key] = sampler.calibrate(
                 self.model, self.calibration, seed=CALIBRATION_SEEDS, profiler=profiler
             )
-        return self.profiles[made, seam]
+        return self.profiles[key]
 
     def _mag(self) -> list[float]:
         """The ratios that diffusers' own calibration prints, of the first branch; one prompt."""
