@@ -91,7 +91,8 @@ def test_stand_ins_are_filled_at_every_depth() -> None:
     spec = ({"a": {"x": BUDGET, "y": [SOLVED, 1]}}, "b")
     known: Mapping[object, Any] = {BUDGET: 17, SOLVED: 0.5}
     assert filled(spec, known.__getitem__) == ({"a": {"x": 17, "y": [0.5, 1]}}, "b")
-    assert made_by("p", a=1) == made_by("p", a=1)
+    assert made_by("p", a=BUDGET).budgeted
+    assert not made_by("p", a=1).budgeted
     nested = mix("m", {"every_branch_agrees": {"policy": {"easycache": {}}}}, "residual_reuse")
     assert nested.names == {"every_branch_agrees", "easycache", "residual_reuse"}
 
