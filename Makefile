@@ -48,6 +48,7 @@ bench: $(VENV)/.demo ## measure again every table of the README and the docs (lo
 	$(BIN)/erta bench overhead --json docs/data/overhead.json
 	$(BIN)/erta bench ablation --json docs/data/ablation.json
 	$(BIN)/erta bench pipeline --json docs/data/pipeline.json
+	$(BIN)/erta bench policies --json docs/data/policies.json --report $(OUTPUT)/policies
 	$(BIN)/python docs/update_readme.py
 
 ci: ## what continuous integration runs, from a clean checkout

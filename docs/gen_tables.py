@@ -21,10 +21,20 @@ COMMANDS = {
     "ablation": "erta bench ablation --json docs/data/ablation.json",
     "attach_overhead": "erta bench attach-overhead --json docs/data/attach_overhead.json",
     "batch": "erta bench batch --json docs/data/batch.json",
+    "budgets": "erta bench budgets --json docs/data/budgets.json",
+    "lambda": "erta bench lambda --json docs/data/lambda.json",
     "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
     "families": "erta bench families --json docs/data/families.json",
+    "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
+    "--part robust --json docs/data/fitted.json",
+    "fitted_robust": "erta bench fitted --part robust --samples 8 "
+    "--json docs/data/fitted_robust.json",
+    "fitted_25": "erta bench fitted --calls 25 --samples 8 --json docs/data/fitted_25.json",
+    "fitted_17": "erta bench fitted --calls 17 --samples 8 --json docs/data/fitted_17.json",
+    "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
+    "policies": "erta bench policies --json docs/data/policies.json",
     "scale": "erta bench scale --json docs/data/scale.json",
     "simulate": "erta bench simulate --json docs/data/simulate.json",
 }
@@ -359,6 +369,106 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     return found
 
 
+# ------------------------------------------------------------------------------- policies
+POLICY_GROUPS = {
+    "plain": "Fewer steps",
+    "policy": "Policies",
+    "combination": "Combinations",
+    "other": "Other projects' caches",
+}
+"""Groups of rows of the comparison, in the order of the page."""
+
+
+def policies_section(record: Record) -> str:
+    """All methods at equal network calls: a table a number of calls and group, and what it says."""
+    full = full_run(record)
+    headings = ["", "calls", "speed-up", "efficiency", "PSNR", "SSIM", "fine"]
+    headings += ["work", "bytes held", "calibration"]
+    parts = [
+        f"PSNR in dB and SSIM against the full run of {full['steps']} steps, mean and deviation "
+        f"over {samples(record)}. {caption(record)}",
+        policies_findings(record),
+    ]
+    for budget in budgets(record):
+        parts.append(f"### {budget} network calls")
+        for group, name in POLICY_GROUPS.items():
+            rows = [r for r in measured_rows(record, budget) if r["group"] == group]
+            if rows:
+                rows.sort(key=lambda row: -float(row["psnr_mean"]))
+                parts += [f"**{name}**", table(headings, map(policies_line, rows))]
+    odd = [row for row in record["rows"] if row["status"] != "measured"]
+    if odd:
+        lines = [
+            [row["name"], str(row.get("budget") or ""), row["status"], cell(row.get("detail"))]
+            for row in odd
+        ]
+        parts += [
+            "### Not as asked for",
+            left_aligned(["", "Calls", "Status", "Why"], lines),
+        ]
+    return "\n\n".join(parts)
+
+
+def measured_rows(record: Record, budget: int) -> list[Row]:
+    """The rows of a number of calls that have a quality."""
+    rows: list[Row] = record["rows"]
+    return [r for r in rows if r.get("budget") == budget and r.get("psnr_mean") is not None]
+
+
+def policies_line(row: Row) -> list[str]:
+    """One row of the comparison; the setting that was solved for stands under its name."""
+    solved = f"<br>`{row['setting']}`" if row["setting"] else ""
+    return [
+        f"{row['name']}{solved}",
+        f"{row['calls']:.4g}",
+        f"{row['processor_speedup']:.2f} x",
+        f"{row['processor_efficiency']:.2f}",
+        quality(row),
+        f"{row['ssim_mean']:.3f}",
+        f"{row['psnr_fine_mean']:.1f}",
+        f"{row['work']:.0%}",
+        f"{row['bytes_held']:,}",
+        str(row["calibration_calls"]),
+    ]
+
+
+def policies_findings(record: Record) -> str:
+    """The best of each group at each number of calls, among rows that kept to it."""
+    lines = []
+    for budget in budgets(record):
+        rows = [r for r in measured_rows(record, budget) if r["status"] == "measured"]
+        best = {}
+        for group in POLICY_GROUPS:
+            own = [row for row in rows if row["group"] == group]
+            if own:
+                best[group] = max(own, key=lambda row: float(row["psnr_mean"]))
+        said = "; ".join(
+            f"{POLICY_GROUPS[group].lower()}: {row['name']} ({row['psnr_mean']:.1f} dB)"
+            for group, row in best.items()
+        )
+        winner = max(best.values(), key=lambda row: float(row["psnr_mean"]))
+        lines.append(f"* Best at {budget} calls: **{winner['name']}**. By group, {said}.")
+        floor = float(best["plain"]["psnr_mean"])
+        below = [r for r in rows if r["group"] != "plain" and float(r["psnr_mean"]) < floor - EQUAL]
+        others = [row for row in rows if row["group"] != "plain"]
+        lines.append(
+            f"* Farther from the full run than the best fewer steps at {budget} calls: "
+            f"{len(below)} of {len(others)} rows."
+        )
+    full = full_run(record)
+    nearer = [
+        f"{row['name']} at {row['budget']} ({row['psnr_fine_mean']:.1f} dB)"
+        for budget in budgets(record)
+        for row in measured_rows(record, budget)
+        if row["psnr_fine_mean"] > full["psnr_fine_mean"] + EQUAL
+    ]
+    lines.append(
+        f"* The full run itself is {full['psnr_fine_mean']:.1f} dB from nearly exact steps. Nearer "
+        f"to them than it: {', '.join(nearer) or 'none'}."
+    )
+    return "\n".join(lines)
+
+
 # -------------------------------------------------------------------- accuracy and overhead
 def accuracy_section(record: Record) -> str:
     """What the reference model gets right."""
@@ -683,7 +793,8 @@ def combinations_section() -> str:
     from erta_framework.policy import Policy
     from erta_framework.profile import Profile
     from erta_framework.records import Seam
-    from erta_integrations.diffusers import attach, signals
+    from erta_framework.signals import wanted
+    from erta_integrations.diffusers import attach, signals, trials
     from erta_integrations.diffusers.schedulers import capabilities
     from erta_integrations.diffusers.tiny import FAMILIES
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
@@ -692,17 +803,18 @@ def combinations_section() -> str:
     pipe = family.build()
 
     def calibrated(profiler: Policy) -> Profile:
-        seam = Seam.TRUNK if signals.required([profiler]) else Seam.LATENT
+        seam = Seam.TRUNK if wanted([profiler]) else Seam.LATENT
         with attach(pipe, [profiler], seam=seam) as run:
             family.run(pipe, steps=8)
         return run.profile()
 
     stacks = discover(pipe.transformer)
     inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
-    euler = capabilities(pipe.scheduler)
+    euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
+    whole = euler | trials.offered({"transformer": pipe.transformer})
     found = overview(
         calibrated,
-        (*OWN, Driver("pipeline", euler), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
+        (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
     )
     names = [driver.name for driver in found.drivers]
     rows = [
@@ -753,15 +865,159 @@ def pipelines_table() -> str:
     )
 
 
+# -------------------------------------------------------------------------------- budgets
+def budgets_section(record: Record) -> str:
+    """PSNR of every schedule, a row a schedule and what stands in, a column a number of calls."""
+    columns = budgets(record)
+    rows: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in record["rows"]:
+        if row["budget"] is not None:
+            rows.setdefault((row["stands_in"], row["name"]), {})[row["budget"]] = row
+    best = {
+        (kind, n): max(r[n]["psnr_mean"] for (other, _), r in rows.items() if other == kind)
+        for kind, _ in rows
+        for n in columns
+    }
+    lines = []
+    for (kind, name), found in rows.items():
+        cells = [quality(found[n]) for n in columns]
+        marked = [
+            f"**{cell}**" if found[n]["psnr_mean"] == best[kind, n] else cell
+            for cell, n in zip(cells, columns, strict=True)
+        ]
+        lines.append([f"{kind}: {name}", *marked])
+    full = full_run(record)
+    settings = record["settings"]
+    parts = [
+        f"PSNR in dB against the full run of {full['calls']} calls, mean and standard deviation "
+        f"over {samples(record)}; {settings['calibration_samples']} calibration samples. The best "
+        "of each group is bold.",
+        table(["", *(f"{n} calls" for n in columns)], lines),
+    ]
+    if settings["refine_trials"]:
+        parts.append(
+            f"Refined plans tried {settings['refine_trials']} moves on "
+            f"{settings['refine_samples']} calibration samples, {settings['refine_calls']} network "
+            "calls of a branch in all."
+        )
+    return "\n\n".join([*parts, caption(record)])
+
+
+def lambda_section(record: Record) -> str:
+    """What a fifth less and more of lambda does."""
+    lines = [
+        [
+            f"{row['budget']} calls asked, lambda {row['name']}",
+            f"{row['threshold']:.4f}",
+            f"{row['calls']:g}",
+            quality(row),
+        ]
+        for row in record["rows"]
+        if row["budget"] is not None
+    ]
+    return "\n\n".join(
+        [
+            table(["", "lambda", "network calls", "PSNR"], lines),
+            f"{samples(record)}; {caption(record)}",
+        ]
+    )
+
+
+# --------------------------------------------------------------------------------- fitted
+FITTED_PARTS = {
+    "calls": "At several numbers of network calls",
+    "choices": "One setting of the fit changed at a time",
+    "samples": "Numbers of calibration samples, and batches that were added up",
+    "robust": "A fit on red, green and blue prompts at guidance 3, on what it has not seen",
+}
+
+
+def fitted_section(record: Record) -> str:
+    """Every row of the study of fitted reuse, a table a part."""
+    shared = record["settings"]
+    parts = [
+        f"PSNR in dB against the full run of {shared['steps']} steps from the same noise, mean and "
+        f"standard deviation over {shared['measured']} held-out samples, and the worst of them. "
+        f"Fits have {shared['fitted_samples']} samples unless said otherwise. The gain is over the "
+        "same schedule under a first-order Taylor forecast; the last column is the root of the "
+        "mean squared error that the fit ended with on its own calibration samples.",
+        caption(record),
+    ]
+    for part, title in FITTED_PARTS.items():
+        rows = [row for row in record["rows"] if row["part"] == part]
+        if not rows:
+            raise MissingDataError(
+                f"fitted.json has no part {part!r}; write it with `{COMMANDS['fitted']}`"
+            )
+        headings = [title, "calls", "PSNR", "worst", "gain", "calibration"]
+        parts.append(table(headings, map(fitted_line, rows)))
+    return "\n\n".join([*parts, fitted_findings(record)])
+
+
+def fitted_shapes(names: Sequence[str]) -> str:
+    """The part `calls` on shapes-wan, from one file a number of calls."""
+    records = [load(name) for name in names]
+    shared = records[0]["settings"]
+    headings = ["shapes-wan", "calls", "PSNR", "worst", "gain", "calibration"]
+    rows = [row for record in records for row in record["rows"]]
+    said = (
+        f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
+        "are those of the tables below."
+    )
+    notes = [caption(record) for record in records]
+    return "\n\n".join([said, table(headings, map(fitted_line, rows)), *notes])
+
+
+def fitted_line(row: Row) -> list[str]:
+    """One row; a profile that stands for a rule says so."""
+    kept = row.get("kept", "fitted")
+    gain, own = row["gain_mean"], row.get("fitted_error")
+    return [
+        row["name"] + ("" if kept == "fitted" else f" (stands for {kept} reuse)"),
+        f"{row['calls']:g}",
+        quality(row),
+        f"{row['psnr_worst']:.1f}",
+        "" if gain is None else f"{gain:+.1f}",
+        "" if own is None else f"{own:.4f}",
+    ]
+
+
+def fitted_findings(record: Record) -> str:
+    """Where the fit is ahead of the best other row, and where it is not."""
+    lines = []
+    for budget in budgets(record):
+        rows = [r for r in record["rows"] if r["part"] == "calls" and r["budget"] == budget]
+        ours = next(row for row in rows if row["kind"] == "ours")
+        best = max(
+            (row for row in rows if row["kind"] != "ours"), key=lambda r: float(r["psnr_mean"])
+        )
+        ahead = float(ours["psnr_mean"]) - float(best["psnr_mean"])
+        lines.append(
+            f"* At {budget} calls: {ahead:+.1f} dB against the best other row ({best['name']})."
+        )
+    choices = [row for row in record["rows"] if row["part"] == "choices" and row["kind"] == "ours"]
+    shipped = next(row for row in choices if row["name"] == "as shipped")
+    better = [r["name"] for r in choices if r["psnr_mean"] > shipped["psnr_mean"] + EQUAL]
+    lines.append(f"* Settings that did better here than as shipped: {', '.join(better) or 'none'}.")
+    return "\n".join(lines)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
     "table:families": lambda: families_section(load("families")),
+    "table:fitted": lambda: fitted_section(load("fitted")),
+    "shapes:fitted": lambda: fitted_shapes(
+        ["fitted_25", "fitted_17", "fitted_12", "fitted_robust"]
+    ),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),
+    "table:budgets": lambda: budgets_section(load("budgets")),
+    "table:lambda": lambda: lambda_section(load("lambda")),
     "table:combinations": combinations_section,
+    "table:policies": lambda: policies_section(load("policies")),
     "table:scale": lambda: scale_section(load("scale")),
     "table:simulate": lambda: simulate_section(load("simulate")),
     "table:pipeline": lambda: pipeline_section(load("pipeline"), load("ablation")),

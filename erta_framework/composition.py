@@ -19,10 +19,12 @@ from typing import Any
 from erta_framework.engine import Engine, hook_options
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.hookspecs import HOOKS, PROJECT
+from erta_framework.loop import offered
 from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.records import Seam
 from erta_framework.registry import Catalogue, policies
+from erta_framework.signals import TEXT
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler
 
 
@@ -54,6 +56,7 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
     {"evenly": 5},
     {"calls": 5},
+    {"budget": {"calls": 5}},
     {"steps": 2},
     {"threshold": 0.1},
 )
@@ -340,12 +343,12 @@ class Driver:
 
 
 OWN = (
-    Driver("flow_euler", FlowEuler().capabilities),
-    Driver("flow_ab2", FlowAdamsBashforth2().capabilities),
-    Driver("ddim", DDIM().capabilities),
+    Driver("flow_euler", offered(FlowEuler())),
+    Driver("flow_ab2", offered(FlowAdamsBashforth2())),
+    Driver("ddim", offered(DDIM())),
 )
-"""The own solvers."""
-TRUNK = Driver("trunk seam", FlowEuler().capabilities, Seam.TRUNK)
+"""The own solvers, in the own loop."""
+TRUNK = Driver("trunk seam", FlowEuler().capabilities | TEXT, Seam.TRUNK)
 """A first-order flow solver where the block stack alone is skipped, in a pipeline."""
 
 

@@ -20,6 +20,7 @@ from erta_framework.errors import ConfigError, ErtaError, suggestion
 from erta_framework.guidance import CFG, Guidance, NoGuidance
 from erta_framework.jobs import FabricConfig, JobConfig
 from erta_framework.policy import Policy
+from erta_framework.profile import Profile
 from erta_framework.registry import policies as policy_catalogue
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Solver
 
@@ -48,6 +49,8 @@ class RunConfig:
         precision: `"32"`, `"bf16-mixed"` or `"16-mixed"`.
         accelerator: `"auto"`, `"cpu"` or `"cuda"`.
         devices: Number of devices.
+        seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` its blocks, in
+            a pipeline; `erta sample` and `erta calibrate` read it.
         output: Folder for what is written.
         fabric: Where a job over several devices runs, in the names of Lightning Fabric.
         job: How such a job is divided.
@@ -66,6 +69,7 @@ class RunConfig:
     precision: str = "32"
     accelerator: str = "auto"
     devices: int = 1
+    seam: typing.Literal["latent", "trunk"] = "latent"
     output: str = "runs"
     fabric: FabricConfig = field(default_factory=FabricConfig)
     job: JobConfig = field(default_factory=JobConfig)
@@ -239,6 +243,9 @@ def converted(hint: Any, value: Any, where: str, only: Collection[str] | None) -
     named_policy = isinstance(value, Mapping) or (isinstance(value, str) and str not in members)
     if named_policy and any(issubclass(m, Policy) for m in classes):
         return build_policy(value, where, only)
+    record = next((m for m in classes if dataclasses.is_dataclass(m)), None)
+    if isinstance(value, Mapping) and record is not None:
+        return construct(record, value, where, only)
     for member in members:
         if typing.get_origin(member) in (tuple, list) and isinstance(value, list | tuple):
             return sequence(member, value, where, only)
@@ -322,6 +329,11 @@ def plain_value(value: Any, where: str) -> Any:
         return [plain_value(item, where) for item in value]
     if isinstance(value, Policy):
         return {registered_name(type(value)): options_of(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain_value(item, where) for key, item in value.items()}
+    if dataclasses.is_dataclass(value) and not isinstance(value, Profile | type):
+        given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {k: plain_value(v, where) for k, v in given.items() if v is not None}
     raise ConfigError(
         f"{where} holds {type(value).__name__}, which no configuration file can hold; "
         "give a file path instead"

@@ -12,7 +12,7 @@ from erta_framework.errors import CapabilityError, ConflictError, ErtaError, Pol
 from erta_framework.hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
-from erta_framework.records import Call, Compute, Decision, Needs, Seam, SessionInfo
+from erta_framework.records import Call, Compute, Decision, Needs, Seam, SessionInfo, Step
 from erta_framework.session import Session
 
 
@@ -85,15 +85,24 @@ class Engine:
         self.agrees = any(policy.agrees for policy in self.policies)
         self.per_branch = any(policy.per_branch for policy in self.policies)
         self.per_sample = any(policy.per_sample for policy in self.policies)
+        self.revising = tuple(policy for policy in self.policies if policy.revises)
+        for policy in self.revising:
+            if "decide" not in self._implemented[id(policy)] or not self._wraps("decide", policy):
+                raise PolicyError(
+                    f"{policy!r} declares revises = True, but does not wrap decide; mark it with "
+                    "@hookimpl(wrapper=True)"
+                )
         if self.per_sample and owners:
             deciders = [repr(policy) for policy in self.policies if policy.per_sample]
             raise ConflictError(
                 f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
                 "the interval of the whole batch; remove it, or decide for the whole batch"
             )
+        self._demands = [(policy, policy.seams, policy.requires) for policy in self.policies]
         self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
+        self._revisers = self._enclosing_revisers()
 
     def _register(self, position: int, policy: Policy) -> None:
         marked = {
@@ -147,18 +156,20 @@ class Engine:
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
         """
-        for policy in self.policies:
-            if seam not in policy.seams:
+        for policy, seams, requires in self._demands:
+            if seam not in seams:
                 raise CapabilityError(
-                    f"{policy!r} works at the {' and '.join(sorted(policy.seams))} seam, not at "
+                    f"{policy!r} works at the {' and '.join(sorted(seams))} seam, not at "
                     f"the {seam.value} seam; attach at that seam or remove the policy"
                 )
-            missing = policy.requires - capabilities
+            missing = requires - capabilities
             if missing:
+                signal = any(name.startswith("signal:") for name in missing)
+                remedy = "a network that offers this signal" if signal else "another solver"
                 raise CapabilityError(
                     f"{policy!r} requires {', '.join(sorted(missing))}, which {driver} does not "
                     f"offer (it offers {', '.join(sorted(capabilities)) or 'nothing'}); "
-                    "use another solver or remove the policy"
+                    f"use {remedy} or remove the policy"
                 )
 
     def session(self, info: SessionInfo) -> Session:
@@ -168,7 +179,7 @@ class Engine:
         self.check(info.capabilities, info.solver or "this driver", seam)
         return Session(self, info)
 
-    def call_hook(self, hook: str, where: Callable[[], str], **arguments: Any) -> Any:
+    def call_hook(self, hook: str, where: Callable[[], str], *arguments: Any) -> Any:
         """Call one hook; an exception names the plugin, the hook and the step.
 
         What the network itself raises passes through unchanged, so that an out-of-memory error
@@ -177,18 +188,48 @@ class Engine:
         Args:
             hook: Name of the hook.
             where: Describes the step, asked only when something is raised.
-            **arguments: Arguments of the hook.
+            *arguments: Every argument of the hook, in the order of its specification.
 
         Raises:
             PolicyError: A policy raised something that is not an `ErtaError`.
         """
+        return self._called(self._callers[hook], hook, where, arguments)
+
+    def _enclosing_revisers(self) -> tuple[Hook, ...]:
+        """The wrappers of `decide` from the outermost to the last policy that revises."""
+        decide = self._manager.hook.decide
+        wrappers = [one for one in decide.get_hookimpls()[::-1] if one.wrapper]
+        places = [k for k, one in enumerate(wrappers) if one.plugin in self.revising]
+        chosen = wrappers[: places[-1] + 1] if places else []
+        assert decide.spec is not None
+        return tuple(placed(one, tuple(decide.spec.argnames)) for one in chosen)
+
+    def revise(
+        self, decision: Decision, where: Callable[[], str], step: Step | None, call: Call
+    ) -> Decision:
+        """The decision of the step for one more branch, after the policies that `revises`.
+
+        They wrap it as they would wrap the answer of the chain, and so do the wrappers listed
+        before them; nobody else is asked. Arguments and errors as in `call_hook`.
+        """
+        caller = surrounded(self._revisers, lambda *_: decision)
+        revised: Decision = self._called(caller, "decide", where, (step, call))
+        return revised
+
+    def _called(
+        self,
+        caller: Hook,
+        hook: str,
+        where: Callable[[], str],
+        arguments: tuple[Any, ...],
+    ) -> Any:
         try:
-            return self._callers[hook](**arguments)
+            return caller(*arguments)
         except ErtaError as error:
             error.add_note(f"in hook {hook!r} {where()}")
             raise
         except Exception as error:
-            call = arguments.get("call")
+            call = arguments[-1]
             if isinstance(call, Call) and call.compute.failure is error:
                 error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
                 raise
@@ -207,7 +248,7 @@ class Engine:
         """
         hook = "on_session_end"
         try:
-            return list(self.call_hook(hook, where, session=session, error=error))
+            return list(self.call_hook(hook, where, session, error))
         except Exception as first:
             plain = [p for p in self.implementers(hook) if not self._wraps(hook, p)]
             raiser = self._raiser(first)
@@ -267,46 +308,60 @@ class Engine:
         return bool(hook_options(policy, hook)["wrapper"])
 
 
-Link = tuple[Callable[..., Any], Sequence[str]]
-"""A hook implementation and the arguments it takes."""
+Hook = Callable[..., Any]
+"""Something called with every argument that a hook offers, in the order of its specification."""
 
 
-def shortened(caller: pluggy.HookCaller) -> Callable[..., Any]:
-    """A hook that stops at the first answer, called directly.
+def shortened(caller: pluggy.HookCaller) -> Hook:
+    """A hook called by place and, if it stops at the first answer, directly.
 
     The same calls in the same order as pluggy's, without its cost for each of them.
     """
-    found = caller.get_hookimpls()
-    if caller.spec is None or not caller.spec.opts["firstresult"]:
-        return caller
-    wrappers = [(one.function, one.argnames) for one in reversed(found) if one.wrapper]
-    chain = tuple((one.function, one.argnames) for one in reversed(found) if not one.wrapper)
+    assert caller.spec is not None
+    offered = tuple(caller.spec.argnames)
+    if not caller.spec.opts["firstresult"]:
+        return lambda *arguments: caller(**dict(zip(offered, arguments, strict=True)))
+    found = list(reversed(caller.get_hookimpls()))
+    wrappers = tuple(placed(one, offered) for one in found if one.wrapper)
+    chain = tuple(placed(one, offered) for one in found if not one.wrapper)
 
-    def answered(**arguments: Any) -> Any:
-        for function, names in chain:
-            answer = function(*[arguments[name] for name in names])
+    def answered(*arguments: Any) -> Any:
+        for function in chain:
+            answer = function(*arguments)
             if answer is not None:
                 return answer
         return None
 
-    return surrounded(tuple(wrappers), answered) if wrappers else answered
+    return surrounded(wrappers, answered) if wrappers else answered
 
 
-def surrounded(wrappers: tuple[Link, ...], answered: Callable[..., Any]) -> Callable[..., Any]:
+def placed(implementation: pluggy.HookImpl, offered: tuple[str, ...]) -> Hook:
+    """A hook implementation, which takes any subset of the arguments, called with all of them."""
+    function, taken = implementation.function, tuple(implementation.argnames)
+    if taken == offered:
+        return function
+    places = tuple(offered.index(name) for name in taken)
+    if len(places) == 1:
+        (only,) = places
+        return lambda *arguments: function(arguments[only])
+    return lambda *arguments: function(*[arguments[place] for place in places])
+
+
+def surrounded(wrappers: tuple[Hook, ...], answered: Hook) -> Hook:
     """A call within generators that yield once, the first the outermost, as pluggy does it."""
 
-    def call(**arguments: Any) -> Any:
+    def call(*arguments: Any) -> Any:
         entered, answer = [], None
         raised: BaseException | None = None
         try:
-            for function, names in wrappers:
-                generator = function(*[arguments[name] for name in names])
+            for function in wrappers:
+                generator = function(*arguments)
                 for _ in generator:
                     break
                 else:
-                    raise RuntimeError(f"{function.__qualname__} is a wrapper and did not yield")
+                    raise RuntimeError(f"{generator.__qualname__} is a wrapper and did not yield")
                 entered.append(generator)
-            answer = answered(**arguments)
+            answer = answered(*arguments)
         except BaseException as error:
             raised = error
         while entered:

@@ -39,11 +39,11 @@ class History:
 
     def record(self, key: Key, interval: Interval, x: Tensor, output: Tensor) -> None:
         """Keep one computed evaluation, dropping the oldest."""
-        if self.needs.evaluations == 0:
+        depth = self.needs.evaluations
+        if depth == 0:
             return
         evaluation = self._evaluation(interval, x, output)
         before = self.kept.get(key, ())
-        depth = self.needs.evaluations
         self.kept[key] = (evaluation, *before)[:depth]
         self.bytes += nbytes(evaluation) - sum(map(nbytes, before[depth - 1 :]))
 
@@ -66,13 +66,11 @@ class History:
         self.bytes += sum(map(nbytes, self.kept[key])) - sum(map(nbytes, before))
 
     def _evaluation(self, interval: Interval, x: Tensor, output: Tensor) -> Evaluation:
+        residual = output - x
+        if not self.needs.pairs:
+            return Evaluation(interval.index, interval.start, interval.time, residual)
         return Evaluation(
-            index=interval.index,
-            sigma=interval.start,
-            time=interval.time,
-            residual=output - x,
-            input=x.clone() if self.needs.pairs else None,
-            output=output.clone() if self.needs.pairs else None,
+            interval.index, interval.start, interval.time, residual, x.clone(), output.clone()
         )
 
     def clear(self) -> None:

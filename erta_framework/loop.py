@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from erta_framework import signals
 from erta_framework.engine import Engine
 from erta_framework.errors import InputError, ProtocolError
 from erta_framework.guidance import Branch, Guidance, NoGuidance
 from erta_framework.profile import Profile
-from erta_framework.records import SessionInfo
+from erta_framework.records import RESIZED, TRIAL, SessionInfo, Trial
 from erta_framework.rows import RowCompute
+from erta_framework.session import NO_FEATURES
 from erta_framework.solvers import Schedule, Solver
 from erta_framework.trace import StepTrace, Trace
 
@@ -33,6 +35,7 @@ class Request:
         first: Index of the first step; img2img starts later than 0.
         model: Facts that identify the network, for profiles.
         request_id: Name in traces.
+        prompts: What was encoded, one a sample, where it is known.
     """
 
     latents: Tensor
@@ -42,6 +45,7 @@ class Request:
     first: int = 0
     model: Mapping[str, str] = field(default_factory=dict)
     request_id: str = ""
+    prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,7 +77,9 @@ class SamplingLoop:
         self.engine = engine
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
-        engine.check(solver.capabilities, type(solver).__name__)
+        self._signals = signals.wanted(engine.policies)
+        # which signals there are depends on the network, which comes with each run
+        engine.check(offered(solver) | self._signals, type(solver).__name__)
 
     @torch.no_grad()
     def run(
@@ -94,7 +100,8 @@ class SamplingLoop:
         """
         x, schedule, state = checked_latents(request), request.schedule, None
         settled = schedule.interval(request.first)
-        with self.engine.session(self._info(request)) as session:
+        found = signals.of_network(network) if self._signals else {}
+        with self.engine.session(self._info(request, found)) as session:
             for index in range(request.first, schedule.num_steps):
                 if index > request.first:
                     settled = schedule.interval(index, settled.end, settled.end_time)
@@ -107,8 +114,15 @@ class SamplingLoop:
                     latents = branch.expand(x)
                     compute = evaluation(network, latents, settled.time, branch)
                     rows = row_evaluation(network, latents, settled.time, branch)
+                    features = self.features(found, latents, settled.time, branch)
+                    trial = other_evaluation(network, settled.time, branch)
                     outputs[branch.name] = session.forward(
-                        latents, compute, branch=branch.name, rows=rows
+                        latents,
+                        compute,
+                        branch=branch.name,
+                        rows=rows,
+                        features=features,
+                        trial=trial,
                     )
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
@@ -117,7 +131,18 @@ class SamplingLoop:
                     observe(session.trace.steps[-1])
         return Result(x, session.trace, tuple(session.emitted))
 
-    def _info(self, request: Request) -> SessionInfo:
+    def features(
+        self, found: Mapping[str, signals.NetworkSignal], x: Tensor, time: float, branch: Branch
+    ) -> Mapping[str, Callable[[], Tensor]]:
+        """What policies may ask for in one call of `network`; nothing if none does."""
+        if not self._signals:
+            return NO_FEATURES
+        return signals.features(found, x, times_of(x, time), branch.condition)
+
+    def _info(
+        self, request: Request, found: Mapping[str, signals.NetworkSignal] | None = None
+    ) -> SessionInfo:
+        names = frozenset(signals.PREFIX + name for name in found or {})
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -128,12 +153,18 @@ class SamplingLoop:
             model=dict(request.model),
             solver=repr(self.solver),
             guidance=repr(self.guidance),
-            capabilities=self.solver.capabilities,
+            capabilities=offered(self.solver) | names,
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
             divided=getattr(self.guidance, "divided", False),
+            prompts=request.prompts,
         )
+
+
+def offered(solver: Solver) -> frozenset[str]:
+    """The capabilities of the loop with a solver: its own, trials of any size, and the text."""
+    return solver.capabilities | {TRIAL, RESIZED} | signals.TEXT
 
 
 def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:
@@ -144,8 +175,7 @@ def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Cal
     """
 
     def compute() -> Tensor:
-        times = torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
-        output = network(x, times, branch.condition)
+        output = network(x, times_of(x, time), branch.condition)
         if not isinstance(output, Tensor) or output.shape != x.shape:
             given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise ProtocolError(
@@ -157,11 +187,25 @@ def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Cal
     return compute
 
 
+def times_of(x: Tensor, time: float) -> Tensor:
+    """The network time for every sample, `[B]`."""
+    return torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
+
+
 def row_evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> RowCompute:
     """Runs the network on some samples of the batch, for per-sample decisions."""
 
     def compute(rows: Tensor) -> Tensor:
         return evaluation(network, x.index_select(0, rows), time, branch.select(rows))()
+
+    return compute
+
+
+def other_evaluation(network: Denoiser, time: float, branch: Branch) -> Trial:
+    """Runs the network on other latents and at other times, for trials of a policy."""
+
+    def compute(x: Tensor, other: float | None) -> Tensor:
+        return evaluation(network, x, time if other is None else other, branch)()
 
     return compute
 

@@ -268,6 +268,7 @@ class SchedulePlot:
             impossible, empty if nobody predicts.
         threshold: The error below which a step is reused, if there is one.
         distances: Measured distance from the full run after each step, by method.
+        samples: For each sample and step, whether the network ran on it, where samples differed.
     """
 
     title: str
@@ -275,6 +276,7 @@ class SchedulePlot:
     errors: Sequence[float] = ()
     threshold: float | None = None
     distances: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    samples: Sequence[Sequence[bool]] = ()
 
 
 def schedule_plot(plot: SchedulePlot, path: str | Path, *, dark: bool = False) -> Path:
@@ -295,14 +297,16 @@ def schedule_plot(plot: SchedulePlot, path: str | Path, *, dark: bool = False) -
     if plot.errors and len(plot.errors) != len(plot.computed):
         raise InputError(f"{len(plot.errors)} errors for {len(plot.computed)} steps")
     ink, paper = ("#d9dde3", "#16191d") if dark else ("#24292f", "#ffffff")
-    panels = 2 if plot.distances else 1
+    panels = 1 + bool(plot.distances) + bool(plot.samples)
     layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     figure = Figure(figsize=(10, 2.9 * panels + 0.4), dpi=150, facecolor=paper, layout=layout)
     FigureCanvasAgg(figure)
     axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
     _schedule_panel(axes[0], plot, ink)
+    if plot.samples:
+        _sample_panel(axes[1], plot.samples)
     if plot.distances:
-        _distance_panel(axes[1], plot.distances)
+        _distance_panel(axes[-1], plot.distances)
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("step (0 is pure noise)")
     for axis in axes:
@@ -344,6 +348,17 @@ def _schedule_panel(axis: Any, plot: SchedulePlot, ink: str) -> None:
         axis.set_yticks([])
     above = {"loc": "lower right", "bbox_to_anchor": (1.0, 0.98), "frameon": False}
     axis.legend(handles=handles, ncols=3, labelcolor=ink, **above)
+
+
+def _sample_panel(axis: Any, samples: Sequence[Sequence[bool]]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    for row, computed in enumerate(samples):
+        colours = [COMPUTED if done else REUSED for done in computed]
+        axis.bar(range(len(computed)), 0.82, bottom=row - 0.41, color=colours, width=0.82)
+    axis.set_ylim(len(samples) - 0.5, -0.5)  # the first sample on top
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_ylabel("sample")
 
 
 def _distance_panel(axis: Any, distances: Mapping[str, Sequence[float]]) -> None:

@@ -1,10 +1,13 @@
 """What a policy with a fixed schedule will do, asked without running anything.
 
-A policy that knows its schedule beforehand may offer any of three methods; `erta plan` and the
+A policy that knows its schedule beforehand may offer any of these methods; `erta plan` and the
 demo's report ask for them. Nothing has to be registered: having the methods is enough.
 
 * `plan(num_steps)`: the schedule, as a `StaticSchedule`.
 * `describe(num_steps)`: named numbers about that schedule, such as the mean error.
+  `"predicted"` among them is the planner's error, which falls as network calls are added.
+* `with_calls(calls)`: the same policy asked for a number of network calls; see `replay`.
+* `all_plans(num_steps)`: steps and predicted error of every number of calls; see `fronts`.
 * `step_errors(num_steps)`: for every step, the error that answering without the network would cost
   there according to calibration, whether or not the step is computed.
 """
@@ -18,6 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from erta_framework.errors import PolicyError
 from erta_framework.policy import Policy, flatten
+from erta_framework.profile import Profile
 
 
 class StaticSchedule(Protocol):
@@ -130,3 +134,38 @@ def forecast(policies: Sequence[Policy], num_steps: int) -> Forecast:
         facts={name: value for name, value in facts.items() if not math.isnan(value)},
         errors=errors,
     )
+
+
+def promise(policies: Sequence[Policy], num_steps: int | None = None) -> str:
+    """What every request will cost, in a line; empty where nothing says so beforehand.
+
+    Args:
+        policies: Recipes are expanded into their parts.
+        num_steps: Steps of the schedule; by default those of the planner's profile.
+
+    Example:
+        >>> from erta_framework.config import build_policies
+        >>> promise(build_policies([{"skip_policy": {"evenly": 3}}]), 6)
+        'every request computes 3 of 6 steps, 2.00 steps a network call (skip_policy)'
+    """
+    parts = flatten(policies)
+    planner = next((part for part in parts if isinstance(part, Planner)), None)
+    steps = num_steps if num_steps is not None else profile_steps(planner)
+    if planner is None or steps is None:
+        return ""
+    plan = forecast(policies, steps)
+    said = (
+        f"every request computes {plan.calls} of {steps} steps, {plan.speedup:.2f} steps a "
+        f"network call ({plan.policy}"
+    )
+    predicted = plan.facts.get("predicted")
+    return f"{said})" if predicted is None else f"{said}, predicted error {predicted:.4g})"
+
+
+def profile_steps(policy: object) -> int | None:
+    """Steps of the profile that a policy holds, None without one."""
+    source = getattr(policy, "profile", None)
+    if source is None:
+        return None
+    profile = source if isinstance(source, Profile) else Profile.load(source)
+    return int(profile.fingerprint["num_steps"])

@@ -81,6 +81,24 @@ class Policy:
         return False
 
     @property
+    def revises(self) -> bool:
+        """Whether `decide`, a wrapper, is asked for every branch.
+
+        A decision is shared by the branches of a step; this policy, and wrappers listed before it,
+        then see it again for each further branch, with what the branches before were answered in
+        `call.answers`.
+        """
+        return False
+
+    @property
+    def copies(self) -> int:
+        """How often a batch that it calibrates on holds each sample, all after all; 1 by default.
+
+        A profiler that compares a cached run with the full one has them side by side this way.
+        """
+        return 1
+
+    @property
     def name(self) -> str:
         """Name in traces and errors: the class name in snake case."""
         return snake_case(type(self).__name__)
@@ -96,6 +114,11 @@ class Policy:
     def calibrator(self) -> Policy | None:
         """The profiler that emits what this policy's `profile` needs, if it needs one."""
         return None
+
+    @property
+    def calibration_prompts(self) -> tuple[str, ...]:
+        """The prompts that this profiler is to observe, where any others would be of no use."""
+        return ()
 
     def prepare(self) -> None:
         """Check settings and load files; called when an engine is built.

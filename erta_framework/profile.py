@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from erta_framework.errors import ProfileError, ProfileMismatchError
 from erta_framework.records import SessionInfo
 
 SCHEMA = "erta_framework.profile/1"
+MEASURED = "measured."
+"""Begins the names of statistics that are no sums, but measured on the finished sums."""
 
 
 def fingerprint_of(session: SessionInfo) -> dict[str, str]:
@@ -26,17 +29,24 @@ def fingerprint_of(session: SessionInfo) -> dict[str, str]:
     Guidance branches, the network and its configuration, solver, sigma grid, latent shape without
     the batch, dtype and guidance.
     """
-    grid = json.dumps([session.sigmas, session.times])
     return {
         **{f"model.{key}": value for key, value in sorted(session.model.items())},
         "solver": session.solver,
         "num_steps": str(session.num_steps),
-        "sigma_grid": hashlib.sha256(grid.encode()).hexdigest()[:16],
+        "sigma_grid": grid_hash(
+            tuple(map(float, session.sigmas)), tuple(map(float, session.times))
+        ),
         "guidance": session.guidance,
         "branches": ",".join(session.branches),
         "latent_shape": "x".join(str(size) for size in session.shape[1:]),
         "dtype": str(session.dtype).removeprefix("torch."),
     }
+
+
+@lru_cache(maxsize=64)
+def grid_hash(sigmas: tuple[float, ...], times: tuple[float, ...]) -> str:
+    """Hash of a sigma grid; the requests of a pipeline share theirs."""
+    return hashlib.sha256(json.dumps([sigmas, times]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +126,8 @@ class Profile:
 
         Raises:
             ProfileMismatchError: Kind, fingerprint or statistics differ; names what.
-            ProfileError: There is nothing to merge.
+            ProfileError: There is nothing to merge, or what was measured on one of them would not
+                hold for all.
         """
         if not profiles:
             raise ProfileError("nothing to merge: no profile was given or emitted")
@@ -221,6 +232,13 @@ def _require_alike(first: Profile, other: Profile, position: int) -> None:
         for name in sorted(set(first.fingerprint) | set(other.fingerprint))
         if first.fingerprint.get(name) != other.fingerprint.get(name)
     ]
+    for profile in (first, other):
+        if any(name.startswith(MEASURED) for name in profile.statistics):
+            raise ProfileError(
+                f"{profile!r} holds plans that were measured on it, which say nothing of a merged "
+                "profile; merge those it was measured from, then measure again with `erta plan "
+                "--measure`"
+            )
     if first.kind != other.kind:
         differing.append(f"  kind: first {first.kind!r} / number {position} {other.kind!r}")
     shapes = [

@@ -10,9 +10,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from erta_framework.errors import PolicyError, ProtocolError
+from erta_framework.errors import CapabilityError, PolicyError, ProtocolError
 
 S = TypeVar("S")
+
+TRIAL = "trial"
+"""Capability of drivers that can run the network on other latents, see `Call.trial`."""
+
+RESIZED = "trial:resized"
+"""Capability of drivers whose trials take latents of another size than those of the call."""
+
+Trial = Callable[[Tensor, float | None], Tensor]
+"""Runs the network on latents `[B, C, ...]` at a time (None is the step's) for one branch."""
 
 
 class Seam(StrEnum):
@@ -25,6 +34,8 @@ class Seam(StrEnum):
     LATENT = "latent"
     TRUNK = "trunk"
     MODULE = "module"
+
+    __hash__ = str.__hash__  # that of an enum is written in Python, and keys hold a seam
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +81,11 @@ class Reuse:
         mask: Which samples of the batch may be answered from what is cached, `[B]` booleans; the
             network runs on the others only. None is the whole batch. A tensor is read back to
             the host here. Only policies that declare `per_sample = True` may give one.
+        branch: Name of another branch whose history stands in for that of this call: its newest
+            residual on top of this call's input. Only for one branch, so with scope `"branch"`.
+
+    Raises:
+        PolicyError: The mask holds something else, or a step is to be answered from one branch.
 
     Example:
         >>> Reuse("small change", mask=torch.tensor([0.1, 0.9]) < 0.5).mask
@@ -79,8 +95,14 @@ class Reuse:
     reason: str
     scope: str = "step"
     mask: Sequence[bool] | Tensor | None = None
+    branch: str | None = None
 
     def __post_init__(self) -> None:
+        if self.branch is not None and self.scope != "branch":
+            raise PolicyError(
+                f"Reuse({self.reason!r}) takes the history of branch {self.branch!r} for every "
+                'branch of the step, itself among them; give scope="branch"'
+            )
         given = self.mask
         if given is None:
             return
@@ -183,6 +205,7 @@ class SessionInfo:
         request_id: Name of this request in traces.
         time_of: The network time of any sigma, for trajectories that leave the nominal grid.
         divided: Whether other processes evaluate some of the branches.
+        prompts: The prompts of the batch, where the driver knows them.
     """
 
     sigmas: tuple[float, ...]
@@ -200,6 +223,7 @@ class SessionInfo:
     request_id: str = ""
     time_of: Callable[[float], float] = field(default=lambda sigma: 1000.0 * sigma, repr=False)
     divided: bool = False
+    prompts: tuple[str, ...] = ()
     states: StateStore = field(default_factory=StateStore, repr=False)
 
     @property
@@ -239,7 +263,16 @@ class Network:
         on_output: Told the raw output at once, before any policy can touch it.
     """
 
-    __slots__ = ("_compute", "_on_output", "_version", "asked", "failure", "output", "reason")
+    __slots__ = (
+        "_compute",
+        "_on_output",
+        "_version",
+        "asked",
+        "failure",
+        "output",
+        "reason",
+        "trials",
+    )
 
     def __init__(
         self, compute: Callable[[], Tensor], on_output: Callable[[Tensor], None] | None = None
@@ -251,6 +284,7 @@ class Network:
         self.failure: BaseException | None = None
         self.reason = ""
         self.asked: tuple[str, ...] = ()
+        self.trials = 0
 
     def __call__(self) -> Tensor:
         """The raw output; the first call runs the network.
@@ -298,12 +332,16 @@ class Call:
         branch: Name of the guidance branch.
         model: Name of the network within the pipeline (two-network pipelines have two).
         seam: Where this call may be answered.
-        history: Computed evaluations of this branch, newest first; as many as policies need.
+        history: Computed evaluations of this branch, newest first; as many as policies need. Those
+            of another branch where the decision says that it stands in.
         decision: What was decided; in `decide` itself still `Compute("undecided")`.
         compute: Runs the network at most once and returns its raw output.
         rows: Places in the batch of the samples in `x`, in a `forward` on part of the batch that
             a per-sample decision made; None is the whole batch.
         kept: Histories of every network, branch and seam of the request; see `peers`.
+        run_trial: Runs the network on other latents, where the driver can; see `trial`.
+        answers: What the branches of this step that were called before this one were answered,
+            where a policy `revises`.
     """
 
     x: Tensor
@@ -319,6 +357,8 @@ class Call:
     kept: Mapping[tuple[str, str, Seam], tuple[Evaluation, ...]] = field(
         default_factory=dict, repr=False
     )
+    run_trial: Trial | None = field(default=None, repr=False)
+    answers: Mapping[str, Answer] = field(default_factory=dict, repr=False)
 
     def peers(self) -> tuple[Call, ...]:
         """The other branches of this network that have a history, as calls on the same latents.
@@ -327,7 +367,7 @@ class Call:
         and state, no features, and must not be answered.
         """
         return tuple(
-            replace(self, branch=branch, history=history, features={})
+            replace(self, branch=branch, history=history, features={}, run_trial=None)
             for (model, branch, seam), history in self.kept.items()
             if model == self.model
             and seam is self.seam
@@ -358,6 +398,44 @@ class Call:
         if name not in self.compute.asked:
             self.compute.asked += (name,)
         return self.features[name]()
+
+    def trial(self, x: Tensor | None = None, time: float | None = None) -> Tensor:
+        """The network's raw output on other latents or at another time, under this condition.
+
+        It answers nothing and is not remembered. The trace counts it as `trial_calls`, which are
+        not among its `network_calls`. A policy that uses it has `"trial"` among its `requires`.
+
+        Args:
+            x: Latents with the batch of this call, `[B, C, ...]`; by default those of this call.
+            time: What the network is told; by default what it is told in this step. A pipeline can
+                be asked for the times of this and of earlier steps only.
+
+        Raises:
+            CapabilityError: The driver cannot run the network on this.
+            PolicyError: The latents have another batch.
+
+        Example:
+            >>> moved = call.trial(call.x + 0.01)  # doctest: +SKIP
+        """
+        if self.run_trial is None:
+            raise CapabilityError(
+                f"no trial of branch {self.branch!r}: this driver runs the network on the latents "
+                "of the step only, or was asked for part of a batch; policies that need trials "
+                'declare requires = frozenset({"trial"}) and are refused where there are none'
+            )
+        x = self.x if x is None else x
+        if x.shape[:1] != self.x.shape[:1]:
+            raise PolicyError(
+                f"a trial of branch {self.branch!r} got latents {tuple(x.shape)} for a call on "
+                f"{tuple(self.x.shape)}; the condition needs the batch of the call"
+            )
+        try:
+            output = self.run_trial(x, time)
+        except BaseException as error:
+            self.compute.failure = error
+            raise
+        self.compute.trials += 1
+        return output
 
 
 @dataclass(frozen=True, slots=True)

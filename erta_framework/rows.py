@@ -50,7 +50,7 @@ def settled(decision: Reuse, x: Tensor, whole: str | None, owner: Callable[[], s
             "give one boolean a sample"
         )
     if all(mask):
-        return Reuse(decision.reason, decision.scope)
+        return replace(decision, mask=None)
     if not any(mask):
         return Compute(decision.reason, decision.scope)
     if whole is not None:

@@ -228,7 +228,7 @@ class Sampler:
                 emitted.extend(result.emitted)
                 done.append(BatchEnd(names[chosen], numbers[chosen], sample, result.trace, seconds))
                 trace = result.trace
-                seen = replace(trace, steps=list(trace.steps), peaks=dict(trace.peaks))
+                seen = replace(trace, steps=list(trace.steps), extremes=dict(trace.extremes))
                 observers.batch(
                     BatchEnd(names[chosen], numbers[chosen], sample.clone(), seen, seconds)
                 )
@@ -250,6 +250,9 @@ class Sampler:
         profiler: Policy | None = None,
     ) -> Profile:
         """Run the full network on calibration prompts and merge what the profiler emits.
+
+        A profiler that wants several copies of each sample in a batch gets them; `batch_size`
+        counts samples, not copies.
 
         Args:
             model: Encodes the prompts and predicts.
@@ -280,7 +283,9 @@ class Sampler:
         twin = copy.copy(self)  # the same run in everything but its policies
         twin.policies = (chosen,)
         twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
-        result = twin.sample(model, prompts, seed=seed, title="calibrating")
+        twin.batch_size = self.batch_size * chosen.copies
+        names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
+        result = twin.sample(model, names, seeds=seeds, title="calibrating")
         if not result.emitted:
             raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
         return Profile.merge(result.emitted).with_provenance(
@@ -362,6 +367,7 @@ class Sampler:
             first=first,
             model=model.fingerprint(),
             request_id=f"batch-{number}",
+            prompts=tuple(names),
         )
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -369,6 +375,25 @@ class Sampler:
         if dtype is None:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=dtype)
+
+
+def copied(
+    prompts: Sequence[str], seed: int, batch: int, copies: int
+) -> tuple[Sequence[str], list[int]]:
+    """Prompts and their seeds with every batch repeated as a whole, for profilers that ask so.
+
+    Example:
+        >>> copied(["a", "b", "c"], seed=5, batch=2, copies=2)
+        (['a', 'b', 'a', 'b', 'c', 'c'], [5, 6, 5, 6, 7, 7])
+    """
+    if copies == 1 or isinstance(prompts, str):
+        return prompts, [seed + k for k in range(len(prompts))]
+    places = [
+        place
+        for begin in range(0, len(prompts), batch)
+        for place in [*range(begin, min(begin + batch, len(prompts)))] * copies
+    ]
+    return [prompts[place] for place in places], [seed + place for place in places]
 
 
 def single(sampler: Sampler) -> Sampler:

@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import Enum
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from erta_framework.records import (
     SessionInfo,
     StateStore,
     Step,
+    Trial,
 )
 from erta_framework.rows import RowCompute, diverged, fitted, groups, part, settled, visible
 from erta_framework.trace import CallTrace, StepTrace, Trace
@@ -37,9 +39,12 @@ if TYPE_CHECKING:
     from erta_framework.engine import Engine
 
 NO_FEATURES: Mapping[str, Callable[[], Tensor]] = {}
+NO_HISTORY: Mapping[Key, tuple[Evaluation, ...]] = {}
+NO_ANSWERS: Mapping[str, Answer] = {}
 UNDECIDED = Compute("undecided")
 UNASKED = Compute("default")
 COLD = Compute("cold")
+NUMBER = (int, float)
 WHOLE = "the driver cannot run the network on part of it"
 
 
@@ -89,7 +94,8 @@ class Session:
         self._require(Stage.NEW, verb="enter")
         self._stage = Stage.BETWEEN
         try:
-            self._hook("on_session_start", session=self.info)
+            if "on_session_start" in self.engine.active:
+                self.engine.call_hook("on_session_start", self._where, self.info)
         except BaseException as error:
             self._close(error)
             raise
@@ -118,6 +124,17 @@ class Session:
             self._answers, self._step, self._decision = {}, None, None
             self._asked = None
 
+    @property
+    def time(self) -> float:
+        """What the network is told in the open step.
+
+        Raises:
+            ProtocolError: No step is open.
+        """
+        if self._step is None:
+            raise ProtocolError("no step is open, so there is no time that the network is told")
+        return self._step.interval.time
+
     # ---------------------------------------------------------------- verbs
     def begin(self, interval: Interval, branches: Sequence[str] = ()) -> Step:
         """Open a step.
@@ -140,7 +157,7 @@ class Session:
         self._decision, self._answers, self._calls = None, {}, []
         self._stage = Stage.RUNNING
         if "pre_step" in self.engine.active:
-            self._hook("pre_step", step=self._step)
+            self.engine.call_hook("pre_step", self._where, self._step)
         return self._step
 
     def forward(
@@ -153,6 +170,7 @@ class Session:
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
         rows: RowCompute | str = WHOLE,
+        trial: Trial | None = None,
         started: float | None = None,
     ) -> Tensor:
         """Answer one branch of the open step, with the network or from what is cached.
@@ -166,6 +184,8 @@ class Session:
             features: Signals that policies may ask for by name.
             rows: Runs the network on some samples of the batch, for per-sample decisions; or why
                 that cannot be done, and then one sample that must be computed computes all.
+            trial: Runs the network on other latents or at another time under this branch's
+                condition, where the driver can; it then has `"trial"` among its capabilities.
             started: When the call began, by `time.perf_counter()`, if the network ran before this.
 
         Returns:
@@ -183,6 +203,7 @@ class Session:
             seam=seam,
             features=features,
             rows=rows,
+            trial=trial,
             started=started,
         )
         return self.answer()
@@ -197,6 +218,7 @@ class Session:
         seam: Seam = Seam.LATENT,
         features: Mapping[str, Callable[[], Tensor]] = NO_FEATURES,
         rows: RowCompute | str = WHOLE,
+        trial: Trial | None = None,
         started: float | None = None,
     ) -> Call:
         """Decide one branch of the open step; `answer` must follow.
@@ -214,31 +236,58 @@ class Session:
                 f"branch {branch!r} was asked in step {self._expected} before branch "
                 f"{self._asked[0].branch!r} was answered; call answer() first"
             )
-        if branch in self._answers:
-            raise ProtocolError(
-                f"branch {branch!r} was already answered in step {self._expected}; "
-                "give every evaluation of a step its own branch name"
-            )
+        self._refuse_second(branch)
         key = (model, branch, seam)
         network = Network(compute, lambda output: self._record(key, x, output))
         started = time.perf_counter() if started is None else started
         history = self._history.usable(key, x)
         if self.engine.per_sample:
             history = visible(history)
-        states = self.info.states
+        states, revising = self.info.states, bool(self.engine.revising)
+        counted = None if trial is None else partial(self._trial, trial, x.numel())
         decision = shared = self._known_decision(model, seam, history)
-        if decision is None:
-            undecided = Call(x, branch, model, seam, history, UNDECIDED, network, features, states)
-            if self.engine.per_branch:
-                undecided = replace(undecided, kept=self._history.kept)
-            decision = self._decide(undecided)
-        if decision.scope == "step" and self._decision is None:
+        answers = self._answers if revising else NO_ANSWERS
+        if decision is None or (revising and history and decision is self._decision):
+            kept = self._history.kept if self.engine.per_branch else NO_HISTORY
+            undecided = Call(
+                x,
+                branch,
+                model,
+                seam,
+                history,
+                UNDECIDED,
+                network,
+                features,
+                states,
+                None,
+                kept,
+                counted,
+                answers,
+            )
+            decision = self._decide(undecided, decision)
+        if self._decision is None and decision.scope == "step":
             self._decision = decision
         if isinstance(decision, Reuse) and decision.mask is not None:
             if shared is not None:
                 decision = fitted(decision, x)
             decision = settled(decision, x, rows if isinstance(rows, str) else None, self._decider)
-        call = Call(x, branch, model, seam, history, decision, network, features, states)
+        call = Call(
+            x,
+            branch,
+            model,
+            seam,
+            history,
+            decision,
+            network,
+            features,
+            states,
+            None,
+            NO_HISTORY,
+            counted,
+            answers,
+        )
+        if isinstance(decision, Reuse) and decision.branch is not None:
+            call = replace(call, history=self._lent(call, decision.branch))
         self._asked = call, started, None if isinstance(rows, str) else rows
         return call
 
@@ -253,29 +302,63 @@ class Session:
         if self._asked is None:
             raise ProtocolError(f"answer without ask in step {self._expected}")
         (call, started, rows), self._asked = self._asked, None
-        computed_rows: tuple[int, ...] | None = None
-        if call.reused and self.engine.per_sample and self._differs(call):
+        network, computed_rows = call.compute, None
+        if self.engine.per_sample and call.reused and self._differs(call):
             output, computed_rows, reason = self._answer_rows(call, rows)
             computed = bool(computed_rows)
         else:
-            output = self._answer(call, call.compute)
-            computed, reason = call.ran, call.compute.reason
+            output = self._answer(call, network)
+            computed, reason = network.ran, network.reason
+        decision, branch = call.decision, call.branch
         source = call.history[0].index if call.history and not computed else None
-        self._answers[call.branch] = Answer(call.decision, output, computed, source)
+        lent = decision.branch if isinstance(decision, Reuse) and not computed else None
+        self._answers[branch] = Answer(decision, output, computed, source)
         self._calls.append(
             CallTrace(
-                index=self._expected,
-                branch=call.branch,
-                model=call.model,
-                computed=computed,
-                reason=reason or call.decision.reason,
-                source=source,
-                seconds=time.perf_counter() - started,
-                rows=computed_rows,
-                signals=call.compute.asked,
+                self._expected,
+                branch,
+                call.model,
+                computed,
+                reason or decision.reason,
+                source,
+                time.perf_counter() - started,
+                computed_rows,
+                network.asked,
+                network.trials,
+                lent,
             )
         )
         return output
+
+    def note(
+        self,
+        output: Tensor,
+        *,
+        branch: str = "cond",
+        model: str = "model",
+        reason: str,
+        started: float,
+    ) -> None:
+        """Note a branch of the open step that the driver computed without asking any policy.
+
+        For networks that are left alone: nothing of them is kept.
+
+        Args:
+            output: What the network predicted.
+            branch: Name of the guidance branch.
+            model: Name of the network.
+            reason: Why nobody was asked, for the trace.
+            started: When the call began, by `time.perf_counter()`.
+
+        Raises:
+            ProtocolError: No step is open, or the branch was already answered.
+        """
+        self._require(Stage.RUNNING, verb="note")
+        self._refuse_second(branch)
+        self.trace.count(output)
+        self._answers[branch] = Answer(Compute(reason), output, True, None)
+        seconds = time.perf_counter() - started
+        self._calls.append(CallTrace(self._expected, branch, model, True, reason, None, seconds))
 
     def settle(self) -> Interval:
         """Close the forwards of this step; the interval that the solver must integrate.
@@ -295,7 +378,9 @@ class Session:
             )
         given = settled = self._step.interval
         if "adjust_interval" in self.engine.active:
-            adjusted = self._hook("adjust_interval", step=self._step, answers=self._answers)
+            adjusted = self.engine.call_hook(
+                "adjust_interval", self._where, self._step, self._answers
+            )
             settled = given if adjusted is None else adjusted
         self._check_interval(given, settled)
         self.trace.steps.append(
@@ -308,7 +393,7 @@ class Session:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
         self._require(Stage.SETTLED, verb="end")
         if "post_step" in self.engine.active:
-            self._hook("post_step", step=self._step, sample=sample)
+            self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1
         self._stage = Stage.BETWEEN
 
@@ -330,9 +415,26 @@ class Session:
                 return COLD
         return None
 
-    def _decide(self, call: Call) -> Decision:
-        decision: Decision = self._hook("decide", step=self._step, call=call)
-        if not isinstance(decision, Compute | Reuse):
+    def _lent(self, call: Call, branch: str) -> tuple[Evaluation, ...]:
+        """The history of another branch that stands in for a call's own."""
+        lent = self._history.kept.get((call.model, branch, call.seam), ())
+        if self.engine.per_sample:
+            lent = visible(lent)
+        if not lent or not same_kind(lent[0].residual, call.x):
+            has = kind_of(lent[0].residual) if lent else "nothing"
+            raise PolicyError(
+                f"{self._decider()} lets branch {branch!r} stand in for "
+                f"{call.branch!r}, whose input is {kind_of(call.x)}, but {has} is remembered of it "
+                f"in {call.model!r}; branches that stand in are called before, on alike inputs"
+            )
+        return lent
+
+    def _decide(self, call: Call, shared: Decision | None = None) -> Decision:
+        if shared is None:
+            decision: Decision = self.engine.call_hook("decide", self._where, self._step, call)
+        else:
+            decision = self.engine.revise(shared, self._where, self._step, call)
+        if not isinstance(decision, Decision):
             raise PolicyError(
                 f"{self._owner('decide')} returned {decision!r} from decide "
                 f"{self._where()}; return Compute(reason), Reuse(reason) or None"
@@ -351,14 +453,19 @@ class Session:
     def _differs(self, call: Call) -> bool:
         """Whether the samples of a reused call must be answered apart."""
         masked = isinstance(call.decision, Reuse) and call.decision.mask is not None
-        return masked or diverged(self._history.kept[call.model, call.branch, call.seam])
+        return masked or diverged(self._source_of(call))
+
+    def _source_of(self, call: Call) -> tuple[Evaluation, ...]:
+        """What a reused call is answered from, evaluations of part of a batch included."""
+        lent = call.decision.branch if isinstance(call.decision, Reuse) else None
+        return self._history.kept[call.model, lent or call.branch, call.seam]
 
     def _answer_rows(
         self, call: Call, run: RowCompute | None
     ) -> tuple[Tensor, tuple[int, ...], str]:
         """Answer a call sample by sample; the output, the samples computed, and why if unasked."""
         key, batch = (call.model, call.branch, call.seam), call.x.shape[0]
-        history = self._history.kept[key]
+        history = self._source_of(call)
         mask = call.decision.mask if isinstance(call.decision, Reuse) else None
         assert mask is None or isinstance(mask, tuple)
         absent = tuple(row for row in range(batch) if mask is not None and not mask[row])
@@ -373,7 +480,15 @@ class Session:
                 (lambda: run(index)) if run is not None else call.compute,
                 lambda out: self._record(key, x, out, rows),
             )
-            one = replace(call, x=x, history=own, decision=decision, compute=network, rows=rows)
+            one = replace(
+                call,
+                x=x,
+                history=own,
+                decision=decision,
+                compute=network,
+                rows=rows,
+                run_trial=None,
+            )
             output.index_copy_(0, index, self._answer(one, network))
             return network
 
@@ -390,27 +505,28 @@ class Session:
 
     def _answer(self, call: Call, network: Network) -> Tensor:
         if "forward" in self.engine.active:
-            output: Tensor = self._hook("forward", step=self._step, call=call)
+            output: Tensor = self.engine.call_hook("forward", self._where, self._step, call)
         else:
             output = call.x + call.history[0].residual if call.reused else network()
         self._check_output(call, network, output)
         if network.ran:
             return output
-        # one reduction without a temporary; NaN and infinity both survive it
-        peak = torch.linalg.vector_norm(output, ord=torch.inf)
-        # reading it now would wait for the device, and one rank cannot compute alone; see Trace
+        # one reduction without a temporary, which NaN and infinity both survive; reading it now
+        # would wait for the device, and one rank cannot compute alone: see Trace
         if self.engine.static or self.engine.agrees:
-            place = (self._expected, call.branch)
-            if call.rows is not None and place in self.trace.peaks:
-                peak = torch.maximum(peak, self.trace.peaks[place])
-            self.trace.peaks[place] = peak
-        elif not math.isfinite(float(peak)):
+            place, extremes = (self._expected, call.branch), self.trace.extremes
+            found = torch.aminmax(output)
+            extremes[place] = (*extremes[place], *found) if place in extremes else found
+        elif not math.isfinite(float(torch.linalg.vector_norm(output, ord=torch.inf))):
             network.reason = "reused output was not finite"
             return network()
         return output
 
     def _check_output(self, call: Call, network: Network, output: object) -> None:
-        expected = network.output if network.output is not None else call.x
+        raw = network.output
+        if raw is not None and output is raw and not network.written:
+            return  # what the network returned, as it was
+        expected = call.x if raw is None else raw
         if not isinstance(output, Tensor):
             raise PolicyError(
                 f"{self._owner('forward')} returned {type(output).__name__} from forward "
@@ -434,7 +550,7 @@ class Session:
                 f"{self._where()}, although the decision was to compute; answer only when "
                 "call.reused"
             )
-        if output is not network.output and not self.engine.corrects_computed:
+        if output is not raw and not self.engine.corrects_computed:
             raise PolicyError(
                 f"{self._owner('forward')} replaced a computed output {self._where()}; correct "
                 "only when call.reused, or declare corrects_computed = True"
@@ -443,8 +559,8 @@ class Session:
     def _record(
         self, key: Key, x: Tensor, output: Tensor, rows: tuple[int, ...] | None = None
     ) -> None:
-        self.trace.network_calls += 1
-        self.trace.network_samples += x.shape[0] if x.ndim else 1
+        trace, history = self.trace, self._history
+        trace.count(x)
         if self.engine.needs.evaluations == 0 or self._step is None:
             return
         if not same_kind(output, x):
@@ -453,10 +569,19 @@ class Session:
                 f"{self._where()}: a residual needs equal shapes and types; convert in compute"
             )
         if rows is None:
-            self._history.record(key, self._step.interval, x, output)
+            history.record(key, self._step.interval, x, output)
         else:
-            self._history.record_rows(key, self._step.interval, x, output, rows)
-        self.trace.history_bytes = max(self.trace.history_bytes, self._history.bytes)
+            history.record_rows(key, self._step.interval, x, output, rows)
+        trace.history_bytes = max(trace.history_bytes, history.bytes)
+
+    def _trial(self, run: Trial, whole: int, x: Tensor, at: float | None) -> Tensor:
+        started = time.perf_counter()
+        output = run(x, at)
+        self.trace.trial_seconds += time.perf_counter() - started
+        self.trace.trial_calls += 1
+        self.trace.trial_share += x.numel() / whole
+        self.trace.trial_samples += x.shape[0] if x.ndim else 1
+        return output
 
     # ------------------------------------------------------------- internals
     def _check_interval(self, given: Interval, settled: Interval) -> None:
@@ -471,7 +596,7 @@ class Session:
 
         if not isinstance(settled, Interval):
             raise PolicyError(f"{who()} returned {settled!r} from adjust_interval, not an Interval")
-        if not all(isinstance(value, int | float) for value in (settled.end, settled.end_time)):
+        if not (isinstance(settled.end, NUMBER) and isinstance(settled.end_time, NUMBER)):
             raise PolicyError(
                 f"{who()} returned {settled!r} from adjust_interval {self._where()}; end and "
                 "end_time are plain numbers (a tensor would be read back at every step)"
@@ -503,10 +628,12 @@ class Session:
         request = f"of request {self.info.request_id!r}"
         return f"at step {self._expected} {request}" if self._step is not None else request
 
-    def _hook(self, hook: str, **arguments: object) -> Any:
-        if hook not in self.engine.active:
-            return None
-        return self.engine.call_hook(hook, self._where, **arguments)
+    def _refuse_second(self, branch: str) -> None:
+        if branch in self._answers:
+            raise ProtocolError(
+                f"branch {branch!r} was already answered in step {self._expected}; "
+                "give every evaluation of a step its own branch name"
+            )
 
     def _require(self, stage: Stage, verb: str) -> None:
         if self._stage is not stage:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -30,6 +31,8 @@ class CallTrace:
         rows: Samples that the network ran on, after a per-sample decision; None where the whole
             batch was treated alike.
         signals: Signals that policies looked at; a probe among them ran part of the network.
+        trials: Times a policy ran the network on other latents or at another time.
+        source_branch: Branch whose evaluation stood in, where it is another one's.
     """
 
     index: int
@@ -41,6 +44,8 @@ class CallTrace:
     seconds: float
     rows: tuple[int, ...] | None = None
     signals: tuple[str, ...] = ()
+    trials: int = 0
+    source_branch: str | None = None
 
     def computed_for(self, sample: int) -> bool:
         """Whether the network ran on one sample of the batch."""
@@ -62,6 +67,10 @@ class StepTrace:
         """Whether the network ran at least once in this step."""
         return any(call.computed for call in self.calls)
 
+    def computed_for(self, sample: int) -> bool:
+        """Whether the network ran at least once on one sample of the batch."""
+        return any(call.computed_for(sample) for call in self.calls)
+
 
 @dataclass(slots=True)
 class Trace:
@@ -73,11 +82,18 @@ class Trace:
         steps: The settled steps, in order.
         network_calls: Times the network really ran; batched guidance counts one call.
         network_samples: Samples that went through the network, over all its calls.
+        trial_calls: Times policies ran the network beside that, on other latents or at another
+            time; such latents may be smaller.
+        trial_samples: Samples that went through the network in those.
+        trial_share: Size of the latents of the trials, in latents of a network call; what they cost
+            in network calls, as far as a network's cost is in proportion to their size.
+        trial_seconds: Host seconds in the trials, which are part of those of the calls.
+        batch: Samples of the largest network call; guidance branches that are batched count apart.
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
-        peaks: Largest absolute value of each reused output of a static schedule, by step and
-            branch, still on the device.
+        extremes: Smallest and largest value of each reused output of a static schedule, by step
+            and branch, still on the device; a pair for each group of samples answered alike.
     """
 
     request_id: str = ""
@@ -85,9 +101,21 @@ class Trace:
     steps: list[StepTrace] = field(default_factory=list)
     network_calls: int = 0
     network_samples: int = 0
+    trial_calls: int = 0
+    trial_samples: int = 0
+    trial_share: float = 0.0
+    trial_seconds: float = 0.0
+    batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
-    peaks: dict[tuple[int, str], Tensor] = field(default_factory=dict, repr=False)
+    extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+
+    def count(self, x: Tensor) -> None:
+        """Count one network call on `x`, `[B, C, ...]`."""
+        samples = x.shape[0] if x.ndim else 1
+        self.network_calls += 1
+        self.network_samples += samples
+        self.batch = max(self.batch, samples)
 
     def calls(self) -> Iterator[CallTrace]:
         """Every branch call in order."""
@@ -97,6 +125,11 @@ class Trace:
     def calls_for(self, sample: int) -> int:
         """Branch calls in which the network ran on one sample of the batch."""
         return sum(call.computed_for(sample) for call in self.calls())
+
+    @property
+    def samples_differed(self) -> bool:
+        """Whether the network ran on part of the batch in some call."""
+        return any(call.rows is not None for call in self.calls())
 
     @property
     def reused_calls(self) -> int:
@@ -114,11 +147,11 @@ class Trace:
         Raises:
             NonFiniteError: Some reused output was NaN or infinite; names the first step.
         """
-        if not self.peaks:
+        if not self.extremes:
             return
-        values = torch.stack(list(self.peaks.values())).tolist()
-        for (index, branch), peak in zip(self.peaks, values, strict=True):
-            if not math.isfinite(peak):
+        values = iter(torch.stack(list(chain.from_iterable(self.extremes.values()))).tolist())
+        for (index, branch), found in self.extremes.items():
+            if not all([math.isfinite(next(values)) for _ in found]):
                 raise NonFiniteError(
                     f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
                     f"{index} is not finite; compute this step, or sample in a wider dtype"
@@ -138,6 +171,13 @@ class Trace:
         ]
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
+        if self.trial_calls:
+            lines[0] += (
+                f", {self.trial_calls} trial calls beside them (on the latents of "
+                f"{self.trial_share:.2f} network calls)"
+            )
+        if self.samples_differed:
+            lines.append(f"  samples differed: {each([*map(self.calls_for, range(self.batch))])}")
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -150,9 +190,26 @@ class Trace:
                 "num_steps": self.num_steps,
                 "network_calls": self.network_calls,
                 "network_samples": self.network_samples,
+                "trial_calls": self.trial_calls,
+                "trial_samples": self.trial_samples,
+                "trial_share": self.trial_share,
+                "trial_seconds": self.trial_seconds,
+                "batch": self.batch,
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
                 "steps": [asdict(step) for step in self.steps],
             }
         )
+
+
+FEW = 16
+"""Samples whose calls are listed one by one."""
+
+
+def each(calls: list[int]) -> str:
+    """The calls of every sample, or of the least and most served where they are many."""
+    if len(calls) <= FEW:
+        return f"{', '.join(map(str, calls))} calls each"
+    mean = sum(calls) / len(calls)
+    return f"{min(calls)} to {max(calls)} calls, {mean:.1f} on average over {len(calls)}"

@@ -8,7 +8,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erta_framework import CFG, Engine, FlowEuler, Policy, Reuse, Seam, composition, hookimpl
+from erta_framework import (
+    CFG,
+    Engine,
+    FlowEuler,
+    Policy,
+    Profile,
+    Reuse,
+    Seam,
+    composition,
+    hookimpl,
+    loop,
+)
 from erta_framework.cli.app import main
 from erta_framework.composition import (
     PLACES,
@@ -39,42 +50,54 @@ SETUP = ToySetup(
 EAGER = {"threshold": 0.5, "warmup": 2}
 SETTINGS = {
     "easycache": EAGER,
+    "sencache": {"eps_start": 0.5, "eps_main": 0.5},
+    "prompt_threshold": {"policy": EasyCache(**EAGER), "low": 0.4, "high": 0.6},
     "every_branch_agrees": {"policy": EasyCache(**EAGER)},
     "edge_velocity": {"schedule": MeanCacheSchedule(fresh=(0, 1, 2, 4, 7), spans=(0, 0, 2, 2))},
+    "lfcache": {"alpha": 1.0},
 }
+OFFERED = loop.offered(SETUP.solver)
 CATALOGUE = policies(only=())
 CLASSES = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
 RULES = [name for name, cls in CLASSES.items() if role_of(cls) is Role.WHEN]
 
 
+def settings(width):
+    """`SETTINGS`, with reference embeddings of this width."""
+    directions = torch.eye(2, width, dtype=torch.float64)
+    statistics = {"directions": directions, "samples": torch.ones(2, dtype=torch.float64)}
+    references = Profile("prompt_profiler", {"tokens": "valid"}, statistics, samples=2)
+    more = {"references": references, "allow": ("model.class", "model.network", "model.config")}
+    return {**SETTINGS, "prompt_threshold": {**SETTINGS["prompt_threshold"], **more}}
+
+
 @cache
 def on_the_toy(vary=()):
     calibrate = partial(toy_profile, setup=SETUP, seeds=(11,))
-    found = specimens(calibrate, settings=SETTINGS, vary=vary, catalogue=CATALOGUE)
+    found = specimens(calibrate, settings=settings(2), vary=vary, catalogue=CATALOGUE)
     return SimpleNamespace(absent=found.absent, composer=Composer(found.groups))
 
 
 def runs(world, rule):
     """Run every allowed combination of a rule; how many there were."""
     composer, ran = world.composer, 0
-    offered = SETUP.solver.capabilities
     request, full = SETUP.request(), SETUP.run(Engine([]), SETUP.request())
     alone = composer.engines[frozenset({(Role.WHEN, rule)})]
     decided = decisions(SETUP.run(alone, request).trace)
-    for one in composer.combinations(offered):
+    for one in composer.combinations(OFFERED):
         if one.names[Role.WHEN] != rule or not one.allowed:
             continue
         toy = SETUP.toy()
         result = SETUP.run(one.engine, request, toy)
         trace = result.trace
         assert result.sample.isfinite().all(), str(one)
-        assert toy.calls == trace.network_calls, str(one)
+        assert toy.calls == trace.network_calls + trace.trial_calls, str(one)
         if alone.static:
             assert decisions(trace) == decided, str(one)
             assert trace.network_calls == sum(computed for *_, computed in decided), str(one)
         reused = trace.network_samples < full.trace.network_samples
-        unchanged = not reused and not one.engine.corrects_computed
-        assert torch.equal(result.sample, full.sample) == unchanged, str(one)
+        if reused or not one.engine.corrects_computed:
+            assert torch.equal(result.sample, full.sample) != reused, str(one)
         ran += 1
     return ran
 
@@ -87,7 +110,7 @@ def decisions(trace):
 def unserved(world, rule):
     """Why a rule cannot run on the toy at all; None if it can."""
     alone = frozenset({(Role.WHEN, rule)})
-    conflicts = world.composer.conflicts(SETUP.solver.capabilities)
+    conflicts = world.composer.conflicts(OFFERED)
     return world.absent.get(rule) or conflicts.get(alone)
 
 
@@ -96,7 +119,7 @@ def test_every_allowed_combination_runs_on_the_toy(rule):
     world = on_the_toy()
     reason = unserved(world, rule)
     if reason is not None:
-        # the own loop has no signals; those rules run at the trunk seam below
+        # the toy offers no signals of its own; those rules run at the trunk seam below
         assert "requires signal:" in reason
         return
     assert runs(world, rule) >= 4
@@ -279,7 +302,7 @@ def uncalibrated(profiler):
 def on_a_pipeline(calibrated, seam="latent"):
     pytest.importorskip("diffusers")
     import erta_framework as erta
-    from erta_integrations.diffusers import signals
+    from erta_integrations.diffusers import signals, trials
     from erta_integrations.diffusers.schedulers import capabilities
     from erta_integrations.diffusers.tiny import FAMILIES
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
@@ -287,18 +310,22 @@ def on_a_pipeline(calibrated, seam="latent"):
     family = FAMILIES["wan-euler"]
     pipe = family.build()
     offered = capabilities(pipe.scheduler)
+    offered |= signals.of_text([pipe.transformer])
     if seam == "trunk":
         stacks = discover(pipe.transformer)
         offered |= signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
+    else:
+        offered |= trials.offered({"transformer": pipe.transformer})
 
     def calibrate(profiler):
         with erta.attach(pipe, [profiler], seam=seam) as run:
             family.run(pipe, steps=8)
         return run.profile()
 
+    given = settings(pipe.transformer.config.text_dim)
     found = specimens(
         calibrate if calibrated else uncalibrated,
-        settings=SETTINGS if calibrated else {**SETTINGS, "skip_policy": {"evenly": 5}},
+        settings=given if calibrated else {**given, "skip_policy": {"evenly": 5}},
         vary=(),
         catalogue=CATALOGUE,
     )

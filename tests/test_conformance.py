@@ -12,6 +12,7 @@ OURS = {name: policies(only=()).load(name) for name in policies(only=()).names()
 ResidualProfiler = OURS["residual_profiler"]
 ReplayProfiler = OURS["replay_profiler"]
 SkipPolicy = OURS["skip_policy"]
+PlannedSchedule = OURS["planned_schedule"]
 TimestepAdjuster = OURS["timestep_adjuster"]
 ErrorLinearizer = OURS["error_linearizer"]
 ERTACache = OURS["ertacache"]
@@ -28,6 +29,16 @@ MagCacheProfiler = OURS["magcache_profiler"]
 TeaCache = OURS["teacache"]
 TeaCacheProfiler = OURS["teacache_profiler"]
 TeaCacheSchedule = OURS["teacache_schedule"]
+SenCache = OURS["sencache"]
+SensitivityProfiler = OURS["sensitivity_profiler"]
+PromptTea = OURS["prompttea"]
+PromptTeaRule = OURS["prompttea_rule"]
+PromptThreshold = OURS["prompt_threshold"]
+BranchSubstitute = OURS["branch_substitute"]
+RegressionProfiler = OURS["regression_profiler"]
+CodebookProfiler = OURS["codebook_profiler"]
+PromptProfiler = OURS["prompt_profiler"]
+FittedProfiler = OURS["fitted_profiler"]
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -36,7 +47,18 @@ MEAN = toy_profile(MeanCacheProfiler())
 EDGES = MeanCacheSchedule(profile=MEAN, calls=5)
 MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
+SENSITIVITIES = toy_profile(SensitivityProfiler())
+FITTED = toy_profile(FittedProfiler())
 LINE = (1.0, 0.0)
+PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
+REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
+CODEBOOK = toy_profile(CodebookProfiler())
+WORDS = PromptProfiler(
+    simple=tuple(f"sample {100 * seed + 2 * k}" for seed in range(60) for k in range(2)),
+    complex=tuple(f"sample {100 * seed + 2 * k + 1}" for seed in range(60) for k in range(2)),
+)
+REFERENCES = toy_profile(WORDS)
+PROMPTED = {"references": REFERENCES, "low": 0.1, "high": 0.8, "sharpness": 20.0}
 
 POLICIES: list[Policy] = [
     ResidualProfiler(),
@@ -55,7 +77,11 @@ POLICIES: list[Policy] = [
     ErrorLinearizer(profile=PROFILE),
     ErrorLinearizer(profile=PROFILE, granularity="channel"),
     ErrorLinearizer(profile=PROFILE, form="sigmoid"),
+    SkipPolicy(profile=PROFILE, budget={"speedup": 2.0}),
+    PlannedSchedule(profile=PROFILE, budget={"calls": 5}),
+    PlannedSchedule(profile=PROFILE, budget={"speedup": 2.5}, cost="forecast", monotone=True),
     ERTACache(profile=PROFILE, calls=5),
+    ERTACache(profile=PROFILE, skip=PlannedSchedule(budget={"calls": 4}, cost="integrated")),
     ERTACache(profile=PROFILE, threshold=0.2, adjuster=True),
     ERTACache(profile=PROFILE, calls=4, linearizer=False, predictor=False),
     ERTACache(
@@ -90,11 +116,17 @@ POLICIES: list[Policy] = [
     HiCache(interval=3),
     OURS["fora"](interval=3),
     OURS["fora"](interval=2, counting="up"),
+    OURS["fora"](budget={"speedup": 2.0}),
     MagCacheProfiler(),
     MagCache(profile=MAGNITUDES, threshold=0.5, max_skips=3),
     MagCache(profile=MAGNITUDES, shared=True, max_skips=1),
+    MagCache(profile=MAGNITUDES, budget={"calls": 6}, max_skips=4),
     MagCache(model="flux.1-dev", any_seam=True),
     MagCache(model="qwen-image", any_seam=True, resample="consistent", retention=0.3),
+    SensitivityProfiler(),
+    SenCache(profile=SENSITIVITIES, eps_start=0.1, eps_main=0.3),
+    SenCache(profile=SENSITIVITIES, model="wan2.1-t2v-1.3b", per_sample=False, first=1, last=1),
+    SenCache(profile=SENSITIVITIES, eps_start=0.2, eps_main=0.2, each_branch=True, start=0.5),
     TeaCacheProfiler(signal="latents"),
     TeaCacheProfiler(signal="latents", target="residual", per_sample=False),
     TeaCache(profile=CHANGES, threshold=0.1),
@@ -102,13 +134,35 @@ POLICIES: list[Policy] = [
     TeaCache(coefficients=LINE, threshold=0.2, signal="latents", each_branch=False, last=0),
     OURS["teacache_rule"](coefficients=LINE, threshold=0.3, signal="latents", absolute=True),
     TeaCacheSchedule(profile=CHANGES, threshold=0.3),
+    TeaCacheSchedule(profile=CHANGES, budget={"calls": 5}),
     TeaCacheSchedule(profile=CHANGES, coefficients=LINE, threshold=0.3, clamp_nonnegative=True),
+    WORDS,
+    RegressionProfiler(signal="latents"),
+    CodebookProfiler(),
+    PromptTeaRule(coefficients=PLANE, threshold=0.3, signal="latents"),
+    PromptTeaRule(profile=REGRESSION, threshold=0.2, per_sample=True),
+    PromptTea(profile=REGRESSION, threshold=0.2, codebook=CODEBOOK, codebook_threshold=0.4),
+    PromptTea(profile=REGRESSION, references=REFERENCES, low=0.1, high=0.8, last=1),
+    PromptThreshold(policy=EASY, **PROMPTED),
+    PromptThreshold(policy=EASY, each_sample=True, **PROMPTED),
+    BranchSubstitute(codebook=(0.2,) * 10, threshold=0.5),
+    BranchSubstitute(codebook=(0.2,) * 4, threshold=0.5, counting="script"),
+    BranchSubstitute(profile=CODEBOOK, threshold=0.5),
+    OURS["lfcache"](alpha=0.7),
+    OURS["lfcache"](alpha=0.7, reference="last_full", down="nearest", per_sample=False),
+    OURS["seacache"](threshold=0.5, max_consecutive=3),
+    OURS["seacache"](threshold=0.3, order=0, max_consecutive=None, per_sample=False),
+    OURS["seacache_rule"](threshold=0.4, power=2.0),
     OURS["warm_up"](steps=3),
     OURS["last_step"](),
     OURS["max_consecutive"](steps=1),
     OURS["only_between"](high=0.8, low=0.2),
     OURS["budget"](calls=4),
     OURS["every_branch_agrees"](policy=EASY),
+    OURS["fitted_schedule"](profile=FITTED),
+    OURS["fitted_velocity"](profile=FITTED),
+    OURS["fitted_velocity"](profile=FITTED, guard=True),
+    OURS["fitted"](profile=FITTED),
 ]
 
 
@@ -128,8 +182,13 @@ PROBES = [
 ]
 
 
+# it wants each sample several times in a batch, which the kit's requests have once;
+# tests/policies/fitted runs it
+COPIES = [FittedProfiler()]
+
+
 def test_every_registered_policy_is_covered():
-    tested = {type(policy) for policy in (*POLICIES, *PROBES)}
+    tested = {type(policy) for policy in (*POLICIES, *PROBES, *COPIES)}
     missing = [name for name, cls in OURS.items() if cls not in tested]
     assert missing == []
 

@@ -242,6 +242,30 @@ def test_the_pipeline_stands_beside_the_own_loop() -> None:
     assert "* Refused under UniPC (+ timestep adjustment): `cannot`." in section
 
 
+def scheduled() -> dict[str, Any]:
+    """A record as `erta bench budgets` and `erta bench lambda` write it, made for the test."""
+    common = {"psnr_std": 1.0, "prompts": 4, "seeds": 1, "threshold": 0.1}
+    rows = [{**common, "name": "full", "budget": None, "calls": 50, "psnr_mean": None}]
+    values = {("residual", "threshold walk"): 30.0, ("residual", "reuse"): 31.0}
+    values[("forecast", "forecast")] = 40.0
+    for (stands_in, name), value in values.items():
+        for budget in (25, 12):
+            facts = {"stands_in": stands_in, "name": name, "budget": budget, "calls": budget}
+            rows.append({**common, **facts, "psnr_mean": value + budget / 10})
+    settings = {"calibration_samples": 8, "refine_trials": 3, "refine_samples": 2}
+    return {**measured(), "rows": rows, "settings": {**settings, "refine_calls": 99}}
+
+
+def test_schedules_are_compared_by_what_stands_in() -> None:
+    section = tables.budgets_section(scheduled())
+    assert "| residual: threshold walk | 32.5 ± 1.0 | 31.2 ± 1.0 |" in section
+    assert "| residual: reuse | **33.5 ± 1.0** | **32.2 ± 1.0** |" in section
+    assert "| forecast: forecast | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
+    assert "tried 3 moves on 2 calibration samples, 99 network calls" in section
+    said = tables.lambda_section(scheduled())
+    assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 33.5 ± 1.0 |" in said
+
+
 def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
     record = through_pipeline()
     record["rows"] = [row for row in record["rows"] if row["name"] != "plain UniPC"]
@@ -249,7 +273,39 @@ def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
         tables.pipeline_section(record, measured())
 
 
-@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline"])
+def at_equal_calls() -> dict[str, Any]:
+    """A record as `erta bench policies` writes it, with numbers made for the test."""
+    common = {"status": "measured", "psnr_std": 1.0, "ssim_mean": 0.9, "setting": "", "work": 0.5}
+    common |= {"processor_speedup": 1.9, "processor_efficiency": 0.95, "psnr_fine_mean": 31.0}
+    common |= {"bytes_held": 30720, "calibration_calls": 0, "budget": 25, "calls": 25, "detail": ""}
+    full = {"name": "full", "group": "plain", "budget": None, "psnr_mean": None, "calls": 50}
+    full |= {"steps": 50, "prompts": 4, "seeds": 3, "psnr_fine_mean": 36.0}
+    rows = [
+        {**common, **full},
+        {**common, "name": "plain UniPC", "group": "plain", "psnr_mean": 37.0},
+        {**common, "name": "Some", "group": "policy", "psnr_mean": 35.0, "setting": "n=2"},
+        {**common, "name": "Both", "group": "combination", "psnr_mean": 45.0},
+        {**common, "name": "Parts", "group": "other", "psnr_mean": 50.0, "status": "off budget"},
+        {"name": "Gone", "group": "other", "budget": 25, "status": "not installed", "detail": "x"},
+    ]
+    return {**measured(), "rows": rows}
+
+
+def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
+    section = tables.policies_section(at_equal_calls())
+    assert "* Best at 25 calls: **Both**. By group, fewer steps: plain UniPC (37.0 dB); " in section
+    assert "fewer steps at 25 calls: 1 of 2 rows." in section
+    assert (
+        "The full run itself is 36.0 dB from nearly exact steps. Nearer to them than it: none."
+        in (section)
+    )
+    cells = "25 | 1.90 x | 0.95 | 35.0 ± 1.0 | 0.900 | 31.0 | 50% | 30,720 | 0"
+    assert f"| Some<br>`n=2` | {cells} |" in section
+    assert "| Gone | 25 | not installed | x |" in section
+    assert section.count("| Parts |") == 2  # its numbers, and that it is off
+
+
+@pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline", "policies"])
 def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) -> None:
     with pytest.raises(tables.MissingDataError, match=f"{name}.json.*write it with"):
         tables.load(name, tmp_path)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ from erta_framework import (
     Needs,
     NoGuidance,
     Policy,
+    Profile,
     Request,
     SamplingLoop,
     Session,
@@ -37,17 +39,23 @@ from erta_framework import (
 )
 from erta_framework.config import build_policies
 from erta_framework.errors import ErtaError
-from erta_framework.testing import toy_profile
+from erta_framework.measured import MeasuredFront
+from erta_framework.testing import toy_profile, toy_run
 from erta_framework.testing.toys import GaussianMixtureFlow
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
+from erta_integrations.diffusers.bridge import bridge
 from erta_integrations.diffusers.learning import Learner
-from erta_integrations.diffusers.run import as_sample
+from erta_integrations.diffusers.run import as_sample, load
+from erta_integrations.diffusers.shapes import OutputForm, read_output
 from erta_integrations.diffusers.signals import modulated_input
 from erta_integrations.diffusers.streams import Chain, Returned, Stage
 from erta_integrations.diffusers.tiny import flow, unipc
+from erta_integrations.diffusers.trials import Given, Trials
 from erta_integrations.diffusers.trunk import Block
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.lfcache import LFCache
+from erta_policies.prompttea import BranchSubstitute
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/how-to/troubleshooting.md"
@@ -186,6 +194,13 @@ class Bare(nn.Module):
         return hidden_states * timestep
 
 
+class Told(nn.Module):
+    """Is told where its tokens lie."""
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor, img_ids: Tensor) -> Tensor:
+        return hidden_states * timestep + img_ids
+
+
 class Narrow(nn.Module):
     """Returns two numbers for a whole latent."""
 
@@ -266,11 +281,9 @@ def _() -> None:
     attach(Pipe(nn.Linear(1, 1)), [], networks=["unet"])
 
 
-@says("{pipeline} also steps with {names}, which networks=[...] leaves out")
+@says("{name} ({class}) has no enable_cache, so {cache} could be switched on but not off again")
 def _() -> None:
-    pipe = Pipe()
-    pipe.transformer_2 = Net()
-    attach(pipe, [SOME], networks=["transformer"])
+    bridge(Pipe(), "FirstBlockCache")
 
 
 @says("{name} ({class}) has an engine attached already")
@@ -391,9 +404,78 @@ def _() -> None:
         pipe()
 
 
+def tried(form: OutputForm, x: Tensor, time: float | None = None, **arguments: Any) -> None:
+    """A trial in a call whose latents are `[1, 3, 2]`."""
+    latents = torch.ones(1, 3, 2)
+    given = Given({"hidden_states": latents, **arguments}, 0, Bare().forward, None)
+    Trials("transformer", Bare(), given, latents, form, {1000.0: 1}, 1000.0)(x, time)
+
+
+def form(*shape: int) -> OutputForm:
+    return read_output(torch.zeros(shape), torch.ones(1, 3, 2), "transformer")[1]
+
+
+@says("no trial of {network} ({class}): its output has another shape than its latents")
+def _() -> None:
+    tried(form(2), torch.ones(1, 3, 2))
+
+
+@says(
+    "{policy} runs {network} ({class}) on smaller latents, but this network is told where its "
+    "tokens lie in {argument}"
+)
+def _() -> None:
+    attach(Pipe(Told()), [LFCache()])
+
+
+@says(
+    "no trial of {network} ({class}) on latents of {shape}: the pipeline gives {argument}, the "
+    "features of a control network"
+)
+def _() -> None:
+    tried(form(1, 3, 2), torch.ones(1, 2, 2), controlnet_block_samples=[torch.ones(1)])
+
+
+@says(
+    "no trial of {network} ({class}) on latents of {shape}, where this pipeline gives {shape}: "
+    "the network {answer}"
+)
+def _() -> None:
+    latents = torch.ones(1, 3, 2)
+    given = Given(
+        {"hidden_states": latents}, 0, lambda hidden_states: hidden_states + latents, None
+    )
+    trials = Trials("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
+    trials(torch.ones(1, 5, 2), None)
+
+
+@says(
+    "no trial of {network} ({class}) at time {time}: how a pipeline tells its network the time is "
+    "known only for"
+)
+def _() -> None:
+    tried(form(1, 3, 2), torch.ones(1, 3, 2), 500.0, timestep=1)
+
+
+@says("no trial of {network} ({class}) at another time: its forward takes none")
+def _() -> None:
+    latents = torch.ones(1, 3, 2)
+    given = Given({"hidden_states": latents}, 0, Pass().forward, None)
+    told = {1000.0: 1, 500.0: 1}
+    Trials("transformer", Pass(), given, latents, form(1, 3, 2), told, 500.0)(latents, 1000.0)
+
+
 @says('{pipeline} gave {shape} for output_type="pt"')
 def _() -> None:
     as_sample(torch.zeros(2, 3, 4, 4), "WanPipeline")
+
+
+@says("the pipeline {source} cannot be loaded")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        index = '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}'
+        Path(folder, "model_index.json").write_text(index, encoding="utf-8")
+        load(folder, accelerator="cpu")
 
 
 # ------------------------------------------------------------------------------- the trunk
@@ -471,6 +553,46 @@ def _() -> None:
 @says("{network} was given {stream} of shape {shape} in branch {branch}, before {shape}")
 def _() -> None:
     trunk(Net(Two, Two), assign(length=5))
+
+
+class Guided(Pipe):
+    """Two branches a step, of texts that differ in length."""
+
+    @torch.no_grad()
+    def __call__(self, change: Callable[[Any], None] | None = None, steps: int = 4) -> Tensor:
+        self.scheduler.set_timesteps(steps)
+        x = torch.linspace(-1, 1, 6).reshape(1, 3, 2)
+        for time in self.scheduler.timesteps:
+            for length in (4, 5):
+                self.transformer.length = length
+                out = self.transformer(x, time)
+            x = self.scheduler.step(out, time, x, return_dict=False)[0]
+        return x
+
+
+@says(
+    "{network} has {stream} of shape {shape} in branch {branch} and {shape} in the one that is to "
+    "stand in for it"
+)
+def _() -> None:
+    lends = BranchSubstitute(codebook=(0.1,) * 4, threshold=9.0, branch="call1", stands_in="call0")
+    pipe = Guided(Net(Two, Two))
+    with attach(pipe, [lends], seam="trunk"):
+        pipe()
+
+
+class Wordless(nn.Module):
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Any = None
+    ) -> Tensor:
+        return hidden_states * timestep
+
+
+@says("{network} was given {value} as {argument}, not text embeddings [B, tokens, D]")
+def _() -> None:
+    pipe = Pipe(Wordless())
+    with attach(pipe, [asking("prompt")]):
+        pipe()
 
 
 @says("{block} never ran its attention; no modulated input")
@@ -577,6 +699,48 @@ def _() -> None:
 @says("{place}: unknown key {name}")
 def _() -> None:
     build_policies([{"easycache": {"treshold": 0.1}}])
+
+
+def toy_budget(profile: Profile, **options: Any) -> None:
+    """A request of the toy under a planned schedule."""
+    toy_run(build_policies([{"planned_schedule": {"profile": profile, **options}}]))
+
+
+@says("a budget got {keys}; give exactly one of")
+def _() -> None:
+    build_policies([{"ertacache": {"profile": "x", "budget": {"calls": 20, "psnr": 30}}}])
+
+
+@says("a budget in {unit} needs plans that were measured")
+def _() -> None:
+    toy_budget(toy_profile(ResidualProfiler()), budget={"psnr": 30.0})
+
+
+@says("a budget in seconds was measured on {device} with batches of {number}")
+def _() -> None:
+    elsewhere = MeasuredFront(
+        steps=((0, 5, 9), (0, 3, 6, 9)),
+        refined=((0, 5, 9), (0, 3, 6, 9)),
+        predicted=(0.2, 0.1),
+        psnr=(20.0, 25.0),
+        psnr_std=(1.0, 1.0),
+        refined_psnr=(20.0, 25.0),
+        seconds=(0.3, 0.4, 1.0),
+        batch=2,
+        device="another device",
+        planner="planned_schedule",
+        policies="planned_schedule",
+        spent=17,
+    )
+    profile = elsewhere.added_to(toy_profile(ResidualProfiler()))
+    toy_budget(profile, budget={"seconds": 0.5})
+
+
+@says("this {kind} profile has no {statistic}, which the edge cost {cost} needs")
+def _() -> None:
+    profile = toy_profile(ResidualProfiler())
+    kept = {name: value for name, value in profile.statistics.items() if name != "velocity"}
+    toy_budget(replace(profile, statistics=kept), budget={"calls": 4}, cost="forecast")
 
 
 # ---------------------------------------------------------------------------------- tests

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 from erta_framework.bench import batch
 from erta_framework.bench.ablation import Setting, ablation
+from erta_framework.bench.budgets import budgets_bench, lambda_bench
 from erta_framework.bench.overhead import overhead
 from erta_framework.errors import InputError
 from erta_framework.models import TextModel
@@ -108,6 +109,84 @@ def demo_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], li
     if count > len(held_out):
         raise InputError(f"--prompts {count}: {name!r} has {len(held_out)} held-out prompts")
     return list(calibration), list(held_out[:count])
+
+
+def planning_setting(name: str, prompts: int, steps: int, batch_size: int) -> tuple[Setting, str]:
+    """A bundled model with one batch of calibration prompts, and how the command names it."""
+    loaded: TextModel = models().load(name)()
+    calibration, held_out = demo_prompts(loaded, name, prompts)
+    setting = Setting(
+        model=loaded,
+        calibration=calibration[:batch_size],
+        held_out=held_out,
+        steps=steps,
+        batch_size=batch_size,
+    )
+    return setting, f"--model {name} --prompts {prompts} --steps {steps} --batch-size {batch_size}"
+
+
+@app.command("budgets")
+def budgets_command(
+    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 32,
+    calls: Annotated[
+        list[int] | None,
+        typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
+    ] = None,
+    trials: Annotated[int, typer.Option(min=0, help="Moved steps that refining may try.")] = 8,
+    refine_samples: Annotated[int, typer.Option(min=1, help="Samples that it replays.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 16,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    json: Json = None,
+) -> None:
+    """Schedules at equal network calls: threshold walk, each planner, refined plans.
+
+    Each with residual reuse, with K and B, and with a first-order forecast over sigma. PSNR
+    compares with the full run from the same noise; prompts and noise are not those of calibration.
+    The JSON file is written after each number of calls, so that a run may be stopped.
+    """
+    budgets = calls or [25, 17, 12]
+    setting, named = planning_setting(model, prompts, steps, batch_size)
+    bench = budgets_bench(
+        setting,
+        calls=budgets,
+        trials=trials,
+        refine_samples=refine_samples,
+        seed=seed,
+        console=Console(stderr=True),
+        command=f"erta bench budgets {named} --trials {trials} "
+        f"--refine-samples {refine_samples} --seed {seed}",
+        keep=lambda so_far: None if json is None else so_far.write(json),
+    )
+    bench.show(path=json)
+
+
+@app.command("lambda")
+def lambda_command(
+    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 32,
+    calls: Annotated[
+        list[int] | None,
+        typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 16,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    json: Json = None,
+) -> None:
+    """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
+    budgets = calls or [25, 17, 12]
+    setting, named = planning_setting(model, prompts, steps, batch_size)
+    spelled = " ".join(f"--calls {budget}" for budget in budgets)
+    bench = lambda_bench(
+        setting,
+        calls=budgets,
+        seed=seed,
+        console=Console(stderr=True),
+        command=f"erta bench lambda {named} {spelled} --seed {seed}",
+    )
+    bench.show(path=json)
 
 
 @app.command("overhead")

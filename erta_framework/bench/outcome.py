@@ -30,10 +30,18 @@ class Outcome:
     psnr: list[Tensor] = field(default_factory=list)
     ssim: list[Tensor] = field(default_factory=list)
 
-    def add(self, result: Samples, reference: Samples, processor: float, branches: int) -> None:
-        """Measure one run against the full one."""
+    def add(
+        self,
+        result: Samples,
+        reference: Samples,
+        processor: float,
+        branches: int,
+        calls: float | None = None,
+    ) -> None:
+        """Measure one run against the full one; `calls` where the number of calls is not it."""
         self.time(result, processor)
-        self.calls.append(result.network_calls / (branches * len(result.traces)))
+        made = result.network_calls / (branches * len(result.traces))
+        self.calls.append(made if calls is None else calls)
         self.psnr.append(psnr(result.samples, reference.samples))
         self.ssim.append(ssim(result.samples, reference.samples))
 

@@ -12,6 +12,7 @@ from erta_framework.cli.app import app
 from erta_framework.cli.common import Settings, console, read_settings, sampler_of
 from erta_framework.errors import RegistryError
 from erta_framework.hookspecs import HOOKS, PROJECT
+from erta_framework.planning import promise
 from erta_framework.policy import Policy
 from erta_framework.registry import Catalogue, Entry, policies
 
@@ -103,3 +104,6 @@ def explain(settings: Settings = None) -> None:
     out.print(f"schedule  {len(sigmas) - 1} steps, sigma {sigmas[0]:.4g} to {sigmas[-1]:.4g}")
     out.print(f"device    {sampler.device.type}, precision {config.precision}")
     out.print(sampler.loop.engine.explain(), markup=False, soft_wrap=True)
+    cost = promise(config.policies, len(sigmas) - 1)
+    if cost:
+        out.print(f"cost      {cost}", markup=False, soft_wrap=True)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import typer
 from rich.console import Console
 
 from erta_framework.callbacks import Callback
+from erta_framework.cli.pipeline import said_in
 from erta_framework.config import RunConfig, load_config
 from erta_framework.errors import InputError, RegistryError
 from erta_framework.models import TextModel
 from erta_framework.policy import Policy
+from erta_framework.records import Seam
 from erta_framework.registry import models
-from erta_framework.sampler import Sampler
+from erta_framework.sampler import Sampler, TextSampler
+
+OWN_LOOP = ("solver", "guidance", "sigmas", "precision")
+"""Keys of a configuration that a model's own pipeline does not read."""
 
 Settings = Annotated[
     list[str] | None,
@@ -119,3 +125,49 @@ def sampler_of(
         devices=config.devices,
         batch_size=config.batch_size,
     )
+
+
+def with_seam(config: RunConfig, seam: str | None) -> RunConfig:
+    """The configuration with the seam of `--seam`, where that was given.
+
+    Raises:
+        InputError: It is no seam of a pipeline.
+    """
+    if seam is None:
+        return config
+    if seam not in (Seam.LATENT, Seam.TRUNK):
+        raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
+    return replace(config, seam=cast(Literal["latent", "trunk"], seam))
+
+
+def run_at_seam(
+    config: RunConfig, model: TextModel, policies: Sequence[Policy], callbacks: Sequence[Callback]
+) -> TextSampler:
+    """What samples a bundled model: the own loop, or the model's own pipeline at the trunk seam.
+
+    Raises:
+        InputError: The model has no pipeline, or the configuration sets what that does not read.
+    """
+    if config.seam == "latent":
+        return sampler_of(config, policies, callbacks)
+    offer = getattr(model, "pipeline_sampler", None)
+    if offer is None:
+        raise InputError(
+            f"the own loop has no seam 'trunk', and the model {config.model!r} brings no pipeline; "
+            "give --pipeline FOLDER, or leave the seam at 'latent'"
+        )
+    wrong = said_in(config, (), OWN_LOOP)
+    if wrong:
+        raise InputError(
+            f"{', '.join(wrong)} in the configuration would have no effect at the trunk seam, "
+            f"where {config.model!r} runs in its own pipeline; leave them out"
+        )
+    made: TextSampler = offer(
+        policies,
+        callbacks,
+        num_steps=config.steps,
+        batch_size=config.batch_size,
+        accelerator=config.accelerator,
+        seam=config.seam,
+    )
+    return made

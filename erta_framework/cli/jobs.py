@@ -67,6 +67,19 @@ def many(config: RunConfig) -> bool:
     return config.devices != 1 or config.fabric.many or launched()
 
 
+def require_own_loop(config: RunConfig) -> None:
+    """Refuse the trunk seam for a bundled model on several devices, which run the own loop.
+
+    Raises:
+        InputError: Says so.
+    """
+    if config.seam != "latent":
+        raise InputError(
+            f"seam is {config.seam!r}, but a job and several devices run a bundled model in the "
+            "own loop, at the latent seam; use one device, or --pipeline FOLDER"
+        )
+
+
 def fabric_of(config: RunConfig) -> FabricConfig:
     """The section `fabric`, completed by the keys of the same names outside of it."""
     default = RunConfig()
@@ -96,6 +109,8 @@ def sample_job(
     if options.prompts is not None and prompt:
         raise InputError("got --prompt and --prompts; give one of them")
     piped = replace(pipeline, prompts=None).wanted(config, settings)
+    if not piped:
+        require_own_loop(config)
     prompts = options.prompts or prompts_of(config, prompt, fallback=())
     summary = load_launcher().sample(
         JobRequest(

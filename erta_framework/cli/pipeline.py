@@ -62,6 +62,17 @@ Dtype = Annotated[
 ]
 
 
+SeamOption = Annotated[
+    str | None,
+    typer.Option(
+        "--seam",
+        help="What a reused step leaves out: latent the whole network, trunk its block stack, in a "
+        "pipeline; the config's by default.",
+        show_default=False,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineOptions:
     """What the options of the panel say; None takes the pipeline's own default."""
@@ -91,13 +102,7 @@ class PipelineOptions:
                     "key=value, such as steps=30 prompts_file=prompts.txt"
                 )
             return False
-        default = RunConfig()
-        said = {item.partition("=")[0].partition(".")[0] for item in settings or ()}
-        wrong = [
-            key
-            for key in WITHOUT_EFFECT
-            if key in said or repr(getattr(config, key)) != repr(getattr(default, key))
-        ]
+        wrong = said_in(config, settings, WITHOUT_EFFECT)
         if wrong:
             raise InputError(
                 f"{', '.join(wrong)} in the configuration would have no effect on a pipeline; "
@@ -112,7 +117,9 @@ class PipelineOptions:
             InputError: It cannot be loaded.
             MissingExtraError: Its libraries are not installed.
         """
-        return load_driver(RUNNER)(self.pipeline, accelerator=config.accelerator, dtype=self.dtype)
+        return load_driver(RUNNER)(
+            self.pipeline, accelerator=config.accelerator, dtype=self.dtype, seam=config.seam
+        )
 
     def arguments(self, config: RunConfig) -> dict[str, Any]:
         """Seed and options of the run."""
@@ -140,6 +147,17 @@ class PipelineOptions:
         if not found:
             raise InputError(f"{self.prompts} holds no prompts; write one a line")
         return found
+
+
+def said_in(config: RunConfig, settings: Sequence[str] | None, keys: Sequence[str]) -> list[str]:
+    """Which of these keys a configuration or the overrides set."""
+    default = RunConfig()
+    said = {item.partition("=")[0].partition(".")[0] for item in settings or ()}
+    return [
+        key
+        for key in keys
+        if key in said or repr(getattr(config, key)) != repr(getattr(default, key))
+    ]
 
 
 def write_picture(sample: Tensor, path: Path) -> Path:

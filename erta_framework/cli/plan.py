@@ -14,8 +14,10 @@ from rich.text import Text
 
 from erta_framework.cli.app import app
 from erta_framework.cli.common import Settings, console, read_settings
-from erta_framework.config import build_policies
+from erta_framework.cli.front import FrontOptions, show_front
+from erta_framework.config import RunConfig, build_policies
 from erta_framework.errors import InputError
+from erta_framework.export import exportable, write_export
 from erta_framework.planning import Forecast, forecast
 from erta_framework.policy import Policy
 from erta_framework.profile import Profile
@@ -36,10 +38,59 @@ def plan(
         list[float] | None, typer.Option(help="With --profile: error threshold; may be repeated.")
     ] = None,
     policy: Annotated[str, typer.Option(help="With --profile: the policy.")] = "ertacache",
+    front: Annotated[
+        bool, typer.Option("--front", help="The best plan of every number of network calls.")
+    ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure", help="Replay plans on calibration prompts, and keep PSNR and seconds."
+        ),
+    ] = False,
+    refine: Annotated[
+        int, typer.Option(min=0, help="Move computed steps while measuring; so many trials each.")
+    ] = 0,
+    prompts: Annotated[int, typer.Option(min=1, help="Calibration prompts to replay.")] = 16,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the front to draw.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    export: Annotated[
+        str | None,
+        typer.Option(help="Write the schedule for another cache: cache-dit or magcache."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="With --export: the JSON file. With --measure: the profile with what was "
+            "measured, by default in place.",
+        ),
+    ] = None,
 ) -> None:
-    """Show the schedule, calls and predicted speed-up of a profile and a budget."""
+    """Show the schedule, calls and predicted speed-up of a profile and a budget.
+
+    Without a budget, or with --front, --plot, --measure or --refine: the front of all budgets.
+    Nothing is sampled unless --measure or --refine asks for it.
+    """
+    measured = measure or refine > 0
+    if (export is None) != (output is None) and not measured:
+        raise InputError("--export <cache> and --output <file> go together; give both or neither")
     config = read_settings(settings)
+    asked = front or measured or plot is not None
+    if asked or (profile is not None and not calls and not threshold):
+        if export is not None:
+            raise InputError(
+                "--export writes one schedule, this asks for the front of all budgets; give one "
+                "--calls N, and no --front, --plot, --measure or --refine"
+            )
+        if threshold:
+            raise InputError(
+                "a front has all budgets; give --calls to measure some, no --threshold"
+            )
+        options = FrontOptions(calls or (), measured, refine, prompts, output, plot, as_json)
+        policies, steps = whole_front(config, profile, policy)
+        show_front(config, policies, steps, options)
+        return
     if profile is None:
         if calls or threshold:
             raise InputError(
@@ -47,10 +98,13 @@ def plan(
                 "key=value, such as policies.0.ertacache.calls=17"
             )
         schedule = config.solver.schedule(config.steps, config.sigmas)
-        found = [forecast(config.policies, schedule.num_steps)]
+        steps, planned = schedule.num_steps, [tuple(config.policies)]
     else:
         steps = int(Profile.load(profile).fingerprint["num_steps"])
-        found = [forecast(p, steps) for p in budgets(policy, profile, calls, threshold)]
+        planned = budgets(policy, profile, calls, threshold)
+    found = [forecast(policies, steps) for policies in planned]
+    if export is not None and output is not None:
+        write_one(planned, steps, export, output)
     if as_json:
         typer.echo(json.dumps([record(each) for each in found], indent=2))
         return
@@ -60,19 +114,36 @@ def plan(
     out.print(table_of(found))
 
 
+def whole_front(
+    config: RunConfig, profile: Path | None, policy: str
+) -> tuple[tuple[Policy, ...], int]:
+    """The policies whose front is meant, and the number of steps."""
+    if profile is None:
+        return config.policies, config.solver.schedule(config.steps, config.sigmas).num_steps
+    steps = int(Profile.load(profile).fingerprint["num_steps"])
+    every = {"profile": str(profile), "budget": {"calls": steps}}
+    return build_policies([{policy: every}]), steps
+
+
 def budgets(
     policy: str, profile: Path, calls: Sequence[int] | None, thresholds: Sequence[float] | None
 ) -> list[tuple[Policy, ...]]:
-    """One list of policies for each budget.
+    """One list of policies for each budget."""
+    options: list[dict[str, Any]] = [{"budget": {"calls": number}} for number in calls or ()]
+    options += [{"threshold": value} for value in thresholds or ()]
+    return [build_policies([{policy: {"profile": str(profile), **each}}]) for each in options]
+
+
+def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: Path) -> None:
+    """Write the one schedule that was planned for another cache.
 
     Raises:
-        InputError: There is no budget.
+        InputError: There are several, or it cannot be written for that cache.
     """
-    options: list[dict[str, Any]] = [{"calls": number} for number in calls or ()]
-    options += [{"threshold": value} for value in thresholds or ()]
-    if not options:
-        raise InputError("give a budget beside --profile: --calls N or --threshold LAMBDA")
-    return [build_policies([{policy: {"profile": str(profile), **each}}]) for each in options]
+    if len(planned) != 1:
+        raise InputError(f"--export writes one schedule, {len(planned)} were planned; give one")
+    written = write_export(exportable(planned[0], steps), form, path)
+    typer.echo(f"wrote {written}", err=True)
 
 
 def show_schedule(out: Console, each: Forecast) -> None:

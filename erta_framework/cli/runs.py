@@ -27,7 +27,9 @@ from erta_framework.cli.common import (
     load_model,
     prompts_of,
     read_settings,
+    run_at_seam,
     sampler_of,
+    with_seam,
 )
 from erta_framework.cli.jobs import (
     JobOptions,
@@ -35,6 +37,7 @@ from erta_framework.cli.jobs import (
     Resume,
     calibrate_job,
     many,
+    require_own_loop,
     sample_job,
 )
 from erta_framework.cli.pipeline import (
@@ -45,15 +48,18 @@ from erta_framework.cli.pipeline import (
     Pipeline,
     PipelineOptions,
     PromptsFile,
+    SeamOption,
     Seed,
     Steps,
     Width,
     write_picture,
 )
+from erta_framework.composition import Role, role_of
 from erta_framework.config import RunConfig, build_policy
-from erta_framework.errors import InputError, PolicyError
+from erta_framework.errors import CapabilityError, InputError, PolicyError, RegistryError
 from erta_framework.policy import Policy
 from erta_framework.profile import Profile
+from erta_framework.records import Seam
 from erta_framework.registry import policies as policy_catalogue
 from erta_framework.sampler import Samples
 
@@ -83,6 +89,7 @@ def sample(
     frames: Frames = None,
     seed: Seed = None,
     dtype: Dtype = None,
+    seam: SeamOption = None,
     resume: Resume = False,
     log_json: LogJson = False,
 ) -> None:
@@ -91,7 +98,7 @@ def sample(
     A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job: one file a
     sample, divided over devices and machines, that can be resumed.
     """
-    config = read_settings(settings)
+    config = with_seam(read_settings(settings), seam)
     folder = output if output is not None else Path(config.output)
     options = PipelineOptions(
         pipeline, prompts, steps, guidance, height, width, frames, seed, dtype
@@ -109,8 +116,10 @@ def sample(
         from erta_framework.media import write_gif
 
         callbacks.append(PictureWriter(folder / "gifs", write_gif))
-    sampler = sampler_of(config, config.policies, callbacks)
+    if config.seam == "latent":  # refused before the model is loaded
+        sampler_of(config, config.policies)
     model = load_model(config.model)
+    sampler = run_at_seam(config, model, config.policies, callbacks)
     texts = prompts_of(config, prompt, fallback=())
     (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
     show_samples(sampler.sample(model, texts, seed=config.seed), batches, folder)
@@ -214,12 +223,13 @@ def calibrate(
     frames: Frames = None,
     seed: Seed = None,
     dtype: Dtype = None,
+    seam: SeamOption = None,
 ) -> None:
     """Run the full network on calibration prompts and write a profile.
 
     With --pipeline, and nothing that asks for a profiler, for the policy ertacache.
     """
-    config = read_settings(settings)
+    config = with_seam(read_settings(settings), seam)
     options = PipelineOptions(
         pipeline, prompts, steps, guidance, height, width, frames, seed, dtype
     )
@@ -231,24 +241,29 @@ def calibrate(
     if target.exists() and not force:
         raise InputError(f"{target} exists; give --force to replace it, or another --output")
     chosen = profiler_of(asked, profiler)
+    require_seam(chosen, Seam(config.seam))
     if piped:
         if many(config):
             raise InputError(
                 "a pipeline is calibrated by one process; calibrate parts of the prompts apart, "
                 "with other --seed, and add them up with `erta profile merge`"
             )
-        texts = prompts_of(config, options.given_prompts(prompt), fallback=())
+        texts = prompts_of(
+            config, options.given_prompts(prompt), fallback=chosen.calibration_prompts
+        )
         made: Profile = options.open(config).calibrate(texts, chosen, **options.arguments(config))
     else:
         model = load_model(config.model)
         offered = demo_prompts(model)
-        texts = prompts_of(config, prompt, fallback=offered[0] if offered is not None else ())
+        shown = offered[0] if offered is not None else ()
+        texts = prompts_of(config, prompt, fallback=chosen.calibration_prompts or shown)
         if many(config):
+            require_own_loop(config)
             made, leader = calibrate_job(config, texts, chosen)
             if not leader:
                 return
         else:
-            sampler = sampler_of(config, (), [ProgressBar()])
+            sampler = run_at_seam(config, model, (), [ProgressBar()])
             made = sampler.calibrate(model, texts, seed=config.seed, profiler=chosen)
     made.save(target)
     out = console()
@@ -257,22 +272,58 @@ def calibrate(
 
 
 def profiler_of(policies: Sequence[Policy], name: str | None) -> Policy:
-    """The profiler of that name, else the first that a policy asks for.
+    """The profiler of that name, else the first that a policy asks for or is.
 
     Raises:
-        PolicyError: No policy asks for one.
+        PolicyError: No policy asks for one; names those that do.
     """
     if name is not None:
         return build_policy(name, where="--profiler")
     for policy in policies:
-        found = policy.calibrator()
+        found = policy if role_of(type(policy)) is Role.OBSERVER else calibrator_of(policy)
         if found is not None:
             return found
     names = ", ".join(policy.name for policy in policies) or "no policies"
     raise PolicyError(
         f"nothing asks for calibration ({names}); give --policy NAME, --profiler NAME, or a "
-        "config whose policies read a profile"
+        f"config whose policies read a profile, such as {', '.join(calibrated_policies())}"
     )
+
+
+def calibrator_of(policy: Policy) -> Policy | None:
+    """What a policy is calibrated with, also where it has none of its settings."""
+    try:
+        return policy.calibrator()
+    except AttributeError:
+        if vars(policy):
+            raise
+        return None  # it asks a setting, such as a policy inside, which a blank one has not
+
+
+def calibrated_policies() -> list[str]:
+    """Names of the installed policies that read a profile, which `--policy` takes."""
+    catalogue, found = policy_catalogue(), []
+    for name in catalogue.names():
+        try:
+            asks = calibrator_of(blank_policy(name))
+        except RegistryError:  # it cannot be imported; `erta policies` says why
+            continue
+        if asks is not None:
+            found.append(name)
+    return found
+
+
+def require_seam(profiler: Policy, seam: Seam) -> None:
+    """Refuse a profiler that does not observe this seam, before anything is loaded.
+
+    Raises:
+        CapabilityError: Names both seams.
+    """
+    if seam not in profiler.seams:
+        raise CapabilityError(
+            f"{profiler!r} observes the {' and '.join(sorted(profiler.seams))} seam, not the "
+            f"{seam.value} seam; calibrate with --seam {min(profiler.seams)}, or another policy"
+        )
 
 
 def blank_policy(name: str) -> Policy:

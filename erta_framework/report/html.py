@@ -39,7 +39,6 @@ class Page:
 
 def render(comparison: Comparison, page: Page) -> str:
     """The whole page."""
-    style = files("erta_framework.report").joinpath("style.css").read_text(encoding="utf-8")
     subject = comparison.rows[comparison.subject]
     body = [
         f"<h1>{escape(page.title)}</h1>",
@@ -60,10 +59,16 @@ def render(comparison: Comparison, page: Page) -> str:
         "<h2>Machine and versions</h2>",
         facts(page.environment),
     ]
+    return document(page.title, body)
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """A whole page of these parts, in the style of the report."""
+    style = files("erta_framework.report").joinpath("style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(page.title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )

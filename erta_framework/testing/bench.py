@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,12 +13,21 @@ from erta_framework.engine import Engine
 from erta_framework.errors import PolicyError
 from erta_framework.guidance import CFG, Guidance
 from erta_framework.hookspecs import hookimpl
-from erta_framework.loop import Denoiser, Request, Result, SamplingLoop, row_evaluation
+from erta_framework.loop import (
+    Denoiser,
+    Request,
+    Result,
+    SamplingLoop,
+    other_evaluation,
+    row_evaluation,
+    times_of,
+)
 from erta_framework.models import sample_noise
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
 from erta_framework.records import Decision, Reuse, Step
 from erta_framework.session import Session
+from erta_framework.signals import features
 from erta_framework.solvers import DDIM, FlowEuler, Solver
 from erta_framework.testing.toys import GaussianEpsilon, GaussianMixtureFlow, Toy
 
@@ -59,6 +68,7 @@ class ToySetup:
             first=first,
             model=toy.fingerprint(),
             request_id=f"toy-{seed}",
+            prompts=tuple(f"sample {number}" for number in seeds),
         )
 
     def run(self, engine: Engine, request: Request, network: Denoiser | None = None) -> Result:
@@ -144,13 +154,27 @@ def toy_profile(
         >>> toy_profile(MyProfiler())  # doctest: +SKIP
         <Profile my_profiler 41d8cd98, 6 samples>
     """
-    emitted = [p for seed in seeds for p in toy_run([profiler], seed=seed, setup=setup).emitted]
+    requests = [repeated(setup.request(seed=seed), profiler.copies) for seed in seeds]
+    emitted = [p for request in requests for p in setup.run(Engine([profiler]), request).emitted]
     if not emitted:
         raise PolicyError(
             f"{profiler!r} emitted no profile: return one from on_session_end, and give at least "
             f"one seed (got {list(seeds)})"
         )
     return Profile.merge(emitted)
+
+
+def repeated(request: Request, copies: int) -> Request:
+    """A request that holds each sample several times, all after all; see `Policy.copies`."""
+    if copies == 1:
+        return request
+    assert request.uncond is not None
+    return replace(
+        request,
+        latents=torch.cat([request.latents] * copies),
+        cond=torch.cat([request.cond] * copies),
+        uncond=torch.cat([request.uncond] * copies),
+    )
 
 
 # ------------------------------------------------------------------------------- drivers
@@ -200,8 +224,10 @@ def by_hand(
             for branch in branches:
                 thunk = Thunk(network, branch.expand(x), settled.time, branch.condition)
                 rows = row_evaluation(network, thunk.x, settled.time, branch)
+                given = features({}, thunk.x, times_of(thunk.x, settled.time), branch.condition)
+                trial = other_evaluation(network, settled.time, branch)
                 outputs[branch.name] = session.forward(
-                    thunk.x, thunk, branch=branch.name, rows=rows
+                    thunk.x, thunk, branch=branch.name, rows=rows, features=given, trial=trial
                 )
                 yield Verb("forward", index, (thunk.x, *thunk.raw, outputs[branch.name]))
             settled = session.settle()

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from erta_framework.engine import Engine
-from erta_framework.loop import Request, Result
+from erta_framework.guidance import Branch
+from erta_framework.loop import Request, Result, other_evaluation
 from erta_framework.policy import Policy
+from erta_framework.signals import features
 from erta_framework.testing.bench import (
     ToySetup,
     Verb,
@@ -82,9 +84,9 @@ def check_interleaved_sessions_agree(policy: Policy) -> None:
 def check_branches_are_isolated(policy: Policy) -> None:
     """On given latents, what one branch is answered does not depend on another's condition.
 
-    A policy that declares `per_branch` asks the other branches by design.
+    A policy that declares `per_branch` or `revises` looks at the other branches by design.
     """
-    if engine_of(policy).per_branch:
+    if engine_of(policy).per_branch or engine_of(policy).revising:
         return
     setup = setup_of(policy)
     request, other = setup.request(seed=25), setup.request(seed=26, negative="another")
@@ -166,7 +168,10 @@ def _branch_outputs(
                 ) -> Tensor:
                     return toy(x, times, condition)
 
-                outputs[name].append(session.forward(x, compute, branch=name).clone())
+                trial = other_evaluation(toy, settled.time, Branch(name, condition))
+                given = features({}, x, times, condition)
+                answered = session.forward(x, compute, branch=name, features=given, trial=trial)
+                outputs[name].append(answered.clone())
             settled = session.settle()
             session.end(x)
     return outputs, session.trace

@@ -61,11 +61,12 @@ def check_null_run_is_bit_identical(policy: Policy) -> None:
     request, toy = setup.request(seed=1), setup.toy()
     engine = engine_of(policy, before=[ForcedCompute()])
     result = setup.run(engine, request, toy)
-    if toy.calls != expected_calls(setup, request):
+    ran, trials = toy.calls, result.trace.trial_calls
+    if ran - trials != expected_calls(setup, request):
         fail(
             policy,
-            f"with every decision forced to Compute the network ran {toy.calls} times, not "
-            f"{expected_calls(setup, request)}",
+            f"with every decision forced to Compute the network ran {ran - trials} times, not "
+            f"{expected_calls(setup, request)}, and {trials} times as a trial",
             "answer from the cache only when call.reused",
         )
     if engine.corrects_computed:
@@ -143,7 +144,7 @@ def check_counts(
     trace = result.trace
     calls = list(trace.calls())
     computed = sum(call.computed for call in calls)
-    if not toy.calls == trace.network_calls == computed:
+    if not toy.calls - trace.trial_calls == trace.network_calls == computed:
         fail(
             policy,
             f"the network ran {toy.calls} times, the trace says {trace.network_calls} network "
@@ -157,14 +158,16 @@ def check_counts(
             f"{expected_calls(setup, request)}",
             "answer every branch of every step once",
         )
-    ran: set[tuple[str, int]] = set()
+    ran: set[tuple[str, int | None]] = set()
     for call in calls:
         if call.computed:
             ran.add((call.branch, call.index))
-        elif call.source is None or (call.branch, call.source) not in ran:
+        elif (call.source_branch or call.branch, call.source) not in ran:
             fail(
                 policy,
-                f"step {call.index} of branch {call.branch!r} reuses step {call.source}, which "
+                f"step {call.index} of branch {call.branch!r} reuses step {call.source}"
+                + (f" of {call.source_branch!r}" if call.source_branch else "")
+                + ", which "
                 "was not computed before it",
                 "reuse only what call.history holds",
             )

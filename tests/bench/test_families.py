@@ -23,11 +23,13 @@ from erta_framework.registry import benches
 pytest.importorskip("diffusers")
 
 from erta_integrations.diffusers.bench import families as bench
-from erta_integrations.diffusers.bench.cell import Work, judged, measured, watched
+from erta_integrations.diffusers.bench.cell import ONE_SAMPLE, judged, measured
 from erta_integrations.diffusers.bench.cell import row as cell_row
 from erta_integrations.diffusers.bench.families import updated
 from erta_integrations.diffusers.bench.isolated import GoneError, isolated
 from erta_integrations.diffusers.bench.methods import METHODS, Method
+from erta_integrations.diffusers.bridge.work import Work, watched
+from erta_integrations.diffusers.tiny import FAMILIES
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,42 @@ def test_ours_runs_exactly_the_layers_of_its_steps(name: str) -> None:
     assert row["status"] == "works"
     assert row["real_calls"] == row["full_calls"] * 5 / 8  # steps 0, 2, 4, 6 and the last
     assert row["work"] == pytest.approx(5 / 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "status", "work", "detail"),
+    [
+        ("flux", "erta per sample", "works", 9 / 16, ""),  # all of step 0, half of each other
+        ("hidream", "erta per sample", "no-effect", 1.0, "encoder_hidden_states_llama3 (2, 4, 8"),
+        ("ltx2", "erta per sample", "no-effect", 1.0, "it returns more than one output"),
+        ("dit", "erta trunk seam", "works", None, ""),
+        ("sd", "erta trunk seam", "error", None, "has no trunk that can be skipped"),
+        ("sd", "erta probe", "error", None, "has no trunk that can be skipped"),
+    ],
+)
+def test_ours_at_every_seam(
+    name: str, method: str, status: str, work: float | None, detail: str
+) -> None:
+    row = measured(name, method, 8)
+    assert row["status"] == status
+    assert detail in str(row["detail"])
+    assert bool(row["detail"]) == bool(detail)
+    if work is not None:
+        assert row["work"] == pytest.approx(work)
+
+
+def test_the_probe_runs_its_block_at_every_step() -> None:
+    probed, trunk = (measured("wan-euler", f"erta {kind}", 8) for kind in ("probe", "trunk seam"))
+    assert probed["status"] == trunk["status"] == "works"
+    # two blocks of 10 layers, two branches; the branch that is asked first runs the probe
+    assert trunk["real_calls"] == trunk["full_calls"] - 3 * 2 * 2 * 10
+    assert probed["real_calls"] == probed["full_calls"] - 4 * (1 + 2) * 10
+
+
+def test_a_pipeline_of_one_sample_cannot_show_a_mask() -> None:
+    single = next(name for name, family in FAMILIES.items() if not family.batches)
+    row = measured(single, "erta per sample", 8)
+    assert (row["status"], row["detail"]) == ("no-effect", ONE_SAMPLE)
 
 
 def test_two_families_differ_in_what_works_on_them() -> None:
@@ -88,7 +126,7 @@ def test_judged(output: float, elements: int, status: str) -> None:
 
 
 def test_a_method_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "rival", Method(lambda _: "", package="not_a_package"))
+    monkeypatch.setitem(METHODS, "rival", Method(lambda *_: "", package="not_a_package"))
     (row,) = bench.families(["flux"], ["rival"]).rows
     assert (row["status"], row["detail"]) == ("not installed", "pip install not-a-package")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ MODEL = '''
 import torch
 
 from erta_framework import Policy, hookimpl, Reuse
+from erta_framework.testing.toys import GaussianMixtureFlow
 
 
 class ToyVideo:
@@ -37,6 +39,19 @@ class ToyVideo:
         return ["calibrate one", "calibrate two"], ["show one", "show number two", "three"]
 
 
+class ToyFlow(GaussianMixtureFlow):
+    """A toy with everything that a profiler may ask of a model."""
+
+    def signals(self):
+        def embedded(x, timestep, embeds):
+            return torch.stack([torch.sin(timestep / 300), torch.cos(timestep / 300)], dim=1)
+
+        return {"timestep_embedding": embedded, "timestep_projection": embedded}
+
+    def demo_prompts(self):
+        return ["calibrate one", "calibrate two"], ["show one"]
+
+
 class Sometimes(Policy):
     """Decides while sampling."""
 
@@ -51,6 +66,7 @@ def not_a_model():
 ENTRY_POINTS = """
 [erta_framework.models]
 toy-video = erta_toy_video:ToyVideo
+mixture = erta_toy_video:ToyFlow
 not-a-model = erta_toy_video:not_a_model
 [erta_framework.policies]
 sometimes = erta_toy_video:Sometimes
@@ -97,3 +113,37 @@ def profile(erta: Erta) -> str:
     done = erta("calibrate", "model=toy-video", "steps=8", "--policy", "ertacache", "-o", "toy.st")
     assert done.exit_code == 0, done.output
     return "toy.st"
+
+
+def made_text_parts() -> tuple[Any, Any]:
+    """A tokenizer that spells words out, and a text encoder of random weights."""
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocab = {token: number for number, token in enumerate(tokens)}
+    config = CLIPTextConfig(
+        vocab_size=len(vocab),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=24,
+        bos_token_id=vocab["<|startoftext|>"],
+        eos_token_id=vocab["<|endoftext|>"],
+        pad_token_id=vocab["<|endoftext|>"],
+    )
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=24)
+    return tokenizer, CLIPTextModel(config)
+
+
+@pytest.fixture(scope="session")
+def text_parts() -> Callable[[], tuple[Any, Any]]:
+    """Makes a tokenizer and a text encoder, for pipelines that are saved."""
+    return made_text_parts

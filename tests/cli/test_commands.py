@@ -10,6 +10,8 @@ from erta_framework import Profile, __version__
 from erta_framework.cli.app import ORDER, app
 from erta_framework.cli.catalogue import hooks_of
 
+TWO = ("--calls", "2", "--calls", "3")
+
 
 @pytest.mark.parametrize("command", [(), *((name,) for name in ORDER), ("profile", "merge")])
 def test_help_everywhere(erta, command):
@@ -91,6 +93,16 @@ def test_plan_counts_the_steps_of_own_sigmas(erta):
     assert json.loads(done.output)[0]["steps"] == 3
 
 
+def test_plan_exports_its_schedule(erta, tmp_path):
+    path, options = tmp_path / "mask.json", "policies=[{skip_policy: {every: 4}}]"
+    done = erta("plan", "steps=9", options, "--export", "cache-dit", "-o", str(path), "--json")
+    assert json.loads(done.stdout)[0]["computed"] == [0, 4, 8]
+    found = json.loads(path.read_text())
+    assert found["DBCacheConfig"]["steps_computation_mask"] == [1, 0, 0, 0, 1, 0, 0, 0, 1]
+    erta("plan", "steps=9", options, "--export", "magcache", "-o", str(path))
+    assert json.loads(path.read_text())["MagCacheConfig"]["max_skip_steps"] == 3
+
+
 def test_plan_of_a_profile_compares_budgets(erta, profile):
     done = erta("plan", "--profile", profile, "--calls", "4", "--calls", "2", "--json")
     assert done.exit_code == 0, done.output
@@ -103,6 +115,43 @@ def test_plan_of_a_profile_compares_budgets(erta, profile):
     assert "skip_policy: 4 of 8 steps computed" in shown.output
     computed = "".join("█" if k in four["computed"] else "░" for k in range(8))
     assert computed in shown.output
+
+
+def test_plan_shows_the_front_of_a_profile(erta, profile):
+    done = erta("plan", "--profile", profile, "--json")
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.output)
+    assert [row["calls"] for row in rows] == sorted({row["calls"] for row in rows})
+    errors = [row["predicted"] for row in rows]
+    assert errors == sorted(errors, reverse=True)
+    assert rows[-1]["computed"] == list(range(8))
+    shown = erta("plan", "--profile", profile, "--policy", "planned_schedule", "--plot", "f.png")
+    assert "2.00x" in shown.output
+    assert Path("f.png").stat().st_size > 10_000
+
+
+def test_plan_measures_into_the_profile(erta, profile):
+    asked = ("--profile", profile, "--calls", "3", "--calls", "5", "--prompts", "2")
+    done = erta("plan", "model=toy-video", "steps=8", *asked, "--refine", "2", "-o", "m.st")
+    assert done.exit_code == 0, done.output
+    assert "at most 32 network calls a branch" in done.output  # 8 + 3 * (3 + 5)
+    rows = json.loads(erta("plan", "--profile", "m.st", "--json").output)
+    found = {row["calls"]: row for row in rows if row["psnr"] is not None}
+    assert set(found) == {3, 5}
+    assert all(row["refined_psnr"] >= row["psnr"] for row in found.values())
+    worst = min(row["psnr"] for row in found.values())
+    options = f"policies=[{{ertacache: {{profile: m.st, budget: {{psnr: {worst:.3f}}}}}}}]"
+    (plan,) = json.loads(erta("plan", "steps=8", options, "--json").output)
+    assert plan["calls"] in found
+    before = json.loads(erta("plan", "--profile", profile, "--json").output)
+    assert all(row["psnr"] is None for row in before)
+
+
+def test_explain_says_what_a_request_costs(erta, profile):
+    options = f"policies=[{{ertacache: {{profile: {profile}}}}}]"
+    budget = "policies.0.ertacache.budget.calls=4"
+    done = erta("explain", "model=toy-video", "steps=8", options, budget)
+    assert "every request computes 4 of 8 steps" in done.output
 
 
 def test_plan_does_what_sampling_does(erta, profile):
@@ -121,7 +170,22 @@ def test_plan_does_what_sampling_does(erta, profile):
         (("plan",), "plans ahead (no policies)"),
         (("plan", "policies=[sometimes]"), "plans ahead (sometimes)"),
         (("plan", "--calls", "3"), "--calls and --threshold go with --profile"),
-        (("plan", "--profile", "toy.st"), "give a budget beside --profile"),
+        (("plan", "--export", "cache-dit"), "--output <file> go together"),
+        (
+            ("plan", "policies=[fora]", "--export", "magcash", "-o", "x.json"),
+            "no export to 'magcash'",
+        ),
+        (
+            ("plan", "--profile", "toy.st", "--export", "magcache", "-o", "x"),
+            "asks for the front of all budgets",
+        ),
+        (
+            ("plan", "--profile", "toy.st", *TWO, "--export", "magcache", "-o", "x"),
+            "--export writes one schedule, 2 were planned",
+        ),
+        (("plan", "--profile", "toy.st", "--front", "--threshold", "1"), "a front has all budgets"),
+        (("plan", "--measure", "policies=[{skip_policy: {every: 2}}]"), "give --profile FILE"),
+        (("plan", "--front", "policies=[sometimes]"), "takes a budget (sometimes)"),
         (("plan", "--profile", "toy.st", "--calls", "1"), "1 network calls cannot be scheduled"),
         (("plan", "--profile", "no.st", "--calls", "3"), "no profile at no.st"),
     ],

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,34 +25,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn:D
 Erta = Callable[..., Result]
 STEPS, CALLS = 6, 3
 PROMPTS = ("a cat", "a dog on a hill")
-END = "<|endoftext|>"
-
-
-def text_parts() -> tuple[Any, Any]:
-    """A tokenizer that spells words out, and a text encoder of random weights."""
-    from tokenizers import pre_tokenizers
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", END]
-    vocab = {token: number for number, token in enumerate(tokens)}
-    config = CLIPTextConfig(
-        vocab_size=len(vocab),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=24,
-        bos_token_id=vocab["<|startoftext|>"],
-        eos_token_id=vocab[END],
-        pad_token_id=vocab[END],
-    )
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=24)
-    return tokenizer, CLIPTextModel(config)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(tmp_path_factory: pytest.TempPathFactory, text_parts: Callable[[], Any]) -> str:
     """A tiny Stable Diffusion pipeline, saved."""
     import diffusers
 
@@ -146,6 +126,95 @@ def test_calibrating_a_pipeline_writes_what_sampling_it_reads(
     assert not torch.equal(fast, full)
     pictures = sorted(path.name for path in Path("fast/pictures").iterdir())
     assert pictures == ["000000-a-cat.png", "000001-a-dog-on-a-hill.png"]
+
+
+# ------------------------------------------------------------------------------ hub ids
+HUB_ID = "owner/tiny-sd"
+MAIN = "import sys; from erta_framework.cli import main; sys.exit(main())"
+
+
+def in_cache(cache: Path, hub_id: str, folder: str, commit: str = "0123456789" * 4) -> Path:
+    """Put a saved pipeline where the hub's own client would have put it; its snapshot."""
+    entry = cache / f"models--{hub_id.replace('/', '--')}"
+    (entry / "refs").mkdir(parents=True)
+    (entry / "refs" / "main").write_text(commit, encoding="utf-8")
+    return Path(shutil.copytree(folder, entry / "snapshots" / commit))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub, offline, as HF_HUB_CACHE and HF_HUB_OFFLINE would set it."""
+    from huggingface_hub import constants
+
+    path = tmp_path / "hub"
+    path.mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return path
+
+
+def test_a_hub_id_is_calibrated_and_sampled_from_the_cache(
+    erta: Erta, folder: str, cache: Path, prompts: str, profile: str
+) -> None:
+    in_cache(cache, HUB_ID, folder)
+    by_id = common(HUB_ID, prompts)
+    done = erta("calibrate", *by_id, "--output", "hub.safetensors")
+    assert done.exit_code == 0, done.output
+    found, local = Profile.load("hub.safetensors"), Profile.load(profile)
+    assert found.provenance["pipeline"] == f"StableDiffusionPipeline {HUB_ID}"
+    assert found.fingerprint == local.fingerprint
+    policy = f"policies=[{{ertacache: {{profile: hub.safetensors, calls: {CALLS}}}}}]"
+    for name, given in (("hub", by_id), ("local", common(folder, prompts))):
+        done = erta("sample", *given, "--output", name, "--no-gifs", policy)
+        assert done.exit_code == 0, done.output
+        assert [line["network_calls"] for line in ended(name)] == [CALLS, CALLS]
+    hub, saved = (load_file(f"{n}/samples.safetensors")["samples"] for n in ("hub", "local"))
+    assert torch.equal(hub, saved)
+
+
+@pytest.mark.parametrize("lost", ["all of it", "model_index.json", "unet"])
+def test_a_hub_id_that_is_not_in_the_cache(
+    erta: Erta, folder: str, cache: Path, prompts: str, lost: str
+) -> None:
+    if lost != "all of it":
+        snapshot = in_cache(cache, HUB_ID, folder)
+        part = snapshot / lost
+        shutil.rmtree(part) if part.is_dir() else part.unlink()
+    for command in ("sample", "calibrate"):
+        done = erta(command, *common(HUB_ID, prompts))
+        assert done.exit_code == 2
+        assert f"the pipeline {HUB_ID} cannot be loaded; check the id" in done.stderr
+        assert f"`hf download {HUB_ID}`, or give the folder" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_a_folder_that_lost_a_part(erta: Erta, folder: str, tmp_path: Path, prompts: str) -> None:
+    broken = Path(shutil.copytree(folder, tmp_path / "broken"))
+    shutil.rmtree(broken / "unet")
+    done = erta("sample", *common(str(broken), prompts))
+    assert done.exit_code == 2
+    assert "cannot be loaded; save the pipeline again with pipe.save_pretrained" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_hub_id_through_the_environment(folder: str, tmp_path: Path, prompts: str) -> None:
+    """The variables that users set, in a process that reads them when it starts."""
+    in_cache(tmp_path / "hub", HUB_ID, folder)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    for hub_id, code in ((HUB_ID, 0), ("owner/absent", 2)):
+        output = tmp_path / f"{Path(hub_id).name}.safetensors"
+        given = [*common(hub_id, prompts), "--output", str(output)]
+        done = subprocess.run(
+            [sys.executable, "-c", MAIN, "calibrate", *given],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
+        assert done.returncode == code, done.stderr
+    assert Profile.load(tmp_path / "tiny-sd.safetensors").provenance["pipeline"].endswith(HUB_ID)
+    assert "the pipeline owner/absent cannot be loaded" in done.stderr
 
 
 def test_the_seed_and_the_prompt_matter(erta: Erta, folder: str, prompts: str) -> None:

@@ -88,6 +88,16 @@ def test_calibrate_does_not_replace_a_profile_unasked(erta, profile):
     assert Path(profile).read_bytes() != before
 
 
+def test_a_profiler_that_needs_prompts_of_its_own_is_given_them(erta):
+    toy = ("calibrate", "model=toy-video", "steps=1")
+    done = erta(*toy, "--policy", "prompt_threshold", "-o", "words.st")
+    assert done.exit_code == 0, done.output
+    assert Profile.load("words.st").statistics["samples"].tolist() == [6.0, 7.0]
+    done = erta(*toy, "--policy", "branch_substitute", "-o", "book.st")
+    assert done.exit_code == 0, done.output
+    assert Profile.load("book.st").statistics["samples"].tolist() == [2.0]
+
+
 def test_calibrate_by_profiler_name(erta):
     done = erta(
         "calibrate", "model=toy-video", "steps=3", "--profiler", "residual_profiler",

@@ -69,6 +69,25 @@ X = torch.ones(1, 2, 3)
 
 
 # ---------------------------------------------------------------------- order of the verbs
+def test_a_noted_call_is_in_the_trace_and_nowhere_else(info):
+    asked = []
+    with Engine([Always(asked=asked)]).session(info()) as session:
+        one_step(session, X)
+        session.begin(interval(1))
+        session.note(3.0 * X, model="second", reason="left alone", started=0.0)
+        session.settle()
+        session.end(X)
+        (reused,) = one_step(session, X, 2)
+    assert asked == [(2, "cond")]
+    assert torch.equal(reused, 2.0 * X)
+    trace = session.trace
+    assert (trace.network_calls, trace.network_samples) == (2, 2)
+    (call,) = trace.steps[1].calls
+    assert (call.model, call.computed, call.reason) == ("second", True, "left alone")
+    assert call.source is None
+    assert trace.steps[2].calls[0].source == 0
+
+
 def test_verbs_in_order(info):
     with Engine([]).session(info()) as session:
         for index in range(4):
@@ -82,7 +101,11 @@ def wrong_orders():
     forward = lambda s: s.forward(X, lambda: X)  # noqa: E731
     settle = lambda s: s.settle()  # noqa: E731
     end = lambda s: s.end(X)  # noqa: E731
+    note = lambda s: s.note(X, reason="alone", started=0.0)  # noqa: E731
     return {
+        "note first": ([], note, "note is not allowed now.*between steps"),
+        "note twice": ([begin, note], note, "branch 'cond' was already answered in step 0"),
+        "forward after note": ([begin, note], forward, "branch 'cond' was already answered"),
         "forward first": ([], forward, "forward is not allowed now.*between steps"),
         "settle first": ([], settle, "settle is not allowed now.*between steps"),
         "end first": ([], end, "end is not allowed now.*between steps"),
@@ -589,7 +612,7 @@ def test_large_half_precision_values_are_finite(run):
     latents = torch.full((1, 2, 3, 3), 60000.0, dtype=torch.float16)
     done = run([StaticPoison(value=1.0)], batch=1, latents=latents, network=lambda x, t, c: 0 * x)
     done.trace.raise_if_nonfinite()
-    assert len(done.trace.peaks) == 2
+    assert len(done.trace.extremes) == 2
 
 
 class ReadsBack(TorchDispatchMode):

@@ -9,6 +9,7 @@ import torch
 
 from erta_framework import CFG, Trace
 from erta_framework.errors import NonFiniteError
+from erta_framework.trace import CallTrace, StepTrace
 
 
 def test_totals_of_a_run(run, reuse_on):
@@ -50,15 +51,45 @@ def test_json(run, reuse_on):
     assert [step["index"] for step in data["steps"]] == [0, 1, 2]
     call = data["steps"][1]["calls"][0]
     assert (call["computed"], call["reason"], call["source"]) == (False, "listed", 0)
-    assert "peaks" not in data
+    assert "extremes" not in data
+
+
+def call(index, computed=True, rows=None):
+    return CallTrace(index, "cond", "model", computed, "why", None, 0.0, rows)
+
+
+def test_samples_that_differed_are_summed_up():
+    calls = [(call(0),), (call(1, rows=(0, 2)),), (call(2, computed=False),), (call(3, rows=(2,)),)]
+    steps = [StepTrace(index, 1.0, 0.0, 1.0, own) for index, own in enumerate(calls)]
+    trace = Trace(steps=steps)
+    for rows in (3, 2, 1):
+        trace.count(torch.zeros(rows, 2))
+    assert (trace.network_calls, trace.network_samples, trace.batch) == (3, 6, 3)
+    assert "  samples differed: 2, 1, 3 calls each" in trace.summary().splitlines()
+    assert json.loads(trace.to_json())["batch"] == 3
+    trace.batch = 40
+    summed = "  samples differed: 1 to 3 calls, 1.1 on average over 40"
+    assert summed in trace.summary().splitlines()
+    alike = Trace(steps=steps[:1])
+    assert not alike.samples_differed
+    assert "differed" not in alike.summary()
 
 
 def test_first_step_that_is_not_finite_is_named():
     trace = Trace(request_id="r")
     trace.raise_if_nonfinite()
-    trace.peaks[3, "cond"] = torch.tensor(1.0)
+    trace.extremes[3, "cond"] = (torch.tensor(-1.0), torch.tensor(1.0))
     trace.raise_if_nonfinite()
-    trace.peaks[4, "uncond"] = torch.tensor(float("inf"))
-    trace.peaks[5, "cond"] = torch.tensor(float("nan"))
+    trace.extremes[4, "uncond"] = (torch.tensor(float("-inf")), torch.tensor(0.0))
+    trace.extremes[5, "cond"] = (torch.tensor(float("nan")),) * 2
     with pytest.raises(NonFiniteError, match=r"request 'r'.*branch 'uncond' at step 4"):
+        trace.raise_if_nonfinite()
+
+
+def test_a_later_group_of_samples_that_is_not_finite_is_named():
+    trace = Trace(request_id="r")
+    low, high, bad = torch.tensor(-1.0), torch.tensor(1.0), torch.tensor(float("nan"))
+    trace.extremes[1, "cond"] = (low, high, bad, bad)
+    trace.extremes[2, "cond"] = (low, high)
+    with pytest.raises(NonFiniteError, match="branch 'cond' at step 1"):
         trace.raise_if_nonfinite()

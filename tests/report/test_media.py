@@ -141,6 +141,20 @@ def test_schedule_plot_has_a_panel_for_distances(tmp_path):
         assert high.convert("RGB").getpixel((1, 1)) == rgb("#16191d")
 
 
+def test_schedule_plot_has_a_row_for_each_sample(tmp_path):
+    def picture(samples, **more):
+        plot = SchedulePlot("title", [True, True], samples=samples, **more)
+        return Image.open(schedule_plot(plot, tmp_path / "samples.png")).convert("RGB")
+
+    differ = picture([[True, False], [True, True]])
+    assert differ.height > 1.5 * picture([]).height
+    lower = differ.crop((0, differ.height // 2, differ.width, differ.height))
+    counts = {colour: count for count, colour in lower.getcolors(maxcolors=1 << 24)}
+    assert 2.5 < counts[rgb(COMPUTED)] / counts[rgb(REUSED)] < 3.5
+    three = picture([[True, False]], distances={"uniform": [0.0, 0.1]})
+    assert three.height > 1.3 * differ.height
+
+
 def test_schedule_plot_refuses_errors_of_another_length(tmp_path):
     with pytest.raises(InputError, match="2 errors for 3 steps"):
         schedule_plot(SchedulePlot("t", [True] * 3, [0.1, 0.2]), tmp_path / "x.png")

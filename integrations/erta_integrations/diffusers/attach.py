@@ -12,9 +12,10 @@ from torch import nn
 from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
-from erta_integrations.diffusers import signals
+from erta_framework.planning import promise
+from erta_integrations.diffusers import signals, trials
 from erta_integrations.diffusers.driver import Driver
-from erta_integrations.diffusers.networks import find_networks
+from erta_integrations.diffusers.networks import find_networks, find_others
 from erta_integrations.diffusers.patching import patched
 from erta_integrations.diffusers.schedulers import capabilities
 
@@ -36,15 +37,17 @@ class Attachment:
         seam: Seam = Seam.LATENT,
     ) -> None:
         self.engine = engine
-        self._driver = Driver(engine, pipe, networks, seam)
+        self._driver = Driver(engine, pipe, networks, seam, find_others(pipe, networks))
         signals.check(engine.policies, networks, self._driver.signals)
+        if seam is Seam.LATENT:
+            trials.check(engine.policies, networks)
         scheduler = self._driver.scheduler
-        offered = capabilities(scheduler) | self._driver.signals
+        offered = capabilities(scheduler) | self._driver.offered
         engine.check(offered, type(scheduler).__name__, seam)
 
     def __enter__(self) -> Self:
         driver = self._driver
-        for name, network in driver.networks.items():
+        for name, network in driver.parts.items():
             if patched(network, "forward"):
                 raise ConflictError(
                     f"{name} ({type(network).__name__}) has an engine attached already; leave "
@@ -92,6 +95,18 @@ class Attachment:
         return self._driver.newest
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the next request, for profilers that ask; a pipeline keeps none to read.
+
+        Set it before each call: `run.prompts = ["a cat"]; pipe("a cat")`.
+        """
+        return self._driver.prompts
+
+    @prompts.setter
+    def prompts(self, texts: Sequence[str]) -> None:
+        self._driver.prompts = tuple(texts)
+
+    @property
     def emitted(self) -> list[Profile]:
         """Profiles that profilers emitted, one a request."""
         return self._driver.emitted
@@ -105,13 +120,16 @@ class Attachment:
         return Profile.merge(self.emitted)
 
     def summary(self) -> str:
-        """Real against reused calls of every request, with the reasons."""
+        """Real against reused calls of every request, with reasons, by sample if they differ.
+
+        Before the first, what each will cost, where a profile tells it.
+        """
         if not self.traces:
-            return "no request yet"
+            return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
         return "\n".join(trace.summary() for trace in self.traces)
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
-        """Draw which steps of a request were computed or reused.
+        """Draw which steps of a request were computed or reused, by sample where samples differed.
 
         Args:
             path: Picture to write; its ending gives the format.
@@ -128,7 +146,11 @@ class Attachment:
         trace = self.traces[request]
         title = f"{trace.request_id}: {trace.network_calls} network calls"
         computed = [step.computed for step in trace.steps]
-        return schedule_plot(SchedulePlot(title, computed), path)
+        samples = [
+            [step.computed_for(sample) for step in trace.steps]
+            for sample in range(trace.batch if trace.samples_differed else 0)
+        ]
+        return schedule_plot(SchedulePlot(title, computed, samples=samples), path)
 
 
 def attach(
@@ -149,7 +171,8 @@ def attach(
         policies: A policy's name, a policy, a list of either (or of `{name: options}`), a path to
             a configuration file, or an `Engine`.
         networks: Names of the components to drive; by default every module of the pipeline whose
-            `forward` takes latents and a time.
+            `forward` takes latents and a time. Another network that the pipeline steps with, such
+            as Wan 2.2's second one, is then left alone: it always runs, and the trace says so.
         seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` only its block
             stack, so that embedders, final norm and head run at the current timestep.
         options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-MODES = (str, bool)  # a tuple, because a union takes longer, and this runs at every call
+MODES = (str, bool)  # tuples, because a union takes longer, and this runs at every call
+SEQUENCES = (list, tuple)
 CONDITIONING = re.compile(r"encoder_hidden_states|cap_feats|prompt|text|pooled|class_labels")
 
 
@@ -49,18 +51,20 @@ class Branches:
             repeat += 1
             name = f"{base}#{repeat}"
         self.used.add(name)
-        self.known.setdefault(name, signature)
+        if name not in self.known:
+            self.known[name] = signature
         return name, repeated or repeat > 1
 
     def of_shape(self, network: str, branch: str, shape: object) -> str:
         """The branch's name at one shape of latents; what is cached at another does not fit it."""
-        known = self.shapes.setdefault((network, branch), [])
-        if known and known[0] == shape:
+        known = self.shapes.get((network, branch))
+        if known is None:
+            known = self.shapes[network, branch] = [shape]
+        if known[0] == shape:
             return branch
         if shape not in known:
             known.append(shape)
-        place = known.index(shape) + 1
-        return branch if place == 1 else f"{branch}@{place}"
+        return f"{branch}@{known.index(shape) + 1}"
 
     def clear(self) -> None:
         """Forget everything."""
@@ -86,23 +90,31 @@ class Branches:
 
 
 def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that tell branches apart: conditioning tensors and plain options."""
+    """The arguments that tell branches apart: conditioning tensors, words, switches, options."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            if CONDITIONING.search(name):
+            if conditions(name):
                 found[name] = value
-        elif isinstance(value, list | tuple) and value and isinstance(value[0], Tensor):
-            if CONDITIONING.search(name):
+        elif value is None:
+            continue
+        elif isinstance(value, MODES):
+            found[name] = value
+        elif name == "skip_layers":
+            found[name] = tuple(value) if isinstance(value, SEQUENCES) else value
+        elif isinstance(value, SEQUENCES):
+            if value and isinstance(value[0], Tensor) and conditions(name):
                 found.update({f"{name}.{k}": item for k, item in enumerate(value)})
         elif isinstance(value, Mapping):
             nested = conditioning({f"{name}.{key}": item for key, item in value.items()})
             found.update({k: v for k, v in nested.items() if isinstance(v, Tensor)})
-        elif name == "skip_layers" and value is not None:
-            found[name] = value
-        if name == "skip_layers" and isinstance(value, list | tuple):
-            found[name] = tuple(value)
-    return {**found, **modes(arguments)}
+    return found
+
+
+@lru_cache(maxsize=1024)
+def conditions(name: str) -> bool:
+    """Whether an argument of this name tells branches apart."""
+    return CONDITIONING.search(name) is not None
 
 
 def modes(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +126,11 @@ def same_conditioning(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two calls are conditioned alike; values are compared only if storage differs."""
     if a.keys() != b.keys():
         return False
-    return all(same_value(value, b[name]) for name, value in a.items())
+    for name, value in a.items():
+        other = b[name]
+        if value is not other and not same_value(value, other):
+            return False
+    return True
 
 
 def same_value(a: Any, b: Any) -> bool:

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Seam, Session
+from erta_framework import Call, Reuse, Seam, Session
 from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.session import NO_FEATURES
 from erta_integrations.diffusers import signals
 from erta_integrations.diffusers.learning import Learner
 from erta_integrations.diffusers.networks import signature_of
+from erta_integrations.diffusers.shapes import read_output
 from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import TOKENS, Chain, Returned, Stage, glued
 from erta_integrations.diffusers.trunk import Block
@@ -34,6 +36,9 @@ class Run:
         branch: Name of the branch.
         call: Runs the whole network on the arguments of this call.
         chain: What an earlier call of this branch showed; None learns it from this one.
+        latents: The latents among these arguments.
+        lent: What another branch's calls showed, by its name, where it stands in for this one.
+        text: Signals of the text.
     """
 
     def __init__(
@@ -44,9 +49,13 @@ class Run:
         branch: str,
         call: partial[Any],
         chain: Chain | None,
+        latents: Tensor,
+        lent: Callable[[str], Chain | None] = lambda _: None,
+        text: Mapping[str, signals.Feature] = NO_FEATURES,
     ) -> None:
         self.trunk, self.session, self.call = trunk, session, call
-        self.model, self.branch = model, branch
+        self.model, self.branch, self.latents = model, branch, latents
+        self.lent, self.text = lent, text
         self.learner = Learner(trunk.cls, trunk.depths) if chain is None else None
         self.chain = chain if chain is not None else Chain()
         self.asks_at = max(trunk.depths, default=1) - 1
@@ -69,7 +78,7 @@ class Run:
         try:
             raw = self.call()
             if self.learner is not None:
-                corrected = self._learned(self.learner)
+                corrected = self._learned(self.learner, raw)
                 if corrected is not None:
                     self.reused = corrected
                     raw = self.call()
@@ -154,23 +163,40 @@ class Run:
 
     def _ask(self, run: Callable[[], Any]) -> None:
         """Have the call decided, at the block that `run` runs."""
-        chain = self.chain
-        inputs = chain.inputs
         self.pending = run
         call = self._decided(self._compute)
         if call.reused or call.ran:  # a policy that decides may have run the network already
             self.reused = self.session.answer()
             self.early = []
             if self.computed is None:  # not run after all: the other streams are reused too
-                self.others = {n: inputs[n] + r for n, r in chain.residuals.items()}
+                self.others = self._others(call)
         self.pending, self.asked = None, True
+
+    def _others(self, call: Call) -> dict[str, Tensor]:
+        """The streams beside the image, with the residuals of the branch that stands in."""
+        source, inputs = self.chain, self.chain.inputs
+        if isinstance(call.decision, Reuse) and call.decision.branch is not None:
+            source = self.lent(call.decision.branch) or source
+        for name, residual in source.residuals.items():
+            if inputs[name].shape != residual.shape:
+                raise CapabilityError(
+                    f"{self.trunk.cls} has {name} of shape {tuple(inputs[name].shape)} in branch "
+                    f"{self.branch!r} and {tuple(residual.shape)} in the one that is to stand in "
+                    "for it; use seam='latent'"
+                )
+        return {name: inputs[name] + residual for name, residual in source.residuals.items()}
 
     def _decided(self, compute: Callable[[], Tensor]) -> Call:
         chain = self.chain
         args, kwargs = chain.given
-        features = self.trunk.features(chain.stages[0].block, args, kwargs)
+        times, now = self.session.info.times, self.session.time
+        inside = self.trunk.features(chain.stages[0].block, args, kwargs, times, now)
+        features = {**self.text, **inside}
         for depth in self.trunk.depths:
             features[f"{signals.PROBE}{depth}"] = partial(self.probe, depth)
+        if chain.rule is not None:
+            # without the conditions that a pipeline joins to its latents
+            features[signals.LATENTS] = partial(chain.rule.reference, self.latents)
         return self.session.ask(
             chain.inputs[chain.main],
             compute,
@@ -252,10 +278,12 @@ class Run:
             if not passed or not self.previous.is_untouched(place):
                 raise CapabilityError(glued(self.trunk.cls, before.block, stage.block))
 
-    def _learned(self, learner: Learner) -> Tensor | None:
+    def _learned(self, learner: Learner, raw: Any) -> Tensor | None:
         """Close the first call; the corrected output where a policy changed the computed one."""
         self.learner = None
         chain = self.chain = learner.learned(self.trunk.stacks)
+        if any(policy.reads_latents for policy in self.session.engine.policies):
+            chain.rule = read_output(raw, self.latents, self.trunk.name)[1].rule
         self._split(chain.outputs)
         output = self.computed
         assert output is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +14,12 @@ from torch import Tensor, nn
 
 from erta_framework import Engine, Interval, Profile, Schedule, Seam, Session, SessionInfo, Trace
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_integrations.diffusers import batching, signals
+from erta_framework.records import TRIAL
+from erta_framework.session import NO_FEATURES
+from erta_framework.signals import TEXT, wanted
+from erta_integrations.diffusers import batching, signals, trials
 from erta_integrations.diffusers.branches import Branches, same_value
+from erta_integrations.diffusers.calling import PipelineCall, WatchedBar, loops_of
 from erta_integrations.diffusers.chain import Run
 from erta_integrations.diffusers.facts import (
     AdapterWatch,
@@ -41,11 +46,21 @@ from erta_integrations.diffusers.schedulers import (
     read_schedule,
     same_grid,
 )
-from erta_integrations.diffusers.shapes import OutputForm, Relation, as_tensor, read_output
+from erta_integrations.diffusers.shapes import (
+    OutputForm,
+    Relation,
+    as_tensor,
+    copied,
+    read_output,
+)
+from erta_integrations.diffusers.signals import Feature
 from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import Chain
+from erta_integrations.diffusers.trials import Given, Trials
 
 UNREAD = Schedule((0.0,), (0.0,))
+LEFT_ALONE = "its network is not named in networks=[...]"
+NO_OTHERS: Mapping[str, nn.Module] = {}
 
 
 class Aborted(Exception):
@@ -61,6 +76,7 @@ class Request:
     """
 
     number: int
+    call: PipelineCall | None = None
     branches: Branches = field(default_factory=Branches)
     adapters: AdapterWatch = field(default_factory=AdapterWatch)
     schedule: Schedule = UNREAD
@@ -69,6 +85,8 @@ class Request:
     carried: Interval | None = None
     in_step: bool = False
     told: Any = None
+    time: float = 0.0
+    times: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
     forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
     chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
 
@@ -94,12 +112,9 @@ class Named:
         self.contexts, self.name, self.inner = contexts, name, inner
 
     def __enter__(self) -> Any:
+        entered = self.inner.__enter__()
         self.contexts.append(self.name)
-        try:
-            return self.inner.__enter__()
-        except BaseException:
-            self.contexts.pop()
-            raise
+        return entered
 
     def __exit__(self, *raised: Any) -> Any:
         self.contexts.pop()
@@ -115,22 +130,27 @@ class Driver:
         pipe: Any,
         networks: Mapping[str, nn.Module],
         seam: Seam = Seam.LATENT,
+        others: Mapping[str, nn.Module] = NO_OTHERS,
     ) -> None:
         self.engine = engine
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
-        self._forwards = {name: unwrapped(network).forward for name, network in networks.items()}
+        self._tries = any(TRIAL in policy.requires for policy in engine.policies)
+        self.parts = {**networks, **others}  # all that count as calls of a step
+        self._forwards = {name: unwrapped(part).forward for name, part in self.parts.items()}
         self.patches = PatchSet()
         self.seam = seam
-        wanted = signals.required(engine.policies)
+        asked = wanted(engine.policies)
+        self._reads_text = not asked.isdisjoint(TEXT)
         self.trunks = {
-            name: Trunk(name, network, wanted)
+            name: Trunk(name, network, asked)
             for name, network in networks.items()
             if seam is Seam.TRUNK
         }
         self.traces: list[Trace] = []
         self.emitted: list[Profile] = []
+        self.prompts: tuple[str, ...] = ()
         self._request: Request | None = None
         self._contexts: list[str] = []
 
@@ -138,7 +158,7 @@ class Driver:
         """Put the patches on this pipeline's scheduler and networks."""
         self.patches.apply(self.scheduler, "set_timesteps", self.set_timesteps)
         self.patches.apply(self.scheduler, "step", self.step)
-        for name, network in self.networks.items():
+        for name, network in self.parts.items():
             self.patches.apply(network, "forward", partial(self.network_call, name))
             inner = getattr(network, "_orig_mod", network)
             if hasattr(inner, "cache_context"):
@@ -147,12 +167,21 @@ class Driver:
             trunk.install(self.patches)
         if hasattr(self.pipe, "maybe_free_model_hooks"):
             self.patches.apply(self.pipe, "maybe_free_model_hooks", self.ended)
+        for loop in loops_of(self.pipe):
+            self.patches.apply(loop, "progress_bar", self.progress_bar)
 
     @property
     def signals(self) -> frozenset[str]:
         """The signals that every network offers at this seam."""
         offered = [trunk.offered for trunk in self.trunks.values()]
-        return frozenset.intersection(*offered) if offered else frozenset()
+        inside = frozenset.intersection(*offered) if offered else frozenset()
+        return inside | signals.of_text(self.networks.values())
+
+    @property
+    def offered(self) -> frozenset[str]:
+        """What policies may require of this driver, beside what the scheduler allows."""
+        tried = trials.offered(self.networks) if self.seam is Seam.LATENT else frozenset()
+        return self.signals | tried
 
     @property
     def newest(self) -> Trace | None:
@@ -163,23 +192,29 @@ class Driver:
         return self.traces[-1] if self.traces else None
 
     # ---------------------------------------------------------- replacements
-    def set_timesteps(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def set_timesteps(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Opens a request: every pipeline sets its timesteps once a call."""
         self.abort("a new request began before the last step of this one")
         self._refuse_replaced_parts()
         self.patches.refresh()
         result = original(*args, **kwargs)
-        self._request = Request(number=len(self.traces))
+        self._request = Request(number=len(self.traces), call=PipelineCall.of(self.pipe))
         return result
 
     def network_call(
-        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        name: str,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Answers one call of a network, or passes it on when no request is running."""
         if self.pipe.scheduler is not self.scheduler:
             self.abort("the scheduler was replaced")
             self._refuse_replaced_parts()
-        request = self._request
+        request = self._running()
         if request is None:
             return original(*args, **kwargs)
         try:
@@ -196,9 +231,11 @@ class Driver:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        network = self.networks[name]
+        network = self.parts[name]
         arguments = bound(self._forwards[name], args, kwargs)
-        latents = as_tensor(latents_of(arguments), f"the latents of {name}")
+        latents = latents_of(arguments)
+        if not isinstance(latents, Tensor):
+            latents = as_tensor(latents, f"the latents of {name}")
         told = time_of(arguments)
         if not request.in_step:
             self._begin(request, name, latents, told)
@@ -211,25 +248,48 @@ class Driver:
                 f"it called {type(self.scheduler).__name__}.step; a pipeline that integrates "
                 "by itself or steps a copy of its scheduler cannot be followed"
             )
-        call = partial(original, *args, **kwargs)
+        if name not in self.networks:
+            call = partial(original, *args, **kwargs)
+            return self._leave_alone(request, name, branch, latents, call)
         model = request.adapters.model(name, network)
+        text = signals.text_features(network, arguments) if self._reads_text else NO_FEATURES
         if name in self.trunks:
-            answer = self._answer_trunk(request, name, model, branch, latents, call)
+            call = partial(original, *args, **kwargs)
+            answer = self._answer_trunk(request, name, model, branch, latents, call, text)
         else:
-            split = (arguments, original) if self.engine.per_sample else None
-            answer = self._answer(request, name, model, branch, latents, call, split)
+            again = self.engine.per_sample or self._tries
+            given = Given(arguments, len(args), original, told) if again else None
+            whole = original, args, kwargs
+            answer = self._answer(request, name, model, branch, latents, whole, text, given)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
         return answer
 
-    def named(self, original: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Named:
-        """Remembers the branch that the pipeline names, within diffusers' own context."""
-        return Named(self._contexts, name, original(name, *args, **kwargs))
+    def _leave_alone(
+        self, request: Request, name: str, branch: str, latents: Tensor, call: Callable[[], Any]
+    ) -> Any:
+        """Run a network that was not named; its call belongs to the step all the same."""
+        assert request.session is not None
+        started = time.perf_counter()
+        raw = call()
+        output, _ = read_output(raw, latents, name)
+        request.session.note(output, branch=branch, model=name, reason=LEFT_ALONE, started=started)
+        self.patches.refresh()
+        return raw
 
-    def step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def named(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Named:
+        """Remembers the branch that the pipeline names, within diffusers' own context."""
+        name = args[0] if args else kwargs["name"]
+        return Named(self._contexts, name, original(*args, **kwargs))
+
+    def step(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """Settles the step, lets the scheduler integrate it, and ends it."""
-        request = self._request
+        request = self._running()
         if request is None or not request.in_step or request.session is None:
             return original(*args, **kwargs)
         try:
@@ -266,12 +326,36 @@ class Driver:
         copies = self.patches.copies(self.scheduler)
         return [self.scheduler, *(c for c in copies if same_grid(self.scheduler, c))]
 
-    def ended(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def ended(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
         """The pipeline is done: what it left open, because it was interrupted, is dropped."""
         self.abort("the pipeline ended before the last step")
         return original(*args, **kwargs)
 
+    def progress_bar(
+        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Drops the request at once when the pipeline's own code raises within its loop."""
+        bar = original(*args, **kwargs)
+        # a bar that is iterated sees no exception; `_running` notices the end of that call
+        iterated = args[0] if args else kwargs.get("iterable")
+        return WatchedBar(bar, self._left) if iterated is None else bar
+
     # ------------------------------------------------------------- the request
+    def _running(self) -> Request | None:
+        """The open request, if the call of the pipeline that opened it is still running."""
+        request = self._request
+        if request is not None and request.call is not None and not request.call.running:
+            self.abort("the pipeline raised before the last step")
+            return None
+        return request
+
+    def _left(self, error: BaseException) -> None:
+        """The pipeline's loop raised."""
+        if self._request is not None:
+            self._close(self._request, error)
+
     def abort(self, why: str) -> None:
         """Ends a request that never reached its last step; its state is dropped."""
         if self._request is not None:
@@ -286,6 +370,7 @@ class Driver:
         self._request = None
         request.forms.clear()
         request.chains.clear()
+        request.times.clear()
         request.branches.clear()
         session = request.session
         if session is None:
@@ -304,16 +389,15 @@ class Driver:
             request.session = self.engine.session(self._info(request, name, latents))
             request.session.__enter__()
         before = request.carried
-        interval = request.schedule.interval(
-            request.index,
-            None if before is None else before.end,
-            None if before is None else before.end_time,
-        )
+        moved = (None, None) if before is None else (before.end, before.end_time)
+        interval = request.schedule.interval(request.index, *moved)
         request.branches.begin_step()
         request.session.begin(interval)
-        request.in_step, request.told = True, told
+        request.in_step, request.told, request.time = True, told, interval.time
 
-    def _info(self, request: Request, name: str, latents: Tensor) -> SessionInfo:
+    def _info(self, request: Request, called: str, latents: Tensor) -> SessionInfo:
+        name = called if called in self.networks else next(iter(self.networks))
+        unit = float(getattr(self.scheduler.config, "num_train_timesteps", math.nan))
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -325,10 +409,11 @@ class Driver:
             model=self._facts(name),
             solver=solver_of(self.scheduler),
             guidance=guidance_of(self.pipe),
-            capabilities=capabilities(self.scheduler) | self.signals,
+            capabilities=capabilities(self.scheduler) | self.offered,
             first=request.index,
             request_id=f"request-{request.number}",
-            time_of=lambda sigma: sigma * float(self.scheduler.config.num_train_timesteps),
+            time_of=lambda sigma: sigma * unit,
+            prompts=self.prompts,
         )
 
     def _facts(self, name: str) -> dict[str, str]:
@@ -344,11 +429,17 @@ class Driver:
         branch: str,
         latents: Tensor,
         call: partial[Any],
+        text: Mapping[str, Feature],
     ) -> Any:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
         trunk = self.trunks[name]
-        run = Run(trunk, request.session, model, branch, call, request.chains.get(key))
+
+        def lent(other: str) -> Chain | None:
+            return request.chains.get((model, other, latents.shape, latents.dtype))
+
+        known = request.chains.get(key)
+        run = Run(trunk, request.session, model, branch, call, known, latents, lent, text)
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain
@@ -363,44 +454,63 @@ class Driver:
         model: str,
         branch: str,
         latents: Tensor,
-        call: Callable[[], Any],
-        split: tuple[Mapping[str, Any], Callable[..., Any]] | None = None,
+        whole: tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]],
+        text: Mapping[str, Feature],
+        given: Given | None,
     ) -> Any:
         assert request.session is not None
         key = (model, branch, latents.shape, latents.dtype)
-        ran: list[tuple[Any, Tensor, OutputForm]] = []
+        original, args, kwargs = whole
+        ran: tuple[Any, Tensor, OutputForm] | None = None
         started = time.perf_counter()
         known = request.forms.get(key)
 
         def compute() -> Tensor:
-            raw = call()
+            nonlocal ran
+            raw = original(*args, **kwargs)
             if known is not None and (again := known.same(raw)) is not None:
-                main, form = again, known
+                ran = raw, again, known
             else:
-                main, form = read_output(raw, latents, name)
-            ran.append((raw, main, form))
-            return main
+                ran = raw, *self._read(raw, latents, name)
+            return ran[1]
 
         network: Callable[[], Tensor] = compute
         if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
             first = compute()
-            known, network = ran[0][2], lambda: first
-        if known.rule.relation is Relation.OUTPUT:
-            self._require_output_reuse(name, tuple(known.shape), tuple(latents.shape))
-        reference = known.reference(latents)
+            assert ran is not None
+            known, network = ran[2], lambda: first
         rows: Callable[[Tensor], Tensor] | str = "it runs whole batches"
-        if split is not None:
-            rows = self._row_compute(request, key, name, latents, known, *split)
+        if given is not None and self.engine.per_sample:
+            rows = self._row_compute(request, key, name, latents, known, given)
+        trial = None
+        if given is not None and self._tries:
+            told = request.times.setdefault((name, branch), {})
+            told[request.time] = copied(given.time)  # pipelines may write into it
+            trial = Trials(name, self.networks[name], given, latents, known, told, request.time)
         output = request.session.forward(
-            reference, network, branch=branch, model=model, rows=rows, started=started
+            known.reference(latents),
+            network,
+            branch=branch,
+            model=model,
+            features=text,
+            rows=rows,
+            trial=trial,
+            started=started,
         )
-        if not ran:
+        if ran is None:
             return request.forms.get(key, known).rebuild(output)
-        raw, main, form = ran[0]
+        raw, main, form = ran
         request.forms[key] = form
         if form.rest is not None or form.others:
             request.count_bytes()
         return raw if output is main else form.rebuild(output)
+
+    def _read(self, raw: Any, latents: Tensor, name: str) -> tuple[Tensor, OutputForm]:
+        """What a network returned, once its form is new."""
+        main, form = read_output(raw, latents, name)
+        if form.rule.relation is Relation.OUTPUT:
+            self._require_output_reuse(name, tuple(form.shape), tuple(latents.shape))
+        return main, form
 
     def _row_compute(
         self,
@@ -409,18 +519,17 @@ class Driver:
         name: str,
         latents: Tensor,
         known: OutputForm,
-        arguments: Mapping[str, Any],
-        original: Callable[..., Any],
+        given: Given,
     ) -> Callable[[Tensor], Tensor] | str:
         """Runs the network on some samples of this call, or why it cannot."""
-        take = batching.splitter(arguments, latents.shape[0])
+        take = batching.splitter(given.arguments, latents.shape[0])
         why = batching.unsplit(known)
         if isinstance(take, str) or why is not None:
             return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
 
         def compute(rows: Tensor) -> Tensor:
-            some = called(self.networks[name], take(rows))
-            raw = original(*some.args, **some.kwargs)
+            args, kwargs = called(self.networks[name], take(rows), given.placed)
+            raw = given.original(*args, **kwargs)
             main, form = read_output(raw, latents.index_select(0, rows), name)
             request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
             return main
@@ -450,10 +559,10 @@ class Driver:
         if timestep is None:
             return
         found = index_of(self.scheduler, timestep, request.schedule, request.index)
-        moved = request.carried is not None and (
-            request.carried.end_time != request.schedule.times[request.index]
-        )
-        if found is not None and found != request.index and not moved:
+        if found is None or found == request.index:
+            return
+        carried = request.carried
+        if carried is None or carried.end_time == request.schedule.times[request.index]:
             raise ProtocolError(
                 f"request {request.number}: the pipeline steps index {found} of its timesteps, "
                 f"the network was called for step {request.index}; this pipeline runs its steps "
@@ -461,14 +570,14 @@ class Driver:
             )
 
     def _refuse_replaced_parts(self) -> None:
-        for name, part in {"scheduler": self.scheduler, **self.networks}.items():
+        for name, part in {"scheduler": self.scheduler, **self.parts}.items():
             now = getattr(self.pipe, name)
             if now is not part:
                 raise ProtocolError(
                     f"the {name} of {type(self.pipe).__name__} was replaced after attach "
                     f"({type(part).__name__} / {type(now).__name__}); set it first, then attach"
                 )
-        for name, network in self.networks.items():
+        for name, network in self.parts.items():
             if compiled_in_place(network):
                 raise CapabilityError(
                     f"{name} ({type(network).__name__}) was compiled in place after attach, which "

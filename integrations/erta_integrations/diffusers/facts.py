@@ -81,9 +81,6 @@ def scales_of(layer: nn.Module | None) -> dict[str, float]:
     return {name: round(float(scaling[name]), 9) for name in active if name in scaling}
 
 
-NONE_LOADED: tuple[object, nn.Module | None, object] = ((), None, ({}, ()))
-
-
 class AdapterWatch:
     """Notices within a request that the adapters of a network are not what they were.
 
@@ -95,15 +92,16 @@ class AdapterWatch:
     def __init__(self) -> None:
         self._known: dict[str, tuple[object, nn.Module | None, object]] = {}
         self._changes: dict[str, int] = {}
+        self._bare: set[str] = set()  # networks that never had any adapters
 
     def model(self, name: str, network: nn.Module) -> str:
         """Name of the network for this call: `transformer`, after a change `transformer#2`."""
         inner = network._modules.get("_orig_mod") or network
         adapters = vars(inner).get("peft_config")  # a missing attribute is slow to ask for
+        if not adapters and name in self._bare:
+            return name
         loaded = tuple(adapters) if adapters else ()
         before = self._known.get(name)
-        if before == NONE_LOADED and not loaded and name not in self._changes:
-            return name
         layer = before[1] if before is not None and before[0] == loaded else None
         if layer is None and loaded:
             layer = next((m for m in inner.modules() if scales_of(m)), None)
@@ -113,6 +111,10 @@ class AdapterWatch:
             self._changes[name] = self._changes.get(name, 1) + 1
         self._known[name] = loaded, layer, (state, fused)
         changes = self._changes.get(name)
+        if loaded or changes is not None:
+            self._bare.discard(name)
+        else:
+            self._bare.add(name)
         return name if changes is None else f"{name}#{changes}"
 
 

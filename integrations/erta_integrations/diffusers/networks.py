@@ -31,7 +31,7 @@ def find_networks(pipe: Any, names: Sequence[str] | None) -> dict[str, nn.Module
     `forward` takes latents and a time; control networks, which only feed one, are left out.
 
     Raises:
-        CapabilityError: There is none, one of several is left out, or one was compiled in place.
+        CapabilityError: There is none, or one was compiled in place.
     """
     modules = {n: m for n, m in components(pipe).items() if isinstance(m, nn.Module)}
     if names is None:
@@ -44,21 +44,32 @@ def find_networks(pipe: Any, names: Sequence[str] | None) -> dict[str, nn.Module
             f"{type(pipe).__name__} has no network {asked}; name it with networks=[...], "
             f"its modules are: {', '.join(modules) or 'none'}"
         )
-    left_out = [n for n, m in modules.items() if n in USUAL and denoises(m) and n not in found]
-    if left_out:
-        raise CapabilityError(
-            f"{type(pipe).__name__} also steps with {', '.join(left_out)}, which networks=[...] "
-            "leaves out, so that its steps could not be counted; leave networks out, and limit "
-            "where to reuse with a policy such as only_between"
-        )
-    for name, network in found.items():
+    refuse_compiled(found)
+    return found
+
+
+def find_others(pipe: Any, driven: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The networks that a pipeline also steps with, when only some were named.
+
+    Raises:
+        CapabilityError: One was compiled in place.
+    """
+    parts = components(pipe)
+    found = {n: parts[n] for n in USUAL if n not in driven and isinstance(parts[n], nn.Module)}
+    others = {n: m for n, m in found.items() if denoises(m)}
+    refuse_compiled(others)
+    return others
+
+
+def refuse_compiled(networks: Mapping[str, nn.Module]) -> None:
+    """Refuse networks whose calls are compiled, patches and all."""
+    for name, network in networks.items():
         if compiled_in_place(network):
             raise CapabilityError(
                 f"{name} ({type(network).__name__}) was compiled in place with module.compile(), "
                 f"which would trace the engine; use pipe.{name} = torch.compile(pipe.{name}) or "
                 "compile_repeated_blocks()"
             )
-    return found
 
 
 def components(pipe: Any) -> dict[str, Any]:
@@ -163,9 +174,22 @@ def names_of(forward: Callable[..., Any]) -> tuple[tuple[str, ...], frozenset[st
     return names, frozenset(names)
 
 
-def called(network: nn.Module, arguments: Mapping[str, Any]) -> inspect.BoundArguments:
-    """Arguments by name, as `args` and `kwargs` of a call."""
-    return inspect.BoundArguments(signature(network), OrderedDict(arguments))
+def called(
+    network: nn.Module, arguments: Mapping[str, Any], placed: int = 0
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments by name, as `args` and `kwargs` of a call.
+
+    Args:
+        network: Whose call it is.
+        arguments: What `bound` gave, perhaps with other values.
+        placed: How many were given by place; a compiled network tells the two apart.
+    """
+    forward = unwrapped(network).forward
+    if not names_of(forward)[0]:
+        whole = inspect.BoundArguments(signature_of(forward), OrderedDict(arguments))
+        return whole.args, whole.kwargs
+    items = list(arguments.items())
+    return tuple(value for _, value in items[:placed]), dict(items[placed:])
 
 
 def pick(arguments: Mapping[str, Any], names: tuple[str, ...]) -> Any:

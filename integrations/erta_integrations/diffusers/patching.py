@@ -30,7 +30,7 @@ class Patch:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.replacement is None:
             return self.original(*args, **kwargs)
-        return self.replacement(self.original, *args, **kwargs)
+        return self.replacement(self.original, args, kwargs)
 
     def retire(self) -> None:
         """Pass every call on from now on, and let hooks that were put on top hold the original."""
@@ -53,7 +53,7 @@ class PatchSet:
         self._done: list[tuple[object, Patch]] = []
 
     def apply(self, owner: object, name: str, replacement: Callable[..., Any]) -> Patch:
-        """Replace `owner.name` on this instance; `replacement(original, *args, **kwargs)`."""
+        """Replace `owner.name` on this instance; `replacement(original, args, kwargs)` answers."""
         patch = Patch(owner, name, replacement)
         self._done.append((vars(owner).get(name, MISSING), patch))
         vars(owner)[name] = patch
@@ -62,8 +62,8 @@ class PatchSet:
     def copies(self, owner: object) -> list[object]:
         """The deep copies of a patched instance that are still alive."""
         found = {}
-        for _, patch in self._done:
-            if patch.copies and patch.owner is owner:
+        for patch in [patch for _, patch in self._done if patch.copies]:
+            if patch.owner is owner:
                 alive = [copied for ref in patch.copies if (copied := ref()) is not None]
                 patch.copies = [weakref.ref(copied) for copied in alive]
                 found.update({id(copied): copied for copied in alive})

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erta_framework import Policy, Profile, Samples
+from erta_framework import Policy, Profile, Samples, Seam
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_framework.extras import require_extra
 from erta_framework.sampler import resolve_device
@@ -35,12 +35,14 @@ class PipelineRun:
 
     Attributes:
         pipe: The diffusers pipeline.
-        source: Where it was loaded from.
+        source: Name of its folder, or its hub id.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
     """
 
-    def __init__(self, pipe: Any, source: str) -> None:
+    def __init__(self, pipe: Any, source: str, seam: str = Seam.LATENT) -> None:
         self.pipe = pipe
         self.source = source
+        self.seam = seam
 
     def calibrate(
         self, prompts: Sequence[str], profiler: Policy, *, seed: int = 0, **options: Any
@@ -58,13 +60,14 @@ class PipelineRun:
             PolicyError: The profiler emitted nothing.
         """
         given = self._arguments(prompts, options)
-        with attach(self.pipe, [profiler]) as run:
+        with attach(self.pipe, [profiler], seam=self.seam) as run:
             for number, prompt in enumerate(prompts):
-                self._call(prompt, seed + number, "latent", given)
+                run.prompts = [prompt]
+                self._call(prompt, seed + number, "latent", given, profiler.copies)
         if not run.emitted:
             raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")
         return run.profile().with_provenance(
-            pipeline=f"{type(self.pipe).__name__} {Path(self.source).name}",
+            pipeline=f"{type(self.pipe).__name__} {self.source}",
             prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
             seeds=f"{seed}..{seed + len(prompts) - 1}",
             date=datetime.now(UTC).date().isoformat(),
@@ -90,7 +93,7 @@ class PipelineRun:
         given = self._arguments(prompts, options)
         samples: list[Tensor] = []
         seconds = 0.0
-        with attach(self.pipe, list(policies)) as run:
+        with attach(self.pipe, list(policies), seam=self.seam) as run:
             for number, prompt in enumerate(prompts):
                 clock = time.perf_counter()
                 output = self._call(prompt, seed + number, "pt", given)
@@ -121,11 +124,18 @@ class PipelineRun:
                 )
         return {ARGUMENTS[name]: value for name, value in given.items()}
 
-    def _call(self, prompt: str, seed: int, output_type: str, given: Mapping[str, Any]) -> Any:
-        generator = torch.Generator().manual_seed(seed)
+    def _call(
+        self,
+        prompt: str,
+        seed: int,
+        output_type: str,
+        given: Mapping[str, Any],
+        copies: int = 1,
+    ) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
         output = self.pipe(
-            prompt=prompt,
-            generator=generator,
+            prompt=prompt if copies == 1 else [prompt] * copies,
+            generator=generators[0] if copies == 1 else generators,
             output_type=output_type,
             return_dict=False,
             **given,
@@ -133,18 +143,27 @@ class PipelineRun:
         return output[0]
 
 
-def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) -> PipelineRun:
+def load(
+    source: str,
+    *,
+    accelerator: str = "auto",
+    dtype: str | None = None,
+    seam: str = Seam.LATENT,
+) -> PipelineRun:
     """Load a pipeline from a folder, or from the hub by its id.
 
-    A folder needs no network: nothing is fetched for it.
+    A folder needs no network: nothing is fetched for it. A hub id is fetched once into the hub's
+    cache, and is found there offline (`HF_HUB_OFFLINE=1`).
 
     Args:
         source: Folder that `pipe.save_pretrained` wrote, or a hub id such as `owner/name`.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None takes diffusers' default.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
 
     Raises:
-        InputError: There is no such folder, it holds no pipeline, or the dtype is unknown.
+        InputError: There is no such folder, it holds no pipeline, the hub and its cache have no
+            such id, or the dtype is unknown.
         CapabilityError: The accelerator is not there.
         MissingExtraError: diffusers or transformers is not installed.
     """
@@ -166,10 +185,20 @@ def load(source: str, *, accelerator: str = "auto", dtype: str | None = None) ->
         )
     device = resolve_device(accelerator, devices=1)
     chosen = {} if dtype is None else {"torch_dtype": DTYPES[dtype]}
-    pipe = DiffusionPipeline.from_pretrained(
-        str(folder) if local else source, local_files_only=local, **chosen
-    )
-    return PipelineRun(pipe.to(device), source)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder) if local else source, local_files_only=local, **chosen
+        )
+    except OSError as error:
+        remedy = (
+            "save the pipeline again with pipe.save_pretrained"
+            if local
+            else f"check the id, fetch it once while online with `hf download {source}`, or give "
+            "the folder of a saved pipeline"
+        )
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
+    return PipelineRun(pipe.to(device), folder.name if local else source, seam)
 
 
 def as_sample(output: Any, pipeline: str) -> Tensor:

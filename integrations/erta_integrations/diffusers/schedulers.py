@@ -253,6 +253,14 @@ def same_grid(a: Any, b: Any) -> bool:
 def move_interval(scheduler: Any, settled: Interval) -> None:
     """Write a moved end into the scheduler's grid, in place: pipelines iterate views of it."""
     following = settled.index + 1
-    scheduler.sigmas[following] = settled.end
-    if following < len(scheduler.timesteps):
-        scheduler.timesteps[following] = settled.end_time
+    write(scheduler.sigmas, following, settled.end)
+    if following < scheduler.timesteps.shape[0]:
+        write(scheduler.timesteps, following, settled.end_time)
+
+
+def write(grid: torch.Tensor, place: int, value: float) -> None:
+    """Set one value of a grid in place."""
+    if grid.is_cpu and grid.dtype is torch.float32:
+        grid.numpy()[place] = value  # a tenth of the time; the array is the tensor's own memory
+    else:
+        grid[place] = value

@@ -122,6 +122,8 @@ class OutputForm:
 
     def reference(self, latents: Tensor) -> Tensor:
         """What the residual is taken against, in the prediction's type."""
+        if self.rule.relation is Relation.EQUAL:
+            return latents if latents.dtype is self.dtype else latents.to(self.dtype)
         if self.rule.relation is Relation.OUTPUT:
             return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
         reference = self.rule.reference(latents)

@@ -9,13 +9,27 @@ from torch import Tensor, nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.networks import pick, signature_of
+from erta_framework.signals import (
+    PREFIX,
+    PROMPT,
+    PROMPT_MASK,
+    TEXT,
+    holds_text,
+    tokens,
+    wanted,
+)
+from erta_integrations.diffusers.networks import pick, signature, signature_of
 
-PREFIX = "signal:"
 MODULATED = "modulated_input"
 TIME = "timestep_embedding"
 PROJECTION = "timestep_projection"
 PROBE = "probe:"
+LATENTS = "latents"
+"""Not among what is required: a policy says that it `reads_latents`."""
+EMBEDDINGS = "encoder_hidden_states"
+MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
+
+Feature = Callable[[], Tensor]
 
 
 class _Seen(Exception):
@@ -41,15 +55,32 @@ def uses(module: nn.Module) -> bool:
 
 
 def time_embedding_of(network: nn.Module) -> nn.Module | None:
-    """The module that embeds the timestep: the first `TimestepEmbedding`."""
-    found = (m for m in network.modules() if type(m).__name__ == "TimestepEmbedding")
-    return next(found, None)
+    """The module that embeds the timestep: the first `TimestepEmbedding`, of the outermost ones.
+
+    Parts of a network may have one of their own, as the text refiner of HunyuanVideo does.
+    """
+    found = (n for n, m in network.named_modules() if type(m).__name__ == "TimestepEmbedding")
+    name = min(found, key=lambda path: path.count("."), default=None)
+    return None if name is None else network.get_submodule(name)
 
 
 def time_projection_of(network: nn.Module) -> nn.Module | None:
     """The linear layer that projects the embedded timestep for all blocks, as Wan has one."""
     found = (m for name, m in network.named_modules() if name.split(".")[-1] == "time_proj")
     return next((m for m in found if isinstance(m, nn.Linear)), None)
+
+
+def time_waves_of(network: nn.Module) -> nn.Module | None:
+    """The module that makes sinusoids of the timestep: the first `Timesteps`."""
+    found = (m for m in network.modules() if type(m).__name__ == "Timesteps")
+    return next(found, None)
+
+
+def activation_beside(network: nn.Module, layer: nn.Module | None) -> nn.Module | None:
+    """The activation that goes before a layer, kept as `act_fn` beside it."""
+    owners = (m for m in network.modules() if any(part is layer for part in m.children()))
+    found = getattr(next(owners, None), "act_fn", None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def modulated_input(block: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
@@ -116,9 +147,31 @@ def available(network: nn.Module, first_blocks: Sequence[nn.Module], blocks: int
     return frozenset(found)
 
 
-def required(policies: Sequence[Policy]) -> frozenset[str]:
-    """The signals that some policy declares in `requires`."""
-    return frozenset(r for policy in policies for r in policy.requires if r.startswith(PREFIX))
+def of_text(networks: Iterable[nn.Module]) -> frozenset[str]:
+    """The signals of the text, with their prefix, where every network takes text embeddings."""
+    takes = all(EMBEDDINGS in signature(network).parameters for network in networks)
+    return TEXT if takes else frozenset()
+
+
+def text_features(network: nn.Module, arguments: Mapping[str, Any]) -> dict[str, Feature]:
+    """What policies may ask for of the text in one network call, read off its arguments."""
+
+    def embeddings() -> Tensor:
+        given = arguments.get(EMBEDDINGS)
+        if not isinstance(given, Tensor) or given.ndim < 2:
+            got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise CapabilityError(
+                f"{type(network).__name__} was given {got} as {EMBEDDINGS}, not text embeddings "
+                "[B, tokens, D]; remove the policy that reads signal:prompt"
+            )
+        return tokens(given)
+
+    def mask() -> Tensor:
+        given = pick(arguments, MASKS)
+        fits = isinstance(given, Tensor) and given.shape == embeddings().shape[:2]
+        return holds_text(embeddings(), given if fits else None)
+
+    return {PROMPT: embeddings, PROMPT_MASK: mask}
 
 
 def check(
@@ -130,7 +183,7 @@ def check(
         CapabilityError: Names the policy, the signal, the model class and what it offers.
     """
     for policy in policies:
-        missing = sorted(required([policy]) - offered)
+        missing = sorted(wanted([policy]) - offered)
         if missing:
             models = ", ".join(f"{n} ({type(m).__name__})" for n, m in networks.items())
             raise CapabilityError(
@@ -138,6 +191,3 @@ def check(
                 f"offers {listed(offered)}); signals need seam='trunk' and a network that has "
                 "them, see inspect(pipe)"
             )
-
-
-Feature = Callable[[], Tensor]

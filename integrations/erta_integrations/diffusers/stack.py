@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from erta_framework.errors import CapabilityError
+from erta_framework.signals import PREFIX
 from erta_integrations.diffusers import signals
+from erta_integrations.diffusers.embedded_times import EmbeddedTimes
 from erta_integrations.diffusers.networks import compiled_in_place
 from erta_integrations.diffusers.patching import PatchSet, patched
 from erta_integrations.diffusers.trunk import Block, discover, first_blocks, longest
@@ -29,7 +31,7 @@ class Trunk:
         self.stacks = discover(network)
         self.wanted = wanted
         self.depths = signals.depths_of(wanted)
-        self.times: dict[str, Tensor] = {}
+        self.times = EmbeddedTimes(network, wanted)
         self.run: Run | None = None
 
     @property
@@ -43,12 +45,7 @@ class Trunk:
             for block in blocks:
                 place = "_compiled_call_impl" if compiled_in_place(block.module) else "forward"
                 patches.apply(block.module, place, partial(self._block_call, block))
-        for name, module in (
-            (signals.TIME, signals.time_embedding_of(self.network)),
-            (signals.PROJECTION, signals.time_projection_of(self.network)),
-        ):
-            if signals.PREFIX + name in self.wanted and module is not None:
-                patches.apply(module, "forward", partial(self._embedding_call, name))
+        self.times.install(patches, lambda: self.run is not None)
 
     def refuse_compiled(self) -> None:
         """Refuse blocks that were compiled around their patch, which would trace the engine.
@@ -65,19 +62,15 @@ class Trunk:
                     )
 
     def _block_call(
-        self, block: Block, original: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        block: Block,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         if self.run is None:
             return original(*args, **kwargs)
         return self.run.block_call(block, original, args, kwargs)
-
-    def _embedding_call(
-        self, name: str, original: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> Any:
-        embedded = original(*args, **kwargs)
-        if self.run is not None:
-            self.times[name] = embedded
-        return embedded
 
     @contextmanager
     def running(self, run: Run) -> Generator[Run, None, None]:
@@ -90,17 +83,23 @@ class Trunk:
             self.times.clear()
 
     def features(
-        self, block: Block, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        block: Block,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        times: Sequence[float],
+        now: float,
     ) -> dict[str, signals.Feature]:
-        """The signals that policies declared, computed when they ask."""
-        every: dict[str, signals.Feature] = {
-            signals.MODULATED: lambda: signals.modulated_input(block.module, args, kwargs),
-            signals.TIME: partial(self._embedded, signals.TIME),
-            signals.PROJECTION: partial(self._embedded, signals.PROJECTION),
-        }
-        return {name: get for name, get in every.items() if signals.PREFIX + name in self.wanted}
+        """The signals that policies declared, computed when they ask.
 
-    def _embedded(self, name: str) -> Tensor:
-        if name not in self.times:
-            raise CapabilityError(f"{self.cls} did not embed its timestep before its blocks")
-        return self.times[name]
+        Args:
+            block: The first block.
+            args: What it was given.
+            kwargs: The same by name.
+            times: The scheduler's timestep at each step.
+            now: That of this step.
+        """
+        found = self.times.features(times, now)
+        if PREFIX + signals.MODULATED in self.wanted:
+            found[signals.MODULATED] = lambda: signals.modulated_input(block.module, args, kwargs)
+        return found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError
+from erta_integrations.diffusers.shapes import ShapeRule
 from erta_integrations.diffusers.trunk import Block, returned_names
 
 Streams = tuple[str, ...]  # what one tensor holds: one stream, or several joined along the tokens
@@ -72,6 +73,7 @@ class Chain:
         given: The arguments of the first block.
         kept: What the blocks before a probe returned, by their number from 1.
         residuals: Output minus input of the streams other than `main`, of the last computed call.
+        rule: How the network's output relates to its latents.
     """
 
     stages: list[Stage] = field(default_factory=list)
@@ -81,6 +83,7 @@ class Chain:
     given: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
     kept: dict[int, Returned] = field(default_factory=dict)
     residuals: dict[str, Tensor] = field(default_factory=dict)
+    rule: ShapeRule | None = None
 
     @property
     def main(self) -> str:

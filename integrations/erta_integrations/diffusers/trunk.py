@@ -148,6 +148,7 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
     Example:
         >>> print(inspect(pipe))  # doctest: +SKIP
         transformer: WanTransformer3DModel
+          text: prompt, prompt_mask
           blocks: 30 x WanTransformerBlock, streams hidden_states, encoder_hidden_states
           signals: modulated_input, timestep_embedding, timestep_projection
           probes: probe:1 to probe:29
@@ -157,6 +158,8 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
     for name, network in find_networks(pipe, networks).items():
         inner = getattr(network, "_orig_mod", network)
         lines.append(f"{name}: {type(inner).__name__}")
+        if text := signals.of_text([network]):
+            lines.append(f"  text: {signals.listed(text)}")
         try:
             stacks = discover(network)
         except CapabilityError as error:

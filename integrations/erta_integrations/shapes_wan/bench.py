@@ -34,7 +34,7 @@ from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.sampler import Sampler, Samples, TextSampler
 from erta_framework.solvers import FlowEuler, Solver
-from erta_integrations.shapes_wan.pipeline import SCHEDULERS, grid
+from erta_integrations.shapes_wan.pipeline import grid
 from erta_integrations.shapes_wan.sampler import PipelineSampler
 
 COLUMNS = {
@@ -58,7 +58,7 @@ class PipelineSetting(Setting):
     """A setting whose samplers run `WanPipeline`.
 
     Attributes:
-        scheduler: A name of `SCHEDULERS`.
+        scheduler: A name of `NAMES`.
     """
 
     scheduler: str = "flow_euler"
@@ -167,7 +167,7 @@ def pipeline_ablation(
     setting: Setting,
     *,
     calls: Sequence[int] = (25, 17, 12),
-    schedulers: Sequence[str] = tuple(SCHEDULERS),
+    schedulers: Sequence[str] = ("flow_euler", "unipc"),
     seed: int = 0,
     console: Console | None = None,
     command: str = "pipeline",
@@ -177,7 +177,7 @@ def pipeline_ablation(
     Args:
         setting: Model, prompts and what else all rows share.
         calls: Network calls of each branch.
-        schedulers: Names of `SCHEDULERS`.
+        schedulers: Names of `NAMES`.
         seed: First seed.
         console: Where to show a progress bar; None shows none.
         command: Named in the result.

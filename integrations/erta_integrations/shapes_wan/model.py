@@ -20,7 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erta_framework import Callback, Policy, Profile
+from erta_framework import Callback, Policy, Profile, Seam
+from erta_framework.signals import NetworkSignal
 from erta_integrations.shapes_wan.data import (
     FRAMES,
     SIZE,
@@ -112,6 +113,8 @@ class ShapesWan(nn.Module):
         scheduler: str | None = None,
         num_steps: int = 50,
         batch_size: int = 16,
+        accelerator: str = "auto",
+        seam: str = Seam.LATENT,
     ) -> PipelineSampler:
         """Samples through diffusers' unmodified `WanPipeline` instead of the own loop.
 
@@ -121,6 +124,8 @@ class ShapesWan(nn.Module):
             scheduler: `"flow_euler"` (None) or `"unipc"`.
             num_steps: Steps of a request.
             batch_size: Samples a request.
+            accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+            seam: What a reused step leaves out, `"latent"` or `"trunk"`.
 
         Raises:
             CapabilityError: A policy needs something that the scheduler cannot do.
@@ -134,12 +139,28 @@ class ShapesWan(nn.Module):
             scheduler=scheduler or "flow_euler",
             num_steps=num_steps,
             batch_size=batch_size,
+            accelerator=accelerator,
+            seam=seam,
         )
 
     def fingerprint(self) -> dict[str, str]:
         """Network class, hash of its configuration and of its weights file."""
         config = hashlib.sha256(json.dumps(NETWORK, sort_keys=True).encode()).hexdigest()[:16]
         return {"network": "WanTransformer3DModel", "config": config, "weights": self.weights_hash}
+
+    def signals(self) -> dict[str, NetworkSignal]:
+        """The embedded timestep `[B, D]` and Wan's projection of it for all blocks `[B, 6 * D]`."""
+        embedder = self.transformer.condition_embedder
+
+        def embedded(x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+            found: Tensor = embedder.time_embedder(embedder.timesteps_proj(timestep))
+            return found
+
+        def projected(x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+            found: Tensor = embedder.time_proj(embedder.act_fn(embedded(x, timestep, embeds)))
+            return found
+
+        return {"timestep_embedding": embedded, "timestep_projection": projected}
 
     def forward(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """Velocity `[B, 3, F, H, W]` at latents `x` and timestep `[B]` in [0, 1000]."""

@@ -10,8 +10,8 @@ How it differs from the own loop (`Sampler`), where it does:
   1/N before it shifts them, so its last step, to 0, is almost nothing.
   `Sampler(sigmas=grid(...))` is on the same grid, and gives the same samples bit for bit.
 * Time-warps. A moved sigma is held in float32 by the scheduler and in float64 by the own loop.
-* `unipc` is a multistep solver that the own loop does not have, and tells the network whole
-  numbers as timesteps.
+* `unipc` and `dpmpp` are multistep solvers that the own loop does not have, and tell the network
+  whole numbers as timesteps.
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "unipc": lambda: diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
     ),
+    "dpmpp": lambda: diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+    ),
 }
-"""`unipc` is set up as in the published Wan pipelines, whose default it is."""
+"""`unipc` is set up as in the published Wan pipelines, whose default it is; `dpmpp` is
+DPM-Solver++ 2M on the same sigmas."""
 
 
 def make_scheduler(name: str) -> Any:
@@ -68,7 +72,7 @@ def pipeline(scheduler: str = "flow_euler", *, model: ShapesWan | None = None) -
     Call it with what `request` gives, and it returns videos `[B, 3, 5, 16, 16]` in [-1, 1].
 
     Args:
-        scheduler: `"flow_euler"` or `"unipc"`, both with shift 3.
+        scheduler: A name of `SCHEDULERS`, all with shift 3.
         model: The model; by default the trained one that ships with the package.
 
     Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,12 +15,16 @@ import diffusers
 import torch
 from torch import Tensor
 
-from erta_framework import Engine, Policy, Profile, Samples, Trace
+from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
 from erta_framework.callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.models import TextModel
-from erta_framework.sampler import resolve_device
+from erta_framework.records import RESIZED, TRIAL
+from erta_framework.sampler import copied, resolve_device
+from erta_framework.signals import TEXT
+from erta_framework.signals import wanted as signals_of
 from erta_integrations.diffusers import Attachment, attach
+from erta_integrations.diffusers.bridge import Bridge
 from erta_integrations.diffusers.schedulers import capabilities
 from erta_integrations.shapes_wan.model import ShapesWan
 from erta_integrations.shapes_wan.pipeline import SHIFT, make_scheduler, pipeline, request
@@ -32,11 +36,14 @@ class PipelineSampler:
     Args:
         policies: In call order; empty computes every step.
         callbacks: Observers, such as `ProgressBar()`.
-        scheduler: `"flow_euler"` or `"unipc"`.
+        scheduler: A name of `SCHEDULERS`.
         guidance_scale: Scale of classifier-free guidance.
         num_steps: Steps of a request.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: Samples a request.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        watched_by: What is attached to the pipeline instead of the policies, such as
+            `lambda pipe: bridge(pipe, "FirstBlockCache")`.
 
     Raises:
         CapabilityError: A policy needs something that the scheduler cannot do.
@@ -57,6 +64,8 @@ class PipelineSampler:
         num_steps: int = 50,
         accelerator: str = "auto",
         batch_size: int = 16,
+        seam: str = Seam.LATENT,
+        watched_by: Callable[[Any], Bridge] | None = None,
     ) -> None:
         for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
             if value < 1:
@@ -69,8 +78,14 @@ class PipelineSampler:
         self.num_steps = num_steps
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
+        self.seam = Seam(seam)
+        self._watched_by = watched_by
         made = make_scheduler(scheduler)
-        self.engine.check(capabilities(made), type(made).__name__)
+        # which signals the blocks offer is known, and checked, once the model is attached
+        inside = signals_of(self.engine.policies)
+        if self.seam is Seam.LATENT:
+            inside = TEXT | {TRIAL, RESIZED}
+        self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
         self._class = type(made).__name__
 
     @property
@@ -83,7 +98,13 @@ class PipelineSampler:
         }
 
     def sample(
-        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, title: str = "sampling"
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        title: str = "sampling",
     ) -> Samples:
         """Sample one video per prompt.
 
@@ -91,6 +112,7 @@ class PipelineSampler:
             model: shapes-wan.
             prompts: One a sample.
             seed: Sample k draws its noise from `seed + k`, as with `Sampler`.
+            seeds: A seed for each sample, instead of `seed`.
             title: Shown by the progress bar.
 
         Raises:
@@ -101,12 +123,15 @@ class PipelineSampler:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
         if not isinstance(model, ShapesWan):
             raise InputError(f"the model is {type(model).__name__}; this pipeline runs ShapesWan")
-        names, seeds = tuple(prompts), tuple(range(seed, seed + len(prompts)))
+        names = tuple(prompts)
+        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
+        if len(numbers) != len(names):
+            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
         pipe = pipeline(self.scheduler, model=model.to(self.device))
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
-        with Observers(self.callbacks, start) as observers, attach(pipe, self.engine) as run:
+        with Observers(self.callbacks, start) as observers, self._attached(pipe) as run:
 
             def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
                 observers.step(trace_of(run).steps[-1])
@@ -114,18 +139,20 @@ class PipelineSampler:
 
             for begin in starts:
                 chosen = slice(begin, begin + self.batch_size)
+                if isinstance(run, Attachment):
+                    run.prompts = names[chosen]
                 clock = time.perf_counter()
-                asked = self._asked(model, names[chosen], seeds[chosen])
+                asked = self._asked(model, names[chosen], numbers[chosen])
                 video = pipe(**asked, callback_on_step_end=stepped).frames.cpu()
                 seconds = time.perf_counter() - clock
                 trace = trace_of(run)
                 trace.raise_if_nonfinite()
-                done.append(BatchEnd(names[chosen], seeds[chosen], video, trace, seconds))
+                done.append(BatchEnd(names[chosen], numbers[chosen], video, trace, seconds))
                 observers.batch(replace(done[-1], samples=video.clone(), trace=deepcopy(trace)))
         return Samples(
             samples=torch.cat([batch.samples for batch in done]),
             prompts=names,
-            seeds=seeds,
+            seeds=numbers,
             traces=tuple(batch.trace for batch in done),
             seconds=sum(batch.seconds for batch in done),
             emitted=tuple(run.emitted),
@@ -164,9 +191,11 @@ class PipelineSampler:
             guidance_scale=self.guidance_scale,
             num_steps=self.num_steps,
             accelerator=self.device.type,
-            batch_size=self.batch_size,
+            batch_size=self.batch_size * chosen.copies,
+            seam=self.seam,
         )
-        result = twin.sample(model, prompts, seed=seed, title="calibrating")
+        names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
+        result = twin.sample(model, names, seeds=seeds, title="calibrating")
         if not result.emitted:
             raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
         return Profile.merge(result.emitted).with_provenance(
@@ -178,6 +207,11 @@ class PipelineSampler:
             weights=model.fingerprint()["weights"],
             machine=f"{platform.machine()} {self.device.type}",
         )
+
+    def _attached(self, pipe: Any) -> Attachment | Bridge:
+        if self._watched_by is not None:
+            return self._watched_by(pipe)
+        return attach(pipe, self.engine, seam=self.seam)
 
     def _asked(
         self, model: ShapesWan, prompts: Sequence[str], seeds: Sequence[int]
@@ -191,7 +225,7 @@ class PipelineSampler:
         )
 
 
-def trace_of(run: Attachment) -> Trace:
+def trace_of(run: Attachment | Bridge) -> Trace:
     """The trace of the request that runs or has just run."""
     assert run.newest is not None
     return run.newest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from erta_framework import Compute, Decision, Policy, Reuse, Step, hookimpl
 from erta_framework.errors import PolicyError
@@ -69,7 +69,7 @@ class Budget(Policy):
             return Reuse(reason, decision.scope, mask=exhausted)
         wanted = decision.mask if isinstance(decision.mask, tuple) else (True,) * len(now)
         mask = tuple(w or e for w, e in zip(wanted, exhausted, strict=True))
-        return Reuse(decision.reason, decision.scope, mask)
+        return replace(decision, mask=mask)
 
     @property
     def per_sample(self) -> bool:

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-from typing import Any
-
-from erta_framework import (
-    Compute,
-    Decision,
-    Needs,
-    Policy,
-    Reuse,
-    Seam,
-    SessionInfo,
-    Step,
-    hookimpl,
-)
+from erta_framework import Compute, Decision, Reuse, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.policy import flatten
 from erta_framework.records import Call
+from erta_policies.parts.around import AroundRule, asked
 
 
-class EveryBranchAgrees(Policy):
+class EveryBranchAgrees(AroundRule):
     """Reuses a step only where a skip rule would reuse every branch of it.
 
     Published rules let the conditional branch decide for both. Here the rule is asked for every
@@ -40,60 +27,20 @@ class EveryBranchAgrees(Policy):
         >>> EveryBranchAgrees(policy=EasyCache())  # doctest: +SKIP
     """
 
-    policy: Policy
-
-    def __post_init__(self) -> None:
-        parts = flatten([self.policy])
-        if len(parts) != 1 or not hasattr(self.policy, "decide"):
-            raise PolicyError(
-                f"EveryBranchAgrees got {self.policy!r}, which "
-                + ("stands for several policies" if len(parts) != 1 else "does not decide")
-                + "; give it one skip rule and list the others beside it"
-            )
-
-    @property
-    def requires(self) -> frozenset[str]:
-        """What the rule requires."""
-        return self.policy.requires
-
     @property
     def seams(self) -> frozenset[Seam]:
         """The latent seam, where the branches share their input."""
         return self.policy.seams & {Seam.LATENT}
 
     @property
-    def static(self) -> bool:
-        """As the rule."""
-        return self.policy.static
-
-    @property
-    def per_sample(self) -> bool:
-        """As the rule."""
-        return self.policy.per_sample
-
-    @property
     def per_branch(self) -> bool:
         """It asks for every branch."""
         return True
 
-    def needs(self) -> Needs:
-        return self.policy.needs()
-
-    def calibrator(self) -> Policy | None:
-        return self.policy.calibrator()
-
-    def prepare(self) -> None:
-        self.policy.prepare()
-
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if hasattr(self.policy, "on_session_start"):
-            self._asked("on_session_start", session=session)
-
-    def _asked(self, hook: str, **arguments: object) -> Any:
-        method = getattr(self.policy, hook)
-        taken = inspect.signature(method).parameters  # a hook takes what it wants
-        return method(**{name: arguments[name] for name in taken})
+            asked(self.policy, "on_session_start", session=session)
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision | None:
@@ -103,7 +50,8 @@ class EveryBranchAgrees(Policy):
                 "their input; attach with seam='latent'"
             )
         answers: dict[str, Decision | None] = {
-            one.branch: self._asked("decide", step=step, call=one) for one in (call, *call.peers())
+            one.branch: asked(self.policy, "decide", step=step, call=one)
+            for one in (call, *call.peers())
         }
         if any(answer is None for answer in answers.values()):
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 
 from erta_framework import Compute, Decision, Policy, Reuse, Step, hookimpl
 from erta_framework.errors import PolicyError
@@ -18,7 +19,7 @@ def only_where(decision: Decision, allowed: Sequence[bool], reason: str) -> Deci
     mask = tuple(a and w for a, w in zip(allowed, wanted, strict=True))
     if not any(mask):
         return Compute(reason, decision.scope)
-    return Reuse(decision.reason, decision.scope, mask)
+    return replace(decision, mask=mask)
 
 
 class WarmUp(Policy):

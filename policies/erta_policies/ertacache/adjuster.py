@@ -125,13 +125,12 @@ class TimestepAdjuster(Policy):
         index, sigmas = interval.index, session.sigmas
         if index == session.num_steps - 1:
             return replace(interval, end=sigmas[-1])
-        sources = [answer.source for answer in answers.values() if answer.source is not None]
-        factor = self.phi_of(sources[0], index) if sources else 1.0
+        source = next((a.source for a in answers.values() if a.source is not None), None)
+        factor = 1.0 if source is None else self.phi_of(source, index)
         if factor == 1.0 and interval.start == sigmas[index]:
             return None  # on the nominal grid, bit for bit
         scale = (interval.start - sigmas[-1]) / (sigmas[index] - sigmas[-1])
         size = (sigmas[index] - sigmas[index + 1]) * scale * factor
         end = min(interval.start, max(sigmas[-1], interval.start - size))
-        if self.network_time == "actual":
-            return replace(interval, end=end, end_time=session.time_of(end))
-        return replace(interval, end=end)
+        told = session.time_of(end) if self.network_time == "actual" else interval.end_time
+        return Interval(index, interval.start, end, interval.time, told)

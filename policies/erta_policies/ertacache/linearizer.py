@@ -17,6 +17,8 @@ from erta_policies.ertacache.statistics import KIND, AffineFit, affine_fit
 
 Line = tuple[Sequence[Any], Sequence[Any]]
 """Slopes and offsets, `[source][step]`: numbers, or tensors that broadcast along the channels."""
+Place = tuple[str, int, int, torch.dtype]
+"""Branch, source, step, and the type that a line is evaluated in."""
 
 
 class ErrorLinearizer(Policy):
@@ -88,6 +90,12 @@ class ErrorLinearizer(Policy):
         first, second = (table[..., 0].tolist() for table in self._coefficients)
         return list(zip(first, second, strict=True))
 
+    @cached_property
+    def _scalars(self) -> dict[Place, tuple[Tensor, Tensor]]:
+        # an operation converts a plain number each time, which takes as long as the operation;
+        # a tensor without dimensions serves outputs on every device
+        return {}
+
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         require(self._profile, session, self.allow)
@@ -133,7 +141,19 @@ class ErrorLinearizer(Policy):
         # a cast that changes nothing still costs a microsecond
         full = output.dtype is torch.float32 or output.dtype is torch.float64
         wide = output if full else output.float()
-        corrected: Tensor = slopes[source][step.index] * wide + offsets[source][step.index]
+        slope, offset = slopes[source][step.index], offsets[source][step.index]
+        if not isinstance(slope, Tensor):
+            slope, offset = self._scalar(
+                (call.branch, source, step.index, wide.dtype), slope, offset
+            )
+        corrected: Tensor = slope * wide + offset
         if self.form == "sigmoid":
             corrected = wide - torch.sigmoid(corrected)
         return corrected if full else corrected.to(output.dtype)
+
+    def _scalar(self, place: Place, slope: float, offset: float) -> tuple[Tensor, Tensor]:
+        known = self._scalars
+        if place not in known:
+            dtype = place[-1]
+            known[place] = torch.tensor(slope, dtype=dtype), torch.tensor(offset, dtype=dtype)
+        return known[place]

@@ -12,14 +12,15 @@ from erta_framework.profile import fingerprint_of
 from erta_policies.ertacache.statistics import KIND
 from erta_policies.parts.profiles import require_full, require_whole
 
-PAIRS = ("ratio", "phi_velocity", "phi_difference")
+PAIRS = ("ratio", "phi_velocity", "phi_difference", "distance", "velocity")
 REGRESSION = ("v", "vv", "e", "ee", "ve")
 
 
 class Sums:
-    """Running sums of one branch of one request, and the residuals of its trajectory so far.
+    """Running sums of one branch of one request, and its trajectory so far.
 
-    One trajectory is held at a time, `num_steps` residuals; it is dropped with the session.
+    One trajectory is held at a time, `num_steps` residuals and outputs; it is dropped with the
+    session.
     """
 
     def __init__(self, num_steps: int, channels: int, device: torch.device) -> None:
@@ -34,7 +35,7 @@ class Sums:
             k: torch.zeros(num_steps, num_steps, channels, dtype=wide, device=device)
             for k in REGRESSION
         }
-        self._residuals: list[tuple[int, Tensor]] = []
+        self._earlier: list[tuple[int, Tensor, Tensor]] = []
         self._before: tuple[int, Tensor, dict[int, Tensor]] | None = None
 
     def add(self, index: int, x: Tensor, v: Tensor) -> None:
@@ -44,10 +45,12 @@ class Sums:
         size_v = norm(v)
         self._finish_difference(index, v)
         errors = {}
-        for source, earlier in self._residuals:
+        for source, earlier, velocity in self._earlier:
             error = earlier - residual
             reused = x + earlier
             errors[source] = norm(error)
+            self.pairs["distance"][source, index] += errors[source].sum()
+            self.pairs["velocity"][source, index] += (velocity - v).square().mean(dim=(1, 2)).sum()
             self.pairs["ratio"][source, index] += relative_error(earlier, residual).sum()
             self.pairs["phi_velocity"][source, index] += phi(errors[source], size_v)
             # products in the wide type: a variance from rounded squares would not vanish
@@ -60,7 +63,7 @@ class Sums:
                 self.regression[name][source, index] += value.sum(dim=(0, 2))
         self.samples[index] += x.shape[0]
         self.elements[index] += x.shape[0] * x.shape[2]
-        self._residuals.append((index, residual))
+        self._earlier.append((index, residual, v))
         self._before = (index, v, errors)
 
     def _finish_difference(self, index: int, v: Tensor) -> None:
@@ -97,11 +100,12 @@ class ResidualProfiler(Policy):
     """Observes full runs and logs what every possible reuse would have cost.
 
     For each branch and each pair of steps (j, i) it sums the relative L1 error of reusing residual
-    j at step i, both published forms of phi, and the moments of the affine error fit. A profile
-    therefore serves every threshold and number of calls: planning needs no further network call.
-    Only the trajectory of the current batch is held; profiles of batches merge by adding. The
-    network's own outputs are logged, whatever other policies make of them. Nothing is emitted for
-    a trajectory that failed or stopped before its last step.
+    j at step i, both published forms of phi, the moments of the affine error fit, and how far
+    residuals and velocities are apart, from which errors of forecasts follow. A profile therefore
+    serves every threshold, number of calls and planner: planning needs no further network call.
+    Only the trajectory of the current batch is held, two latents a step and branch; profiles of
+    batches merge by adding. The network's own outputs are logged, whatever other policies make of
+    them. Nothing is emitted for a trajectory that failed or stopped before its last step.
 
     Source: ERTACache, arXiv 2508.21091, offline policy and error rectification; keeping all pairs
     instead of those of one schedule is ours.
@@ -142,6 +146,7 @@ class ResidualProfiler(Policy):
         statistics = {
             "samples": torch.stack([sums.samples for sums in ordered]),
             "elements": torch.stack([sums.elements for sums in ordered]),
+            "sigma": torch.tensor(session.sigmas, dtype=torch.float64) * session.shape[0],
         }
         for name in PAIRS:
             statistics[name] = torch.stack([sums.pairs[name] for sums in ordered])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from erta_framework import Policy, Profile
 from erta_framework.errors import PolicyError
@@ -14,6 +14,7 @@ from erta_policies.ertacache.linearizer import ErrorLinearizer
 from erta_policies.ertacache.predictor import ResidualReuse
 from erta_policies.ertacache.profiler import ResidualProfiler
 from erta_policies.ertacache.skip import SkipPolicy
+from erta_policies.parts.budgets import Budgeted, settle
 
 
 class ERTACache(Policy):
@@ -26,6 +27,8 @@ class ERTACache(Policy):
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
+        budget: What a request may cost, or how good it must be: one of `calls`, `speedup`, `psnr`
+            and `seconds`; lambda is solved for it.
         calls: Network calls of each branch; lambda is solved for it.
         threshold: lambda, instead of `calls`.
         skip: Another skip policy instead of the offline schedule.
@@ -35,7 +38,7 @@ class ERTACache(Policy):
         allow: Fingerprint fields of the profile that may differ from the run.
 
     Raises:
-        PolicyError: Neither or several of `calls`, `threshold` and `skip` are given.
+        PolicyError: None or several of `budget`, `calls`, `threshold` and `skip` are given.
 
     Example:
         >>> policy = ERTACache(profile="wan.safetensors", calls=25)
@@ -44,6 +47,7 @@ class ERTACache(Policy):
     """
 
     profile: str | Path | Profile | None = None
+    budget: Budgeted = None
     calls: int | None = None
     threshold: float | None = None
     skip: Policy | None = None
@@ -53,19 +57,32 @@ class ERTACache(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given = [n for n in ("calls", "threshold", "skip") if getattr(self, n) is not None]
+        settle(self)
+        options = ("budget", "calls", "threshold", "skip")
+        given = [n for n in options if getattr(self, n) is not None]
         if len(given) != 1:
             raise PolicyError(
                 f"ERTACache got {' and '.join(given) or 'no schedule'}; give exactly one of "
-                "calls=<network calls>, threshold=<lambda> or skip=<policy>"
+                "budget={calls: 20} (or speedup, psnr, seconds), calls=<network calls>, "
+                "threshold=<lambda> or skip=<policy>"
             )
 
     def calibrator(self) -> Policy | None:
         return ResidualProfiler()
 
+    def with_calls(self, calls: int) -> Self:
+        """The same recipe for a number of network calls, with its own rule or the given one."""
+        if self.skip is not None and hasattr(self.skip, "with_calls"):
+            return dataclasses.replace(self, skip=self.skip.with_calls(calls))
+        return dataclasses.replace(self, budget=None, threshold=None, calls=calls)
+
     def parts(self) -> Sequence[Policy]:
         skip = self.skip or SkipPolicy(
-            profile=self.profile, calls=self.calls, threshold=self.threshold, allow=self.allow
+            profile=self.profile,
+            budget=self.budget,
+            calls=self.calls,
+            threshold=self.threshold,
+            allow=self.allow,
         )
         chosen = [
             self._with_profile(skip),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -145,6 +146,7 @@ def walk_calls(errors: Tensor, thresholds: Tensor, warmup: int) -> Tensor:
     return calls + (errors.shape[0] > 1)
 
 
+@lru_cache(maxsize=64)
 def evenly(calls: int, num_steps: int) -> Plan:
     """`calls` network calls spread evenly over the steps, both ends included.
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from torch import Tensor
 
@@ -29,8 +32,10 @@ from erta_policies.ertacache.statistics import (
     evenly,
     pair_errors,
     solve_threshold,
+    total_error,
     walk,
 )
+from erta_policies.parts.budgets import Budgeted, budget_of, require_device, settle
 
 REPLAY = "replay_profiler"
 
@@ -38,20 +43,22 @@ REPLAY = "replay_profiler"
 class SkipPolicy(Policy):
     """Computes the steps of a fixed schedule and reuses the others; step 0 and the last compute.
 
-    Give one of `threshold`, `calls`, `evenly`, `every` or `steps`. The first two walk the errors of
-    a profile, the offline policy of ERTACache (arXiv 2508.21091); that the errors are those of
-    logged residuals, solving lambda for a number of calls, the warm-up and always computing the
+    Give one of `budget`, `threshold`, `calls`, `evenly`, `every` or `steps`. The first three walk
+    the errors of a profile, the offline policy of ERTACache (arXiv 2508.21091); that the errors are
+    those of logged residuals, solving lambda for a budget, the warm-up and always computing the
     last step are ours. A profile of `ReplayProfiler` carries its schedule and needs none of them.
     A run that starts later (img2img) walks from its first step.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler` (or `ReplayProfiler`).
+        budget: Solve lambda for this: one of `calls`, `speedup`, `psnr` and `seconds`.
         threshold: lambda: reuse while the relative L1 error stays below it.
         calls: Solve lambda for this many network calls of each branch.
         evenly: This many calls spread evenly; needs no profile.
         every: Compute every n-th step; needs no profile.
         steps: Computed steps, listed; needs no profile.
-        warmup: Steps at the start that are always computed; for `threshold`, `calls` and `every`.
+        warmup: Steps at the start that are always computed; for `budget`, `threshold`, `calls` and
+            `every`.
         signal: Branch whose error decides: the largest, the mean or the first (conditional). The
             paper does not say; the default is what measured best on the reference model.
         allow: Fingerprint fields of the profile that may differ from the run.
@@ -67,6 +74,7 @@ class SkipPolicy(Policy):
     static = True
 
     profile: str | Path | Profile | None = None
+    budget: Budgeted = None
     threshold: float | None = None
     calls: int | None = None
     evenly: int | None = None
@@ -77,7 +85,8 @@ class SkipPolicy(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        options = ("threshold", "calls", "evenly", "every", "steps")
+        settle(self)
+        options = ("budget", "threshold", "calls", "evenly", "every", "steps")
         given = [name for name in options if getattr(self, name) is not None]
         if len(given) > 1 or (not given and self.profile is None):
             raise PolicyError(
@@ -90,22 +99,25 @@ class SkipPolicy(Policy):
             raise PolicyError(f"SkipPolicy(threshold={self.threshold}): it must be >= 0")
         if self.warmup < 1:
             raise PolicyError(f"SkipPolicy(warmup={self.warmup}): step 0 is always computed")
-        if self.warmup > 1 and not {*given} & {"threshold", "calls", "every"}:
+        if self.warmup > 1 and not {*given} & {"budget", "threshold", "calls", "every"}:
             raise PolicyError(
                 f"SkipPolicy(warmup={self.warmup}) has no effect on this schedule; "
-                "it serves threshold, calls and every"
+                "it serves budget, threshold, calls and every"
             )
 
     def prepare(self) -> None:
         if self._uses_profile:
             kind = self._profile.kind
-            scheduled = self.threshold is not None or self.calls is not None
+            scheduled = any(x is not None for x in (self.budget, self.threshold, self.calls))
             if kind == KIND and not scheduled:
-                raise PolicyError(f"{self!r} needs threshold=... or calls=... to read its profile")
+                raise PolicyError(
+                    f"{self!r} needs budget=..., threshold=... or calls=... to read its profile"
+                )
             if kind == REPLAY and scheduled:
                 raise PolicyError(
                     f"{self!r}: a replay profile carries the schedule of its own threshold "
-                    f"({self._profile.provenance.get('threshold')}); drop threshold and calls"
+                    f"({self._profile.provenance.get('threshold')}); drop budget, threshold and "
+                    "calls"
                 )
             self.plan(int(self._profile.fingerprint["num_steps"]))
 
@@ -126,6 +138,10 @@ class SkipPolicy(Policy):
         return loaded(self, self.profile, (KIND, REPLAY))
 
     @cached_property
+    def _decided(self) -> dict[Plan, tuple[Decision, ...]]:
+        return {}  # requests of the same number of steps share their decisions
+
+    @cached_property
     def _errors(self) -> Tensor:
         return pair_errors(self._profile, self.signal)
 
@@ -135,8 +151,27 @@ class SkipPolicy(Policy):
             return self._replayed()
         if self.threshold is not None:
             return walk(self._errors, self.threshold, self.warmup)
-        assert self.calls is not None
-        return solve_threshold(self._errors, self.calls, self.warmup)
+        budget = budget_of(self)
+        calls = self.calls if budget is None else budget.calls_for(*self._measured)
+        assert calls is not None
+        return solve_threshold(self._errors, calls, self.warmup)
+
+    @property
+    def _measured(self) -> tuple[int, Profile, Callable[[int], float]]:
+        """What a budget in dB or seconds is read from."""
+        return len(self._errors), self._profile, self._predicted
+
+    def _predicted(self, calls: int) -> float:
+        """Sum of the errors that so many calls reuse with; infinite where they cannot."""
+        try:
+            plan = solve_threshold(self._errors, calls, self.warmup)
+        except ProfileError:
+            return math.inf
+        return total_error(pair_errors(self._profile), plan)
+
+    def with_calls(self, calls: int) -> Self:
+        """The same walk for a number of network calls."""
+        return replace(self, budget=None, threshold=None, evenly=None, every=None, calls=calls)
 
     def plan(self, num_steps: int) -> Plan:
         """The schedule for this number of steps.
@@ -185,10 +220,13 @@ class SkipPolicy(Policy):
     def on_session_start(self, session: SessionInfo) -> None:
         if self._uses_profile:
             require(self._profile, session, self.allow)
+            require_device(self, self._profile, session)
         plan = self.plan(session.num_steps)
         if session.first > 0 and self._walks and plan.threshold is not None:
             plan = walk(self._errors, plan.threshold, max(self.warmup, session.first + 1))
-        session.state_of(self, lambda: self._decisions(plan))
+        if plan not in self._decided:
+            self._decided[plan] = self._decisions(plan)
+        session.state_of(self, lambda: self._decided[plan])
 
     def describe(self, num_steps: int) -> dict[str, float]:
         """What the schedule does according to the profile, as `statistics.describe` tells.

@@ -15,8 +15,13 @@ stands in at step i". A branch that does not run at a step has zeros there:
 | `ratio` | `[b, T, T]` | `||r_j - r_i||_1 / ||r_i||_1` |
 | `phi_velocity` | `[b, T, T]` | `clip(1 - ||v~_i - v_i||_1 / ||v_i||_1, 0, 1)` |
 | `phi_difference` | `[b, T, T]` | `clip(1 - ||v~_i - v_i||_1 / ||v_i - v_{i+1}||_1, 0, 1)` |
+| `distance` | `[b, T, T]` | mean of `|r_j - r_i|` over elements |
+| `velocity` | `[b, T, T]` | mean of `(v_j - v_i)^2` over elements |
+| `sigma` | `[T + 1]` | sigma of the nominal schedule |
 | `elements` | `[b, T]` | elements of one channel |
 | `v`, `vv`, `e`, `ee`, `ve` | `[b, T, T, C]` | v~, v~^2, eps, eps^2, v~ * eps |
+
+Profiles of earlier versions lack `distance`, `velocity` and `sigma`; what needs them says so.
 """
 
 from __future__ import annotations
@@ -45,6 +50,7 @@ __all__ = [
     "phi_table",
     "reused_pairs",
     "solve_threshold",
+    "total_error",
     "walk",
 ]
 
@@ -122,6 +128,18 @@ def combined(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
     return torch.where(mask, values, -torch.inf).amax(dim=0)
 
 
+def total_error(errors: Tensor, plan: Plan) -> float:
+    """Sum of the errors `[T, T]` of the reused steps of a plan, 0 where nothing is reused.
+
+    Source: ours, what a plan predicts; the errors are those of ERTACache (arXiv 2508.21091).
+
+    Example:
+        >>> total_error(torch.ones(4, 4), Plan.of({0, 2}, 4))
+        1.0
+    """
+    return float(sum(errors[source, step] for source, step in reused_pairs(plan)))
+
+
 @dataclass(frozen=True, slots=True)
 class AffineFit:
     """Least squares `eps ~ slope * v~ + offset` for every pair, `[b, T, T, C]`.
@@ -195,7 +213,8 @@ def describe(profile: Profile, plan: Plan) -> dict[str, float]:
         plan: A schedule over the same number of steps.
 
     Returns:
-        `calls`; `threshold` (lambda); `error` (relative L1 error); `phi_velocity` and
+        `calls`; `threshold` (lambda); `error` (relative L1 error) and `predicted`, its sum over the
+        reused steps; `phi_velocity` and
         `phi_difference` (mean phi of both forms); `r2` and `r2_channel` (share of the error's
         variance that the affine fits explain, with one line for all channels or one a channel).
 
@@ -220,6 +239,7 @@ def describe(profile: Profile, plan: Plan) -> dict[str, float]:
         "calls": float(plan.calls),
         "threshold": math.nan if plan.threshold is None else plan.threshold,
         "error": float(errors[rows, columns].mean()),
+        "predicted": total_error(errors, plan),
         "phi_velocity": float(phi_table(profile, "velocity")[rows, columns].mean()),
         "phi_difference": float(phi_table(profile, "difference")[rows, columns].mean()),
     }

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from erta_framework import (
     Call,
@@ -22,9 +22,27 @@ from erta_framework import (
 )
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_policies.magcache.profiler import MagCacheProfiler
-from erta_policies.magcache.rule import Experts, Place, Resample, Rounding, Rule, resampled, walk
+from erta_policies.magcache.rule import (
+    Experts,
+    Place,
+    Resample,
+    Rounding,
+    Rule,
+    resampled,
+    run_errors,
+    walk,
+)
 from erta_policies.magcache.tables import EVERY, KIND, Tables, of_list, of_model, of_profile
 from erta_policies.parts import StepPlan
+from erta_policies.parts.budgets import (
+    Budgeted,
+    PlanBudget,
+    between,
+    budget_of,
+    require_device,
+    settle,
+    solved,
+)
 from erta_policies.parts.profiles import loaded
 
 GENERIC: dict[str, Any] = {
@@ -56,7 +74,7 @@ class MagCache(Policy):
     Source: MagCache, arXiv 2506.09045, and the repository Zehong-Ma/MagCache. Thresholds and
     variants of the rule not given here are those of the model; for other tables `threshold` and
     `max_skips` are the paper's careful mode. `shared`, `resample="consistent"` and the profile are
-    ours; so is that a second network always computes its first step.
+    ours; so are a budget and that a second network always computes its first step.
 
     Attributes:
         model: Name of a published table, see `erta_policies.constants.models("magcache")`.
@@ -65,6 +83,8 @@ class MagCache(Policy):
         branches: Names of the run's branches, in the order of the table's. Given `ratios` then
             alternate between them; empty, they serve every branch.
         threshold: Largest summed error.
+        budget: Solve the threshold for this: one of `calls`, `speedup`, `psnr` and `seconds`, of
+            the branch that takes most calls. `max_skips` and `retention` stay as they are.
         max_skips: K, the longest run of reused steps.
         retention: Part of the steps at the start that are computed.
         rounding: How their number is rounded.
@@ -98,6 +118,7 @@ class MagCache(Policy):
     profile: str | Path | Profile | None = None
     branches: tuple[str, ...] = ()
     threshold: float | None = None
+    budget: Budgeted = None
     max_skips: int | None = None
     retention: float | None = None
     rounding: Rounding | None = None
@@ -119,6 +140,12 @@ class MagCache(Policy):
             raise PolicyError(
                 f"MagCache got {' and '.join(given) or 'no ratios'}; give exactly one of "
                 "model=<published table>, ratios=<your own> or profile=<file>"
+            )
+        settle(self)
+        if self.budget is not None and self.threshold is not None:
+            raise PolicyError(
+                f"MagCache got threshold={self.threshold} and budget={self.budget}; a budget "
+                "solves the threshold, give one of the two"
             )
         if self.profile is not None and self.branches:
             raise PolicyError("a profile names its branches itself; drop branches=...")
@@ -158,6 +185,11 @@ class MagCache(Policy):
         rooted = {name: tuple(map(math.sqrt, table)) for name, table in found.ratios.items()}
         return replace(found, ratios=rooted)
 
+    @cached_property
+    def _solved(self) -> dict[tuple[int, int | None], Rule]:
+        """Rules that a budget was solved for, by number of steps and those of the first network."""
+        return {}
+
     def _setting(self, name: str, tables: Tables) -> Any:
         chosen = getattr(self, name)
         return chosen if chosen is not None else tables.settings.get(name, GENERIC[name])
@@ -173,13 +205,40 @@ class MagCache(Policy):
 
     def _walks(self, num_steps: int, high: int | None) -> dict[str, list[tuple[bool, str]]]:
         """For each branch that has a table, whether each step is computed, and why."""
+        return self._walked(self._rule_for(num_steps, high), num_steps, high)
+
+    def _walked(
+        self, rule: Rule, num_steps: int, high: int | None
+    ) -> dict[str, list[tuple[bool, str]]]:
         tables = self._tables
         calls = len(tables.ratios) if tables.interleaved else 1
         walks = {
-            name: walk(table, self._rule, Place(k % calls, calls, high), num_steps, self.resample)
+            name: walk(table, rule, Place(k % calls, calls, high), num_steps, self.resample)
             for k, (name, table) in enumerate(tables.ratios.items())
         }
         return {EVERY: next(iter(walks.values()))} if self.shared else walks
+
+    def _rule_for(self, num_steps: int, high: int | None) -> Rule:
+        """The rule, with the threshold that a budget asks for."""
+        budget = budget_of(self)
+        if budget is None:
+            return self._rule
+        if (num_steps, high) in self._solved:
+            return self._solved[num_steps, high]
+        calls = budget.calls_for(num_steps, None if self.profile is None else self._profile)
+        tables = [resampled(t, num_steps, self.resample) for t in self._tables.ratios.values()]
+        sums = [error for table in tables for error in run_errors(table, self._rule.max_skips)]
+
+        def count(threshold: float) -> int:
+            walks = self._walked(replace(self._rule, threshold=threshold), num_steps, high)
+            return max(sum(computed for computed, _ in steps) for steps in walks.values())
+
+        threshold = solved(between(sums), count, calls, repr(self))
+        return self._solved.setdefault((num_steps, high), replace(self._rule, threshold=threshold))
+
+    def with_calls(self, calls: int) -> Self:
+        """The same rule with its threshold solved for a number of network calls."""
+        return replace(self, threshold=None, budget=PlanBudget(calls=calls))
 
     def plans(self, num_steps: int) -> dict[str, StepPlan]:
         """The schedule of each branch; `"all"` where one serves every branch.
@@ -187,12 +246,13 @@ class MagCache(Policy):
         Raises:
             PolicyError: The table spans two networks and `high_steps` is not given.
         """
+        rule = self._rule_for(num_steps, self.high_steps)
         return {
             name: replace(
                 StepPlan.of([i for i, (computed, _) in enumerate(steps) if computed], num_steps),
-                threshold=self._rule.threshold,
+                threshold=rule.threshold,
             )
-            for name, steps in self._walks(num_steps, self.high_steps).items()
+            for name, steps in self._walked(rule, num_steps, self.high_steps).items()
         }
 
     def plan(self, num_steps: int) -> StepPlan:
@@ -229,6 +289,7 @@ class MagCache(Policy):
     def on_session_start(self, session: SessionInfo) -> None:
         if self.profile is not None:
             self._profile.require(session, self.allow)
+            require_device(self, self._profile, session)
         elif self.model is not None and not self.any_seam and session.model.get("seam") != "trunk":
             raise CapabilityError(
                 f"the table of {self.model!r} is for residuals of the block stack, this run reuses "

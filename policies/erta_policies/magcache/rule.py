@@ -173,6 +173,23 @@ def walk(
     return found
 
 
+def run_errors(table: Sequence[float], longest: int) -> list[float]:
+    """The summed error of every run of reused steps that a walk could come to.
+
+    Example:
+        >>> run_errors([1.0, 0.5, 0.5], longest=2)
+        [0.5, 1.25, 0.5]
+    """
+    found = []
+    for start in range(len(table)):
+        p, e = 1.0, 0.0
+        for ratio in table[start + 1 : start + 1 + longest]:
+            p *= ratio
+            e += abs(1.0 - p)
+            found.append(e)
+    return found
+
+
 def refused(rule: Rule, ratio: float, entry: int, error: float, run: int) -> str | None:
     """Why a step is computed; None where it is reused."""
     if entry in rule.forbidden:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import InputError, PolicyError, ProfileError, suggestion
+from erta_policies.parts.paths import banded, cheapest
 
 KIND = "mean_cache_profiler"
 STEPS = 50
@@ -144,8 +144,7 @@ def shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ...]:
     edge is that of one step, so that the last step is computed, as in every released table. Of
     paths that cost the same, one with the fewest edges is taken.
 
-    Source: MeanCache, arXiv 2601.19961, peak-suppressed shortest path under a budget; the dynamic
-    program over (edges, node) is ours.
+    Source: MeanCache, arXiv 2601.19961, peak-suppressed shortest path under a budget.
 
     Args:
         costs: `[T + 1, T + 1]`, infinite where there is no edge.
@@ -164,45 +163,18 @@ def shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ...]:
         >>> shortest_path(costs, calls=2, gamma=4.0)
         (0, 2)
     """
-    table = costs.double().clone()
-    last = len(table) - 1
-    table[: last - 1, last] = torch.inf
+    last = len(costs) - 1
     if calls > last:
         raise ProfileError(f"{calls} network calls are more than the {last} steps of the schedule")
-    finite = table[table.isfinite()]
-    scale = float(finite.max()) if len(finite) else 1.0
-    powered: list[list[float]] = ((table / (scale or 1.0)) ** gamma).tolist()
-    lengths, before = walked(powered, calls)
-    reached = [length[last] for length in lengths]
-    if not math.isfinite(min(reached)):
-        needed = next(b for b, row in enumerate(walked(powered, last)[0]) if row[last] < math.inf)
+    paths = cheapest(banded(costs), gamma)
+    fitting = [path for number, path in paths.items() if number <= calls]
+    if not fitting:
         raise ProfileError(
             f"{calls} network calls cannot span {last} steps: the longest edge of this profile "
-            f"makes it at least {needed}; ask for more calls, or calibrate with a larger `longest`"
+            f"makes it at least {min(paths)}; ask for more calls, or calibrate with a larger "
+            "`longest`"
         )
-    edges, node, nodes = reached.index(min(reached)), last, []
-    while edges > 0:
-        node = before[edges][node]
-        nodes.append(node)
-        edges -= 1
-    return tuple(reversed(nodes))
-
-
-def walked(powered: list[list[float]], edges: int) -> tuple[list[list[float]], list[list[int]]]:
-    """Least cost of reaching each node with exactly so many edges, and from where."""
-    nodes = len(powered)
-    lengths = [[0.0] + [math.inf] * (nodes - 1)]
-    before = [[-1] * nodes]
-    for _ in range(edges):
-        reached, source = [math.inf] * nodes, [-1] * nodes
-        for end in range(1, nodes):
-            for start in range(end):
-                length = lengths[-1][start] + powered[start][end]
-                if length < reached[end]:
-                    reached[end], source[end] = length, start
-        lengths.append(reached)
-        before.append(source)
-    return lengths, before
+    return min(fitting, key=lambda path: (path.total, path.calls)).steps
 
 
 def planned(profile: Profile, calls: int, gamma: float) -> EdgePath:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from erta_framework import Policy, Profile
 from erta_framework.errors import PolicyError
@@ -12,6 +13,7 @@ from erta_policies.forecast import MeanVelocity
 from erta_policies.meancache.profiler import MeanCacheProfiler
 from erta_policies.meancache.schedule import MeanCacheSchedule
 from erta_policies.meancache.velocity import AverageVelocity, EdgeVelocity
+from erta_policies.parts.budgets import Budgeted, settle
 
 
 class MeanCache(Policy):
@@ -30,6 +32,7 @@ class MeanCache(Policy):
     Attributes:
         model: Name of a released table for 50 steps: `qwen-image`, `qwen-image-2512`, `z-image`.
         calls: Network calls of each branch, of a released table or to plan for.
+        budget: Instead of `calls`: one of `calls`, `speedup`, `psnr` and `seconds`.
         fresh: Computed steps, listed, instead of a table.
         spans: K of each edge between listed steps; variants A and B need them.
         profile: File or profile of a `MeanCacheProfiler`, instead of a table.
@@ -48,6 +51,7 @@ class MeanCache(Policy):
 
     model: str | None = None
     calls: int | None = None
+    budget: Budgeted = None
     fresh: tuple[int, ...] | None = None
     spans: tuple[int, ...] | None = None
     profile: str | Path | Profile | None = None
@@ -56,6 +60,7 @@ class MeanCache(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        settle(self)
         if self.fresh is not None and (self.spans is None) != (self.variant == "C"):
             raise PolicyError(
                 f"MeanCache(variant={self.variant!r}, spans={self.spans}) with listed fresh steps: "
@@ -67,6 +72,10 @@ class MeanCache(Policy):
 
     def calibrator(self) -> Policy | None:
         return MeanCacheProfiler() if self.model is None and self.fresh is None else None
+
+    def with_calls(self, calls: int) -> Self:
+        """The same recipe for a number of network calls."""
+        return replace(self, budget=None, calls=calls)
 
     def parts(self) -> Sequence[Policy]:
         schedule = self._schedule()
@@ -80,6 +89,7 @@ class MeanCache(Policy):
         return MeanCacheSchedule(
             model=self.model,
             calls=self.calls,
+            budget=self.budget,
             fresh=self.fresh,
             spans=self.spans,
             profile=self.profile,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Self
 
 from erta_framework import Policy, Profile, SessionInfo, hookimpl
-from erta_framework.errors import InputError, PolicyError
+from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_policies.meancache.path import KIND, STEPS, EdgePath, edge_costs, planned, released
 from erta_policies.parts import FixedSchedule
+from erta_policies.parts.budgets import Budgeted, budget_of, require_device, settle
 from erta_policies.parts.profiles import loaded, require
 
 
@@ -23,6 +28,7 @@ class MeanCacheSchedule(FixedSchedule):
     Attributes:
         model: Name of a released table: `qwen-image`, `qwen-image-2512` or `z-image`.
         calls: Network calls of each branch, of a released table or to plan for.
+        budget: Instead of `calls`: one of `calls`, `speedup`, `psnr` and `seconds`.
         fresh: Computed steps, listed; the first and the last of the schedule are among them.
         spans: K of each edge between listed steps.
         profile: File or profile of a `MeanCacheProfiler`.
@@ -40,6 +46,7 @@ class MeanCacheSchedule(FixedSchedule):
 
     model: str | None = None
     calls: int | None = None
+    budget: Budgeted = None
     fresh: tuple[int, ...] | None = None
     spans: tuple[int, ...] | None = None
     profile: str | Path | Profile | None = None
@@ -47,16 +54,21 @@ class MeanCacheSchedule(FixedSchedule):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        settle(self)
         given = [n for n in ("model", "fresh", "profile") if getattr(self, n) is not None]
         if len(given) != 1:
             raise PolicyError(
                 f"MeanCache got {' and '.join(given) or 'no path'}; give exactly one of model=... "
                 "(a released table), fresh=... (with spans=...) and profile=... (calibrated)"
             )
-        if (self.calls is None) != (self.fresh is not None):
+        if (self.calls is None and self.budget is None) != (self.fresh is not None):
             raise PolicyError(
-                f"MeanCache(calls={self.calls}) with {given[0]}: calls=<network calls> goes with "
-                "model and profile, and not with fresh"
+                f"MeanCache(calls={self.calls}, budget={self.budget}) with {given[0]}: "
+                "calls=<network calls> or a budget goes with model and profile, and not with fresh"
+            )
+        if self.calls is not None and self.budget is not None:
+            raise PolicyError(
+                f"MeanCache got calls={self.calls} and budget={self.budget}; give one of the two"
             )
         if self.spans is not None and self.fresh is None:
             raise PolicyError("MeanCache(spans=...) goes with fresh=...; tables bring their own")
@@ -89,9 +101,31 @@ class MeanCacheSchedule(FixedSchedule):
             spans = self.spans if self.spans is not None else (1,) * (len(self.fresh) - 1)
             return EdgePath(self.fresh, spans)
         if self.model is not None:
-            return released(self.model, self.calls)
+            return released(self.model, self._calls(STEPS, None))
+        steps = int(self._profile.fingerprint["num_steps"])
+        return planned(self._profile, self._calls(steps, self._profile), self.gamma)
+
+    def _calls(self, num_steps: int, profile: Profile | None) -> int:
+        budget = budget_of(self)
+        if budget is not None:
+            return budget.calls_for(num_steps, profile, self._predicted)
         assert self.calls is not None
-        return planned(self._profile, self.calls, self.gamma)
+        return self.calls
+
+    def _predicted(self, calls: int) -> float:
+        """Sum of the edge costs of the path of so many calls; infinite where there is none."""
+        try:
+            return sum(self._costs(planned(self._profile, calls, self.gamma).fresh))
+        except ProfileError:
+            return math.inf
+
+    def _costs(self, fresh: Sequence[int]) -> list[float]:
+        costs, _ = edge_costs(self._profile)
+        return [float(costs[a, b]) for a, b in pairwise((*fresh, len(costs) - 1))]
+
+    def with_calls(self, calls: int) -> Self:
+        """The same path planned, or looked up, for a number of network calls."""
+        return replace(self, budget=None, calls=calls)
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The nodes of the path.
@@ -116,14 +150,13 @@ class MeanCacheSchedule(FixedSchedule):
         """
         facts = {"calls": float(self.plan(num_steps).calls)}
         if self.profile is not None:
-            costs, _ = edge_costs(self._profile)
-            nodes = [*self.path.fresh, num_steps]
-            found = [float(costs[a, b]) for a, b in pairwise(nodes)]
-            facts.update(error=sum(found), peak=max(found))
+            found = self._costs(self.path.fresh)
+            facts.update(error=sum(found), peak=max(found), predicted=sum(found))
         return facts
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self.profile is not None:
             require(self._profile, session, self.allow)
+            require_device(self, self._profile, session)
         super().on_session_start(session)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Self
 
 from erta_framework import Policy
 from erta_policies.forecast import Forecaster
-from erta_policies.taylorseer.schedule import RefreshInterval
+from erta_policies.parts.budgets import Budgeted, PlanBudget, settle
+from erta_policies.taylorseer.schedule import Counting, RefreshInterval
 
 Schedule = Literal["release", "diffusers", "cache-dit"]
 Over = Literal["index", "sigma"]
@@ -22,6 +24,17 @@ def since(schedule: Schedule, first: int) -> int:
     return max(0, first - 2) if schedule == "release" else 0
 
 
+def refreshes(
+    recipe: TaylorSeer | HiCache | FORA, interval: int, first: int, counting: Counting
+) -> RefreshInterval:
+    """The schedule of a recipe: its budget's, else its interval's or this one's."""
+    if recipe.budget is None and recipe.interval is None:
+        return RefreshInterval(interval=interval, first=first, counting=counting)
+    return RefreshInterval(
+        interval=recipe.interval, budget=recipe.budget, first=first, counting=counting
+    )
+
+
 class TaylorSeer(Policy):
     """TaylorSeer's schedule and forecast (arXiv 2503.06923) on the network's output, as a recipe.
 
@@ -30,8 +43,9 @@ class TaylorSeer(Policy):
     network. Images and published figures of the module level are not reproduced by it.
 
     Attributes:
-        interval: n, a computed step and n - 1 forecasts. The release has 6 for FLUX, 5 for
-            HunyuanVideo and Wan 2.1, 4 for HiDream.
+        interval: n, a computed step and n - 1 forecasts; 5 unless a budget is given. The release
+            has 6 for FLUX, 5 for HunyuanVideo and Wan 2.1, 4 for HiDream.
+        budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
         order: Highest difference that is used; lower while there are too few computed steps.
         first: Steps at the start that are computed: 3 for FLUX, 1 for the video models.
         basis: `taylor` as published; the others are those of `Forecaster`.
@@ -46,7 +60,8 @@ class TaylorSeer(Policy):
         ['refresh_interval', 'forecaster']
     """
 
-    interval: int = 5
+    interval: int | None = None
+    budget: Budgeted = None
     order: int = 1
     first: int = 3
     basis: Literal["taylor", "newton", "adams"] = "taylor"
@@ -54,11 +69,16 @@ class TaylorSeer(Policy):
     schedule: Schedule = "release"
 
     def __post_init__(self) -> None:
+        settle(self)
         self.parts()
+
+    def with_calls(self, calls: int) -> Self:
+        """The same recipe with the interval that keeps a number of network calls."""
+        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def parts(self) -> Sequence[Policy]:
         return (
-            RefreshInterval(interval=self.interval, first=self.first, counting=self.schedule),
+            refreshes(self, 5, first=self.first, counting=self.schedule),
             Forecaster(
                 basis=self.basis,
                 order=self.order,
@@ -76,7 +96,9 @@ class HiCache(Policy):
     one output of the whole network is forecast, not that of each module.
 
     Attributes:
-        interval: A computed step and `interval - 1` forecasts; 5 to 6 in published launchers.
+        interval: A computed step and `interval - 1` forecasts; 5 to 6 in published launchers, 6
+            unless a budget is given.
+        budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
         order: Highest difference that is used; 1 to 2 in published launchers.
         first: Steps at the start that are computed.
         scale: sigma of the polynomials: 0.5 in the published configuration, 0.6 and 0.7 in
@@ -92,7 +114,8 @@ class HiCache(Policy):
         'hermite'
     """
 
-    interval: int = 6
+    interval: int | None = None
+    budget: Budgeted = None
     order: int = 2
     first: int = 3
     scale: float = 0.5
@@ -100,11 +123,16 @@ class HiCache(Policy):
     schedule: Schedule = "release"
 
     def __post_init__(self) -> None:
+        settle(self)
         self.parts()
+
+    def with_calls(self, calls: int) -> Self:
+        """The same recipe with the interval that keeps a number of network calls."""
+        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def parts(self) -> Sequence[Policy]:
         return (
-            RefreshInterval(interval=self.interval, first=self.first, counting=self.schedule),
+            refreshes(self, 6, first=self.first, counting=self.schedule),
             Forecaster(
                 basis="hermite",
                 order=self.order,
@@ -123,7 +151,8 @@ class FORA(Policy):
     reuses one output of the whole network, which is coarser.
 
     Attributes:
-        interval: One computed step in so many.
+        interval: One computed step in so many; 3 unless a budget is given.
+        budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
         counting: `down` counts from the end, as FORA's code; the last step is computed. `up`
             counts from the start, as comparisons in other papers do.
 
@@ -135,15 +164,21 @@ class FORA(Policy):
         (0, 1, 4, 7)
     """
 
-    interval: int = 3
+    interval: int | None = None
+    budget: Budgeted = None
     counting: Literal["down", "up"] = "down"
 
     def __post_init__(self) -> None:
+        settle(self)
         self.parts()
+
+    def with_calls(self, calls: int) -> Self:
+        """The same recipe with the interval that keeps a number of network calls."""
+        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def parts(self) -> Sequence[Policy]:
         counting: Literal["fora", "release"] = "fora" if self.counting == "down" else "release"
         return (
-            RefreshInterval(interval=self.interval, first=1, counting=counting),
+            refreshes(self, 3, first=1, counting=counting),
             Forecaster(basis="taylor", order=0, over="index", what="output"),
         )

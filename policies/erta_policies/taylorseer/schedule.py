@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, Self
 
 from erta_framework.errors import PolicyError
 from erta_policies.parts import FixedSchedule
+from erta_policies.parts.budgets import Budgeted, PlanBudget, budget_of, settle, solved
 
 Counting = Literal["release", "diffusers", "cache-dit", "fora"]
 
@@ -28,7 +30,8 @@ class RefreshInterval(FixedSchedule):
     cache-dit and FORA (prathebaselva/FORA at acde628e).
 
     Attributes:
-        interval: n.
+        interval: n; 5 unless a budget is given.
+        budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
         first: f, at least 1.
         counting: Whose count.
 
@@ -40,19 +43,49 @@ class RefreshInterval(FixedSchedule):
         (0, 1, 2, 8, 14)
     """
 
-    interval: int = 5
+    interval: int | None = None
+    budget: Budgeted = None
     first: int = 3
     counting: Counting = "release"
 
     def __post_init__(self) -> None:
-        if self.interval < 1 or self.first < 1:
+        settle(self)
+        if (self.interval is not None and self.interval < 1) or self.first < 1:
             raise PolicyError(
                 f"RefreshInterval has interval {self.interval} and first {self.first}; both must "
                 "be at least 1"
             )
+        if self.interval is not None and self.budget is not None:
+            raise PolicyError(
+                f"RefreshInterval got interval={self.interval} and budget={self.budget}; give one "
+                "of the two"
+            )
+        budget = budget_of(self)
+        if budget is not None and budget.measured:
+            budget.front(None)  # says that there is no profile
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
-        """The steps that the rule computes."""
+        """The steps that the rule computes.
+
+        Raises:
+            ProfileError: No interval keeps the budget.
+        """
+        budget = budget_of(self)
+        if budget is None:
+            return self._every(5 if self.interval is None else self.interval, num_steps)
+        interval = solved(
+            range(1, num_steps + 1),
+            lambda n: len({0, *self._every(int(n), num_steps)}),
+            budget.calls_for(num_steps),
+            repr(self),
+        )
+        return self._every(int(interval), num_steps)
+
+    def with_calls(self, calls: int) -> Self:
+        """The same count with the interval that keeps a number of network calls."""
+        return replace(self, interval=None, budget=PlanBudget(calls=calls))
+
+    def _every(self, interval: int, num_steps: int) -> tuple[int, ...]:
         origin = {
             "release": self.first - 1,
             "cache-dit": self.first - 1,
@@ -62,5 +95,5 @@ class RefreshInterval(FixedSchedule):
         return tuple(
             index
             for index in range(num_steps)
-            if index < self.first or (index - origin) % self.interval == 0
+            if index < self.first or (index - origin) % interval == 0
         )

@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from torch import Tensor
-
-from erta_framework import (
-    Call,
-    Compute,
-    Decision,
-    Needs,
-    Policy,
-    Profile,
-    SessionInfo,
-    Step,
-    hookimpl,
-)
+from erta_framework import Policy, Profile, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_policies.parts import below
+from erta_policies.parts.change_rule import ChangeRule
+from erta_policies.parts.changes import TIMES, Signal
 from erta_policies.teacache.profiler import TeaCacheProfiler
 from erta_policies.teacache.settings import Source, profile_of, source_of
-from erta_policies.teacache.signals import TIMES, Memory, Signal, read, required
 
 OWN = ("signal", "target")
 """Fields of a profile's fingerprint that the policy checks itself."""
 
 
-class TeaCacheRule(Policy):
+class TeaCacheRule(ChangeRule):
     """Reuses while the predicted change of the output since the last computed step is small.
 
     A polynomial of degree 4 takes the relative L1 change of a signal from one step to the next,
@@ -117,17 +105,16 @@ class TeaCacheRule(Policy):
         return found
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The signal."""
-        return required(self.source.signal)
+    def watched(self) -> Signal:
+        """The signal of the polynomial."""
+        return self.source.signal
 
     @property
-    def reads_latents(self) -> bool:
-        """Only where they are the signal."""
-        return self.source.signal == "latents"
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def apart(self) -> bool:
+        """As `each_branch` says."""
+        if self.each_branch is not None:
+            return self.each_branch
+        return self.source.signal not in TIMES
 
     def prepare(self) -> None:
         _ = self.source, self.effective_threshold
@@ -136,45 +123,14 @@ class TeaCacheRule(Policy):
         # the one signal that every driver has, `erta calibrate` on a bundled model among them
         return TeaCacheProfiler(signal=self.signal or "latents")
 
-    @property
-    def _apart(self) -> bool:
-        if self.each_branch is not None:
-            return self.each_branch
-        return self.source.signal not in TIMES
+    def predicted(self, step: Step, differences: Sequence[float]) -> tuple[list[float], str]:
+        """The polynomial at these differences, and what makes that doubtful."""
+        absolute = self.source.absolute if self.absolute is None else self.absolute
+        changes = [self.source.change(d, absolute, self.clamp_nonnegative) for d in differences]
+        return changes, self.source.doubts(differences)
 
     # ------------------------------------------------------------------ the hooks
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self._profile is not None:
             self._profile.require(session, (*self.allow, *OWN))
-
-    def _memory(self, step: Step, call: Call) -> Memory:
-        if self._apart:
-            return call.state_of(self, Memory)
-        shared = step.session.state_of(self, dict[str, Memory])
-        return shared.setdefault(call.model, Memory())
-
-    @hookimpl
-    def decide(self, step: Step, call: Call) -> Decision:
-        scope = "branch" if self._apart else "step"
-        memory, now = self._memory(step, call), read(self.source.signal, call)
-        batch = call.x.shape[0]
-        alone = self.per_sample and now.shape[0] == batch
-        moved = memory.moved(step.index, now, alone)
-        if moved is None:
-            return Compute("no signal of the step before", scope)
-        differences: list[float] = moved.tolist()
-        absolute = self.source.absolute if self.absolute is None else self.absolute
-        changes = [self.source.change(d, absolute, self.clamp_nonnegative) for d in differences]
-        sums = memory.changes.add(step.index, call.history[0].steps(batch), changes)
-        reason = f"predicted change {max(sums):.4f}{self.source.doubts(differences)}"
-        return below(sums, self.effective_threshold, reason, scope)
-
-    @hookimpl(wrapper=True)
-    def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
-        # the first step of a branch is computed without asking; the next compares with its signal
-        if call.rows is None:
-            memory = self._memory(step, call)
-            if memory.index != step.index:
-                memory.keep(step.index, read(self.source.signal, call))
-        return (yield)

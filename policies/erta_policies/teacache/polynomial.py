@@ -6,15 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import ProfileError
+from erta_policies.parts.change_profiler import DEGREE
 
-DEGREE = 4
 KIND = "tea_cache_profiler"
-BINS, LOWEST, HIGHEST = 160, 1e-6, 1e2
-"""Differences are counted in bins of equal ratio, so that their range merges like a sum."""
 
 
 def value(coefficients: Sequence[float], difference: float) -> float:
@@ -69,17 +66,3 @@ def determination(profile: Profile) -> float:
     missed = squares - 2 * rising @ products + rising @ matrix @ rising
     spread = squares - products[0] ** 2 / powers[0]
     return float(1.0 - missed / spread) if float(spread) > 0.0 else math.nan
-
-
-def binned(differences: Tensor) -> Tensor:
-    """How many differences lie in each bin, `[BINS]`."""
-    position = (differences.clamp(LOWEST, HIGHEST) / LOWEST).log() / math.log(HIGHEST / LOWEST)
-    index = (position * BINS).floor().clamp(0, BINS - 1).long()
-    return torch.bincount(index, minlength=BINS).double()
-
-
-def calibrated_range(profile: Profile) -> tuple[float, float]:
-    """Between which differences the profile was made, to the width of a bin (12 %)."""
-    filled = profile.statistics["bins"].sum(dim=0).nonzero().flatten().tolist()
-    step = math.log(HIGHEST / LOWEST) / BINS
-    return LOWEST * math.exp(step * filled[0]), LOWEST * math.exp(step * (filled[-1] + 1))

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import Self
 
 from erta_framework import Profile, SessionInfo, hookimpl
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.parts import FixedSchedule
+from erta_policies.parts.budgets import (
+    Budgeted,
+    PlanBudget,
+    between,
+    budget_of,
+    require_device,
+    settle,
+    solved,
+)
 from erta_policies.parts.profiles import require
 from erta_policies.teacache.policy import OWN
 from erta_policies.teacache.profiler import TeaCacheProfiler
@@ -30,6 +42,7 @@ class TeaCacheSchedule(FixedSchedule):
         model: A published polynomial instead of the one fitted to the profile.
         coefficients: A polynomial of your own, highest power first.
         threshold: As in `TeaCache`.
+        budget: Solve the threshold for this: one of `calls`, `speedup`, `psnr` and `seconds`.
         first: As in `TeaCache`.
         last: As in `TeaCache`.
         absolute: As in `TeaCache`.
@@ -48,6 +61,7 @@ class TeaCacheSchedule(FixedSchedule):
     model: str | None = None
     coefficients: tuple[float, ...] | None = None
     threshold: float | None = None
+    budget: Budgeted = None
     first: int | None = None
     last: int | None = None
     absolute: bool | None = None
@@ -55,6 +69,12 @@ class TeaCacheSchedule(FixedSchedule):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        settle(self)
+        if self.budget is not None and self.threshold is not None:
+            raise PolicyError(
+                f"TeaCacheSchedule got threshold={self.threshold} and budget={self.budget}; a "
+                "budget solves the threshold, give one of the two"
+            )
         _ = self._rule
 
     @property
@@ -65,7 +85,8 @@ class TeaCacheSchedule(FixedSchedule):
             model=self.model,
             coefficients=self.coefficients,
             profile=self.profile if fitted else None,
-            threshold=self.threshold,
+            # a budget's threshold comes later; until then any will do
+            threshold=self.threshold if self.budget is None else 0.0,
             first=self.first,
             last=self.last,
             absolute=self.absolute,
@@ -79,6 +100,11 @@ class TeaCacheSchedule(FixedSchedule):
     def _resolved(self) -> tuple[Source, float]:
         rule = self._rule
         return rule.source, rule.effective_threshold
+
+    @cached_property
+    def _solved(self) -> dict[str, float]:
+        """The threshold that a budget was solved for."""
+        return {}
 
     def prepare(self) -> None:
         signal = self._profile.fingerprint["signal"]
@@ -115,11 +141,26 @@ class TeaCacheSchedule(FixedSchedule):
             )
         absolute = source.absolute if self.absolute is None else self.absolute
         changes = [source.change(d, absolute, self.clamp_nonnegative) for d in differences]
-        return computed_at(changes, threshold, kept(source, self.first, self.last, num_steps))
+        forced_steps = kept(source, self.first, self.last, num_steps)
+        budget = budget_of(self)
+        if budget is not None and "threshold" not in self._solved:
+            self._solved["threshold"] = solved(
+                between(run_sums(changes)),
+                lambda value: len(computed_at(changes, value, forced_steps)),
+                budget.calls_for(num_steps, self._profile),
+                repr(self),
+            )
+        threshold = self._solved.get("threshold", threshold)
+        return computed_at(changes, threshold, forced_steps)
+
+    def with_calls(self, calls: int) -> Self:
+        """The same rule with its threshold solved for a number of network calls."""
+        return replace(self, threshold=None, budget=PlanBudget(calls=calls))
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         require(self._profile, session, (*self.allow, *OWN))
+        require_device(self, self._profile, session)
         plan = self.plan(session.num_steps)
         session.state_of(self, lambda: frozenset(plan.computed))
 
@@ -129,6 +170,16 @@ def kept(source: Source, first: int | None, last: int | None, num_steps: int) ->
     warm, end = forced(source, first, last)
     early, late = warm.count(num_steps), end.steps if end is not None else 0
     return {0, *range(early), *range(num_steps - late, num_steps)}
+
+
+def run_sums(changes: list[float]) -> list[float]:
+    """The sum of changes over every run of steps.
+
+    Example:
+        >>> run_sums([0.0, 1.0, 2.0])
+        [1.0, 3.0, 2.0]
+    """
+    return [s for start in range(1, len(changes)) for s in accumulate(changes[start:])]
 
 
 def computed_at(changes: list[float], threshold: float, forced_steps: set[int]) -> tuple[int, ...]:

@@ -11,9 +11,10 @@ from typing import cast
 from erta_framework import Policy, Profile
 from erta_framework.errors import PolicyError
 from erta_policies.constants import published
+from erta_policies.parts.change_profiler import calibrated_range
+from erta_policies.parts.changes import Signal
 from erta_policies.parts.profiles import loaded
-from erta_policies.teacache.polynomial import KIND, calibrated_range, fitted, value
-from erta_policies.teacache.signals import Signal
+from erta_policies.teacache.polynomial import KIND, fitted, value
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
 from torch import nn
 
 import erta_framework as erta
-from erta_framework import Profile
-from erta_framework.errors import InputError, ProfileError, ProfileMismatchError
+from erta_framework import Profile, Samples
+from erta_framework.config import build_policies
+from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
+from erta_framework.measured import MeasuredFront
+from erta_framework.replay import ReplaySetting, measure
 from erta_integrations.diffusers.facts import channel_dim, config_hash
 from erta_integrations.diffusers.tiny import FAMILIES, counted, unipc
 
@@ -195,3 +199,58 @@ def test_a_request_is_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ]
     assert (tmp_path / "last.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "none.png").exists()
+
+
+@pytest.mark.parametrize("budget", [{"calls": CALLS}, {"speedup": 2.0}])
+@pytest.mark.parametrize("policy", ["ertacache", "planned_schedule"])
+def test_a_budget_is_kept_and_said_before_the_first_request(
+    policy: str, budget: dict[str, float], tmp_path: Path
+) -> None:
+    family, (pipe, path) = FAMILIES["wan-euler"], saved("wan-euler", tmp_path)
+    with (
+        erta.attach(pipe, policy, profile=path, budget=budget) as run,
+        counted(pipe, family) as made,
+    ):
+        said = run.summary()
+        assert said.startswith("no request yet; every request computes 4 of 8 steps")
+        for seed in (0, 1):
+            family.run(pipe, steps=STEPS, seed=seed)
+    assert len(made) == 2 * CALLS * family.calls
+    assert [len(trace.computed_steps) for trace in run.traces] == [CALLS] * 2
+    with pytest.raises(PolicyError, match="a budget got calls and psnr"):
+        erta.attach(pipe, policy, profile=path, budget={"calls": 4, "psnr": 30.0})
+
+
+def test_plans_are_measured_through_a_pipeline(tmp_path: Path) -> None:
+    family, (pipe, path) = FAMILIES["wan-euler"], saved("wan-euler", tmp_path)
+    profile = Profile.load(path)
+    seen: list[int] = []
+
+    class Through:
+        """A pipeline with policies, as replays want it."""
+
+        facts: ClassVar[dict[str, str]] = {}
+
+        def __init__(self, policies: Any) -> None:
+            self.policies = list(policies)
+
+        def sample(self, model: Any, prompts: Any, *, seed: int = 0) -> Samples:
+            with erta.attach(pipe, self.policies) as run:
+                outputs = [family.run(pipe, steps=STEPS, seed=seed + k) for k in range(2)]
+            seen.append(sum(len(trace.computed_steps) for trace in run.traces))
+            names, seeds = tuple(prompts), (seed, seed + 1)
+            samples = torch.cat(outputs).float()
+            return Samples(samples, names, seeds, tuple(run.traces), 1.0, ())
+
+        calibrate = None
+
+    (planned,) = build_policies([{"planned_schedule": {"budget": {"calls": CALLS}}}])
+    setting = ReplaySetting(
+        sampler=cast(Any, Through), model=cast(Any, None), prompts=("a", "b"), batch=1, device="cpu"
+    )
+    policies = [replace(planned, profile=profile)]
+    found = measure(setting, policies, STEPS, [3, 5], refine=2)
+    assert found.spent == sum(seen) // 2
+    front = MeasuredFront.of(Profile.load(found.added_to(profile).save(tmp_path / "m.st")))
+    assert front == found
+    assert found.psnr[0] < found.psnr[1]

@@ -109,6 +109,26 @@ def test_samples_that_agree_are_bit_identical_to_a_plain_decision():
     assert trace.reused_calls == 6
 
 
+def test_what_each_sample_got_is_shown(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from erta_framework import media
+
+    shown, real = [], media.schedule_plot
+    monkeypatch.setattr(media, "schedule_plot", lambda p, path: shown.append(p) or real(p, path))
+    family = FAMILIES["wan-euler"]
+    pipe = family.build()
+    with attach(pipe, [Listed(steps=SCHEDULES[:3])]) as run:
+        family.run(pipe, STEPS, batch=3)
+    assert "  samples differed: 6, 10, 6 calls each" in run.summary().splitlines()
+    run.plot(tmp_path / "differ.png")
+    assert shown[0].samples == [[step in own for step in range(STEPS)] for own in SCHEDULES[:3]]
+    with attach(pipe, [Listed(steps=((0, 2, 5),) * 3)]) as run:
+        family.run(pipe, STEPS, batch=3)
+    assert "samples differed" not in run.summary()
+    run.plot(tmp_path / "alike.png")
+    assert shown[1].samples == []
+
+
 def test_the_block_stack_computes_the_batch_where_one_sample_must():
     _, trace, _ = sampled("wan-euler", SCHEDULES[:3], seam="trunk")
     reasons = [call.reason for call in trace.calls() if call.index == 1]
@@ -211,9 +231,10 @@ def test_rows_of_the_output_come_from_rows_of_the_arguments(name):
         assert callable(take)
         whole, form = read_output(raw, latents, name)
         for rows in (torch.tensor([latents.shape[0] - 1, 0]), torch.tensor([1])):
-            some = called(network, take(rows))
+            some_args, some_kwargs = called(network, take(rows), len(args))
+            assert (len(some_args), some_kwargs.keys()) == (len(args), kwargs.keys())
             with torch.no_grad():
-                again = network.forward(*some.args, **some.kwargs)
+                again = network.forward(*some_args, **some_kwargs)
             part, its = read_output(again, latents.index_select(0, rows), name)
             torch.testing.assert_close(part, whole[rows], rtol=1e-5, atol=1e-5)
             if form.rest is not None:

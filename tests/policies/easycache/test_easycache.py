@@ -109,7 +109,10 @@ def test_the_published_mean_over_the_batch_couples_the_samples():
 
 
 def test_it_is_exact_on_a_linear_field():
-    """With v = a x the rate is |a| at once, and the predicted change is the true one."""
+    """With v = a x the rate is |a| at once, and the predicted change is the true one.
+
+    The case in which the assumption of EasyCache (arXiv 2507.02860) holds: a rate that is constant.
+    """
     rates, changes = [], []
 
     class Linear:

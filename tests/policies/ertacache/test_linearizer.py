@@ -250,3 +250,12 @@ def test_half_precision_keeps_its_dtype(world: SimpleNamespace) -> None:
     result = world.run([policy, SkipPolicy(every=2)], latents=latents, num_steps=STEPS)
     assert result.sample.dtype == torch.bfloat16
     assert result.sample.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_line_for_all_channels_is_evaluated_as_with_plain_numbers(dtype: torch.dtype) -> None:
+    policy, output = ErrorLinearizer(), torch.randn(3, 37, dtype=dtype)
+    slope, offset = policy._scalar(("cond", 0, 1, dtype), 0.9123456789, -0.1234567891)
+    assert slope.ndim == offset.ndim == 0
+    assert torch.equal(slope * output + offset, 0.9123456789 * output + -0.1234567891)
+    assert policy._scalar(("cond", 0, 1, dtype), 0.0, 0.0)[0] is slope

@@ -168,7 +168,7 @@ def test_a_replay_profile_serves_skip_policy_alone(
 
 
 def test_a_profile_without_a_schedule(world: SimpleNamespace) -> None:
-    with pytest.raises(PolicyError, match=r"needs threshold=... or calls=... to read its profile"):
+    with pytest.raises(PolicyError, match=r"needs budget=..., threshold=... or calls=... to read"):
         Engine([SkipPolicy(profile=world.calibrate())])
 
 

@@ -196,7 +196,7 @@ def test_one_trajectory_is_held_while_it_runs(world: SimpleNamespace) -> None:
         @hookimpl
         def post_step(self, step: Any) -> None:
             sums = step.session.state_of(profiler, dict)["cond"]
-            held.append(len(sums._residuals))
+            held.append(len(sums._earlier))
 
     profiler = ResidualProfiler()
     for _ in range(2):

@@ -132,14 +132,14 @@ def test_img2img_walks_from_its_first_step(world: SimpleNamespace) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "SkipPolicy got no schedule; give exactly one of threshold, calls, evenly"),
+        ({}, "SkipPolicy got no schedule; give exactly one of budget, threshold, calls, evenly"),
         ({"evenly": 3, "every": 2}, "SkipPolicy got evenly, every; give exactly one"),
         ({"calls": 3, "threshold": 0.1}, "SkipPolicy got threshold, calls"),
         ({"every": 0}, r"every=0\): it must be at least 1"),
         ({"threshold": -1.0}, r"threshold=-1.0\): it must be >= 0"),
         ({"threshold": float("nan")}, "threshold=nan"),
         ({"every": 2, "warmup": 0}, r"warmup=0\): step 0 is always computed"),
-        ({"evenly": 3, "warmup": 2}, "has no effect on this schedule; it serves threshold"),
+        ({"evenly": 3, "warmup": 2}, "has no effect on this schedule; it serves budget, threshold"),
         ({"steps": (1,), "warmup": 2}, "has no effect"),
     ],
 )

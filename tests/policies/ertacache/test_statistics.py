@@ -151,6 +151,7 @@ def test_describe_averages_over_the_reused_pairs(world: SimpleNamespace) -> None
     assert facts["calls"] == 3.0
     assert facts["threshold"] == 0.7
     assert facts["error"] == pytest.approx(average(errors), rel=1e-12)
+    assert facts["predicted"] == pytest.approx(len(pairs) * average(errors), rel=1e-12)
     for form in ("velocity", "difference"):
         expected = average(phi_table(profile, form))
         assert facts[f"phi_{form}"] == pytest.approx(expected, rel=1e-12)
@@ -160,7 +161,8 @@ def test_describe_averages_over_the_reused_pairs(world: SimpleNamespace) -> None
         assert 0 < facts[name] <= 1
     assert facts["r2_channel"] >= 0
     assert set(facts) == {
-        "calls", "threshold", "error", "phi_velocity", "phi_difference", "r2", "r2_channel"
+        "calls", "threshold", "error", "predicted",
+        "phi_velocity", "phi_difference", "r2", "r2_channel",
     }  # fmt: skip
 
 
@@ -177,7 +179,7 @@ def test_describe_leaves_out_what_did_not_run(world: SimpleNamespace) -> None:
 
 def test_describe_without_reuse_or_lambda_is_nan(world: SimpleNamespace) -> None:
     facts = describe(world.calibrate(), Plan.of(set(range(8)), 8))
-    assert facts.pop("calls") == 8.0
+    assert (facts.pop("calls"), facts.pop("predicted")) == (8.0, 0.0)
     assert all(math.isnan(value) for value in facts.values())
 
 

@@ -100,6 +100,7 @@ def sampled(policies, steps, solver=None, sigmas=None, toy=None):
 
 
 def test_mean_velocity_on_skipped_steps_is_adams_bashforth_2_on_the_computed_grid():
+    """Variable-step Adams-Bashforth 2, the textbook method; that MeanVelocity is it is derived."""
     computed = (0, 1, 3, 4, 7, 11, 12, 17, 19)
     nominal = FlowEuler().schedule(20).sigmas
     skipping = sampled([SkipPolicy(steps=computed), MeanVelocity()], 20)

@@ -269,7 +269,7 @@ def test_what_cannot_be_is_refused():
         (lambda: MeanCache(model="z-image", profile="x", calls=13), "got model and profile; give"),
         (lambda: MeanCache(model="flux", calls=10), r"no released table for 'flux'.*calibrat"),
         (lambda: MeanCache(model="qwen-image", calls=12), "have 10, 17, 25 calls of 50 steps"),
-        (lambda: MeanCache(model="qwen-image"), "calls=<network calls> goes with"),
+        (lambda: MeanCache(model="qwen-image"), "calls=<network calls> or a budget goes with"),
         (lambda: MeanCache(fresh=(0, 1, 9)), "need a span for each edge"),
         (lambda: MeanCache(fresh=(0, 1, 9), spans=(0, 2), variant="C"), "no use for them"),
         (lambda: MeanCache(fresh=(0, 1, 9), spans=(0,)), "2 in all"),

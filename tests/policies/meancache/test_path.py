@@ -267,7 +267,7 @@ def test_a_plan_describes_itself():
     assert facts["calls"] == 5.0
     assert 0.0 < facts["peak"] <= facts["error"]
     every = MeanCacheSchedule(profile=toy_profile(MeanCacheProfiler()), calls=10)
-    assert every.describe(10) == {"calls": 10.0, "error": 0.0, "peak": 0.0}
+    assert every.describe(10) == {"calls": 10.0, "error": 0.0, "peak": 0.0, "predicted": 0.0}
 
 
 def test_the_profile_survives_its_file(tmp_path):

@@ -14,14 +14,9 @@ import torch
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.constants import models, published
+from erta_policies.parts.change_profiler import Sums, calibrated_range
 from erta_policies.teacache import TeaCache, TeaCacheProfiler
-from erta_policies.teacache.polynomial import (
-    calibrated_range,
-    determination,
-    fitted,
-    value,
-)
-from erta_policies.teacache.profiler import Sums
+from erta_policies.teacache.polynomial import determination, fitted, value
 
 
 def profile_of(pairs: list[tuple[float, float]], samples: int = 1) -> Profile:

@@ -4,70 +4,21 @@ from __future__ import annotations
 
 import logging
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from erta_framework.bench.report import Row
-from erta_integrations.diffusers.bench.methods import METHODS, Target
+from erta_integrations.diffusers.bench.methods import METHODS
+from erta_integrations.diffusers.bridge import Target
+from erta_integrations.diffusers.bridge.work import Work, watched
 from erta_integrations.diffusers.tiny import FAMILIES, VIDEO, Family
 
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 LONGEST = 200
 """Characters of an error that are kept."""
-
-
-@dataclass(slots=True)
-class Work:
-    """What the layers of the networks really computed.
-
-    Attributes:
-        calls: Runs of a linear or convolution layer.
-        elements: Elements of their outputs; fewer too where only a part of a batch was computed.
-        batch: Samples of the first network call.
-    """
-
-    calls: int = 0
-    elements: int = 0
-    batch: int = 0
-
-
-def watched(networks: tuple[nn.Module, ...]) -> Work:
-    """Count from now on.
-
-    A layer's own `forward` is replaced before any cache is switched on, so whatever a cache puts
-    around it decides first: only what was really computed is counted.
-    """
-    work = Work()
-    for network in networks:
-        for layer in network.modules():
-            if isinstance(layer, LAYERS):
-                count(layer, work)
-        network.register_forward_pre_hook(
-            lambda _, args, kwargs: note_batch(work, args, kwargs), with_kwargs=True
-        )
-    return work
-
-
-def count(layer: nn.Module, work: Work) -> None:
-    """Count the runs of one layer."""
-    own = layer.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = own(*args, **kwargs)
-        work.calls += 1
-        work.elements += output.numel()
-        return output
-
-    vars(layer)["forward"] = forward
-
-
-def note_batch(work: Work, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep the number of samples of the first call."""
-    latents = kwargs.get("hidden_states", kwargs.get("sample", args[0] if args else ()))
-    work.batch = work.batch or len(latents)
+ONE_SAMPLE = "the pipeline takes one sample a request"
 
 
 def networks_of(pipe: Any, family: Family) -> tuple[nn.Module, ...]:
@@ -96,17 +47,19 @@ def measured(name: str, method: str, steps: int) -> Row:
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    family = FAMILIES[name]
+    family, batch = FAMILIES[name], METHODS[method].batch
+    if batch > 1 and not family.batches:
+        return row(name, method, "no-effect", ONE_SAMPLE)
     pipe = family.build()
     full = watched(networks_of(pipe, family))
-    expected = family.run(pipe, steps)
+    expected = family.run(pipe, steps, batch)
     pipe = family.build()
     networks = networks_of(pipe, family)
     work = watched(networks)
-    target = Target(pipe, networks, steps, layout(name), batched=full.batch > 1)
+    target = Target(pipe, networks, layout(name), batched=full.batch > batch)
     try:
-        by_hand = METHODS[method].enable(target)
-        output = family.run(pipe, steps)
+        said = METHODS[method].enable(target, steps)
+        output = family.run(pipe, steps, batch)
     except Exception as error:
         return row(name, method, "error", first_line(error), full_calls=full.calls)
     status, detail = judged(expected, output, full, work)
@@ -114,11 +67,18 @@ def measured(name: str, method: str, steps: int) -> Row:
         name,
         method,
         status,
-        detail or by_hand,
+        remark(detail, said),
         real_calls=work.calls,
         full_calls=full.calls,
         work=work.elements / full.elements,
     )
+
+
+def remark(detail: str, said: str | Callable[[], str]) -> str:
+    """What is said of a run: why it did nothing, in its own words if it has some, or by hand."""
+    if callable(said):
+        return (detail and said()) or detail
+    return detail or said
 
 
 def judged(expected: Tensor, output: Tensor, full: Work, work: Work) -> tuple[str, str]:

@@ -36,12 +36,11 @@ def pipeline_command(
     from erta_framework.bench.ablation import Setting
     from erta_framework.bench.cli import demo_prompts
     from erta_integrations.shapes_wan import load
-    from erta_integrations.shapes_wan.bench import pipeline_ablation
-    from erta_integrations.shapes_wan.pipeline import SCHEDULERS
+    from erta_integrations.shapes_wan.bench import NAMES, pipeline_ablation
 
     model = load()
     calibration, held_out = demo_prompts(model, "shapes-wan", prompts)
-    budgets, names = calls or [25, 17, 12], scheduler or list(SCHEDULERS)
+    budgets, names = calls or [25, 17, 12], scheduler or list(NAMES)
     spelled = [f"--calls {budget}" for budget in budgets]
     spelled += [f"--scheduler {name}" for name in names]
     bench = pipeline_ablation(

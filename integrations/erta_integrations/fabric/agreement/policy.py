@@ -158,7 +158,8 @@ def merged(wanted: Decision, scope: str, computes: Sequence[int]) -> Decision:
             return wanted  # core says what is wrong with it
         return Compute(f"{OVERRULED}, wanted to reuse: {wanted.reason}", scope)
     keep = None if not any(computes) else tuple(not compute for compute in computes)
-    return Reuse(wanted.reason, scope, keep)
+    lent = wanted.branch if isinstance(wanted, Reuse) else None
+    return Reuse(wanted.reason, scope, keep, lent)
 
 
 def agreed(

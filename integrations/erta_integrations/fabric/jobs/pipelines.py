@@ -13,6 +13,7 @@ import torch
 
 from erta_framework.config import build_policies, construct
 from erta_framework.policy import Policy
+from erta_framework.records import Seam
 from erta_integrations.fabric.jobs.prompts import Item
 from erta_integrations.fabric.jobs.work import Made, described, made
 
@@ -34,8 +35,10 @@ class PipelineWork:
         self._cached = lru_cache(maxsize=64)(lambda text: build_policies(json.loads(text)))
 
     def identity(self) -> dict[str, Any]:
-        """Pipeline, options and policies."""
+        """Pipeline, options and policies, and the seam where it is not that of the latents."""
+        seam = getattr(self._run, "seam", Seam.LATENT)
         return {
+            **({} if seam == Seam.LATENT else {"seam": str(seam)}),
             "pipeline": f"{type(self._run.pipe).__name__} {Path(self._run.source).name}",
             "dtype": str(getattr(self._run.pipe, "dtype", "unknown")).removeprefix("torch."),
             "options": dict(sorted(self._options.items())),

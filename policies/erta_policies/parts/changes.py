@@ -1,14 +1,16 @@
-"""The tensor whose change TeaCache looks at."""
+"""The tensor whose change a rule looks at, and what is remembered of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from erta_framework import Call
-from erta_policies.parts import Accumulator, relative_l1
+from erta_policies.parts.accumulator import Accumulator
+from erta_policies.parts.signals import relative_l1
 
 Signal = Literal["modulated_input", "timestep_embedding", "timestep_projection", "latents"]
 TIMES = ("timestep_embedding", "timestep_projection")
@@ -23,11 +25,24 @@ class Memory:
         index: That step.
         signal: Its signal.
         changes: Sum of each sample's predicted changes.
+        ahead: The difference into every step, where it is known beforehand.
+        looked: Whether that was asked for.
     """
 
     index: int = -1
     signal: Tensor | None = None
     changes: Accumulator = field(default_factory=Accumulator)
+    ahead: list[list[float]] = field(default_factory=list)
+    looked: bool = False
+
+    def look_ahead(self, signals: Tensor, per_sample: bool) -> None:
+        """Take the differences of all neighbouring steps, from the signal of each, `[T, ...]`.
+
+        One number a step is read back to the host, all at once.
+        """
+        pairs = zip(signals[1:], signals[:-1], strict=True)
+        found = [relative_l1(now, before, per_sample) for now, before in pairs]
+        self.ahead = [[], *torch.stack(found).tolist()] if found else []
 
     def moved(self, index: int, now: Tensor, per_sample: bool) -> Tensor | None:
         """Relative L1 change since the step before, `[B]` or `[1]`; None if that is not known.
@@ -39,6 +54,11 @@ class Memory:
         if before is None or before.shape != now.shape:
             return None
         return relative_l1(now, before, per_sample)
+
+    def known(self, index: int) -> list[float]:
+        """The difference into a step that is known beforehand; its signal is not looked at."""
+        self.index, self.signal = index, None
+        return self.ahead[index]
 
     def keep(self, index: int, now: Tensor) -> None:
         """Remember the signal of a step."""

@@ -1,0 +1,158 @@
+"""What `erta plan` does with a whole front: show it, draw it, and measure it by replays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from erta_framework.cli.common import console, demo_prompts, load_model, prompts_of, sampler_of
+from erta_framework.config import RunConfig
+from erta_framework.errors import InputError
+from erta_framework.fronts import FrontRow, front_of, front_plot
+from erta_framework.measured import MeasuredFront
+from erta_framework.policy import Policy, flatten
+from erta_framework.profile import Profile
+from erta_framework.replay import ReplaySetting, cost_of, measure, own_loop
+
+CALLS = (0.5, 0.34, 0.24)
+"""What is measured unless numbers of calls are asked for, as parts of the steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """What `erta plan` was asked to do with a front.
+
+    Attributes:
+        calls: Numbers of network calls to measure.
+        measure: Whether to replay plans.
+        refine: Trials of moved steps for each.
+        prompts: Calibration prompts to replay.
+        output: Where the profile goes; by default where it was.
+        plot: Picture to draw.
+        as_json: Whether to print JSON.
+    """
+
+    calls: Sequence[int]
+    measure: bool
+    refine: int
+    prompts: int
+    output: Path | None
+    plot: Path | None
+    as_json: bool
+
+
+def show_front(
+    config: RunConfig, policies: Sequence[Policy], num_steps: int, options: FrontOptions
+) -> None:
+    """Print the front of these policies, measured first if that was asked for.
+
+    Raises:
+        PolicyError: None of the policies takes a budget.
+        InputError: There is nothing to write what was measured to.
+    """
+    profile = profile_of(policies)
+    if options.measure:
+        profile = measured(config, policies, num_steps, options)
+    held = None if profile is None else MeasuredFront.of(profile)
+    rows = front_of(policies, num_steps, held)
+    if options.plot is not None:
+        names = ", ".join(part.name for part in flatten(policies))
+        front_plot(f"front of {names}", rows, options.plot)
+    if options.as_json:
+        typer.echo(json.dumps([row.record() for row in rows], indent=2))
+        return
+    out = console()
+    out.print(front_table(rows, held))
+    if options.plot is not None:
+        out.print(f"drawn in {options.plot}", markup=False, soft_wrap=True)
+
+
+def profile_of(policies: Sequence[Policy]) -> Profile | None:
+    """The profile of the first policy that has one."""
+    path = path_of(policies)
+    return None if path is None else Profile.load(path)
+
+
+def path_of(policies: Sequence[Policy]) -> Path | None:
+    """The profile file of the first policy that has one."""
+    for policy in policies:
+        named = getattr(policy, "profile", None)
+        if isinstance(named, str | Path):
+            return Path(named)
+    return None
+
+
+def measured(
+    config: RunConfig, policies: Sequence[Policy], num_steps: int, options: FrontOptions
+) -> Profile:
+    """Replay plans on calibration prompts, and write what they gave into the profile."""
+    source = path_of(policies)
+    if source is None:
+        raise InputError(
+            "what --measure finds is kept in a profile, and none of these policies has the file of "
+            "one; give --profile FILE, or a policy with profile: FILE"
+        )
+    profile = Profile.load(source)
+    model = load_model(config.model)
+    offered = demo_prompts(model)
+    prompts = prompts_of(config, None, fallback=offered[0] if offered is not None else ())
+    calls = sorted({*(options.calls or [max(2, round(part * num_steps)) for part in CALLS])})
+    setting = ReplaySetting(
+        sampler=own_loop(sampler_of(config, ())),
+        model=model,
+        prompts=prompts[: options.prompts],
+        seed=config.seed,
+        batch=config.batch_size,
+        device=config.accelerator,
+    )
+    out = typer.get_text_stream("stderr")
+    batches = -(-len(setting.prompts) // setting.batch)
+    most = cost_of(calls, num_steps, options.refine) * batches
+    print(f"at most {most} network calls a branch", file=out)
+    found = measure(
+        setting,
+        policies,
+        num_steps,
+        calls,
+        options.refine,
+        progress=lambda text: print(text, file=out),
+    )
+    made = found.added_to(profile)
+    made.save(options.output if options.output is not None else source)
+    return made
+
+
+def front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Table:
+    """One row a plan."""
+    caption = "speed-up is steps over network calls"
+    if held is not None:
+        caption += (
+            f"; PSNR on calibration samples with {held.policies}; seconds of a request of "
+            f"{held.batch} on {held.device}"
+        )
+    table = Table(caption=caption)
+    for name in ("calls", "speed-up", "predicted", "PSNR", "refined", "seconds"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("schedule", no_wrap=True)
+    for row in rows:
+        strip = Text()
+        for index in range(row.num_steps):
+            done = index in row.computed
+            strip.append("█" if done else "░", style="blue" if done else "yellow")
+        quality = "" if row.psnr is None else f"{row.psnr:.1f} ± {row.psnr_std:.1f}"
+        table.add_row(
+            str(row.calls),
+            f"{row.num_steps / row.calls:.2f}x",
+            f"{row.predicted:.4g}",
+            quality,
+            "" if row.refined_psnr is None else f"{row.refined_psnr:.1f}",
+            "" if row.seconds is None else f"{row.seconds:.3g}",
+            strip,
+        )
+    return table

@@ -1,0 +1,1 @@
+"""`erta bench policies`: all installed policies, combinations and other caches at equal calls."""

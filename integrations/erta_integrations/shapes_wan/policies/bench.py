@@ -1,0 +1,321 @@
+"""All contenders at equal numbers of network calls, through the unmodified `WanPipeline`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rich.console import Console
+
+from erta_framework import Sampler
+from erta_framework.bench.ablation import SEEDS_APART, Overall, Setting, checked, shared_settings
+from erta_framework.bench.outcome import Outcome, average, record
+from erta_framework.bench.report import Bench, Row, Value, versions
+from erta_framework.composition import Role, role_of
+from erta_framework.errors import CapabilityError, ErtaError, InputError, suggestion
+from erta_framework.extras import MissingExtraError
+from erta_framework.metrics import psnr
+from erta_framework.policy import flatten
+from erta_framework.registry import Catalogue, policies
+from erta_framework.sampler import Samples
+from erta_framework.solvers import FlowAdamsBashforth2
+from erta_integrations.diffusers.bench.cell import first_line
+from erta_integrations.diffusers.bench.families import rival_versions
+from erta_integrations.diffusers.bridge import RIVALS
+from erta_integrations.shapes_wan.pipeline import grid
+from erta_integrations.shapes_wan.policies.contender import SOLVED, Contender
+from erta_integrations.shapes_wan.policies.contenders import CONTENDERS, UNLISTED
+from erta_integrations.shapes_wan.policies.track import BRANCHES, Ran, Ready, Track
+
+COLUMNS = {
+    "budget": "calls",
+    "name": "policies",
+    "status": "status",
+    "calls": "made",
+    "processor_speedup": "speed",
+    "processor_efficiency": "eff.",
+    "psnr_mean": "PSNR",
+    "psnr_std": "std",
+    "ssim_mean": "SSIM",
+}
+"""The other keys are in the JSON and in the report."""
+NEAR = 1.0
+"""Calls that a row may be off its budget and still be called measured."""
+NOTHING: Mapping[str, Value] = {"gain_mean": None, "gain_std": None}
+
+
+@dataclass(slots=True)
+class Lane:
+    """One row: a contender at one number of calls, and what it measured.
+
+    Attributes:
+        contender: The contender.
+        budget: Network calls of each branch that were asked for.
+        ready: It with everything filled in; None where that was not possible.
+        outcome: Times and qualities.
+        fine: PSNR of each prompt against the fine solution.
+        elements: What the layers computed, over all runs.
+        bytes_held: Bytes a sample held between steps.
+        status, detail: How it went.
+    """
+
+    contender: Contender
+    budget: int
+    ready: Ready | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    fine: list[float] = field(default_factory=list)
+    elements: int = 0
+    bytes_held: int | None = None
+    status: str = "measured"
+    detail: str = ""
+
+    def failed(self, error: Exception) -> None:
+        """Note why there is nothing to measure."""
+        kinds = {MissingExtraError: "not installed", CapabilityError: "refused"}
+        self.status = next((s for kind, s in kinds.items() if isinstance(error, kind)), "error")
+        self.detail = first_line(error)
+
+
+def policies_bench(
+    setting: Setting,
+    *,
+    calls: Sequence[int] = (25, 17),
+    scheduler: str = "flow_euler",
+    seeds: int = 3,
+    seed: int = 0,
+    rows: Sequence[str] = (),
+    console: Console | None = None,
+    command: str = "policies",
+) -> Bench:
+    """Measure every contender at every number of calls.
+
+    Args:
+        setting: Model, prompts and what else all rows share.
+        calls: Network calls of each branch.
+        scheduler: Scheduler of all but some plain rows.
+        seeds: How often everything is repeated with other noise; calibrated and solved once.
+        seed: First seed.
+        rows: Names of contenders, or of policies in them; empty means all.
+        console: Where to show a progress bar; None shows none.
+        command: Named in the result.
+
+    Raises:
+        InputError: What cannot be measured; see `erta_framework.bench.ablation.checked`.
+    """
+    checked(setting, calls, seeds)
+    budgets = tuple(dict.fromkeys(calls))
+    # a plain row of this very scheduler is there already
+    contenders = [each for each in chosen(rows) if each.scheduler != scheduler]
+    lanes = [Lane(each, budget) for budget in budgets for each in contenders]
+    track = Track(
+        setting.model,  # type: ignore[arg-type]
+        setting.calibration,
+        steps=setting.steps,
+        scheduler=scheduler,
+        batch_size=setting.batch_size,
+    )
+    batches = -(-len(setting.held_out) // setting.batch_size)
+    work = seeds * batches * (2 * setting.steps + sum(lane.budget for lane in lanes))
+    full, fine, elements = Outcome(), list[float](), 0
+    with Overall(work, console) as bar:
+        for lane in lanes:
+            bar.title(f"{lane.budget} calls, solving: {lane.contender.name}")
+            prepare(track, lane)
+        for number in range(seeds):
+            first = seed + number * SEEDS_APART
+            # another order each time, so that no row always runs on a warmer or busier machine
+            turn = lanes[:: -1 if number % 2 else 1]
+            seen = run_set(track, setting, bar, first, turn, full)
+            fine += seen[0]
+            elements += seen[1]
+    found = [row_of_full(full, fine, setting.steps)]
+    found += [row_of(lane, full, elements, track) for lane in lanes]
+    found += [] if rows else missing_rows(policies())
+    facts = {
+        **shared_settings(setting, seed, list(track.profiles.values())[:1]),
+        "scheduler": scheduler,
+        "solving_samples": track.solving,
+    }
+    return Bench(
+        command,
+        found,
+        COLUMNS,
+        facts,
+        section="budget",
+        versions={**versions(), **rival_versions()},
+    )
+
+
+def chosen(rows: Sequence[str]) -> list[Contender]:
+    """The contenders of these names, or of policies with these names.
+
+    Raises:
+        InputError: Nothing has such a name.
+    """
+    names = [contender.name for contender in CONTENDERS]
+    parts = sorted({name for contender in CONTENDERS for name in contender.names})
+    for row in rows:
+        if row not in (*names, *parts):
+            raise InputError(f"no row and no policy {row!r}; {suggestion(row, [*names, *parts])}")
+    return [c for c in CONTENDERS if not rows or c.name in rows or c.names & set(rows)]
+
+
+def prepare(track: Track, lane: Lane) -> None:
+    """Calibrate, solve and weigh; what cannot be done is the row's status."""
+    rival = lane.contender.rival
+    try:
+        if rival and RIVALS[rival].absence:
+            raise MissingExtraError(RIVALS[rival].absence)
+        lane.ready = track.ready(lane.contender, lane.budget)
+        lane.bytes_held = track.bytes_held(lane.ready)
+    except Exception as error:  # whatever another project's code raises is a row
+        lane.ready = None
+        lane.failed(error)
+
+
+def run_set(
+    track: Track, setting: Setting, bar: Overall, seed: int, lanes: Iterable[Lane], full: Outcome
+) -> tuple[list[float], int]:
+    """Run everything once; gives the full run's PSNR to the fine solution, and its work."""
+    plain = Ready(Contender(name="full", group="plain"), setting.steps, None, (), {})
+    bar.title("full")
+    reference = track.run(plain, setting.held_out, seed, [bar])
+    add(full, reference, reference)
+    bar.title("fine solution")
+    exact = fine_solution(setting, seed)
+    for lane in lanes:
+        if lane.ready is None:
+            continue
+        bar.title(f"{lane.budget} calls: {lane.contender.name}")
+        try:
+            ran = track.run(lane.ready, setting.held_out, seed, [bar])
+        except Exception as error:  # whatever another project's code raises is a row
+            lane.ready = None
+            lane.failed(error)
+            continue
+        add(lane.outcome, ran, reference)
+        lane.elements += ran.elements
+        lane.fine += psnr(ran.samples.samples, exact.samples).tolist()
+    bar.title("full, again")
+    # every speed-up is relative to it, and the machine may have slowed since
+    again = track.run(plain, setting.held_out, seed, [bar])
+    full.time(again.samples, again.processor)
+    return psnr(reference.samples.samples, exact.samples).tolist(), reference.elements
+
+
+def add(outcome: Outcome, ran: Ran, reference: Ran) -> None:
+    """Measure one run against the full one."""
+    outcome.add(ran.samples, reference.samples, ran.processor, BRANCHES, ran.calls)
+
+
+def fine_solution(setting: Setting, seed: int) -> Samples:
+    """Second-order steps of the own loop on a grid twice as fine: nearly the exact flow."""
+    sampler = Sampler(
+        solver=FlowAdamsBashforth2(),
+        guidance=setting.guidance,
+        sigmas=grid("flow_euler", 2 * setting.steps),
+        batch_size=setting.batch_size,
+    )
+    return sampler.sample(setting.model, setting.held_out, seed=seed)
+
+
+# ------------------------------------------------------------------------------ the rows
+def row_of_full(full: Outcome, fine: Sequence[float], steps: int) -> Row:
+    """The full run, which all others are compared with."""
+    facts: dict[str, Value] = {
+        "group": "plain",
+        "budget": None,
+        "steps": steps,
+        "status": "measured",
+        "psnr_fine_mean": average(fine),
+        "work": 1.0,
+        "efficiency": 1.0,
+        "processor_efficiency": 1.0,
+        "bytes_held": 0,
+        "calibration_calls": 0,
+    }
+    return without(record("full", full, full, None, facts))
+
+
+def row_of(lane: Lane, full: Outcome, elements: int, track: Track) -> Row:
+    """The row of a contender at one number of calls; without numbers where it did not run."""
+    contender = lane.contender
+    facts: dict[str, Value] = {
+        "group": contender.group,
+        "budget": lane.budget,
+        "steps": lane.budget if contender.group == "plain" else track.steps,
+        "status": lane.status,
+        "detail": lane.detail,
+        "seam": "" if contender.group in ("plain", "other") else contender.seam,
+        "setting": "",
+    }
+    if lane.ready is None or not lane.outcome.psnr:
+        return {"name": contender.name, **facts}
+    found = record(contender.name, lane.outcome, full, None, facts)
+    made = average(lane.outcome.calls)
+    saved = track.steps / made
+    off = abs(made - lane.budget) > NEAR
+    value = lane.ready.value
+    return without(
+        {
+            **found,
+            "status": "off budget" if off else "measured",
+            "detail": off_budget(contender, made) if off else "",
+            "setting": "" if value is None else f"{solved_name(contender)}={value:.4g}",
+            "efficiency": full_ratio(found["speedup"], saved),
+            "processor_efficiency": full_ratio(found["processor_speedup"], saved),
+            "work": lane.elements / elements,
+            "psnr_fine_mean": average(lane.fine),
+            "bytes_held": lane.bytes_held,
+            "calibration_calls": track.calibration_calls(lane.ready),
+            "solving_calls": track.solving_calls.get(contender.name, 0.0),
+            "policies": "; ".join(repr(part) for part in flatten(lane.ready.policies)),
+        }
+    )
+
+
+def full_ratio(speedup: Value, saved: float) -> float:
+    """Efficiency: the measured speed-up over steps per call."""
+    return float(speedup or 0.0) / saved
+
+
+def off_budget(contender: Contender, made: float) -> str:
+    """Why a row has another number of calls."""
+    if contender.parts:
+        return "skips parts of blocks, all of which run; see work"
+    if contender.search is not None and contender.search.whole:
+        return f"no whole number is nearer; {made:.1f} calls were made"
+    return f"{made:.1f} calls were made on the measured prompts, or nothing nearer can be reached"
+
+
+def solved_name(contender: Contender) -> str:
+    """Name of the setting that was solved for."""
+    for spec in (*contender.policies, {"": contender.options}):
+        for options in {} if isinstance(spec, str) else spec.values():
+            for name, value in options.items():
+                if value is SOLVED:
+                    return str(name)
+    return ""
+
+
+def without(row: Row) -> Row:
+    """A row without the keys that only the ablation has."""
+    return {key: value for key, value in row.items() if key not in NOTHING}
+
+
+def missing_rows(catalogue: Catalogue) -> list[Row]:
+    """Installed skip rules and recipes that no contender holds and `UNLISTED` does not name."""
+    found: list[Row] = []
+    listed = {name for contender in CONTENDERS for name in contender.names} | set(UNLISTED)
+    for name in catalogue.names():
+        if name in listed:
+            continue
+        try:
+            role = role_of(catalogue.load(name))
+        except ErtaError as error:
+            found.append({"name": name, "group": "policy", "status": "error", "detail": str(error)})
+            continue
+        if role in (Role.WHEN, Role.RECIPE):
+            said = "installed, but no row of this benchmark holds it"
+            found.append({"name": name, "group": "policy", "status": "no row", "detail": said})
+    return found

@@ -1,0 +1,173 @@
+"""What a row of the comparison is: how to sample, and what to turn to meet a number of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Spec = str | Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stand:
+    """Stands in a contender's settings for what is known only when it runs."""
+
+    what: str
+
+
+BUDGET = Stand("budget")
+"""The number of network calls of each branch."""
+SOLVED = Stand("solved")
+"""The value that is searched for, so that the number of calls comes out."""
+RATIOS = Stand("ratios")
+"""Magnitude ratios, from diffusers' own calibration."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MadeBy:
+    """Stands for the profile of a profiler; rows with the same one share it.
+
+    Attributes:
+        profiler: Name of the profiler.
+        options: Its settings; where `BUDGET` is among them, each number of calls has its own.
+        seam: Where it is calibrated; empty for the contender's own seam.
+    """
+
+    profiler: str
+    options: tuple[tuple[str, Any], ...] = ()
+    seam: str = ""
+
+    @property
+    def budgeted(self) -> bool:
+        """Whether it depends on the number of calls."""
+        found: list[object] = []
+        filled(self.options, found.append)
+        return BUDGET in found
+
+
+def made_by(profiler: str, seam: str = "", **options: Any) -> MadeBy:
+    """The profile of a profiler with these options, calibrated at this seam.
+
+    Example:
+        >>> made_by("teacache_profiler", signal="latents").options
+        (('signal', 'latents'),)
+    """
+    return MadeBy(profiler, tuple(options.items()), seam)
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Where to look for the value of `SOLVED`; calls fall as it rises.
+
+    Attributes:
+        low, high: Ends of the range.
+        whole: Whether it is a whole number, such as an interval.
+    """
+
+    low: float
+    high: float
+    whole: bool = False
+
+
+THRESHOLD = Search(1e-3, 3.0)
+"""A relative change, usually."""
+TOLERANCE = Search(1e-2, 100.0)
+"""A root mean square change; this model's latents move further than those of large ones."""
+PART = Search(2e-2, 1.0)
+"""Part of the largest difference so far."""
+INTERVAL = Search(1, 12, whole=True)
+"""Every n-th step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One row for each number of calls.
+
+    Attributes:
+        name: Name in the table.
+        group: `plain`, `policy`, `combination` or `other`.
+        policies: Names and options of policies; the values may be `BUDGET`, `SOLVED` or `MadeBy`.
+        search: Where `SOLVED` is looked for; None where nothing is.
+        seam: What a reused step leaves out.
+        scheduler: Scheduler of plain steps; empty for that of the run.
+        rival: Name of another project's cache instead of policies, see `bridge`.
+        options: Settings of that cache; the values may be stand-ins too.
+        parts: Whether that cache skips parts of blocks, so that its work is what is solved for.
+    """
+
+    name: str
+    group: str
+    policies: tuple[Spec, ...] = ()
+    search: Search | None = None
+    seam: str = "latent"
+    scheduler: str = ""
+    rival: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    parts: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the policies in it, also within settings of others."""
+        return frozenset(named(list(self.policies)))
+
+
+def is_mapping(value: object) -> bool:
+    """Whether it is a mapping."""
+    return isinstance(value, Mapping)
+
+
+def named(value: Any) -> Iterator[str]:
+    """Names of policies in a list of specifications."""
+    for spec in value:
+        if isinstance(spec, str):
+            yield spec
+        else:
+            yield from spec
+            for options in spec.values():
+                for held in options.values():
+                    # a policy has settings, other mappings are settings
+                    if isinstance(held, Mapping) and all(map(is_mapping, held.values())):
+                        yield from named([held])
+
+
+def plain(name: str, scheduler: str = "") -> Contender:
+    """As many steps as calls, nothing cached."""
+    return Contender(name=name, group="plain", scheduler=scheduler)
+
+
+def policy(
+    name: str, *specs: Spec, search: Search | None = None, seam: str = "latent"
+) -> Contender:
+    """An installed policy as published, or as close as this model allows."""
+    return Contender(name=name, group="policy", policies=specs, search=search, seam=seam)
+
+
+def mix(name: str, *specs: Spec, search: Search | None = None, seam: str = "latent") -> Contender:
+    """Parts of several methods."""
+    return Contender(name=name, group="combination", policies=specs, search=search, seam=seam)
+
+
+def other(
+    name: str, rival: str, search: Search = THRESHOLD, *, parts: bool = False, **options: Any
+) -> Contender:
+    """Another project's cache."""
+    return Contender(
+        name=name, group="other", rival=rival, search=search, options=options, parts=parts
+    )
+
+
+def filled(value: Any, stands: Callable[[Any], Any]) -> Any:
+    """Settings with what stands in replaced, at every depth.
+
+    Args:
+        value: Options, or a list of policies.
+        stands: What a `Stand` or `MadeBy` stands for.
+    """
+    if isinstance(value, Stand | MadeBy):
+        return stands(value)
+    if isinstance(value, Mapping):
+        return {key: filled(held, stands) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(filled(held, stands) for held in value)
+    return value

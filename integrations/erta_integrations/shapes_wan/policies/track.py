@@ -1,0 +1,258 @@
+"""Runs contenders on the pipeline: policies, plain steps and other caches through one sampler."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from erta_framework import Policy, Profile
+from erta_framework.bench.ablation import CALIBRATION_SEEDS
+from erta_framework.callbacks import Callback
+from erta_framework.config import build_policies
+from erta_framework.sampler import Samples
+from erta_integrations.diffusers.bridge import bridge
+from erta_integrations.diffusers.bridge.work import watched
+from erta_integrations.shapes_wan.model import ShapesWan
+from erta_integrations.shapes_wan.policies.budget import Solver, planned_calls
+from erta_integrations.shapes_wan.policies.contender import (
+    BUDGET,
+    RATIOS,
+    SOLVED,
+    Contender,
+    MadeBy,
+    filled,
+)
+from erta_integrations.shapes_wan.policies.memory import Weigher, only_new
+from erta_integrations.shapes_wan.sampler import PipelineSampler
+
+BRANCHES = 2
+"""Guidance branches of a step."""
+RUNS = {"sensitivity_profiler": 2, "fitted_profiler": 4}
+"""Network calls of a calibration sample at a step, where they are not one: trials and copies."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Other projects' caches log when they are switched on; what they do is counted anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """One run.
+
+    Attributes:
+        samples: What came out.
+        calls: Network calls of each branch a sample; with other caches, runs of the block stack.
+        processor: Processor seconds.
+        elements: What the layers of the network computed.
+    """
+
+    samples: Samples
+    calls: float
+    processor: float
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A contender with everything filled in for one number of calls.
+
+    Attributes:
+        contender: The contender.
+        budget: The number of calls.
+        value: What was solved for; None where nothing was.
+        policies: Its policies.
+        options: Settings of another project's cache.
+    """
+
+    contender: Contender
+    budget: int
+    value: float | None
+    policies: tuple[Policy, ...]
+    options: dict[str, Any]
+
+
+@dataclass(slots=True)
+class Track:
+    """What all contenders share.
+
+    Attributes:
+        model: shapes-wan.
+        calibration: Prompts to calibrate and to solve settings on.
+        solving: How many of them a search runs.
+        steps: Steps of the full run.
+        scheduler: Scheduler of all but some plain rows.
+        batch_size: Samples a request.
+        profiles: Profiles by who made them and at which seam.
+        solvers: What was tried for each contender with something to solve.
+        solving_calls: Network calls of each branch, over all samples, that solving took.
+    """
+
+    model: ShapesWan
+    calibration: Sequence[str]
+    solving: int = 2
+    steps: int = 50
+    scheduler: str = "flow_euler"
+    batch_size: int = 16
+    profiles: dict[tuple[MadeBy, str, int | None], Profile] = field(default_factory=dict)
+    solvers: dict[str, Solver] = field(default_factory=dict)
+    solving_calls: dict[str, float] = field(default_factory=dict)
+    _ratios: list[float] | None = None
+    _full: int = 0
+    _floor: dict[int, int] = field(default_factory=dict)
+    _held: dict[str, int] = field(default_factory=dict)
+
+    # ------------------------------------------------------------------ making ready
+    def ready(self, contender: Contender, budget: int) -> Ready:
+        """Calibrate what is not calibrated yet, and solve for the number of calls."""
+        if contender.search is None:
+            return self._with(contender, budget, None)
+        if contender.name not in self.solvers:
+            self.solving_calls[contender.name] = 0.0
+            self.solvers[contender.name] = Solver(
+                contender.search, lambda value: self._calls(contender, value)
+            )
+        return self._with(contender, budget, self.solvers[contender.name].value(budget))
+
+    def calibration_calls(self, ready: Ready) -> int:
+        """Network calls of each branch, over all samples, that calibrating took."""
+        contender = ready.contender
+        held = [k for k in self.profiles if self._uses(ready, k)]
+        calls = sum(self.profiles[k].samples * RUNS.get(k[0].profiler, 1) for k in held)
+        own = self.steps if RATIOS in contender.options.values() else 0
+        return calls * self.steps + own
+
+    def _uses(self, ready: Ready, key: tuple[MadeBy, str, int | None]) -> bool:
+        made, seam, budget = key
+        found: list[Any] = []
+        filled(ready.contender.policies, found.append)
+        for other in [one for one in found if isinstance(one, MadeBy)]:
+            filled(other.options, found.append)
+        where = made.seam or ready.contender.seam
+        return made in found and seam == where and budget in (None, ready.budget)
+
+    def _with(self, contender: Contender, budget: int, value: float | None) -> Ready:
+        def stands(what: Any) -> Any:
+            if isinstance(what, MadeBy):
+                options = filled(dict(what.options), stands)
+                return self._profile(what, contender.seam, budget, options)
+            return {BUDGET: budget, SOLVED: value}[what] if what is not RATIOS else self._mag()
+
+        policies = build_policies(list(filled(contender.policies, stands)))
+        options = filled(dict(contender.options), stands)
+        return Ready(contender, budget, value, tuple(policies), options)
+
+    def _profile(self, made: MadeBy, whose: str, budget: int, options: dict[str, Any]) -> Profile:
+        seam = made.seam or whose
+        key = made, seam, budget if made.budgeted else None
+        if key not in self.profiles:
+            (profiler,) = build_policies([{made.profiler: options}])
+            sampler = PipelineSampler(
+                scheduler=self.scheduler,
+                num_steps=self.steps,
+                batch_size=self.batch_size,
+                seam=seam,
+            )
+            self.profiles[key] = sampler.calibrate(
+                self.model, self.calibration, seed=CALIBRATION_SEEDS, profiler=profiler
+            )
+        return self.profiles[key]
+
+    def _mag(self) -> list[float]:
+        """The ratios that diffusers' own calibration prints, of the first branch; one prompt."""
+        if self._ratios is None:
+            options: dict[str, Any] = {"calibrate": True, "num_inference_steps": self.steps}
+            sampler = PipelineSampler(
+                scheduler=self.scheduler,
+                num_steps=self.steps,
+                watched_by=lambda pipe: bridge(pipe, "MagCache", **options),
+            )
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                sampler.sample(self.model, self.calibration[:1], seed=CALIBRATION_SEEDS)
+            lines = [line for line in printed.getvalue().splitlines() if line.startswith("[1.0")]
+            self._ratios = [float(ratio) for ratio in json.loads(lines[0])]
+        return self._ratios
+
+    def _calls(self, contender: Contender, value: float) -> float:
+        """Calls at a value, planned where that is possible and else counted in a short run."""
+        ready = self._with(contender, 0, value)
+        planned = planned_calls(ready.policies, self.steps) if ready.policies else None
+        if planned is not None:
+            return planned
+        prompts = self.calibration[: self.solving]
+        ran = self.run(ready, prompts, CALIBRATION_SEEDS)
+        self.solving_calls[contender.name] += ran.calls * len(prompts)
+        if not contender.parts:
+            return ran.calls
+        if not self._full:
+            plain = self._with(Contender(name="full", group="plain"), self.steps, None)
+            self._full = self.run(plain, prompts, CALIBRATION_SEEDS).elements
+        return self.steps * ran.elements / self._full
+
+    # ------------------------------------------------------------------ running
+    def run(
+        self, ready: Ready, prompts: Sequence[str], seed: int, callbacks: Sequence[Callback] = ()
+    ) -> Ran:
+        """Sample prompts.
+
+        Raises:
+            ErtaError: The pipeline cannot serve the contender.
+        """
+        contender = ready.contender
+        plain = contender.group == "plain"
+        steps = ready.budget if plain else self.steps
+        sampler = PipelineSampler(
+            ready.policies,
+            callbacks,
+            scheduler=contender.scheduler or self.scheduler,
+            num_steps=steps,
+            batch_size=self.batch_size,
+            seam=contender.seam,
+            watched_by=(lambda pipe: bridge(pipe, contender.rival, **ready.options))
+            if contender.rival
+            else None,
+        )
+        work = watched([self.model.transformer])
+        try:
+            with quiet():
+                start = time.process_time()
+                result = sampler.sample(self.model, prompts, seed=seed)
+                processor = time.process_time() - start
+        finally:
+            work.stop()
+        through = sum(trace.network_samples for trace in result.traces)
+        return Ran(result, through / (BRANCHES * len(prompts)), processor, work.elements)
+
+    def bytes_held(self, ready: Ready) -> int:
+        """Bytes a sample that are held between steps beyond those of as many plain Euler steps.
+
+        Measured once a contender: how many calls it makes does not change what it holds.
+        """
+        name = ready.contender.name
+        if name in self._held:
+            return self._held[name]
+        steps = ready.budget if ready.contender.group == "plain" else self.steps
+        if steps not in self._floor:
+            euler = Contender(name="plain", group="plain", scheduler="flow_euler")
+            self._floor[steps] = self._grown(self._with(euler, steps, None), steps)
+        self._held[name] = self._grown(ready, steps) - self._floor[steps]
+        return self._held[name]
+
+    def _grown(self, ready: Ready, steps: int) -> int:
+        """Bytes that a run of one prompt made and that are alive within it."""
+        weigher = Weigher(steps)
+        with only_new():
+            self.run(ready, self.calibration[:1], CALIBRATION_SEEDS, [weigher])
+        return weigher.most

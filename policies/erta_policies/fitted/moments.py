@@ -1,0 +1,192 @@
+"""Normal equations of the fit: sums over samples, solved and judged step by step.
+
+For every fold, step and channel the profile holds the products of all pairs of quantities of
+`features`, summed over samples and elements: whatever is fitted, and its squared error on samples
+that it was not fitted to, follows from them without the samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from erta_policies.fitted import features
+from erta_policies.fitted.features import EXTRA, TARGETS
+
+FOLDS = 8
+Toward = Literal["taylor", "velocity", "plain"]
+TOWARD: tuple[Toward, ...] = ("taylor", "velocity", "plain")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a fit is made; profiles merge only if they share them.
+
+    Attributes:
+        velocities: How many computed velocities are combined.
+        latent: Whether the latents are as well.
+        displacement: Whether their displacement since the newest computed step is.
+        trajectory: Share of the trajectory target, the rest is the local one.
+        ridge: Penalty, relative to the mean square of each quantity.
+        toward: Index in `TOWARD` of the rule that the penalty pulls to.
+        bound: Largest absolute weight that is accepted.
+        computed: Whether computed steps are corrected too.
+    """
+
+    velocities: int
+    latent: int
+    displacement: int
+    trajectory: float
+    ridge: float
+    toward: int
+    bound: float
+    computed: int
+
+    def row(self) -> Tensor:
+        """As numbers, float64."""
+        numbers = [float(getattr(self, f.name)) for f in fields(self)]
+        return torch.tensor(numbers, dtype=torch.float64)
+
+    @classmethod
+    def of(cls, row: Sequence[float]) -> Settings:
+        """From the numbers of `row`."""
+        velocities, latent, displacement, trajectory, ridge, toward, bound, computed = row
+        return cls(
+            int(velocities),
+            int(latent),
+            int(displacement),
+            trajectory,
+            ridge,
+            int(toward),
+            bound,
+            int(computed),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What is done at one step.
+
+    Attributes:
+        name: `fitted N` with N velocities, `taylor`, `velocity` or `plain`.
+        weights: Of the features, `[C, n + 2]`.
+        error: Squared error per sample and element on samples that were not fitted to.
+    """
+
+    name: str
+    weights: Tensor
+    error: float
+
+
+def products(values: Sequence[Tensor], folds: Tensor, per_channel: bool) -> Tensor:
+    """Products of all pairs of quantities `[B, C, ...]`, `[FOLDS, C or 1, Q, Q]`.
+
+    Args:
+        values: Features and targets.
+        folds: Fold of each sample, `[B]`.
+        per_channel: Keep channels apart.
+    """
+    stacked = torch.stack([value.flatten(2) for value in values], dim=2)  # [B, C, Q, N]
+    each = stacked @ stacked.mT
+    if not per_channel:
+        each = each.sum(dim=1, keepdim=True)
+    total = each.new_zeros(FOLDS, *each.shape[1:])
+    return total.index_add_(0, folds, each)
+
+
+def choose(
+    moments: Tensor,
+    settings: Settings,
+    nodes: Sequence[float],
+    interval: tuple[float, float],
+    computed: bool,
+) -> Choice:
+    """The best of plain reuse, the newest velocity, Taylor and the fits, by held-out error.
+
+    A fit is judged by its error on each fold after fitting to the others; without two folds it is
+    no candidate. On a computed step that is not to be corrected the output stays as it is.
+
+    Args:
+        moments: `[FOLDS, C, Q, Q]` of one step.
+        settings: How to fit.
+        nodes: Sigmas of the computed steps so far, newest first.
+        interval: Sigmas where the step starts and ends.
+        computed: Whether the network runs at this step.
+    """
+    depth = settings.velocities
+    moments = moments.double()
+    total = moments.sum(dim=0)
+    rules = {
+        "velocity": features.held(depth),
+        "taylor": features.line(nodes, *interval, depth),
+        "plain": features.plain(depth),
+    }
+    fixed = {name: total.new_tensor(row).expand(len(total), -1) for name, row in rules.items()}
+    target = blended(settings)
+    candidates = [
+        Choice(name, weights, float(error_of(total, weights, target)))
+        for name, weights in fixed.items()
+    ]
+    if computed and not settings.computed:
+        return candidates[0]
+    prior = fixed[TOWARD[settings.toward]]
+    filled = moments.diagonal(dim1=-2, dim2=-1).sum(dim=(1, 2)) > 0
+    if int(filled.sum()) > 1:
+        for count in range(1, min(depth, len(nodes)) + 1):
+            used = [*range(count), *[depth] * settings.latent, *[depth + 1] * settings.displacement]
+            parts = total - moments[filled]
+            apart = [solved(part, used, prior, target, settings.ridge) for part in parts]
+            error = sum(
+                float(error_of(own, weights, target))
+                for own, weights in zip(moments[filled], apart, strict=True)
+            )
+            weights = solved(total, used, prior, target, settings.ridge)
+            rows = [features.raw_weights(row, depth) for row in weights.tolist()]
+            largest = max(abs(value) for row in rows for value in row)
+            if largest <= settings.bound and bool(weights.isfinite().all()):
+                candidates.append(Choice(f"fitted {count}", weights, error))
+    # the first of equal ones: where the newest velocity is exact, nothing is done
+    return min(candidates, key=lambda one: one.error)
+
+
+def blended(settings: Settings) -> Tensor:
+    """Weights of all quantities that make the target, `[Q]`."""
+    row = torch.zeros(settings.velocities + EXTRA + TARGETS).double()
+    row[-2], row[-1] = 1 - settings.trajectory, settings.trajectory
+    return row
+
+
+def error_of(moments: Tensor, weights: Tensor, target: Tensor) -> Tensor:
+    """Sum of squared errors of a combination, over channels."""
+    spread = -target.expand(len(moments), -1).clone()
+    spread[:, : weights.shape[-1]] += weights
+    spread = spread.to(moments)
+    return torch.einsum("cq,cqr,cr->", spread, moments, spread).clamp(min=0)
+
+
+def solved(
+    moments: Tensor, used: Sequence[int], prior: Tensor, target: Tensor, ridge: float
+) -> Tensor:
+    """Least squares with a penalty, `[C, n + 2]`; quantities that are not used weigh 0.
+
+    Minimises the squared error plus, for each quantity, `ridge` times its own sum of squares times
+    the squared distance of its weight from `prior`. What `prior` gives to quantities that are not
+    used is dropped.
+    """
+    index = torch.tensor(used)
+    square = moments[:, index][:, :, index]
+    right = (moments @ target.to(moments))[:, index]
+    own = square.diagonal(dim1=-2, dim2=-1)
+    penalty = ridge * own
+    # a quantity that is 0 everywhere keeps its prior instead of making the system singular
+    penalty = torch.where(own > 0, penalty + 1e-14 * own, 1.0)
+    weights = torch.linalg.solve(
+        square + torch.diag_embed(penalty), right + penalty * prior[:, index]
+    )
+    row = torch.zeros_like(prior)
+    row[:, index] = weights
+    return row

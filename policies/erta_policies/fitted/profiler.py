@@ -1,0 +1,204 @@
+"""`FittedProfiler`: fits the weights of a schedule on calibration samples, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework.errors import PolicyError
+from erta_framework.profile import fingerprint_of
+from erta_policies.fitted.march import RUNS, March
+from erta_policies.fitted.moments import TOWARD, Settings, Toward
+from erta_policies.fitted.table import KIND, Table
+from erta_policies.parts.profiles import loaded, require, require_full, require_whole
+
+MOST = 6
+
+
+class Planned(Protocol):
+    """What a schedule says for a number of steps."""
+
+    @property
+    def computed(self) -> tuple[int, ...]: ...
+
+
+class FittedProfiler(Policy):
+    """Fits, step by step, the weights with which cached velocities stand in under one schedule.
+
+    At each step a few scalars combine the newest computed velocities and the latents, if asked also
+    their displacement since the newest computed step, into the velocity to integrate with. They are
+    least squares on calibration samples, in closed form, on states that the fit so far has led to.
+    The target is the velocity that leads back to the sample's own full run (trajectory), the
+    network's velocity where the cached run stands (local), or a share of both. The error on
+    held-out folds chooses at each step between the fits with 1 to `velocities` velocities, Taylor
+    (Adams-Bashforth 2), the newest velocity, and plain residual reuse.
+
+    A batch must hold each sample four times, all samples after all samples: the full run, the
+    fitted run, and plain and Taylor reuse on the same schedule to compare with. `Sampler.calibrate`
+    and `erta calibrate` see to that. All samples of one batch are fitted together, exactly.
+    Profiles of several batches add up their normal equations: the sum is solved jointly, but each
+    batch marched on with weights of its own, and no run has used those of the sum. Calibrate once
+    more with `start`: all batches then march with the weights of the sum, which stay as they are,
+    and the errors of the new profile are theirs.
+
+    Source: ours. It extends the closed form of ERTACache's error rectification (arXiv 2508.21091)
+    to several quantities.
+
+    Attributes:
+        schedule: A schedule known before sampling, such as `SkipPolicy(profile=..., calls=17)`; by
+            default every second step and the last.
+        velocities: How many computed velocities are combined, 1 to 6.
+        latent: Combine the latents as well.
+        displacement: Combine their displacement since the newest computed step as well.
+        target: Share of the trajectory target, 1 is all, 0 is the local target alone.
+        ridge: Penalty relative to the mean square of each quantity.
+        toward: The rule that the penalty pulls to.
+        computed: Correct computed steps too.
+        granularity: One weight for all channels (`"scalar"`) or one a `"channel"`.
+        bound: Largest weight of a velocity that is accepted.
+        start: A profile whose schedule and weights are used and judged, instead of fitting.
+
+    Raises:
+        PolicyError: A setting is out of range; the batch does not hold copies; or guidance is no
+            fixed weighted sum of the branches.
+        InputError: The trajectory does not start at step 0.
+
+    Example:
+        >>> profiler = FittedProfiler(schedule=SkipPolicy(profile="wan.safetensors", calls=17))
+        >>> Sampler(batch_size=16).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
+    """
+
+    requires = frozenset({"velocity", "first_order"})
+    corrects_computed = True
+    copies = len(RUNS)
+
+    schedule: Policy | None = None
+    velocities: int = 4
+    latent: bool = True
+    displacement: bool = False
+    target: float = 1.0
+    ridge: float = 1e-4
+    toward: Toward = "taylor"
+    computed: bool = True
+    granularity: Literal["scalar", "channel"] = "scalar"
+    bound: float = 100.0
+    start: str | Path | Profile | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.velocities <= MOST:
+            raise PolicyError(
+                f"FittedProfiler(velocities={self.velocities}): it must be 1 to {MOST}"
+            )
+        if not 0 <= self.target <= 1:
+            raise PolicyError(f"FittedProfiler(target={self.target}): it must be in [0, 1]")
+        if not self.ridge >= 0 or not self.bound > 0:
+            raise PolicyError(
+                f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
+                "negative, the bound must be positive"
+            )
+        if self.schedule is not None and not hasattr(self.schedule, "plan"):
+            raise PolicyError(
+                f"FittedProfiler got the schedule {self.schedule!r}, which decides while sampling; "
+                "give one that is known before, such as SkipPolicy(calls=...)"
+            )
+        if self.schedule is not None and self.start is not None:
+            raise PolicyError("FittedProfiler got schedule and start, which has one; drop schedule")
+
+    def prepare(self) -> None:
+        if self.start is not None:
+            table = Table.of(loaded(self, self.start, (KIND,)))
+            if table.settings != self.settings:
+                raise PolicyError(
+                    f"{self!r}: start was fitted with {table.settings}; judge it with the same "
+                    "settings"
+                )
+        if self.schedule is not None:
+            self.schedule.prepare()
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that profiles share."""
+        return Settings(
+            velocities=self.velocities,
+            latent=int(self.latent),
+            displacement=int(self.displacement),
+            trajectory=self.target,
+            ridge=self.ridge,
+            toward=TOWARD.index(self.toward),
+            bound=self.bound,
+            computed=int(self.computed),
+        )
+
+    def steps(self, num_steps: int) -> frozenset[int]:
+        """Computed steps of the schedule."""
+        if self.schedule is None:
+            return frozenset({*range(0, num_steps, 2), num_steps - 1})
+        plan: Planned = self.schedule.plan(num_steps)  # type: ignore[attr-defined]
+        return frozenset({0, *plan.computed})
+
+    @hookimpl
+    def on_session_start(self, session: SessionInfo) -> None:
+        require_whole(self, session)
+        given, steps = None, self.steps(session.num_steps)
+        if self.start is not None:
+            profile = loaded(self, self.start, (KIND,))
+            require(profile, session, ())
+            table = Table.of(profile)
+            given, steps = dict(enumerate(table.choices)), frozenset(table.computed)
+        per_channel = self.granularity == "channel"
+        session.state_of(self, lambda: March(session, steps, self.settings, per_channel, given))
+
+    @hookimpl(wrapper=True)
+    def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
+        output = yield
+        require_full(self, step, call)
+        return self._march(step.session).answer(step, call, output)
+
+    @hookimpl
+    def post_step(self, step: Step, sample: Tensor) -> None:
+        self._march(step.session).end(step, sample)
+
+    def _march(self, session: SessionInfo) -> March:
+        def missing() -> March:
+            raise PolicyError(f"{self!r} was not told that the session began")
+
+        return session.state_of(self, missing)
+
+    @hookimpl
+    def on_session_end(self, session: SessionInfo, error: BaseException | None) -> Profile | None:
+        if error is not None:
+            return None
+        march = self._march(session)
+        if not march.finished:
+            return None
+        samples, sums, depths = march.rows, march.sums.double().cpu(), march.depths
+        if self.start is not None:
+            # in shares, so that profiles of all batches add up to the weights that were judged
+            given = loaded(self, self.start, (KIND,))
+            sums = given.statistics["moments"] / given.samples * samples
+            depths = given.statistics["depths"] / given.samples
+        told = self.settings.row()
+        flags = torch.zeros(session.num_steps).double()
+        flags[march.computed] = samples
+        return Profile(
+            kind=KIND,
+            fingerprint=fingerprint_of(session),
+            statistics={
+                "moments": sums,
+                "computed": flags,
+                "depths": samples * depths,
+                "errors": march.errors.double().cpu(),
+                # their squares tell whether all merged profiles had the same
+                "settings": samples * torch.stack([told, told * told]),
+                "sigmas": samples * torch.tensor(session.sigmas, dtype=torch.float64),
+                "elements": torch.tensor(float(samples * march.elements)).double(),
+                "batches": torch.ones(()).double(),
+                "judged": torch.tensor(float(self.start is not None)).double(),
+            },
+            samples=samples,
+        )

@@ -1,0 +1,215 @@
+"""`FittedVelocity`: the fitted combination that stands in, and corrects computed steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from erta_framework import Call, Needs, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework.errors import PolicyError
+from erta_policies.fitted import features
+from erta_policies.fitted.table import KIND, Table
+from erta_policies.forecast.policy import weighted
+from erta_policies.parts.profiles import loaded, require
+
+Weight = float | Tensor
+OFF = "off the fitted schedule: Adams-Bashforth"
+
+
+@dataclass(slots=True)
+class Followed:
+    """Whether a branch has kept to the fitted schedule, and on the grid, so far."""
+
+    good: bool
+
+
+class FittedVelocity(Policy):
+    """Integrates with fitted combinations of cached velocities, as a profile says step by step.
+
+    On a reused step it answers; on a computed step it may correct what the network gave. Weights
+    are constants of the schedule: a chain of multiply-adds, nothing is read back. The same weights
+    serve every guidance branch, so that the guided velocity is combined by them too.
+
+    The weights belong to one schedule. Where a run leaves it, because another rule decides, a
+    sample of the batch goes its own way, or the steps were moved, computed outputs are left alone
+    and reused ones are Adams-Bashforth 2 of what is kept; the trace says so.
+
+    Where calibration ended nearer to the full run with a rule than with the fit, the profile stands
+    for that rule, so that on its own samples it is never worse than plain residual reuse. A profile
+    that was added up from several batches must have been judged as a whole for that.
+
+    Source: ours.
+
+    Attributes:
+        profile: File or profile of a `FittedProfiler`.
+        guard: Compute instead where an answer is not finite or too large, and say so. This reads
+            one number a reused step; without it nothing is read back, and an answer that is not
+            finite is an error at the end of the request.
+        limit: With `guard`, largest root mean square of an answer over that of the newest velocity.
+        allow: Fingerprint fields of the profile that may differ from the run.
+
+    Raises:
+        PolicyError: There is no profile, or the limit is not positive.
+        ProfileMismatchError: The profile was fitted for another run.
+
+    Example:
+        >>> FittedVelocity(profile="fitted.safetensors").guard
+        False
+    """
+
+    requires = frozenset({"velocity", "first_order"})
+    seams = frozenset({Seam.LATENT})
+    corrects_computed = True
+    reads_latents = True
+
+    profile: str | Path | Profile | None = None
+    guard: bool = False
+    limit: float = 4.0
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise PolicyError(f"FittedVelocity(limit={self.limit}): it must be positive")
+
+    @property
+    def static(self) -> bool:
+        """Whether nothing is read back: without the guard."""
+        return not self.guard
+
+    def prepare(self) -> None:
+        _ = self._numbers
+
+    def needs(self) -> Needs:
+        depth = self._table.settings.velocities if self.profile is not None else 1
+        return Needs(evaluations=max(2, depth), pairs=True)
+
+    def calibrator(self) -> Policy | None:
+        from erta_policies.fitted.profiler import FittedProfiler
+
+        return FittedProfiler()
+
+    @cached_property
+    def _profile(self) -> Profile:
+        return loaded(self, self.profile, (KIND,))
+
+    @cached_property
+    def _table(self) -> Table:
+        return Table.of(self._profile)
+
+    @cached_property
+    def _numbers(self) -> tuple[Sequence[float] | Tensor | None, ...]:
+        # one weight for all channels needs no tensors: nothing to copy, nothing to read
+        rows = self._table.rows()
+        return tuple(r if r is None or len(r) > 1 else r[0].tolist() for r in rows)
+
+    @cached_property
+    def _computed(self) -> frozenset[int]:
+        return frozenset(self._table.computed)
+
+    @hookimpl
+    def on_session_start(self, session: SessionInfo) -> None:
+        require(self._profile, session, self.allow)
+        session.state_of(self, lambda: self._weights(session))
+
+    def _weights(self, session: SessionInfo) -> tuple[Sequence[Weight] | None, ...]:
+        """Weights by step: numbers, or tensors on the device that broadcast along channels."""
+        shape = [1] * len(session.shape)
+        found: list[Sequence[Weight] | None] = []
+        for row in self._numbers:
+            if isinstance(row, Tensor):
+                shape[session.channel_dim] = len(row)
+                columns = row.T.to(session.device, torch.float32)
+                row = [column.reshape(shape) for column in columns]
+            found.append(row)
+        return tuple(found)
+
+    @hookimpl
+    def forward(self, step: Step, call: Call) -> Tensor | None:
+        follows = self._follows(step, call)
+        rows: tuple[Sequence[Weight] | None, ...] = step.session.state_of(self, tuple)
+        if not call.reused:
+            weights = rows[step.index]
+            return self._corrected(call, weights) if follows and weights is not None else None
+        kept = self._table.kept
+        if kept == "plain":
+            return None
+        if not follows or kept == "taylor":
+            call.compute.reason = "" if follows else OFF
+            answer = self._line(step, call)
+        else:
+            answer = self._answer(call, rows[step.index])
+        return self._guarded(call, answer) if self.guard else answer
+
+    def _follows(self, step: Step, call: Call) -> bool:
+        session = step.session
+        state = call.state_of(self, lambda: Followed(session.first == 0))
+        on_grid = step.interval.start == session.sigmas[step.index]
+        as_planned = call.reused == (step.index not in self._computed) and call.rows is None
+        state.good = state.good and on_grid and as_planned
+        return state.good
+
+    def _corrected(self, call: Call, weights: Sequence[Weight]) -> Tensor:
+        output = call.compute()
+        earlier = [e.output for e in call.history if e.output is not None]
+        return combination(call.x, call.x, [output, *earlier], weights)
+
+    def _answer(self, call: Call, weights: Sequence[Weight] | None) -> Tensor:
+        assert weights is not None  # reused steps always have some
+        start = call.history[0].input
+        assert start is not None
+        outputs = [e.output for e in call.history if e.output is not None]
+        return combination(call.x, start, outputs, weights)
+
+    def _line(self, step: Step, call: Call) -> Tensor:
+        used = call.history[:2]
+        interval = step.interval
+        row = features.line([e.sigma for e in used], interval.start, interval.end, depth=2)
+        weights = features.raw_weights(row, depth=2)
+        return weighted([e.output for e in used if e.output is not None], weights[: len(used)])
+
+    def _guarded(self, call: Call, answer: Tensor) -> Tensor:
+        newest = call.history[0].output
+        assert newest is not None
+        sizes = [value.float().flatten(1).norm(dim=1) for value in (answer, newest)]
+        ratio = float((sizes[0] / sizes[1].clamp_min(1e-12)).max())
+        if ratio <= self.limit:  # false for NaN
+            return answer
+        call.compute.reason = f"fitted answer out of range: {ratio:.3g} > {self.limit:g}"
+        state = call.state_of(self, lambda: Followed(False))
+        state.good = False
+        return call.compute()
+
+
+def combination(
+    x: Tensor, start: Tensor, outputs: Sequence[Tensor], weights: Sequence[Weight]
+) -> Tensor:
+    """`sum w_k v_k + w_x x + w_d (x - start)`, in float32 for narrower types.
+
+    Args:
+        x: Latents.
+        start: Latents of the newest computed step.
+        outputs: Computed velocities, newest first.
+        weights: Of as many velocities as the profile has places for, then w_x and w_d.
+    """
+    *velocities, latent, displacement = weights
+    terms: list[tuple[Tensor, Weight]] = [
+        (value, weight)
+        for value, weight in zip(outputs, velocities, strict=False)
+        if isinstance(weight, Tensor) or weight != 0.0
+    ]
+    if isinstance(displacement, Tensor) or displacement != 0.0 or latent != 0.0:
+        terms += [(x, latent + displacement), (start, -displacement)]
+    wide = x.dtype if x.dtype in (torch.float32, torch.float64) else torch.float32
+    (value, weight), *others = terms
+    total = value.to(wide) * weight
+    for value, weight in others:
+        if isinstance(weight, Tensor):
+            total.addcmul_(value.to(wide), weight.to(wide))
+        else:
+            total.add_(value.to(wide), alpha=weight)
+    return total.to(x.dtype)

@@ -1,0 +1,17 @@
+"""Budgets first: schedules chosen by dynamic programming from a profile, for any budget."""
+
+from erta_policies.parts.budgets import PlanBudget
+from erta_policies.parts.paths import Path, cheapest
+from erta_policies.planning.costs import edges
+from erta_policies.planning.plans import front, planned_steps
+from erta_policies.planning.schedule import PlannedSchedule
+
+__all__ = [
+    "Path",
+    "PlanBudget",
+    "PlannedSchedule",
+    "cheapest",
+    "edges",
+    "front",
+    "planned_steps",
+]

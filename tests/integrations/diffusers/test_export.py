@@ -1,0 +1,54 @@
+"""Exported schedules, run by the caches that they were exported for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from erta_framework.config import build_policies
+from erta_framework.export import exportable, exported
+from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.bridge import bridge
+from erta_integrations.diffusers.tiny import FAMILIES
+
+STEPS = 12
+SCHEDULES = [(0, 2, 5, 11), (0, 1, 2, 3, 11), (0, 1, 7, 8, 11), tuple(range(STEPS))]
+WAN = FAMILIES["wan-euler"]
+
+
+def settings(steps: tuple[int, ...], form: str) -> dict[str, Any]:
+    plan = exportable(build_policies([{"skip_policy": {"steps": list(steps)}}]), STEPS)
+    assert plan.computed == steps
+    return exported(plan, form)
+
+
+@pytest.mark.parametrize("steps", SCHEDULES)
+@pytest.mark.parametrize("name", ["wan-euler", "flux"])
+def test_magcache_of_diffusers_and_ours_run_the_exported_steps(
+    name: str, steps: tuple[int, ...]
+) -> None:
+    """Both also give the same latents: the residual of the block stack stands in."""
+    family, found = FAMILIES[name], settings(steps, "magcache")
+    pipe = family.build()
+    with bridge(pipe, "MagCache", **found["MagCacheConfig"]) as theirs:
+        expected = family.run(pipe, STEPS)
+    with attach(pipe, "magcache", seam="trunk", **found["magcache"]) as ours:
+        samples = family.run(pipe, STEPS)
+    assert theirs.traces[0].computed_steps == ours.traces[0].computed_steps == steps
+    assert theirs.traces[0].network_calls == ours.traces[0].network_calls
+    assert torch.equal(samples, expected)
+
+
+@pytest.mark.parametrize("steps", SCHEDULES)
+def test_cache_dit_runs_the_exported_steps(steps: tuple[int, ...]) -> None:
+    pytest.importorskip("cache_dit")
+    pipe = WAN.build()
+    found = settings(steps, "cache-dit")["DBCacheConfig"]
+    blocks = {"Fn_compute_blocks": 1, "Bn_compute_blocks": 0}
+    with bridge(pipe, "cache-dit", **blocks, **found) as run:
+        WAN.run(pipe, STEPS)
+        WAN.run(pipe, STEPS)
+    assert [trace.computed_steps for trace in run.traces] == [steps, steps]
+    assert {trace.network_calls for trace in run.traces} == {2 * len(steps)}

@@ -1,0 +1,184 @@
+"""Fitted reuse through unmodified pipelines, from the command line, and its bench."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from typer.testing import CliRunner
+
+from erta_framework import CFG, Profile, Sampler
+from erta_framework.cli import app
+from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.metrics import psnr
+from erta_framework.sampler import copied
+from erta_framework.testing import GaussianMixtureFlow
+from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.run import PipelineRun
+from erta_integrations.shapes_wan import ShapesWan, load
+from erta_integrations.shapes_wan.pipeline import pipeline, request
+from erta_integrations.shapes_wan.sampler import PipelineSampler
+from erta_policies.ertacache import ResidualReuse, SkipPolicy
+from erta_policies.fitted import FittedProfiler, FittedReuse
+from erta_policies.fitted.bench import Study, opened, repeated, study_of
+from erta_policies.fitted.march import RUNS
+from erta_policies.fitted.table import Table
+
+STEPS = 6
+SCHEDULE = SkipPolicy(steps=(0, 2, 5))
+PROFILER = FittedProfiler(schedule=SCHEDULE, velocities=2)
+
+
+@pytest.fixture(scope="module")
+def model() -> ShapesWan:
+    """The trained model, cut to one block for speed."""
+    model = load()
+    model.transformer.blocks = model.transformer.blocks[:1]
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts(model: ShapesWan) -> tuple[list[str], list[str]]:
+    calibration, held_out = model.demo_prompts()
+    return calibration[:4], held_out[:2]
+
+
+@pytest.fixture(scope="module")
+def profile(model: ShapesWan, prompts: tuple[list[str], list[str]]) -> Profile:
+    sampler = PipelineSampler(num_steps=STEPS)
+    return sampler.calibrate(model, prompts[0], seed=70, profiler=PROFILER)
+
+
+def nearness(model: ShapesWan, prompts: list[str], *policies: Any) -> Tensor:
+    full, cached = (
+        PipelineSampler(chosen, num_steps=STEPS).sample(model, prompts, seed=11)
+        for chosen in ([], policies)
+    )
+    assert cached.network_calls == 2 * 3
+    return psnr(cached.samples, full.samples)
+
+
+def test_a_pipeline_is_nearer_than_under_plain_reuse(
+    model: ShapesWan, prompts: tuple[list[str], list[str]], profile: Profile
+) -> None:
+    fitted = nearness(model, prompts[1], FittedReuse(profile=profile))
+    plain = nearness(model, prompts[1], SCHEDULE, ResidualReuse())
+    assert float(fitted.mean()) > float(plain.mean())
+    assert profile.samples == 4
+
+
+def test_attached_by_hand_with_four_copies(
+    model: ShapesWan, prompts: tuple[list[str], list[str]], profile: Profile
+) -> None:
+    pipe = pipeline(model=model)
+    names, seeds = prompts[0] * len(RUNS), [70, 71, 72, 73] * len(RUNS)
+    with attach(pipe, [PROFILER]) as run:
+        pipe(**request(model, names, seeds=seeds, num_steps=STEPS))
+    torch.testing.assert_close(
+        run.profile().statistics["moments"], profile.statistics["moments"], rtol=1e-6, atol=1e-6
+    )
+    with attach(pipe, [PROFILER]), pytest.raises(PolicyError, match="got a batch of 2"):
+        pipe(**request(model, names[:2], seeds=[1, 2], num_steps=STEPS))
+    with attach(pipe, [FittedReuse(profile=profile)]) as run:
+        pipe(**request(model, prompts[1], seeds=[1, 2], num_steps=STEPS))
+    assert run.traces[0].computed_steps == (0, 2, 5)
+    with pytest.raises(CapabilityError, match="first_order"):
+        PipelineSampler([FittedReuse(profile=profile)], scheduler="unipc", num_steps=STEPS)
+
+
+def test_one_prompt_after_another_gets_copies(
+    model: ShapesWan, prompts: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = pipeline(model=model)
+    seen: list[Any] = []
+
+    def encoded(prompt: Any, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        seen.append(prompt)
+        return model.encode(prompt), model.encode([""] * len(prompt))
+
+    monkeypatch.setattr(pipe, "encode_prompt", encoded)
+    size = request(model, prompts[0][:1], seeds=[0])
+    options = {"height": size["height"], "width": size["width"], "frames": size["num_frames"]}
+    found = PipelineRun(pipe, "shapes").calibrate(
+        prompts[0][:2], PROFILER, seed=70, steps=STEPS, **options
+    )
+    assert seen == [[prompt] * len(RUNS) for prompt in prompts[0][:2]]
+    assert (found.samples, Table.of(found).batches) == (2, 2)
+
+
+def test_batches_are_copied_whole() -> None:
+    assert copied(["a"], 3, batch=2, copies=1) == (["a"], [3])
+    names, seeds = copied(["a", "b", "c"], 5, batch=2, copies=3)
+    assert names == ["a", "b"] * 3 + ["c"] * 3
+    assert seeds == [5, 6] * 3 + [7] * 3
+    model, prompts = GaussianMixtureFlow(), [f"p {k}" for k in range(3)]
+    sampler = Sampler(num_steps=5, batch_size=2, guidance=CFG(scale=2.0), accelerator="cpu")
+    found = sampler.calibrate(model, prompts, profiler=FittedProfiler())
+    assert (found.samples, Table.of(found).batches) == (3, 2)
+
+
+CONFIG = """
+model: shapes-wan
+steps: 4
+policies:
+  - fitted: {profile: fitted.st, schedule: {skip_policy: {evenly: 3}}}
+"""
+
+
+def test_the_command_line_fits_and_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("run.yaml").write_text(CONFIG)
+    runner = CliRunner()
+    words = ["-p", "a red circle moving left", "-p", "a blue square moving up"]
+    made = runner.invoke(app, ["calibrate", "run.yaml", *words])
+    assert made.exit_code == 0, made.output
+    assert Table.of(Profile.load("fitted.st")).computed == (0, 2, 3)
+    done = runner.invoke(app, ["sample", "run.yaml", *words[:2], "--no-gifs", "-o", "out"])
+    assert done.exit_code == 0, done.output
+    assert "6 network calls" in done.output
+    plain = runner.invoke(
+        app, ["calibrate", "steps=4", "--policy", "fitted", *words, "-o", "plain.st"]
+    )
+    assert plain.exit_code == 0, plain.output
+    assert Profile.load("plain.st").kind == "fitted_profiler"
+
+
+@pytest.fixture(scope="module")
+def study() -> Callable[..., list[dict[str, Any]]]:
+    flow, calibration, held_out = opened("mixture")
+
+    def run(part: str) -> list[dict[str, Any]]:
+        found = Study(
+            model=flow,
+            calibration=calibration,
+            held_out=held_out,
+            measured=3,
+            samples=4,
+            steps=8,
+        )
+        return [dict(row) for row in study_of(found, [part], [5], 4, "a test").rows]
+
+    return run
+
+
+def test_the_study_measures_each_row(study: Callable[..., list[dict[str, Any]]]) -> None:
+    rows = study("calls")
+    assert [row["kind"] for row in rows] == ["plain", "plain", "peer", "composed", "ours"]
+    assert {row["calls"] for row in rows} == {5}
+    assert {row["samples"] for row in rows} == {3}
+    assert rows[-1]["gain_mean"] == pytest.approx(rows[-1]["psnr_mean"] - rows[-2]["psnr_mean"])
+
+
+def test_the_study_measures_what_was_not_seen(
+    study: Callable[..., list[dict[str, Any]]],
+) -> None:
+    rows = study("robust")
+    assert len(rows) == 4 * 3
+    assert {row["budget"] for row in rows} == {4}
+    with pytest.raises(InputError, match="unknown part"):
+        study("everything")
+    assert repeated(["a", "b"], 3) == ["a", "b", "a"]
