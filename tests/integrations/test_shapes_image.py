@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from erta_framework import CFG, Sampler, attach
-from erta_framework.errors import InputError
+from erta_framework.errors import CapabilityError, InputError
 from erta_framework.solvers import DDIM, FlowEuler
 from erta_integrations.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_model, load_unet
 from erta_integrations.shapes_image import train as train_module
@@ -156,6 +156,13 @@ def test_policies_run_through_the_unmodified_pipelines(model, scheduler):
         images(made, pipe(**request(made, ["a red circle left"], **asked)))
     assert run.traces[0].network_calls == 3 * each
     assert run.traces[0].computed_steps == (0, 2, 3)
+
+
+def test_a_solver_of_the_other_kind_is_refused():
+    with pytest.raises(CapabilityError, match=r"ShapesUNet predicts epsilon, FlowEuler.*DDIM\(\)"):
+        Sampler(num_steps=2).sample(fresh(ShapesUNet), ["a red circle left"])
+    with pytest.raises(CapabilityError, match=r"ShapesFlux predicts velocity, DDIM.*FlowEuler\(\)"):
+        Sampler(num_steps=2, solver=DDIM()).sample(fresh(ShapesFlux), ["a red circle left"])
 
 
 def test_an_unknown_scheduler_is_refused():

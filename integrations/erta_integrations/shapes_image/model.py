@@ -32,6 +32,7 @@ class ShapesImage(nn.Module):
 
     name: ClassVar[str]
     network_class: ClassVar[str]
+    prediction: ClassVar[str]
     config: ClassVar[dict[str, Any]]
 
     def __init__(self) -> None:
@@ -80,6 +81,7 @@ class ShapesFlux(ShapesImage):
 
     name = "shapes-flux"
     network_class = "FluxTransformer2DModel"
+    prediction = "velocity"
     config: ClassVar[dict[str, Any]] = {
         "patch_size": 1,
         "in_channels": 12,
@@ -122,6 +124,7 @@ class ShapesUNet(ShapesImage):
 
     name = "shapes-unet"
     network_class = "UNet2DConditionModel"
+    prediction = "epsilon"
     config: ClassVar[dict[str, Any]] = {
         "sample_size": SIZE,
         "in_channels": 3,
