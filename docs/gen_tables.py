@@ -24,6 +24,8 @@ COMMANDS = {
     "budgets": "erta bench budgets --json docs/data/budgets.json",
     "lambda": "erta bench lambda --json docs/data/lambda.json",
     "accuracy": "python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json",
+    "accuracy_image": "python -m erta_integrations.shapes_image.check "
+    "--json docs/data/accuracy_image.json",
     "families": "erta bench families --json docs/data/families.json",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
     "--part robust --json docs/data/fitted.json",
@@ -484,6 +486,21 @@ def accuracy_section(record: Record) -> str:
         for row in record["rows"]
     ]
     headings = ["", "right", "share", "asked for", "of rendered videos", "by chance"]
+    return f"{table(headings, lines)}\n\n{caption(record)}"
+
+
+def image_accuracy_section(record: Record) -> str:
+    """What the image models get right."""
+    lines = [
+        [
+            f"{row['model']}: {row['name']}",
+            f"{row['accuracy']:.1%}",
+            f"{row['rendered']:.1%}",
+            f"{row['chance']:.1%}",
+        ]
+        for row in record["rows"]
+    ]
+    headings = ["", "share", "of rendered images", "by chance"]
     return f"{table(headings, lines)}\n\n{caption(record)}"
 
 
@@ -1006,6 +1023,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
+    "table:accuracy_image": lambda: image_accuracy_section(load("accuracy_image")),
     "table:families": lambda: families_section(load("families")),
     "table:fitted": lambda: fitted_section(load("fitted")),
     "shapes:fitted": lambda: fitted_shapes(

@@ -14,7 +14,9 @@ class TextModel(Protocol):
     """A text-conditioned denoiser: encodes prompts and predicts at latents and times.
 
     `latent_shape` is the shape of one sample without the batch, such as `(C, F, H, W)`;
-    `fingerprint()` gives facts that identify the network, which profiles are checked against.
+    `fingerprint()` gives facts that identify the network, which profiles are checked against. What
+    it predicts a model may say in `prediction`, `"velocity"` or `"epsilon"`; a solver that does not
+    integrate it is refused then.
     """
 
     @property

@@ -184,9 +184,17 @@ class Sampler:
             title: Shown by the progress bar.
 
         Raises:
+            CapabilityError: The solver does not integrate what the model predicts.
             InputError: No prompts, or inputs whose number, shape or values do not fit.
             NonFiniteError: A reused output was NaN or infinite.
         """
+        predicted = getattr(model, "prediction", None)
+        if predicted is not None and predicted not in self.solver.capabilities:
+            raise CapabilityError(
+                f"{type(model).__name__} predicts {predicted}, {self.solver!r} offers "
+                f"{', '.join(sorted(self.solver.capabilities))}; use a solver that offers "
+                f"{predicted}, such as {'DDIM()' if predicted == 'epsilon' else 'FlowEuler()'}"
+            )
         if self.fabric.many:
             raise CapabilityError(
                 f"this sampler has several devices ({self.fabric}), whose samples go to a folder; "

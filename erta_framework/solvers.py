@@ -225,7 +225,8 @@ class DDIM:
         return frozenset({"first_order", "epsilon"})
 
     @property
-    def _table(self) -> tuple[float, ...]:
+    def training_sigmas(self) -> tuple[float, ...]:
+        """Sigma at every training time, rising."""
         return _training_sigmas(self.train_steps, self.beta_start, self.beta_end)
 
     def schedule(self, num_steps: int, sigmas: Sequence[float] | None = None) -> Schedule:
@@ -237,12 +238,12 @@ class DDIM:
             raise InputError(f"num_steps {num_steps} exceeds the {self.train_steps} training steps")
         count = checked_steps(num_steps)
         times = [round(self.train_steps * (1 - i / count)) - 1 for i in range(count)]
-        grid = (*(self._table[time] for time in times), 0.0)
+        grid = (*(self.training_sigmas[time] for time in times), 0.0)
         return Schedule(grid, (*(float(time) for time in times), 0.0))
 
     def time_of(self, sigma: float) -> float:
         """Training time of `sigma`, interpolated linearly in log sigma between training steps."""
-        table = self._table
+        table = self.training_sigmas
         right = bisect_left(table, sigma)
         if right == 0 or right == len(table):
             return float(min(right, len(table) - 1))

@@ -1,5 +1,6 @@
 import json
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from erta_integrations.shapes_wan.data import (
     tokenize,
 )
 from erta_integrations.shapes_wan.model import ShapesWan, load_model, save_weights
+from erta_integrations.shapes_wan.training import Options
 
 
 def scenes(count: int, seed: int = 0) -> Scene:
@@ -216,7 +218,7 @@ class Interrupted(Exception):
 
 
 def trained(folder, steps: int = 4) -> dict[str, torch.Tensor]:
-    options = train.Options(
+    options = Options(
         steps=steps, batch=2, folder=folder, output=folder / "weights.safetensors", save_every=2
     )
     train.train(options)
@@ -256,7 +258,7 @@ def test_an_interrupted_run_continues_as_if_it_had_not_been(tmp_path, monkeypatc
 def test_every_batch_follows_from_seed_and_step():
     torch.manual_seed(0)
     model, device = ShapesWan(), torch.device("cpu")
-    options = train.Options(batch=2)
+    options = replace(train.DEFAULTS, batch=2)
     with torch.no_grad():
         losses = [train.flow_matching_loss(model, options, k, device).item() for k in (7, 7, 8)]
     assert losses[0] == losses[1] != losses[2]

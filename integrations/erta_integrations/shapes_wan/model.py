@@ -65,6 +65,8 @@ class ShapesWan(nn.Module):
         torch.Size([1, 6, 64])
     """
 
+    prediction = "velocity"
+
     def __init__(self) -> None:
         super().__init__()
         self.transformer = WanTransformer3DModel(**NETWORK)
