@@ -32,11 +32,13 @@ class MadeBy:
         profiler: Name of the profiler.
         options: Its settings; where `BUDGET` is among them, each number of calls has its own.
         seam: Where it is calibrated; empty for the contender's own seam.
+        steps: Steps that it is calibrated with; 0 for those of the run.
     """
 
     profiler: str
     options: tuple[tuple[str, Any], ...] = ()
     seam: str = ""
+    steps: int = 0
 
     @property
     def budgeted(self) -> bool:
@@ -46,14 +48,14 @@ class MadeBy:
         return BUDGET in found
 
 
-def made_by(profiler: str, seam: str = "", **options: Any) -> MadeBy:
-    """The profile of a profiler with these options, calibrated at this seam.
+def made_by(profiler: str, seam: str = "", steps: int = 0, **options: Any) -> MadeBy:
+    """The profile of a profiler with these options, calibrated at this seam and number of steps.
 
     Example:
         >>> made_by("teacache_profiler", signal="latents").options
         (('signal', 'latents'),)
     """
-    return MadeBy(profiler, tuple(options.items()), seam)
+    return MadeBy(profiler, tuple(options.items()), seam, steps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,10 +29,12 @@ from erta_integrations.shapes_wan.policies.contender import (
 
 RESIDUAL = made_by("residual_profiler")
 MAG = made_by("magcache_profiler")
+MAG_HALF = made_by("magcache_profiler", steps=25)
 MEAN = made_by("meancache_profiler")
 TEA = made_by("teacache_profiler", signal="timestep_embedding")
 TEA_INPUT = made_by("teacache_profiler", signal="modulated_input")
 TEA_PROMPT = made_by("regression_profiler")
+CODEBOOK = made_by("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = made_by("sensitivity_profiler", seam="latent")
 ALL_TIMES = (-1, 1001)
@@ -55,6 +57,12 @@ FORESEEN: Spec = {
 def tea(**options: object) -> Spec:
     """TeaCache at the trunk seam, its polynomial fitted to a profile."""
     return {"teacache": {"threshold": SOLVED, "per_sample": False, **options}}
+
+
+def resampled(how: str) -> Spec:
+    """MagCache with a table for half as many steps."""
+    settings = {"profile": MAG_HALF, "resample": how, "threshold": SOLVED, "max_skips": 6}
+    return {"magcache": {**settings, "allow": ["num_steps", "sigma_grid"]}}
 
 
 def forecasting(name: str, **options: object) -> Spec:
@@ -95,6 +103,13 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("TeaCache", tea(profile=TEA), search=THRESHOLD, seam="trunk"),
     policy("TeaCache, block input", tea(profile=TEA_INPUT), search=THRESHOLD, seam="trunk"),
     policy("MagCache", MAGNITUDE, search=THRESHOLD, seam="trunk"),
+    policy("MagCache, table of 25 steps", resampled("nearest"), search=THRESHOLD, seam="trunk"),
+    policy(
+        "MagCache, table of 25 steps, consistent",
+        resampled("consistent"),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
     policy("TaylorSeer, whole output", forecasting("taylorseer"), search=INTERVAL),
     policy("HiCache, whole output", forecasting("hicache"), search=INTERVAL),
     policy("FORA, whole output", {"fora": {"interval": SOLVED}}, search=INTERVAL),
@@ -125,6 +140,18 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     policy("SenCache", sen(), search=TOLERANCE, seam="trunk"),
     policy("PromptTea, fixed threshold", prompt_tea(), search=THRESHOLD, seam="trunk"),
+    policy(
+        "PromptTea, branch substituted",
+        prompt_tea(codebook=CODEBOOK, codebook_threshold=0.8),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy(
+        "PromptTea, substituted, as in the script",
+        prompt_tea(codebook=CODEBOOK, codebook_threshold=0.8, counting="script"),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
     policy("LFCache", {"lfcache": {"alpha": SOLVED}}, search=PART),
     policy(
         "LFCache, last full",

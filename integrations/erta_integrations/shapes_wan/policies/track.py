@@ -130,9 +130,11 @@ class Track:
         """Network calls of each branch, over all samples, that calibrating took."""
         contender = ready.contender
         held = [k for k in self.profiles if self._uses(ready, k)]
-        calls = sum(self.profiles[k].samples * RUNS.get(k[0].profiler, 1) for k in held)
         own = self.steps if RATIOS in contender.options.values() else 0
-        return calls * self.steps + own
+        for key in held:
+            made, samples = key[0], self.profiles[key].samples
+            own += samples * RUNS.get(made.profiler, 1) * (made.steps or self.steps)
+        return own
 
     def _uses(self, ready: Ready, key: tuple[MadeBy, str, int | None]) -> bool:
         made, seam, budget = key
@@ -161,7 +163,7 @@ class Track:
             (profiler,) = build_policies([{made.profiler: options}])
             sampler = PipelineSampler(
                 scheduler=self.scheduler,
-                num_steps=self.steps,
+                num_steps=made.steps or self.steps,
                 batch_size=self.batch_size,
                 seam=seam,
             )
