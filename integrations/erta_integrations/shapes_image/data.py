@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from erta_framework.errors import InputError
 from erta_integrations.shapes_wan.data import (
     COLORS,
     FRAMES,
     SHAPES,
     SIZE,
     Scene,
+    indices,
     random_scenes,
     render,
 )
@@ -92,16 +92,4 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
     Raises:
         InputError: A prompt has a word outside `VOCABULARY` or too many words.
     """
-    rows = []
-    for prompt in prompts:
-        words = prompt.lower().split()
-        unknown = [word for word in words if word not in VOCABULARY]
-        if unknown or len(words) > MAX_WORDS:
-            raise InputError(
-                f"the image models cannot read the prompt {prompt!r}: "
-                + (f"unknown words {unknown}" if unknown else f"more than {MAX_WORDS} words")
-                + f"; they know {', '.join(VOCABULARY[1:])}, as in 'a red circle left'"
-            )
-        index = [VOCABULARY.index(word) for word in words]
-        rows.append(index + [0] * (MAX_WORDS - len(index)))
-    return torch.tensor(rows)
+    return indices(prompts, VOCABULARY, MAX_WORDS, "an image model", "a red circle left")

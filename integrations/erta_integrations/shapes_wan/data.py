@@ -141,16 +141,27 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
     Raises:
         InputError: A prompt has a word outside `VOCABULARY` or too many words.
     """
+    return indices(prompts, VOCABULARY, MAX_WORDS, "shapes-wan", "a red circle moving left")
+
+
+def indices(
+    prompts: Sequence[str], vocabulary: Sequence[str], longest: int, model: str, example: str
+) -> Tensor:
+    """Places of words in a vocabulary, `[B, longest]`, filled up with 0.
+
+    Raises:
+        InputError: A prompt has a word outside the vocabulary or too many; names the model.
+    """
     rows = []
     for prompt in prompts:
         words = prompt.lower().split()
-        unknown = [word for word in words if word not in VOCABULARY]
-        if unknown or len(words) > MAX_WORDS:
+        unknown = [word for word in words if word not in vocabulary]
+        if unknown or len(words) > longest:
             raise InputError(
-                f"shapes-wan cannot read the prompt {prompt!r}: "
-                + (f"unknown words {unknown}" if unknown else f"more than {MAX_WORDS} words")
-                + f"; it knows {', '.join(VOCABULARY[1:])}, as in 'a red circle moving left'"
+                f"{model} cannot read the prompt {prompt!r}: "
+                + (f"unknown words {unknown}" if unknown else f"more than {longest} words")
+                + f"; it knows {', '.join(vocabulary[1:])}, as in {example!r}"
             )
-        index = [VOCABULARY.index(word) for word in words]
-        rows.append(index + [0] * (MAX_WORDS - len(index)))
+        found = [vocabulary.index(word) for word in words]
+        rows.append(found + [0] * (longest - len(found)))
     return torch.tensor(rows)
