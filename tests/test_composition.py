@@ -318,8 +318,13 @@ def on_a_pipeline(calibrated, seam="latent"):
         offered |= trials.offered({"transformer": pipe.transformer})
 
     def calibrate(profiler):
+        copies = profiler.copies
+        same = {
+            "generator": [torch.Generator().manual_seed(0) for _ in range(copies)],
+            **{name: torch.cat([value] * copies) for name, value in family.inputs(1).items()},
+        }
         with erta.attach(pipe, [profiler], seam=seam) as run:
-            family.run(pipe, steps=8)
+            family.run(pipe, steps=8, batch=copies, **same)
         return run.profile()
 
     given = settings(pipe.transformer.config.text_dim)

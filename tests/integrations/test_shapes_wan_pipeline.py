@@ -224,11 +224,15 @@ def test_unipc_refuses_timestep_adjustment(profiles: dict[str, Profile]) -> None
 @pytest.mark.slow
 def test_the_example_of_the_docs_runs() -> None:
     page = Path(__file__).parents[2] / "docs/explanation/shapes-wan.md"
-    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    found: dict[str, Any] = {}
-    exec(compile(code, str(page), "exec"), found)  # noqa: S102 - our own page
-    assert found["videos"].shape == (1, 3, 5, 16, 16)
-    assert found["run"].traces[0].reused_calls > 0
+    video, image = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    for code, name, shape in (
+        (video, "videos", (1, 3, 5, 16, 16)),
+        (image, "found", (1, 3, 16, 16)),
+    ):
+        made: dict[str, Any] = {}
+        exec(compile(code, str(page), "exec"), made)  # noqa: S102 - our own page
+        assert made[name].shape == shape
+        assert made["run"].traces[0].reused_calls > 0
 
 
 # ----------------------------------------------------------------------------- the sampler

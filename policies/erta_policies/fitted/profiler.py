@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.profile import fingerprint_of
 from erta_policies.fitted.march import RUNS, March
@@ -74,6 +74,7 @@ class FittedProfiler(Policy):
     """
 
     requires = frozenset({"velocity", "first_order"})
+    seams = frozenset({Seam.LATENT})
     corrects_computed = True
     copies = len(RUNS)
 
