@@ -16,6 +16,8 @@ from erta_integrations.diffusers.patching import PatchSet
 
 WAVES = "waves"
 """The sinusoids of the timestep, which its embedding is made from."""
+BESIDE = "ofs_embedding"
+"""The embedding of CogVideoX1.5's offset, which is added to that of the timestep."""
 
 
 class EmbeddedTimes:
@@ -36,6 +38,7 @@ class EmbeddedTimes:
         found = {signals.TIME: embedding, signals.PROJECTION: projection}
         self.modules = {name: module for name, module in found.items() if module is not None}
         self.waves = signals.time_waves_of(network)
+        self.beside = getattr(network, BESIDE, None)
         self.activation = signals.activation_beside(network, projection)
         self.given: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
         self.returned: dict[str, Tensor] = {}
@@ -44,8 +47,10 @@ class EmbeddedTimes:
         """Watch the modules whenever `running()` says that the network does."""
         if not self.names:
             return
-        watched = {**self.modules} | ({} if self.waves is None else {WAVES: self.waves})
+        watched = {**self.modules, WAVES: self.waves, BESIDE: self.beside}
         for name, module in watched.items():
+            if module is None:
+                continue
             patches.apply(module, "forward", partial(self._watched, name, running))
 
     def _watched(
@@ -79,7 +84,13 @@ class EmbeddedTimes:
     def _embedded(self, name: str) -> Tensor:
         if name not in self.returned:
             raise CapabilityError(f"{self.cls} did not embed its timestep before its blocks")
-        return self.returned[name]
+        return self._with_beside(name, self.returned[name])
+
+    def _with_beside(self, name: str, embedded: Tensor) -> Tensor:
+        """The embedding of the timestep, with what the network adds to it."""
+        if name != signals.TIME or BESIDE not in self.returned:
+            return embedded
+        return embedded + self.returned[BESIDE]
 
     # --------------------------------------------------------------------- all steps
     def _ahead(self, name: str, times: Sequence[float], now: float) -> Tensor:
@@ -96,7 +107,7 @@ class EmbeddedTimes:
         if again is None or not torch.equal(again, self.returned[name]):
             return nothing
         made = [self._signal(name, asked, time) for time in times]
-        return torch.stack([one for one in made if one is not None])
+        return torch.stack([self._with_beside(name, one) for one in made if one is not None])
 
     def _own_timestep(self, now: float) -> Tensor | None:
         """What the sinusoids were given in this call, if it is the scheduler's timestep."""

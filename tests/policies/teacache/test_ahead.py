@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from erta_framework import Interval, Policy, Step, hookimpl
+from erta_framework import Call, Interval, Policy, Step, hookimpl
 from erta_framework.bench.syncs import SyncCounter
 from erta_policies.teacache import TeaCache
 
@@ -17,6 +18,7 @@ pytest.importorskip("diffusers")
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.embedded_times import EmbeddedTimes
 from erta_integrations.diffusers.tiny import FAMILIES
+from erta_integrations.diffusers.tiny.video import cogvideox_network
 
 STEPS = 12
 LINE = (1.0, 0.0)
@@ -135,3 +137,66 @@ def test_modules_that_are_wired_otherwise_are_measured() -> None:
     with attach(pipe, [rule("timestep_projection")], seam="trunk") as run:
         family.run(pipe, steps=STEPS)
     assert len(looked_at(run.traces[0])) > 2
+
+
+def test_the_offset_of_cogvideox_1_5_is_added_to_the_embedding_of_the_timestep() -> None:
+    """CogVideoX1.5 I2V gives its blocks `time_embedding(t) + ofs_embedding(2)`."""
+    network = cogvideox_network(ofs_embed_dim=2)
+    given: list[torch.Tensor] = []
+    network.transformer_blocks[0].register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((args + tuple(kwargs.values()))[2].clone()),
+        with_kwargs=True,
+    )
+    pipe = FAMILIES["cogvideox"].build()
+    pipe.transformer = network
+    bare = type(network).forward
+
+    def told(*args: Any, **kwargs: Any) -> Any:
+        return bare(network, *args, **{**kwargs, "ofs": torch.full((1,), 2.0)})
+
+    network.forward = functools.wraps(network.forward)(told)
+    seen: list[torch.Tensor] = []
+
+    class Look(Policy):
+        requires = frozenset({"signal:timestep_embedding"})
+
+        @hookimpl
+        def decide(self, call: Call) -> None:
+            seen.append(call.feature("timestep_embedding").clone())
+
+    with attach(pipe, [Look()], seam="trunk"):
+        FAMILIES["cogvideox"].run(pipe, steps=3)
+    assert len(seen) == 2
+    for one in seen:
+        assert any(one.shape == other.shape and torch.equal(one, other) for other in given)
+    _, trace = run_of(pipe, rule("timestep_embedding", 1e9))
+    assert looked_at(trace) == {0: {"timestep_embedding"}}
+
+
+def run_of(pipe: Any, policy: Policy) -> Any:
+    with attach(pipe, [policy], seam="trunk") as run:
+        sample = FAMILIES["cogvideox"].run(pipe, steps=STEPS)
+    return sample, run.traces[0]
+
+
+def test_lumina_2_looks_at_text_and_image_tokens_together() -> None:
+    pipe, family = FAMILIES["lumina2"].build(), FAMILIES["lumina2"]
+    joint: list[int] = []
+    pipe.transformer.layers[0].register_forward_pre_hook(
+        lambda _, args: joint.append(args[0].shape[1])
+    )
+    seen: list[int] = []
+
+    class Look(Policy):
+        requires = frozenset({"signal:modulated_input"})
+
+        @hookimpl
+        def decide(self, call: Call) -> None:
+            seen.append(call.feature("modulated_input").shape[1])
+
+    with attach(pipe, [Look()], seam="trunk"):
+        family.run(pipe, steps=3)
+    assert len(seen) == 2
+    assert set(seen) <= set(joint)
+    image = (family.size["height"] // 16) * (family.size["width"] // 16)
+    assert min(seen) > image
