@@ -1023,7 +1023,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
     "table:accuracy": lambda: accuracy_section(load("accuracy")),
-    "table:accuracy_image": lambda: image_accuracy_section(load("accuracy_image")),
+    "table:images": lambda: image_accuracy_section(load("accuracy_image")),
     "table:families": lambda: families_section(load("families")),
     "table:fitted": lambda: fitted_section(load("fitted")),
     "shapes:fitted": lambda: fitted_shapes(
