@@ -42,7 +42,9 @@ def run_ranks(
     survivors: Sequence[int] | None = None,
 ) -> Ranks:
     """Run scenarios one after another in `world` processes; no process outlives `limit` seconds."""
+    expected = range(world) if survivors is None else survivors
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(world)}
+    environment |= {"RANKS_SURVIVORS": str(len(expected))}
     environment |= {"RANKS_STORE": str(folder / "store"), "RANKS_OUT": str(folder)}
     started, logs = [], []
     for rank in range(world):
@@ -69,7 +71,6 @@ def run_ranks(
         written.seek(0)
         said += f"--- rank {rank}\n{written.read()[-6000:]}"
         written.close()
-    expected = range(world) if survivors is None else survivors
     assert all(codes[rank] == 0 for rank in expected), f"{codes}\n{said}"
     return Ranks(
         [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in expected],

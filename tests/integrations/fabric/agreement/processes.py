@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
@@ -43,7 +44,16 @@ def main(scenarios: Mapping[str, Scenario]) -> None:
     save_file({"rank": torch.tensor(RANK), **tensors}, out / f"{RANK}.safetensors")
     (out / f"{RANK}.json").write_text(json.dumps(facts), encoding="utf-8")
     sys.stdout.flush()
+    meet(store)
     os._exit(0)  # a group that lost a rank waits when it is destroyed
+
+
+def meet(store: dist.Store) -> None:
+    """Wait for the ranks that live: one that ends first takes its connections from under the rest."""
+    together = int(os.environ["RANKS_SURVIVORS"])
+    store.add("ended", 1)
+    while store.add("ended", 0) < together:
+        time.sleep(0.02)
 
 
 def counting(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
