@@ -19,13 +19,13 @@ from erta_framework.policy import flatten
 from erta_framework.registry import Catalogue, policies
 from erta_framework.sampler import Samples
 from erta_framework.solvers import FlowAdamsBashforth2
+from erta_integrations.comparison.contender import SOLVED, Contender
+from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
+from erta_integrations.comparison.track import BRANCHES, Ran, Ready, Track
 from erta_integrations.diffusers.bench.cell import first_line
 from erta_integrations.diffusers.bench.families import rival_versions
 from erta_integrations.diffusers.bridge import RIVALS
 from erta_integrations.shapes_wan.pipeline import grid
-from erta_integrations.shapes_wan.policies.contender import SOLVED, Contender
-from erta_integrations.shapes_wan.policies.contenders import CONTENDERS, UNLISTED
-from erta_integrations.shapes_wan.policies.track import BRANCHES, Ran, Ready, Track
 
 COLUMNS = {
     "budget": "calls",

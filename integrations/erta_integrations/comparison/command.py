@@ -45,9 +45,9 @@ def policies_command(
         require_extra("matplotlib", extra="report", wanted_by="erta bench policies --report")
     from erta_framework.bench.ablation import Setting
     from erta_framework.bench.cli import demo_prompts
+    from erta_integrations.comparison.bench import policies_bench
+    from erta_integrations.comparison.page import write_page
     from erta_integrations.shapes_wan import load
-    from erta_integrations.shapes_wan.policies.bench import policies_bench
-    from erta_integrations.shapes_wan.policies.page import write_page
 
     model = load()
     few, held_out = demo_prompts(model, "shapes-wan", prompts)

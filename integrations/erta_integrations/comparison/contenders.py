@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import torch
 
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison.contender import (
     BUDGET,
     INTERVAL,
     PART,

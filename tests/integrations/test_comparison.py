@@ -24,12 +24,10 @@ from erta_framework.registry import policies
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from erta_integrations.diffusers.bridge import RIVALS
-from erta_integrations.shapes_wan import ShapesWan, load
-from erta_integrations.shapes_wan.policies import bench
-from erta_integrations.shapes_wan.policies.bench import missing_rows, policies_bench
-from erta_integrations.shapes_wan.policies.budget import TRIES, Solver, planned_calls
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison import bench
+from erta_integrations.comparison.bench import missing_rows, policies_bench
+from erta_integrations.comparison.budget import TRIES, Solver, planned_calls
+from erta_integrations.comparison.contender import (
     BUDGET,
     SOLVED,
     Contender,
@@ -38,9 +36,11 @@ from erta_integrations.shapes_wan.policies.contender import (
     made_by,
     mix,
 )
-from erta_integrations.shapes_wan.policies.contenders import CONTENDERS, UNLISTED
-from erta_integrations.shapes_wan.policies.memory import live_bytes, only_new
-from erta_integrations.shapes_wan.policies.page import write_page
+from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
+from erta_integrations.comparison.memory import live_bytes, only_new
+from erta_integrations.comparison.page import write_page
+from erta_integrations.diffusers.bridge import RIVALS
+from erta_integrations.shapes_wan import ShapesWan, load
 
 STEPS, CALLS = 10, 5
 

@@ -16,11 +16,8 @@ from erta_framework.bench.ablation import CALIBRATION_SEEDS
 from erta_framework.callbacks import Callback
 from erta_framework.config import build_policies
 from erta_framework.sampler import Samples
-from erta_integrations.diffusers.bridge import bridge
-from erta_integrations.diffusers.bridge.work import watched
-from erta_integrations.shapes_wan.model import ShapesWan
-from erta_integrations.shapes_wan.policies.budget import Solver, planned_calls
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison.budget import Solver, planned_calls
+from erta_integrations.comparison.contender import (
     BUDGET,
     RATIOS,
     SOLVED,
@@ -28,7 +25,10 @@ from erta_integrations.shapes_wan.policies.contender import (
     MadeBy,
     filled,
 )
-from erta_integrations.shapes_wan.policies.memory import Weigher, only_new
+from erta_integrations.comparison.memory import Weigher, only_new
+from erta_integrations.diffusers.bridge import bridge
+from erta_integrations.diffusers.bridge.work import watched
+from erta_integrations.shapes_wan.model import ShapesWan
 from erta_integrations.shapes_wan.sampler import PipelineSampler
 
 BRANCHES = 2
