@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from erta_framework.bench.pareto import Point, frontier, pareto_plot
 from erta_framework.composition import Role, role_of
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError
+from erta_framework.guidance import NoGuidance
 from erta_framework.registry import policies
+from erta_framework.testing import GaussianMixtureFlow
 
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
@@ -38,8 +40,9 @@ from erta_integrations.comparison.contender import (
 )
 from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
 from erta_integrations.comparison.memory import live_bytes, only_new
-from erta_integrations.comparison.page import write_page
+from erta_integrations.comparison.page import heading, write_page
 from erta_integrations.diffusers.bridge import RIVALS
+from erta_integrations.shapes_image import load_flux, load_unet
 from erta_integrations.shapes_wan import ShapesWan, load
 
 STEPS, CALLS = 10, 5
@@ -295,6 +298,58 @@ def test_what_cannot_run_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPa
     status, detail = said["ERTACache steps + mean velocity"]
     assert status == "refused"
     assert "first_order" in detail
+
+
+IMAGE_ROWS = (
+    "plain, same solver",
+    "plain DPM-Solver++ 2M",
+    "uniform reuse",
+    "MeanCache A",
+    "FBCache",
+    "diffusers FirstBlockCache",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
+@pytest.mark.parametrize("load_image", [load_flux, load_unet])
+def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) -> None:
+    image = load_image()
+    few, held_out = image.demo_prompts()
+    setting = Setting(model=image, calibration=few[:2], held_out=held_out[:2], steps=STEPS)
+    found = policies_bench(setting, calls=[CALLS], seeds=1, rows=IMAGE_ROWS).record()
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["full", *(c.name for c in CONTENDERS if c.name in IMAGE_ROWS)]
+    assert found["settings"]["scheduler"] == image.pipeline_model().default
+    assert image.name in heading(found)
+    flux = image.name == "shapes-flux"
+    for name in IMAGE_ROWS[:3]:
+        assert (rows[name]["status"], rows[name]["calls"]) == ("measured", CALLS)
+        assert rows[name]["work"] == pytest.approx(0.5)
+        assert rows[name]["psnr_mean"] > 15 < rows[name]["psnr_fine_mean"]
+    # the fine solution is nearer to the full run than half as many steps are
+    assert rows["full"]["psnr_fine_mean"] > rows["plain, same solver"]["psnr_fine_mean"]
+    for name in IMAGE_ROWS[3:]:
+        assert (rows[name]["status"] == "refused") == (not flux), name
+    if flux:
+        assert rows["MeanCache A"]["calls"] == CALLS
+        assert rows["MeanCache A"]["calibration_calls"] == 2 * STEPS
+        assert rows["FBCache"]["work"] > rows["FBCache"]["calls"] / STEPS
+    else:
+        assert (
+            "requires first_order, velocity, which DDIMScheduler" in rows["MeanCache A"]["detail"]
+        )
+        assert "no trunk that can be skipped" in rows["FBCache"]["detail"]
+        assert "has no enable_cache" in rows["diffusers FirstBlockCache"]["detail"]
+
+
+def test_a_setting_without_a_pipeline_or_guidance_is_refused(setting: Setting) -> None:
+    with pytest.raises(InputError, match=r"give guidance=CFG"):
+        policies_bench(replace(setting, guidance=NoGuidance()), calls=[CALLS])
+    with pytest.raises(InputError, match="does not say how it runs inside a pipeline"):
+        policies_bench(replace(setting, model=GaussianMixtureFlow()), calls=[CALLS])
+    with pytest.raises(InputError, match="'ddim' is unknown to shapes-wan"):
+        policies_bench(setting, calls=[CALLS], scheduler="ddim")
 
 
 def test_unknown_rows_are_refused(setting: Setting) -> None:

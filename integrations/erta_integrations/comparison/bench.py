@@ -274,7 +274,7 @@ def row_of(lane: Lane, full: Outcome, elements: int, track: Track) -> Row:
         {
             **found,
             "status": "off budget" if off else "measured",
-            "detail": off_budget(contender, made) if off else "",
+            "detail": off_budget(contender, made, track.steps) if off else "",
             "setting": "" if value is None else f"{solved_name(contender)}={value:.4g}",
             "efficiency": full_ratio(found["speedup"], saved),
             "processor_efficiency": full_ratio(found["processor_speedup"], saved),
@@ -293,10 +293,12 @@ def full_ratio(speedup: Value, saved: float) -> float:
     return float(speedup or 0.0) / saved
 
 
-def off_budget(contender: Contender, made: float) -> str:
+def off_budget(contender: Contender, made: float, steps: int) -> str:
     """Why a row has another number of calls."""
     if contender.parts:
         return "skips parts of blocks, all of which run; see work"
+    if made == steps:
+        return "it skipped nothing, whatever the setting"
     if contender.search is not None and contender.search.whole:
         return f"no whole number is nearer; {made:.1f} calls were made"
     return f"{made:.1f} calls were made on the measured prompts, or nothing nearer can be reached"
