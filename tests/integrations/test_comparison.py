@@ -18,7 +18,7 @@ from erta_framework.bench.ablation import Setting
 from erta_framework.bench.pareto import Point, frontier, pareto_plot
 from erta_framework.composition import Role, role_of
 from erta_framework.config import build_policies
-from erta_framework.errors import InputError
+from erta_framework.errors import CapabilityError, InputError
 from erta_framework.guidance import NoGuidance
 from erta_framework.registry import policies
 from erta_framework.testing import GaussianMixtureFlow
@@ -27,7 +27,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
 from erta_integrations.comparison import bench
-from erta_integrations.comparison.bench import missing_rows, policies_bench
+from erta_integrations.comparison.bench import LONGEST, Lane, missing_rows, policies_bench
 from erta_integrations.comparison.budget import TRIES, Solver, planned_calls
 from erta_integrations.comparison.contender import (
     BUDGET,
@@ -144,6 +144,20 @@ def test_calls_that_are_planned_need_no_run() -> None:
     assert planned_calls(build_policies([{"fora": {"interval": 3}}]), 8) == 4
     assert planned_calls(build_policies(["easycache"]), 8) is None
     assert planned_calls(build_policies(["last_step", {"fora": {"interval": 3}}]), 8) is None
+
+
+# -------------------------------------------------------------------------- what failed
+def test_a_long_reason_keeps_its_end_and_a_rival_may_refuse() -> None:
+    lane = Lane(Contender(name="x", group="policy"), 5)
+    lane.failed(CapabilityError("Policy(" + "a, " * 300 + ") requires velocity"))
+    assert (lane.status, len(lane.detail)) == ("refused", LONGEST)
+    assert lane.detail.startswith("CapabilityError: Policy(a, ")
+    assert lane.detail.endswith("a, ) requires velocity")
+    lane.failed(ValueError("wrong"))
+    assert (lane.status, lane.detail) == ("error", "ValueError: wrong")
+    other = Lane(Contender(name="y", group="other", rival="cache-dit"), 5)
+    other.failed(ValueError("not supported\nat all"))
+    assert (other.status, other.detail) == ("refused", "ValueError: not supported")
 
 
 # -------------------------------------------------------------------------- memory

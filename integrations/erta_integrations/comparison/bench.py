@@ -21,7 +21,6 @@ from erta_framework.sampler import Samples
 from erta_integrations.comparison.contender import SOLVED, Contender
 from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
 from erta_integrations.comparison.track import BRANCHES, Ran, Ready, Track
-from erta_integrations.diffusers.bench.cell import first_line
 from erta_integrations.diffusers.bench.families import rival_versions
 from erta_integrations.diffusers.bridge import RIVALS
 from erta_integrations.diffusers.pipeline_model import pipeline_model
@@ -38,6 +37,8 @@ COLUMNS = {
     "ssim_mean": "SSIM",
 }
 """The other keys are in the JSON and in the report."""
+LONGEST, START = 280, 60
+"""Characters of a reason that are kept, and how many of them from its beginning."""
 NEAR = 1.0
 """Calls that a row may be off its budget and still be called measured."""
 NOTHING: Mapping[str, Value] = {"gain_mean": None, "gain_std": None}
@@ -70,9 +71,30 @@ class Lane:
 
     def failed(self, error: Exception) -> None:
         """Note why there is nothing to measure."""
-        kinds = {MissingExtraError: "not installed", CapabilityError: "refused"}
+        kinds: dict[type[Exception], str] = {
+            MissingExtraError: "not installed",
+            CapabilityError: "refused",
+        }
+        if self.contender.rival:
+            kinds[ValueError] = "refused"  # as cache-dit says which pipelines it does not know
         self.status = next((s for kind, s in kinds.items() if isinstance(error, kind)), "error")
-        self.detail = first_line(error)
+        self.detail = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """Type and first line of an error, without the middle of one that begins with long settings.
+
+    Example:
+        >>> text = reason(ValueError("a" * 500 + " requires velocity"))
+        >>> len(text), text[:13], text[-17:]
+        (280, 'ValueError: a', 'requires velocity')
+    """
+    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    text = text.removesuffix(": ")
+    excess = len(text) - LONGEST
+    if excess <= 0:
+        return text
+    return f"{text[:START]}...{text[START + excess + 3 :]}"
 
 
 def policies_bench(
