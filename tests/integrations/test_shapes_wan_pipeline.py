@@ -229,7 +229,7 @@ def test_the_example_of_the_docs_runs() -> None:
     video, image = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     for code, name, shape in (
         (video, "videos", (1, 3, 5, 16, 16)),
-        (image, "found", (1, 3, 16, 16)),
+        (image, "images", (1, 3, 16, 16)),
     ):
         made: dict[str, Any] = {}
         exec(compile(code, str(page), "exec"), made)  # noqa: S102 - our own page
