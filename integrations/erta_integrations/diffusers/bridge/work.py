@@ -47,6 +47,28 @@ def replaced(owner: nn.Module, forward: Callable[..., Any]) -> Callable[[], None
     return undo
 
 
+def kept(networks: Iterable[nn.Module]) -> Callable[[], None]:
+    """Remember how the parts of networks run; the returned function puts that back.
+
+    cache-dit leaves a `forward` of its own, and a mark, on some networks that it was switched off
+    for. The caches of others would then meet a network that is not the model's.
+    """
+    names = ("forward", "_is_patched")
+    before = [
+        (part, {name: vars(part)[name] for name in names if name in vars(part)})
+        for network in networks
+        for part in network.modules()
+    ]
+
+    def undo() -> None:
+        for part, own in before:
+            for name in names:
+                vars(part).pop(name, None)
+            vars(part).update(own)
+
+    return undo
+
+
 def watched(networks: Iterable[nn.Module]) -> Work:
     """Count from now on.
 

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 import torch
 
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison.contender import (
     BUDGET,
     INTERVAL,
     PART,
+    PARTS,
     RATIOS,
     SOLVED,
     THRESHOLD,
@@ -214,7 +215,7 @@ CONTENDERS: tuple[Contender, ...] = (
         INTERVAL,
         parts=True,
         cache_interval=SOLVED,
-        cache_identifiers=[r"blocks\.\d+\.(attn1|attn2|ffn)"],
+        cache_identifiers=PARTS,
         taylor_factors_dtype=torch.float32,
     ),
     other(

@@ -1,4 +1,4 @@
-"""All contenders at equal numbers of network calls, through the unmodified `WanPipeline`."""
+"""All contenders at equal numbers of network calls, through a model's unmodified pipeline."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.console import Console
 
-from erta_framework import Sampler
+from erta_framework import CFG
 from erta_framework.bench.ablation import SEEDS_APART, Overall, Setting, checked, shared_settings
 from erta_framework.bench.outcome import Outcome, average, record
 from erta_framework.bench.report import Bench, Row, Value, versions
@@ -18,14 +18,12 @@ from erta_framework.metrics import psnr
 from erta_framework.policy import flatten
 from erta_framework.registry import Catalogue, policies
 from erta_framework.sampler import Samples
-from erta_framework.solvers import FlowAdamsBashforth2
-from erta_integrations.diffusers.bench.cell import first_line
+from erta_integrations.comparison.contender import SOLVED, Contender
+from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
+from erta_integrations.comparison.track import BRANCHES, Ran, Ready, Track
 from erta_integrations.diffusers.bench.families import rival_versions
 from erta_integrations.diffusers.bridge import RIVALS
-from erta_integrations.shapes_wan.pipeline import grid
-from erta_integrations.shapes_wan.policies.contender import SOLVED, Contender
-from erta_integrations.shapes_wan.policies.contenders import CONTENDERS, UNLISTED
-from erta_integrations.shapes_wan.policies.track import BRANCHES, Ran, Ready, Track
+from erta_integrations.diffusers.pipeline_model import pipeline_model
 
 COLUMNS = {
     "budget": "calls",
@@ -39,6 +37,8 @@ COLUMNS = {
     "ssim_mean": "SSIM",
 }
 """The other keys are in the JSON and in the report."""
+LONGEST, START = 280, 60
+"""Characters of a reason that are kept, and how many of them from its beginning."""
 NEAR = 1.0
 """Calls that a row may be off its budget and still be called measured."""
 NOTHING: Mapping[str, Value] = {"gain_mean": None, "gain_std": None}
@@ -71,16 +71,37 @@ class Lane:
 
     def failed(self, error: Exception) -> None:
         """Note why there is nothing to measure."""
-        kinds = {MissingExtraError: "not installed", CapabilityError: "refused"}
+        kinds: dict[type[Exception], str] = {
+            MissingExtraError: "not installed",
+            CapabilityError: "refused",
+        }
+        if self.contender.rival:
+            kinds[ValueError] = "refused"  # as cache-dit says which pipelines it does not know
         self.status = next((s for kind, s in kinds.items() if isinstance(error, kind)), "error")
-        self.detail = first_line(error)
+        self.detail = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """Type and first line of an error, without the middle of one that begins with long settings.
+
+    Example:
+        >>> text = reason(ValueError("a" * 500 + " requires velocity"))
+        >>> len(text), text[:13], text[-17:]
+        (280, 'ValueError: a', 'requires velocity')
+    """
+    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    text = text.removesuffix(": ")
+    excess = len(text) - LONGEST
+    if excess <= 0:
+        return text
+    return f"{text[:START]}...{text[START + excess + 3 :]}"
 
 
 def policies_bench(
     setting: Setting,
     *,
     calls: Sequence[int] = (25, 17),
-    scheduler: str = "flow_euler",
+    scheduler: str = "",
     seeds: int = 3,
     seed: int = 0,
     rows: Sequence[str] = (),
@@ -90,9 +111,9 @@ def policies_bench(
     """Measure every contender at every number of calls.
 
     Args:
-        setting: Model, prompts and what else all rows share.
+        setting: Model, prompts and what else all rows share; the guidance is a `CFG`.
         calls: Network calls of each branch.
-        scheduler: Scheduler of all but some plain rows.
+        scheduler: Scheduler of all but some plain rows; empty for the model's default.
         seeds: How often everything is repeated with other noise; calibrated and solved once.
         seed: First seed.
         rows: Names of contenders, or of policies in them; empty means all.
@@ -100,20 +121,15 @@ def policies_bench(
         command: Named in the result.
 
     Raises:
-        InputError: What cannot be measured; see `erta_framework.bench.ablation.checked`.
+        InputError: What cannot be measured; see `erta_framework.bench.ablation.checked`. The
+            model says no pipeline, or has no such scheduler.
     """
     checked(setting, calls, seeds)
+    track = track_of(setting, scheduler)
     budgets = tuple(dict.fromkeys(calls))
     # a plain row of this very scheduler is there already
-    contenders = [each for each in chosen(rows) if each.scheduler != scheduler]
+    contenders = [each for each in chosen(rows) if each.scheduler != track.scheduler]
     lanes = [Lane(each, budget) for budget in budgets for each in contenders]
-    track = Track(
-        setting.model,  # type: ignore[arg-type]
-        setting.calibration,
-        steps=setting.steps,
-        scheduler=scheduler,
-        batch_size=setting.batch_size,
-    )
     batches = -(-len(setting.held_out) // setting.batch_size)
     work = seeds * batches * (2 * setting.steps + sum(lane.budget for lane in lanes))
     full, fine, elements = Outcome(), list[float](), 0
@@ -133,7 +149,9 @@ def policies_bench(
     found += [] if rows else missing_rows(policies())
     facts = {
         **shared_settings(setting, seed, list(track.profiles.values())[:1]),
-        "scheduler": scheduler,
+        "model": track.through.name,
+        "pipeline": track.through.pipeline,
+        "scheduler": track.scheduler,
         "solving_samples": track.solving,
     }
     return Bench(
@@ -143,6 +161,29 @@ def policies_bench(
         facts,
         section="budget",
         versions={**versions(), **rival_versions()},
+    )
+
+
+def track_of(setting: Setting, scheduler: str = "") -> Track:
+    """What all rows of a setting share.
+
+    Raises:
+        InputError: The model says no pipeline or has no such scheduler, or the guidance is no CFG.
+    """
+    through = pipeline_model(setting.model)
+    if not isinstance(setting.guidance, CFG):
+        raise InputError(
+            f"guidance is {setting.guidance!r}: a pipeline has classifier-free guidance; "
+            "give guidance=CFG(...)"
+        )
+    through.make_scheduler(scheduler or None)
+    return Track(
+        setting.model,  # type: ignore[arg-type]
+        setting.calibration,
+        steps=setting.steps,
+        scheduler=scheduler or through.default,
+        guidance_scale=setting.guidance.scale,
+        batch_size=setting.batch_size,
     )
 
 
@@ -182,7 +223,7 @@ def run_set(
     reference = track.run(plain, setting.held_out, seed, [bar])
     add(full, reference, reference)
     bar.title("fine solution")
-    exact = fine_solution(setting, seed)
+    exact = fine_solution(track, setting.held_out, seed)
     for lane in lanes:
         if lane.ready is None:
             continue
@@ -208,15 +249,10 @@ def add(outcome: Outcome, ran: Ran, reference: Ran) -> None:
     outcome.add(ran.samples, reference.samples, ran.processor, BRANCHES, ran.calls)
 
 
-def fine_solution(setting: Setting, seed: int) -> Samples:
-    """Second-order steps of the own loop on a grid twice as fine: nearly the exact flow."""
-    sampler = Sampler(
-        solver=FlowAdamsBashforth2(),
-        guidance=setting.guidance,
-        sigmas=grid("flow_euler", 2 * setting.steps),
-        batch_size=setting.batch_size,
-    )
-    return sampler.sample(setting.model, setting.held_out, seed=seed)
+def fine_solution(track: Track, prompts: Sequence[str], seed: int) -> Samples:
+    """Second-order steps on a grid twice as fine: nearly the exact solution."""
+    sampler = track.through.fine(2 * track.steps, track.guidance_scale, track.batch_size)
+    return sampler.sample(track.model, prompts, seed=seed)
 
 
 # ------------------------------------------------------------------------------ the rows
@@ -260,7 +296,7 @@ def row_of(lane: Lane, full: Outcome, elements: int, track: Track) -> Row:
         {
             **found,
             "status": "off budget" if off else "measured",
-            "detail": off_budget(contender, made) if off else "",
+            "detail": off_budget(contender, made, track.steps) if off else "",
             "setting": "" if value is None else f"{solved_name(contender)}={value:.4g}",
             "efficiency": full_ratio(found["speedup"], saved),
             "processor_efficiency": full_ratio(found["processor_speedup"], saved),
@@ -279,10 +315,12 @@ def full_ratio(speedup: Value, saved: float) -> float:
     return float(speedup or 0.0) / saved
 
 
-def off_budget(contender: Contender, made: float) -> str:
+def off_budget(contender: Contender, made: float, steps: int) -> str:
     """Why a row has another number of calls."""
     if contender.parts:
         return "skips parts of blocks, all of which run; see work"
+    if made == steps:
+        return "it skipped nothing, whatever the setting"
     if contender.search is not None and contender.search.whole:
         return f"no whole number is nearer; {made:.1f} calls were made"
     return f"{made:.1f} calls were made on the measured prompts, or nothing nearer can be reached"

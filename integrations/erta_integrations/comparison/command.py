@@ -12,6 +12,9 @@ from erta_framework.extras import require_extra
 
 
 def policies_command(
+    model: Annotated[
+        str, typer.Option(help="shapes-wan, shapes-flux or shapes-unet.")
+    ] = "shapes-wan",
     prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 8,
     seeds: Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")] = 3,
     calls: Annotated[
@@ -22,7 +25,9 @@ def policies_command(
         list[str] | None,
         typer.Option(help="Only rows of this name, or with this policy; repeatable."),
     ] = None,
-    scheduler: Annotated[str, typer.Option(help="flow_euler or unipc.")] = "flow_euler",
+    scheduler: Annotated[
+        str, typer.Option(help="Of the model, such as unipc. Default flow_euler, or ddim.")
+    ] = "",
     steps: Annotated[int, typer.Option(min=4, help="Steps of the full run.")] = 50,
     calibration: Annotated[int, typer.Option(min=1, help="Prompts to calibrate on.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a request.")] = 16,
@@ -32,7 +37,10 @@ def policies_command(
         Path | None, typer.Option(help="Folder for report.html and the Pareto plot.")
     ] = None,
 ) -> None:
-    """All installed policies, combinations and other caches on shapes-wan, at equal network calls.
+    """All installed policies, combinations and other caches on a model, at equal network calls.
+
+    The model runs in its own unmodified pipeline: shapes-wan in WanPipeline, shapes-flux in
+    FluxPipeline, both with Euler steps, and shapes-unet in StableDiffusionPipeline, with DDIM.
 
     Thresholds and intervals are solved for the number of calls, and every row says which it has
     and how many calls it really made. Baselines are fewer steps of three solvers, the caches of
@@ -45,19 +53,20 @@ def policies_command(
         require_extra("matplotlib", extra="report", wanted_by="erta bench policies --report")
     from erta_framework.bench.ablation import Setting
     from erta_framework.bench.cli import demo_prompts
-    from erta_integrations.shapes_wan import load
-    from erta_integrations.shapes_wan.policies.bench import policies_bench
-    from erta_integrations.shapes_wan.policies.page import write_page
+    from erta_framework.registry import models
+    from erta_integrations.comparison.bench import policies_bench
+    from erta_integrations.comparison.page import write_page
 
-    model = load()
-    few, held_out = demo_prompts(model, "shapes-wan", prompts)
+    loaded = models().load(model)()
+    few, held_out = demo_prompts(loaded, model, prompts)
     budgets = calls or [25, 17]
     spelled = [f"--calls {budget}" for budget in budgets] + [
         f'--row "{name}"' for name in row or ()
     ]
+    spelled += [f"--scheduler {scheduler}"] if scheduler else []
     bench = policies_bench(
         Setting(
-            model=model,
+            model=loaded,
             calibration=few[:calibration],
             held_out=held_out,
             steps=steps,
@@ -69,8 +78,8 @@ def policies_command(
         seed=seed,
         rows=row or (),
         console=Console(stderr=True),
-        command=f"erta bench policies --prompts {prompts} --seeds {seeds} {' '.join(spelled)} "
-        f"--scheduler {scheduler} --steps {steps} --calibration {calibration} --seed {seed}",
+        command=f"erta bench policies --model {model} --prompts {prompts} --seeds {seeds} "
+        f"{' '.join(spelled)} --steps {steps} --calibration {calibration} --seed {seed}",
     )
     bench.show(path=json)
     if report is not None:

@@ -7,29 +7,32 @@ import io
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import nn
 
 from erta_framework import Policy, Profile
 from erta_framework.bench.ablation import CALIBRATION_SEEDS
 from erta_framework.callbacks import Callback
 from erta_framework.config import build_policies
 from erta_framework.sampler import Samples
-from erta_integrations.diffusers.bridge import bridge
-from erta_integrations.diffusers.bridge.work import watched
-from erta_integrations.shapes_wan.model import ShapesWan
-from erta_integrations.shapes_wan.policies.budget import Solver, planned_calls
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison.budget import Solver, planned_calls
+from erta_integrations.comparison.contender import (
     BUDGET,
+    PARTS,
     RATIOS,
     SOLVED,
     Contender,
     MadeBy,
     filled,
 )
-from erta_integrations.shapes_wan.policies.memory import Weigher, only_new
-from erta_integrations.shapes_wan.sampler import PipelineSampler
+from erta_integrations.comparison.memory import Weigher, only_new
+from erta_integrations.diffusers.bridge import Bridge, bridge
+from erta_integrations.diffusers.bridge.work import watched
+from erta_integrations.diffusers.pipeline_model import InPipeline, PipelineModel
+from erta_integrations.diffusers.sampler import PipelineSampler
 
 BRANCHES = 2
 """Guidance branches of a step."""
@@ -89,22 +92,24 @@ class Track:
     """What all contenders share.
 
     Attributes:
-        model: shapes-wan.
+        model: The model; its class says how it runs inside a pipeline.
         calibration: Prompts to calibrate and to solve settings on.
         solving: How many of them a search runs.
         steps: Steps of the full run.
-        scheduler: Scheduler of all but some plain rows.
+        scheduler: Scheduler of all but some plain rows; empty for the model's default.
+        guidance_scale: Scale of classifier-free guidance.
         batch_size: Samples a request.
         profiles: Profiles by who made them and at which seam.
         solvers: What was tried for each contender with something to solve.
         solving_calls: Network calls of each branch, over all samples, that solving took.
     """
 
-    model: ShapesWan
+    model: InPipeline
     calibration: Sequence[str]
     solving: int = 2
     steps: int = 50
-    scheduler: str = "flow_euler"
+    scheduler: str = ""
+    guidance_scale: float = 3.0
     batch_size: int = 16
     profiles: dict[tuple[MadeBy, str, int | None], Profile] = field(default_factory=dict)
     solvers: dict[str, Solver] = field(default_factory=dict)
@@ -113,6 +118,40 @@ class Track:
     _full: int = 0
     _floor: dict[int, int] = field(default_factory=dict)
     _held: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def through(self) -> PipelineModel:
+        """How the model runs inside its pipeline."""
+        return self.model.pipeline_model()
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoising network."""
+        found: nn.Module = getattr(self.model, self.through.network)
+        return found
+
+    def sampler(
+        self,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        *,
+        scheduler: str = "",
+        **options: Any,
+    ) -> PipelineSampler:
+        """A sampler with what all contenders share; `options` are others of `PipelineSampler`."""
+        shared = {"guidance_scale": self.guidance_scale, "batch_size": self.batch_size}
+        return self.model.pipeline_sampler(
+            policies,
+            callbacks,
+            scheduler=scheduler or self.scheduler or self.through.default,
+            **{**shared, "num_steps": self.steps, **options},
+        )
+
+    def bridged(self, rival: str, options: dict[str, Any]) -> Callable[[Any], Bridge]:
+        """Switches another project's cache on for this model's pipeline."""
+        return lambda pipe: bridge(
+            pipe, rival, layout=self.through.layout, batched=self.through.batched, **options
+        )
 
     # ------------------------------------------------------------------ making ready
     def ready(self, contender: Contender, budget: int) -> Ready:
@@ -132,8 +171,8 @@ class Track:
         held = [k for k in self.profiles if self._uses(ready, k)]
         own = self.steps if RATIOS in contender.options.values() else 0
         for key in held:
-            made, samples = key[0], self.profiles[key].samples
-            own += samples * RUNS.get(made.profiler, 1) * (made.steps or self.steps)
+            made = key[0]
+            own += len(self.calibration) * RUNS.get(made.profiler, 1) * (made.steps or self.steps)
         return own
 
     def _uses(self, ready: Ready, key: tuple[MadeBy, str, int | None]) -> bool:
@@ -150,7 +189,9 @@ class Track:
             if isinstance(what, MadeBy):
                 options = filled(dict(what.options), stands)
                 return self._profile(what, contender.seam, budget, options)
-            return {BUDGET: budget, SOLVED: value}[what] if what is not RATIOS else self._mag()
+            if what is RATIOS:
+                return self._mag()
+            return {BUDGET: budget, SOLVED: value, PARTS: list(self.through.parts)}[what]
 
         policies = build_policies(list(filled(contender.policies, stands)))
         options = filled(dict(contender.options), stands)
@@ -161,12 +202,7 @@ class Track:
         key = made, seam, budget if made.budgeted else None
         if key not in self.profiles:
             (profiler,) = build_policies([{made.profiler: options}])
-            sampler = PipelineSampler(
-                scheduler=self.scheduler,
-                num_steps=made.steps or self.steps,
-                batch_size=self.batch_size,
-                seam=seam,
-            )
+            sampler = self.sampler(num_steps=made.steps or self.steps, seam=seam)
             self.profiles[key] = sampler.calibrate(
                 self.model, self.calibration, seed=CALIBRATION_SEEDS, profiler=profiler
             )
@@ -176,11 +212,7 @@ class Track:
         """The ratios that diffusers' own calibration prints, of the first branch; one prompt."""
         if self._ratios is None:
             options: dict[str, Any] = {"calibrate": True, "num_inference_steps": self.steps}
-            sampler = PipelineSampler(
-                scheduler=self.scheduler,
-                num_steps=self.steps,
-                watched_by=lambda pipe: bridge(pipe, "MagCache", **options),
-            )
+            sampler = self.sampler(watched_by=self.bridged("MagCache", options))
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 sampler.sample(self.model, self.calibration[:1], seed=CALIBRATION_SEEDS)
             lines = [line for line in printed.getvalue().splitlines() if line.startswith("[1.0")]
@@ -215,18 +247,16 @@ class Track:
         contender = ready.contender
         plain = contender.group == "plain"
         steps = ready.budget if plain else self.steps
-        sampler = PipelineSampler(
+        rival = contender.rival
+        sampler = self.sampler(
             ready.policies,
             callbacks,
-            scheduler=contender.scheduler or self.scheduler,
+            scheduler=contender.scheduler,
             num_steps=steps,
-            batch_size=self.batch_size,
             seam=contender.seam,
-            watched_by=(lambda pipe: bridge(pipe, contender.rival, **ready.options))
-            if contender.rival
-            else None,
+            watched_by=self.bridged(rival, ready.options) if rival else None,
         )
-        work = watched([self.model.transformer])
+        work = watched([self.network])
         try:
             with quiet():
                 start = time.process_time()
@@ -238,7 +268,7 @@ class Track:
         return Ran(result, through / (BRANCHES * len(prompts)), processor, work.elements)
 
     def bytes_held(self, ready: Ready) -> int:
-        """Bytes a sample that are held between steps beyond those of as many plain Euler steps.
+        """Bytes a sample that are held between steps beyond those of as many plain steps.
 
         Measured once a contender: how many calls it makes does not change what it holds.
         """
@@ -247,8 +277,8 @@ class Track:
             return self._held[name]
         steps = ready.budget if ready.contender.group == "plain" else self.steps
         if steps not in self._floor:
-            euler = Contender(name="plain", group="plain", scheduler="flow_euler")
-            self._floor[steps] = self._grown(self._with(euler, steps, None), steps)
+            first = Contender(name="plain", group="plain", scheduler=self.through.default)
+            self._floor[steps] = self._grown(self._with(first, steps, None), steps)
         self._held[name] = self._grown(ready, steps) - self._floor[steps]
         return self._held[name]
 

@@ -22,6 +22,8 @@ SOLVED = Stand("solved")
 """The value that is searched for, so that the number of calls comes out."""
 RATIOS = Stand("ratios")
 """Magnitude ratios, from diffusers' own calibration."""
+PARTS = Stand("parts")
+"""Patterns of the names of the model's attentions and feed-forwards."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
