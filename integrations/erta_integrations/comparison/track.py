@@ -8,16 +8,19 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
-from erta_framework import Policy, Profile
+from erta_framework import CFG, Policy, Profile, Sampler
 from erta_framework.bench.ablation import CALIBRATION_SEEDS
 from erta_framework.callbacks import Callback
 from erta_framework.config import build_policies
-from erta_framework.sampler import Samples
+from erta_framework.errors import CapabilityError
+from erta_framework.planning import Planner
+from erta_framework.sampler import Samples, TextSampler
+from erta_framework.solvers import FlowAdamsBashforth2
 from erta_integrations.comparison.budget import Solver, planned_calls
 from erta_integrations.comparison.contender import (
     BUDGET,
@@ -26,17 +29,21 @@ from erta_integrations.comparison.contender import (
     SOLVED,
     Contender,
     MadeBy,
+    Spec,
     filled,
 )
 from erta_integrations.comparison.memory import Weigher, only_new
 from erta_integrations.diffusers.bridge import Bridge, bridge
 from erta_integrations.diffusers.bridge.work import watched
+from erta_integrations.diffusers.given import on_sigmas
 from erta_integrations.diffusers.pipeline_model import InPipeline, PipelineModel
 from erta_integrations.diffusers.sampler import PipelineSampler
+from erta_integrations.diffusers.schedulers import capabilities
 
 BRANCHES = 2
 """Guidance branches of a step."""
-RUNS = {"sensitivity_profiler": 2, "fitted_profiler": 4}
+FITTED_PROFILER = "fitted_profiler"
+RUNS = {"sensitivity_profiler": 2, FITTED_PROFILER: 4}
 """Network calls of a calibration sample at a step, where they are not one: trials and copies."""
 
 
@@ -78,13 +85,15 @@ class Ready:
         value: What was solved for; None where nothing was.
         policies: Its policies.
         options: Settings of another project's cache.
+        sigmas: Where plain steps on a schedule's sigmas start, without the 0 at the end.
     """
 
     contender: Contender
     budget: int
     value: float | None
-    policies: tuple[Policy, ...]
-    options: dict[str, Any]
+    policies: tuple[Policy, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    sigmas: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)
@@ -184,29 +193,74 @@ class Track:
         where = made.seam or ready.contender.seam
         return made in found and seam == where and budget in (None, ready.budget)
 
-    def _with(self, contender: Contender, budget: int, value: float | None) -> Ready:
+    def oracle(self, contender: Contender, budget: int, prompts: Sequence[str], seed: int) -> Ready:
+        """A contender whose fitted weights are made on the very samples that are measured."""
+
+        def seen(made: MadeBy, options: dict[str, Any]) -> Profile:
+            if made.profiler != FITTED_PROFILER:
+                return self._profile(made, contender.seam, budget, options)
+            return self._calibrated(made, contender.seam, options, prompts, seed)
+
+        return self._with(contender, budget, None, seen)
+
+    def _with(
+        self,
+        contender: Contender,
+        budget: int,
+        value: float | None,
+        profile: Callable[[MadeBy, dict[str, Any]], Profile] | None = None,
+    ) -> Ready:
+        profile_of = profile or (
+            lambda made, options: self._profile(made, contender.seam, budget, options)
+        )
+
         def stands(what: Any) -> Any:
             if isinstance(what, MadeBy):
-                options = filled(dict(what.options), stands)
-                return self._profile(what, contender.seam, budget, options)
+                return profile_of(what, filled(dict(what.options), stands))
             if what is RATIOS:
                 return self._mag()
             return {BUDGET: budget, SOLVED: value, PARTS: list(self.through.parts)}[what]
 
         policies = build_policies(list(filled(contender.policies, stands)))
         options = filled(dict(contender.options), stands)
-        return Ready(contender, budget, value, tuple(policies), options)
+        sigmas = () if contender.on is None else self._sigmas(filled(contender.on, stands))
+        return Ready(contender, budget, value, tuple(policies), options, sigmas)
+
+    def _sigmas(self, on: Spec) -> tuple[float, ...]:
+        """Sigmas of the full run's grid at which a schedule computes.
+
+        Raises:
+            CapabilityError: The scheduler does not step from sigma to sigma.
+        """
+        full = self.through.make_scheduler(self.scheduler)
+        if "first_order" not in capabilities(full):
+            raise CapabilityError(
+                f"{type(full).__name__} does not step from sigma to sigma; plain steps on given "
+                "sigmas need FlowMatchEulerDiscreteScheduler"
+            )
+        (schedule,) = build_policies([on])
+        assert isinstance(schedule, Planner)
+        full.set_timesteps(self.steps)
+        grid = full.sigmas.tolist()
+        return tuple(grid[step] for step in schedule.plan(self.steps).computed)
 
     def _profile(self, made: MadeBy, whose: str, budget: int, options: dict[str, Any]) -> Profile:
         seam = made.seam or whose
         key = made, seam, budget if made.budgeted else None
         if key not in self.profiles:
-            (profiler,) = build_policies([{made.profiler: options}])
-            sampler = self.sampler(num_steps=made.steps or self.steps, seam=seam)
-            self.profiles[key] = sampler.calibrate(
-                self.model, self.calibration, seed=CALIBRATION_SEEDS, profiler=profiler
+            self.profiles[key] = self._calibrated(
+                made, seam, options, self.calibration, CALIBRATION_SEEDS
             )
         return self.profiles[key]
+
+    def _calibrated(
+        self, made: MadeBy, seam: str, options: dict[str, Any], prompts: Sequence[str], seed: int
+    ) -> Profile:
+        (profiler,) = build_policies([{made.profiler: options}])
+        # weights that are fitted to several batches have not been judged together
+        batch = len(prompts) if made.profiler == FITTED_PROFILER else self.batch_size
+        sampler = self.sampler(num_steps=made.steps or self.steps, batch_size=batch, seam=seam)
+        return sampler.calibrate(self.model, prompts, seed=seed, profiler=profiler)
 
     def _mag(self) -> list[float]:
         """The ratios that diffusers' own calibration prints, of the first branch; one prompt."""
@@ -244,18 +298,7 @@ class Track:
         Raises:
             ErtaError: The pipeline cannot serve the contender.
         """
-        contender = ready.contender
-        plain = contender.group == "plain"
-        steps = ready.budget if plain else self.steps
-        rival = contender.rival
-        sampler = self.sampler(
-            ready.policies,
-            callbacks,
-            scheduler=contender.scheduler,
-            num_steps=steps,
-            seam=contender.seam,
-            watched_by=self.bridged(rival, ready.options) if rival else None,
-        )
+        sampler = self._running(ready, callbacks)
         work = watched([self.network])
         try:
             with quiet():
@@ -267,6 +310,41 @@ class Track:
         through = sum(trace.network_samples for trace in result.traces)
         return Ran(result, through / (BRANCHES * len(prompts)), processor, work.elements)
 
+    def _running(self, ready: Ready, callbacks: Sequence[Callback]) -> TextSampler:
+        """What samples a row: the pipeline, or the own loop for a solver that no pipeline has."""
+        contender = ready.contender
+        if contender.on is not None:
+            return self._on_sigmas(contender.scheduler, ready.sigmas, callbacks)
+        rival = contender.rival
+        return self.sampler(
+            ready.policies,
+            callbacks,
+            scheduler=contender.scheduler,
+            num_steps=contender.steps(ready.budget, self.steps),
+            seam=contender.seam,
+            watched_by=self.bridged(rival, ready.options) if rival else None,
+        )
+
+    def _on_sigmas(
+        self, solver: str, sigmas: tuple[float, ...], callbacks: Sequence[Callback]
+    ) -> TextSampler:
+        if solver == "ab2":
+            return Sampler(
+                callbacks=callbacks,
+                solver=FlowAdamsBashforth2(),
+                guidance=CFG(scale=self.guidance_scale),
+                sigmas=(*sigmas, 0.0),
+                batch_size=self.batch_size,
+            )
+        given = replace(self.through, schedulers={"given": lambda: on_sigmas(solver, sigmas)})
+        return PipelineSampler(
+            callbacks=callbacks,
+            through=given,
+            guidance_scale=self.guidance_scale,
+            num_steps=len(sigmas),
+            batch_size=self.batch_size,
+        )
+
     def bytes_held(self, ready: Ready) -> int:
         """Bytes a sample that are held between steps beyond those of as many plain steps.
 
@@ -275,7 +353,7 @@ class Track:
         name = ready.contender.name
         if name in self._held:
             return self._held[name]
-        steps = ready.budget if ready.contender.group == "plain" else self.steps
+        steps = ready.contender.steps(ready.budget, self.steps)
         if steps not in self._floor:
             first = Contender(name="plain", group="plain", scheduler=self.through.default)
             self._floor[steps] = self._grown(self._with(first, steps, None), steps)

@@ -52,6 +52,7 @@ class PipelineModel:
         batched: Whether both branches of guidance go through the network in one call.
         layout: Order of the latents' dimensions.
         parts: Patterns of the names of attentions and feed-forwards, for caches of parts.
+        shown: Share of samples whose pixels show each word of their prompt, and `all` of them.
     """
 
     name: str
@@ -63,6 +64,7 @@ class PipelineModel:
     grid: str
     samples: Callable[[Any], Tensor]
     fine: Callable[[int, float, int], TextSampler]
+    shown: Callable[[Tensor, Sequence[str]], Mapping[str, float]]
     guidance: str = "guidance_scale"
     arguments: Callable[[Tensor, Tensor], dict[str, Any]] = no_arguments
     batched: bool = False

@@ -18,6 +18,7 @@ from erta_integrations.diffusers.pipeline_model import (
     samples_of,
 )
 from erta_integrations.diffusers.sampler import PipelineSampler
+from erta_integrations.shapes_image.accuracy import shares
 from erta_integrations.shapes_image.model import ShapesFlux, ShapesUNet, pooled, unpacked
 from erta_integrations.shapes_wan.data import SIZE
 
@@ -99,6 +100,7 @@ FLUX = PipelineModel(
     grid=f"shift {SHIFT:g}",
     samples=lambda output: unpacked(images(output), SIZE // 2, SIZE // 2),
     fine=flux_fine,
+    shown=shares,
     guidance="true_cfg_scale",
     arguments=flux_pooled,
     parts=(
@@ -117,9 +119,11 @@ UNET = PipelineModel(
         "ddim": partial(diffusers.DDIMScheduler, **NOISE, clip_sample=False, set_alpha_to_one=True),
         "unipc": partial(diffusers.UniPCMultistepScheduler, **NOISE),
         "dpmpp": partial(diffusers.DPMSolverMultistepScheduler, **NOISE),
+        "heun": partial(diffusers.HeunDiscreteScheduler, **NOISE),
     },
     grid="scaled-linear betas, trailing",
     samples=images,
     fine=unet_fine,
+    shown=shares,
     batched=True,
 )

@@ -25,6 +25,7 @@ from erta_framework import CFG, Sampler
 from erta_framework.solvers import FlowAdamsBashforth2
 from erta_integrations.diffusers.pipeline_model import PipelineModel, request
 from erta_integrations.diffusers.pipeline_model import pipeline as model_pipeline
+from erta_integrations.shapes_wan.accuracy import shown
 from erta_integrations.shapes_wan.data import FRAMES
 from erta_integrations.shapes_wan.model import ShapesWan, load_model
 
@@ -41,9 +42,10 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "dpmpp": lambda: diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
     ),
+    "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=SHIFT),
 }
 """`unipc` is set up as in the published Wan pipelines, whose default it is; `dpmpp` is
-DPM-Solver++ 2M on the same sigmas."""
+DPM-Solver++ 2M on the same sigmas. `heun` calls the network twice a step, but for the last."""
 
 
 def grid(name: str, num_steps: int) -> tuple[float, ...]:
@@ -110,4 +112,5 @@ WAN = PipelineModel(
     arguments=lambda *_: {"num_frames": (FRAMES - 1) * TEMPORAL + 1},
     layout="BCFHW",
     parts=(r"blocks\.\d+\.(attn1|attn2|ffn)",),
+    shown=shown,
 )
