@@ -154,11 +154,16 @@ def test_a_cache_that_is_switched_off_leaves_the_network_as_it_was() -> None:
     asked = request(model, ["a red circle left"], seeds=[0], num_steps=2)
     pipe = pipeline(model)
     plain = samples_of(model, pipe(**asked))
+    order = [name for name, _ in model.transformer.named_modules()]
     with bridge(pipe, "cache-dit", Fn_compute_blocks=1, Bn_compute_blocks=0) as run:
         pipe(**asked)
     assert run.traces[0].steps
     for part, own in zip(model.transformer.modules(), before, strict=True):
         assert vars(part).get("forward") is own.get("forward")
     assert not hasattr(model.transformer, "_is_patched")
+    assert [name for name, _ in model.transformer.named_modules()] == order
     again = request(model, ["a red circle left"], seeds=[0], num_steps=2)
     assert torch.equal(samples_of(model, pipe(**again)), plain)
+    with bridge(pipe, "FirstBlockCache", threshold=0.1) as run:  # it looks for the first block
+        pipe(**request(model, ["a red circle left"], seeds=[0], num_steps=2))
+    assert run.forwards == [4]
