@@ -161,7 +161,7 @@ def record(model: ShapesWan) -> Mapping[str, Any]:
 @pytest.mark.slow
 def test_rows_of_every_kind_are_measured(record: Mapping[str, Any]) -> None:
     rows = {row["name"]: row for row in record["rows"]}
-    assert {row["status"] for row in rows.values()} == {"measured"}
+    assert [row for row in rows.values() if row["status"] != "measured"] == []
     assert {row["calls"] for row in rows.values()} == {CALLS, STEPS}
     for name, found in rows.items():
         assert 0 <= found["right"] <= min(found["right_color"], found["right_shape"]), name

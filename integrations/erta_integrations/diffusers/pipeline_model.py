@@ -146,18 +146,21 @@ def pipeline_model(model: object) -> PipelineModel:
     return model.pipeline_model()
 
 
-def pipeline(model: InPipeline, scheduler: str | None = None) -> Any:
+def pipeline(
+    model: InPipeline, scheduler: str | None = None, through: PipelineModel | None = None
+) -> Any:
     """The unmodified pipeline around a model's network; call it with what `request` gives.
 
     Args:
         model: The model.
         scheduler: A name of its `schedulers`; None is the default.
+        through: How it runs, where that is not what its class says, such as with more schedulers.
 
     Raises:
         InputError: The model has no scheduler of that name.
         MissingExtraError: transformers, which the pipelines import, is not installed.
     """
-    through = pipeline_model(model)
+    through = through or pipeline_model(model)
     require_extra("transformers", extra="demo", wanted_by=f"{through.name} in a pipeline")
     network = {through.network: getattr(model, through.network)}
     made = getattr(diffusers, through.pipeline)(

@@ -135,7 +135,7 @@ class PipelineSampler:
         numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
         if len(numbers) != len(names):
             raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
-        pipe = pipeline(model.to(self.device), self.scheduler)
+        pipe = pipeline(model.to(self.device), self.scheduler, self.through)
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
