@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from peer_tables import peers_section, peers_summary
+
 DATA = Path(__file__).parent / "data"
 COMMANDS = {
     "ablation": "erta bench ablation --json docs/data/ablation.json",
@@ -37,6 +39,9 @@ COMMANDS = {
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "policies": "erta bench policies --json docs/data/policies.json",
+    "peers": "erta bench peers --json docs/data/peers.json",
+    "peersflux": "erta bench peers --model shapes-flux --json docs/data/peersflux.json",
+    "peersunet": "erta bench peers --model shapes-unet --json docs/data/peersunet.json",
     "scale": "erta bench scale --json docs/data/scale.json",
     "simulate": "erta bench simulate --json docs/data/simulate.json",
 }
@@ -1019,6 +1024,17 @@ def fitted_findings(record: Record) -> str:
     return "\n".join(lines)
 
 
+def peers_leads(name: str) -> str:
+    """Who leads on a model."""
+    record = load(name)
+    return peers_summary(record, table, caption(record))
+
+
+def peers_rows(name: str) -> str:
+    """All rows of a model."""
+    return peers_section(load(name), table, left_aligned, cell)
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "table:ablation": lambda: ablation_section(load("ablation")),
     "findings:ablation": lambda: findings(load("ablation")),
@@ -1036,6 +1052,11 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:lambda": lambda: lambda_section(load("lambda")),
     "table:combinations": combinations_section,
     "table:policies": lambda: policies_section(load("policies")),
+    **{
+        f"{part}:{name}": functools.partial(made, name)
+        for name in ("peers", "peersflux", "peersunet")
+        for part, made in (("summary", peers_leads), ("table", peers_rows))
+    },
     "table:scale": lambda: scale_section(load("scale")),
     "table:simulate": lambda: simulate_section(load("simulate")),
     "table:pipeline": lambda: pipeline_section(load("pipeline"), load("ablation")),

@@ -34,6 +34,7 @@ def script(name: str) -> ModuleType:
     return sys.modules[name]
 
 
+script("peer_tables")
 tables = script("gen_tables")
 update_readme = script("update_readme")
 

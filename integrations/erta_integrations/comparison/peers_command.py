@@ -31,7 +31,7 @@ def peers_command(
     again: Annotated[
         list[Path] | None,
         typer.Option(
-            "--from", help="Draw the report of these records instead of measuring; repeatable."
+            "--from", help="Join these records instead of measuring; repeatable."
         ),
     ] = None,
 ) -> None:
@@ -47,7 +47,11 @@ def peers_command(
 
     if again:
         record = joined([text.loads(path.read_text(encoding="utf-8")) for path in again])
-        typer.echo(f"wrote {write_peers_page(record, report or Path('runs/peers'))}")
+        if json is not None:
+            json.write_text(text.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            typer.echo(f"wrote {json}")
+        if report is not None:
+            typer.echo(f"wrote {write_peers_page(record, report)}")
         return
     budgets = calls or [25, 17, 12, 8]
     bench = peers_bench(

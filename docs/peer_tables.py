@@ -1,0 +1,113 @@
+"""The tables of `erta bench peers`: who leads, and every row by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from erta_integrations.comparison.peers_page import full_row, lead_row
+from erta_integrations.comparison.standings import EFFICIENCY, KINDS, Standing, standings
+
+Record = Mapping[str, Any]
+Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
+
+
+def peers_summary(record: Record, table: Table, caption: str) -> str:
+    """Who leads at each number of calls, and whether the goals are reached."""
+    full = full_row(record)
+    headings = ["calls", "our best", "PSNR", "over the best peer", "over the best plain"]
+    headings += ["over the best recombination", "oracle", "efficiency"]
+    found = standings(record["rows"])
+    lines = [lead_line(standing) for standing in found]
+    total = full["prompts"] * full["seeds"]
+    said = (
+        f"PSNR in dB against the full run of {full['steps']} steps, over {full['prompts']} held-out "
+        f"samples in each of {full['seeds']} seed sets ({total} in all), on "
+        f"{record['settings']['model']} through the unmodified {record['settings']['pipeline']}. "
+        f"{caption}"
+    )
+    return "\n\n".join([table(headings, lines), said, verdicts(found)])
+
+
+def lead_line(standing: Standing) -> list[str]:
+    """One number of calls."""
+    row = lead_row(standing)
+
+    def over(kind: str) -> str:
+        lead = standing.lead(kind)
+        if lead is None:
+            return ""
+        return f"{lead:+.1f} ({standing.best[kind]['name']}, {standing.best[kind]['psnr_mean']:.1f})"
+
+    oracle = standing.best.get("oracle")
+    return [
+        str(standing.budget),
+        str(row["ours"]),
+        f"{row['psnr']:.1f} ± {standing.best['ours']['psnr_std']:.1f}",
+        *map(over, ("peer", "plain", "composed")),
+        "" if oracle is None else f"{oracle['psnr_mean']:.1f}",
+        f"{row['efficiency']:.3f}",
+    ]
+
+
+def verdicts(found: Sequence[Standing]) -> str:
+    """What was aimed at, and what was reached, number of calls by number of calls."""
+    lines = []
+    for standing in found:
+        efficiency = standing.best["ours"]["processor_efficiency"]
+        speed = "is reached" if efficiency >= EFFICIENCY else "is not reached"
+        said = f"an efficiency of {EFFICIENCY:g} {speed} ({efficiency:.3f})"
+        if standing.goal is not None:
+            over = "reached" if standing.reached else "**not reached**"
+            said = (
+                f"{standing.goal:.0f} dB over the best peer and the best plain row: {over} "
+                f"({standing.lead('peer'):+.1f} and {standing.lead('plain'):+.1f}); {said}"
+            )
+        lines.append(f"* At {standing.budget} calls, {said}.")
+    return "\n".join(lines)
+
+
+def peers_section(record: Record, table: Table, words: Table, cell: Callable[[Any], str]) -> str:
+    """Every row, by number of calls and kind, and those that are not as asked for."""
+    full = full_row(record)
+    headings = ["", "calls", "PSNR", "± sets", "SSIM", "as prompted", "fine"]
+    headings += ["speed-up", "efficiency", "work", "calibration"]
+    parts = [
+        f"The full run shows what its prompt says in {full['right']:.1%} of the samples, and is "
+        f"{full['psnr_fine_mean']:.1f} dB from nearly exact steps."
+    ]
+    for budget in dict.fromkeys(row["budget"] for row in record["rows"] if row["budget"]):
+        parts.append(f"### {budget} network calls")
+        own = [row for row in record["rows"] if row["budget"] == budget]
+        for kind, name in KINDS.items():
+            rows = [r for r in own if r["kind"] == kind and r.get("psnr_mean") is not None]
+            rows.sort(key=lambda row: -float(row["psnr_mean"]))
+            if rows:
+                parts += [f"**{name}**", table(headings, map(line, rows))]
+    odd = [row for row in record["rows"] if row["status"] != "measured"]
+    if odd:
+        lines = [[r["name"], str(r["budget"]), r["status"], cell(r.get("detail"))] for r in odd]
+        parts += ["### Not as asked for", words(["", "Calls", "Status", "Why"], lines)]
+    return "\n\n".join(parts)
+
+
+def line(row: Record) -> list[str]:
+    """One row; the setting that was solved for stands under its name."""
+    solved = f"<br>`{row['setting']}`" if row["setting"] else ""
+
+    def number(key: str, form: str) -> str:
+        return "" if row.get(key) is None else form.format(row[key])
+
+    return [
+        f"{row['name']}{solved}",
+        number("calls", "{:.4g}"),
+        f"{row['psnr_mean']:.1f} ± {row['psnr_std']:.1f}",
+        number("psnr_sets_std", "{:.2f}"),
+        number("ssim_mean", "{:.3f}"),
+        number("right", "{:.1%}"),
+        number("psnr_fine_mean", "{:.1f}"),
+        number("processor_speedup", "{:.2f} x"),
+        number("processor_efficiency", "{:.3f}"),
+        number("work", "{:.0%}"),
+        number("calibration_calls", "{}"),
+    ]
