@@ -21,8 +21,9 @@ from erta_framework.errors import InputError, PolicyError
 from erta_framework.measured import MeasuredFront, device_facts
 from erta_framework.metrics import psnr
 from erta_framework.models import TextModel
-from erta_framework.planning import Planner, forecast
+from erta_framework.planning import Planner, forecast, unit_of
 from erta_framework.policy import Policy, flatten
+from erta_framework.registry import budgeted
 from erta_framework.sampler import Sampler, Samples, TextSampler, resolve_device
 
 MakeSampler = Callable[[Sequence[Policy]], TextSampler]
@@ -92,8 +93,7 @@ def for_calls(policies: Sequence[Policy], calls: int) -> tuple[Policy, ...]:
             return tuple(found)
     names = ", ".join(policy.name for policy in found) or "no policies"
     raise PolicyError(
-        f"none of the policies takes a budget ({names}); use ertacache, skip_policy, "
-        "planned_schedule, meancache, magcache, teacache_schedule or refresh_interval"
+        f"none of the policies takes a budget ({names}); use one of {', '.join(budgeted())}"
     )
 
 
@@ -220,6 +220,7 @@ def measure(
         batch=min(setting.batch, len(setting.prompts)),
         device=device_facts(resolve_device(setting.device, devices=1)),
         planner=planner_of(parts).name,
+        unit=unit_of(planner_of(parts)),
         policies=", ".join(part.name for part in parts),
         spent=replays.spent,
     )

@@ -711,7 +711,7 @@ def _() -> None:
     build_policies([{"ertacache": {"profile": "x", "budget": {"calls": 20, "psnr": 30}}}])
 
 
-@says("a budget in {unit} needs plans that were measured")
+@says("a budget in {kind} needs plans that were measured")
 def _() -> None:
     toy_budget(toy_profile(ResidualProfiler()), budget={"psnr": 30.0})
 
@@ -731,6 +731,7 @@ def _() -> None:
         planner="planned_schedule",
         policies="planned_schedule",
         spent=17,
+        unit="planned_schedule",
     )
     profile = elsewhere.added_to(toy_profile(ResidualProfiler()))
     toy_budget(profile, budget={"seconds": 0.5})

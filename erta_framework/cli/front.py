@@ -16,6 +16,7 @@ from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
 from erta_framework.fronts import FrontRow, front_of, front_plot
 from erta_framework.measured import MeasuredFront
+from erta_framework.planning import Planner, unit_of
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
 from erta_framework.replay import ReplaySetting, cost_of, measure, own_loop
@@ -59,7 +60,10 @@ def show_front(
     profile = profile_of(policies)
     if options.measure:
         profile = measured(config, policies, num_steps, options)
-    held = None if profile is None else MeasuredFront.of(profile)
+    planner = next((part for part in flatten(policies) if isinstance(part, Planner)), None)
+    held = None
+    if profile is not None and planner is not None:
+        held = MeasuredFront.of(profile, unit_of(planner))
     rows = front_of(policies, num_steps, held)
     if options.plot is not None:
         names = ", ".join(part.name for part in flatten(policies))

@@ -94,6 +94,11 @@ class PlannedSchedule(FixedSchedule):
         """The same planner for another number of network calls, unrefined."""
         return replace(self, budget=PlanBudget(calls=calls), refined=False)
 
+    @property
+    def unit(self) -> str:
+        """What its predicted errors are in; plans that were measured hold for the same."""
+        return f"{self.name} {self.cost}, gamma {self.gamma:g}, signal {self.signal}"
+
     @cached_property
     def _profile(self) -> Profile:
         return loaded(self, self.profile, (KIND,))
@@ -119,15 +124,18 @@ class PlannedSchedule(FixedSchedule):
         budget = budget_of(self)
         assert budget is not None
         calls = budget.calls_for(
-            self._num_steps, self._profile, lambda number: within(self.front, number).total
+            self._num_steps,
+            self._profile,
+            lambda number: within(self.front, number).total,
+            self.unit,
         )
         if not self.refined:
             return within(self.front, calls).steps
-        held = MeasuredFront.of(self._profile)
+        held = MeasuredFront.of(self._profile, self.unit)
         if held is None:
             raise ProfileError(
-                f"{self!r}: {self._profile!r} holds no refined plans; {REMEDY} --refine N, or "
-                "leave refined out"
+                f"{self!r}: {self._profile!r} holds no refined plans of {self.unit}; {REMEDY} "
+                "--refine N, or leave refined out"
             )
         fitting = [steps for steps in held.refined if len(steps) <= calls]
         if not fitting:

@@ -12,7 +12,7 @@ import torch
 from erta_framework import CFG, Engine, Profile, Sampler
 from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_framework.fronts import front_of, front_plot
-from erta_framework.measured import MeasuredFront, device_facts, levelled
+from erta_framework.measured import MeasuredFront, device_facts, levelled, measured_units
 from erta_framework.planning import promise
 from erta_framework.replay import (
     ReplaySetting,
@@ -131,8 +131,8 @@ def test_moves_keep_the_ends_and_the_number_of_steps():
 def test_the_measurement_survives_its_file_and_does_not_merge(profile, measured, tmp_path):
     path = measured.added_to(profile).save(tmp_path / "toy.safetensors")
     loaded = Profile.load(path)
-    assert MeasuredFront.of(loaded) == measured
-    assert MeasuredFront.of(profile) is None
+    assert MeasuredFront.of(loaded, measured.unit) == measured
+    assert MeasuredFront.of(profile, measured.unit) is None
     assert loaded.digest != profile.digest
     assert Profile.merge([loaded]).statistics.keys() == loaded.statistics.keys()
     with pytest.raises(ProfileError, match=r"holds plans that were measured.*measure again"):
@@ -140,6 +140,27 @@ def test_the_measurement_survives_its_file_and_does_not_merge(profile, measured,
 
 
 # --------------------------------------------------------------------------------- budgets
+def test_a_budget_in_db_is_read_from_plans_of_its_own_unit(profile):
+    held, found = profile, {}
+    for cost in ("reuse", "integrated"):
+        front = measure(setting(), planned(profile, cost=cost), STEPS, (4, 8))
+        assert front.unit == f"planned_schedule {cost}, gamma 2, signal max"
+        held, found[cost] = front.added_to(held), front
+    assert measured_units(held) == sorted(front.unit for front in found.values())
+    for cost, front in found.items():
+        budget = {"psnr": front.psnr[-1] - 0.01}
+        policy = PlannedSchedule(profile=held, budget=budget, cost=cost)
+        assert len(policy.plan(STEPS).computed) == 8
+        assert MeasuredFront.of(held, front.unit) == front
+    for options in ({"cost": "grouping"}, {"gamma": 4.0}, {"signal": "mean"}):
+        policy = PlannedSchedule(profile=held, budget={"psnr": 10.0}, **options)
+        message = f"measured with {policy.unit}.*holds only those of planned_schedule integrated"
+        with pytest.raises(ProfileError, match=message):
+            Engine([policy])
+    seconds = {"seconds": found["reuse"].seconds[-1] * 100}  # these follow from the calls
+    assert len(PlannedSchedule(profile=held, budget=seconds, gamma=4.0).plan(STEPS).computed) > 8
+
+
 @pytest.mark.parametrize("plan", [ERTACache, PlannedSchedule])
 def test_a_budget_in_db_is_met_on_the_samples_it_was_measured_on(profile, plan):
     found = measure(setting(), [plan(profile=profile, budget={"calls": 8})], STEPS, CALLS)
