@@ -20,7 +20,7 @@ from erta_framework.records import SessionInfo
 
 MASKS = ("computed", "refined")
 NUMBERS = ("predicted", "psnr", "psnr_std", "refined_psnr", "seconds")
-FACTS = ("batch", "device", "planner", "policies", "spent", "unit")
+FACTS = ("batch", "device", "planner", "policies", "spent")
 REMEDY = "measure it with `erta plan --profile FILE --policy NAME --measure`"
 
 
@@ -35,7 +35,8 @@ class MeasuredFront:
         psnr: Mean PSNR of each against the full run, in dB.
         psnr_std: Deviation over samples.
         refined_psnr: Mean PSNR of the refined plans.
-        seconds: Wall seconds of one request under each plan, and last of the full run.
+        seconds: Wall seconds of one request under each plan, and last of the full run; NaN where
+            they were left out.
         batch: Samples of a request.
         device: Where the seconds were measured; see `device_facts`.
         planner: Name of the policy that planned.
@@ -151,13 +152,28 @@ class MeasuredFront:
         return points[-1][1] if at <= points[-1][0] + 1e-9 else -math.inf
 
     # --------------------------------------------------------------- seconds
+    @property
+    def timed(self) -> bool:
+        """Whether it holds seconds."""
+        return all(map(math.isfinite, self.seconds))
+
+    def untimed(self) -> MeasuredFront:
+        """The same without seconds, for a profile that goes to other machines."""
+        return replace(self, seconds=(math.nan,) * len(self.seconds), device="")
+
     def calls_for_seconds(self, wanted: float, num_steps: int) -> int:
         """Most network calls that a request of so many seconds has time for.
 
         Raises:
-            ProfileError: Not even the fewest measured calls.
+            ProfileError: Not even the fewest measured calls, or more calls were not slower.
         """
         fixed, each = self.seconds_line(num_steps)
+        if each <= 0:
+            raise ProfileError(
+                f"more network calls took no longer when this profile was measured ({self.calls} "
+                f"calls, {', '.join(f'{s:.3g}' for s in self.seconds)} s on {self.device}): "
+                "something else kept the machine busy; measure again with `erta plan --measure`"
+            )
         least = self.calls[0]
         if fixed + each * least > wanted:
             raise ProfileError(
@@ -165,8 +181,7 @@ class MeasuredFront:
                 f"fewest that were measured ({self.device}, batches of {self.batch}); ask for "
                 "more, or measure fewer calls with --calls"
             )
-        room = (wanted - fixed) / each if each > 0 else math.inf
-        return int(min(num_steps, math.floor(room + 1e-9)))
+        return min(num_steps, math.floor((wanted - fixed) / each + 1e-9))
 
     def seconds_line(self, num_steps: int) -> tuple[float, float]:
         """Least squares of seconds over network calls: those of no call, and of each.

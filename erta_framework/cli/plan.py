@@ -14,13 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from erta_framework.cli.app import app
-from erta_framework.cli.common import (
-    Settings,
-    console,
-    profile_file,
-    read_settings,
-)
+from erta_framework.cli.common import Settings, console, profile_file, read_settings, with_seam
 from erta_framework.cli.front import FrontOptions, show_front
+from erta_framework.cli.pipeline import (
+    Dtype,
+    Frames,
+    GuidanceScale,
+    Height,
+    Pipeline,
+    PipelineOptions,
+    SeamOption,
+    Seed,
+    Width,
+)
 from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.errors import InputError
 from erta_framework.export import exportable, write_export
@@ -83,16 +89,28 @@ def plan(
             "measured, by default in place.",
         ),
     ] = None,
+    pipeline: Pipeline = None,
+    guidance: GuidanceScale = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    seam: SeamOption = None,
 ) -> None:
     """Show the schedule, calls and predicted speed-up of a profile and a budget.
 
     Without a budget, or with --front, --plot, --measure or --refine: the front of all budgets.
-    Nothing is sampled unless --measure or --refine asks for it.
+    Nothing is sampled unless --measure or --refine asks for it; with --pipeline, in that pipeline,
+    on the prompts of the configuration (prompts_file=prompts.txt).
     """
     measured = measure or refine > 0
     if (export is None) != (output is None) and not measured:
         raise InputError("--export <cache> and --output <file> go together; give both or neither")
-    config = read_settings(settings)
+    config = with_seam(read_settings(settings), seam)
+    piped = PipelineOptions(pipeline, None, None, guidance, height, width, frames, seed, dtype)
+    if piped.wanted(config, settings) and not measured:
+        raise InputError("--pipeline replays plans; give --measure or --refine N with it")
     asked = front or measured or plot is not None
     chosen = None if profile is None else FromProfile.of(profile, policy, option or ())
     if chosen is None and (threshold or budget or option or (calls and not measured)):
@@ -110,7 +128,17 @@ def plan(
             raise InputError(
                 "a front has all budgets; give --calls to measure some, no --threshold or --budget"
             )
-        options = FrontOptions(calls or (), measured, refine, prompts, output, plot, as_json)
+        options = FrontOptions(
+            calls or (),
+            measured,
+            refine,
+            prompts,
+            output,
+            plot,
+            as_json,
+            None if chosen is None else chosen.bundled,
+            piped if pipeline is not None else None,
+        )
         if chosen is not None:
             show_front(config, chosen.whole(), chosen.steps, options)
         else:
@@ -146,12 +174,14 @@ class FromProfile:
         policy: Name of the policy that plans.
         options: Its other settings.
         steps: Steps of the profile.
+        bundled: Model that brings this profile.
     """
 
     file: Path
     policy: str
     options: Mapping[str, Any]
     steps: int
+    bundled: str | None
 
     @classmethod
     def of(cls, profile: Path, policy: str, options: Sequence[str]) -> FromProfile:
@@ -163,7 +193,8 @@ class FromProfile:
         """
         file = profile_file(profile)
         steps = int(Profile.load(file).fingerprint["num_steps"])
-        return cls(file, policy, options_from("--option", options), steps)
+        bundled = None if file == profile else str(profile)
+        return cls(file, policy, options_from("--option", options), steps, bundled)
 
     def whole(self) -> tuple[Policy, ...]:
         """The policy, asked for every step."""

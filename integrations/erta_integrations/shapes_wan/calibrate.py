@@ -2,8 +2,8 @@
 
 It is the profile of the demo's setting, 50 steps of `WanPipeline` with its flow-matching Euler
 scheduler, over all calibration prompts. A few plans of ERTACache and of every edge cost, each with
-what stands in for it, are then replayed on these prompts, so that a budget may be given in dB; one
-in seconds is refused but on the machine that made the profile. Make it again after retraining.
+what stands in for it, are then replayed on these prompts, so that a budget may be given in dB.
+Seconds are left out, since they are those of one machine. Make it again after retraining.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def with_plans(profile: Profile, model: ShapesWan, prompts: Sequence[str]) -> Pr
         recipes.append(({"planned_schedule": options}, *beside))
     for recipe in recipes:
         policies = [placed(spec, profile) for spec in recipe]
-        profile = measure(setting, policies, steps, calls).added_to(profile)
+        profile = measure(setting, policies, steps, calls).untimed().added_to(profile)
     return profile
 
 

@@ -119,16 +119,24 @@ class PlanBudget:
                 f"a budget in {kind} needs a profile in which plans were measured, and this policy "
                 "has no profile; give calls or speedup"
             )
-        units = measured_units(profile)
-        chosen = units[0] if self.seconds is not None and units and unit not in units else unit
-        front = MeasuredFront.of(profile, chosen)
-        if front is None:
-            held = f"only those of {' and '.join(units)}" if units else "none"
+        held = {name: MeasuredFront.of(profile, name) for name in measured_units(profile)}
+        fronts = {name: front for name, front in held.items() if front is not None}
+        if self.seconds is not None:
+            fronts = {name: front for name, front in fronts.items() if front.timed}
+        if unit in fronts:
+            return fronts[unit]
+        if self.seconds is not None and fronts:
+            return next(iter(fronts.values()))
+        if self.seconds is not None:
             raise ProfileError(
-                f"a budget in {kind} needs plans that were measured with {unit}, and {profile!r} "
-                f"holds {held}; {REMEDY}, or give calls or speedup"
+                f"a budget in seconds needs plans that were timed on this device, and {profile!r} "
+                f"holds none; {REMEDY} here, or give calls or speedup"
             )
-        return front
+        known = f"only those of {' and '.join(fronts)}" if fronts else "none"
+        raise ProfileError(
+            f"a budget in psnr needs plans that were measured with {unit}, and {profile!r} holds "
+            f"{known}; {REMEDY}, or give calls or speedup"
+        )
 
 
 Budgeted = PlanBudget | Mapping[str, Any] | None

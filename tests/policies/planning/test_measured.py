@@ -145,20 +145,21 @@ def test_a_budget_in_db_is_read_from_plans_of_its_own_unit(profile):
     for cost in ("reuse", "integrated"):
         front = measure(setting(), planned(profile, cost=cost), STEPS, (4, 8))
         assert front.unit == f"planned_schedule {cost}, gamma 2, signal max"
-        held, found[cost] = front.added_to(held), front
+        held, found[cost] = front.untimed().added_to(held), front
     assert measured_units(held) == sorted(front.unit for front in found.values())
     for cost, front in found.items():
         budget = {"psnr": front.psnr[-1] - 0.01}
         policy = PlannedSchedule(profile=held, budget=budget, cost=cost)
         assert len(policy.plan(STEPS).computed) == 8
-        assert MeasuredFront.of(held, front.unit) == front
+        assert MeasuredFront.of(held, front.unit).psnr == front.psnr
     for options in ({"cost": "grouping"}, {"gamma": 4.0}, {"signal": "mean"}):
         policy = PlannedSchedule(profile=held, budget={"psnr": 10.0}, **options)
         message = f"measured with {policy.unit}.*holds only those of planned_schedule integrated"
         with pytest.raises(ProfileError, match=message):
             Engine([policy])
-    seconds = {"seconds": found["reuse"].seconds[-1] * 100}  # these follow from the calls
-    assert len(PlannedSchedule(profile=held, budget=seconds, gamma=4.0).plan(STEPS).computed) > 8
+    timed = replace(found["reuse"], seconds=(0.4, 0.8, 1.6)).added_to(held)
+    policy = PlannedSchedule(profile=timed, budget={"seconds": 0.75}, gamma=4.0)
+    assert len(policy.plan(STEPS).computed) == 7  # seconds follow from the calls alone
 
 
 @pytest.mark.parametrize("plan", [ERTACache, PlannedSchedule])
