@@ -148,15 +148,15 @@ def policies(only: Collection[str] | None = None) -> Catalogue:
 
 def budgeted() -> list[str]:
     """Names of the installed policies that take a planned budget, for messages and the docs."""
-    catalogue, found = policies(), []
-    for name in catalogue.names():
+    found = set()
+    for entry in policies().entries():
         try:
-            cls = catalogue.load(name)
-        except RegistryError:  # it cannot be imported; `erta policies` says why
+            cls = entry.point.load()
+        except Exception:  # it cannot be imported; `erta policies` says why
             continue
         if hasattr(cls, "with_calls") and any(field.name == "budget" for field in fields(cls)):
-            found.append(name)
-    return found
+            found.add(entry.name)
+    return sorted(found)
 
 
 def models(only: Collection[str] | None = None) -> Catalogue:

@@ -41,12 +41,14 @@ BUDGETED = {
 }
 
 
-def test_every_policy_of_the_catalogue_takes_a_budget_or_says_why_not():
-    assert set(budgeted()) == {*BUDGETED} - {"planned forecast"}
+def test_every_policy_of_the_catalogue_takes_a_budget_or_says_why_not(monkeypatch):
+    known = budgeted()
+    assert {*known} == {*BUDGETED} - {"planned forecast"}
+    monkeypatch.setattr("erta_framework.config.budgeted", lambda: known)  # looks them all up
     catalogue = policies()
     for name in catalogue.names():
         cls = catalogue.load(name)
-        if name in budgeted():
+        if name in known:
             continue
         assert not hasattr(cls, "with_calls"), name
         # what knows its steps beforehand and has no budget has them from a fit
