@@ -59,19 +59,20 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "reuse": {"cost": "reuse"},
     "grouping": {"cost": "grouping"},
     "integrated": {"cost": "integrated"},
+    "corrected": {"cost": "corrected"},
     "reuse, monotone": {"cost": "reuse", "monotone": True},
     "forecast": {"cost": "forecast"},
     "forecast, monotone": {"cost": "forecast", "monotone": True},
 }
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "residual": ("threshold walk", "reuse", "grouping", "integrated", "reuse, monotone"),
-    "residual + K, B": ("threshold walk", "reuse"),
+    "residual + K, B": ("threshold walk", "reuse", "corrected"),
     "forecast": ("threshold walk", "reuse", "forecast", "forecast, monotone"),
 }
 """Which schedules stand beside what: an edge cost is compared where it says what stands in."""
 REFINED: Mapping[str, str] = {
     "residual": "reuse",
-    "residual + K, B": "threshold walk",
+    "residual + K, B": "corrected",
     "forecast": "forecast",
 }
 """The schedule whose plans are refined beside each of what stands in, by replays with it."""

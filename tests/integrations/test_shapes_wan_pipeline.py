@@ -337,7 +337,7 @@ def test_the_shipped_profile_is_that_of_the_pipeline(
     assert model.shipped_profile() is None
 
 
-@pytest.mark.parametrize("cost", ["reuse", "grouping", "integrated", "forecast"])
+@pytest.mark.parametrize("cost", ["reuse", "grouping", "integrated", "corrected", "forecast"])
 def test_the_shipped_profile_plans_for_every_cost_and_budget(cost: str) -> None:
     def planned(**budget: float) -> PlannedSchedule:
         return PlannedSchedule(profile=model_module.PROFILE, budget=budget, cost=cost)

@@ -9,7 +9,7 @@ Seconds are left out, since they are those of one machine. Make it again after r
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from erta_framework import Profile, ProgressBar
@@ -24,7 +24,14 @@ BATCH = 8
 """Samples of a replayed request."""
 PARTS = (0.5, 0.34, 0.24, 0.16)
 """Network calls of the replayed plans, as parts of the steps."""
-PLANNED = ("reuse", "grouping", "integrated", "forecast")
+PLANNED: Mapping[str, tuple[Spec, ...]] = {
+    "reuse": ("residual_reuse",),
+    "grouping": ("residual_reuse",),
+    "integrated": ("residual_reuse",),
+    "corrected": ("residual_reuse", {"error_linearizer": {"profile": HERE}}),
+    "forecast": ("forecaster",),
+}
+"""What stands in beside each edge cost."""
 
 
 def main(arguments: list[str] | None = None) -> Path:
@@ -56,9 +63,8 @@ def with_plans(profile: Profile, model: ShapesWan, prompts: Sequence[str]) -> Pr
     )
     calls = sorted({max(2, round(part * steps)) for part in PARTS})
     recipes: list[tuple[Spec, ...]] = [({"ertacache": {"profile": HERE, "calls": steps}},)]
-    for cost in PLANNED:
+    for cost, beside in PLANNED.items():
         options = {"profile": HERE, "budget": {"calls": steps}, "cost": cost}
-        beside = ("forecaster",) if cost == "forecast" else ()
         recipes.append(({"planned_schedule": options}, *beside))
     for recipe in recipes:
         policies = [placed(spec, profile) for spec in recipe]

@@ -29,12 +29,13 @@ class PlannedSchedule(FixedSchedule):
     Where ERTACache walks the steps once and lets lambda decide, this compares all schedules with so
     many computed steps and takes the one whose edges cost least: dynamic programming, the same
     plan every time. What an edge costs, `cost` says; it fits what stands in on reused steps:
-    `"reuse"`, `"grouping"` and `"integrated"` measure residual reuse, `"forecast"` a first-order
-    `Forecaster`. With `refined` the plan is the nearest one that a search improved by replaying it.
+    `"reuse"`, `"grouping"` and `"integrated"` measure residual reuse, `"corrected"` what an
+    `ErrorLinearizer` leaves of it, `"forecast"` a first-order `Forecaster`. With `refined` the plan
+    is the nearest one that a search improved by replaying it.
 
     Source: MeanCache (arXiv 2601.19961) for the path with a power gamma under a budget, CacheQuant
     (arXiv 2503.01323) and ProCache (arXiv 2512.17298) for two of its families; planning all of them
-    from a profile of `ResidualProfiler`, and the cost of a forecast, are ours.
+    from a profile of `ResidualProfiler`, and the costs `"corrected"` and `"forecast"`, are ours.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
