@@ -359,6 +359,17 @@ def test_the_walk_of_the_shipped_profile_meets_a_budget_in_db() -> None:
     assert 12 < forecast([recipe], 50).calls <= 17
 
 
+def test_the_docs_say_what_the_shipped_profile_measured() -> None:
+    page = Path(__file__).parents[2] / "docs/explanation/schedules.md"
+    said = " ".join(page.read_text(encoding="utf-8").split())
+    planned = PlannedSchedule(profile=SHIPPED, budget={"calls": 8}, cost="corrected")
+    for unit in (planned.unit, "skip_policy"):
+        front = MeasuredFront.of(SHIPPED, unit)
+        assert front is not None
+        *few, most = (f"{quality:.1f}" for quality in front.psnr)
+        assert f"{', '.join(few)} and {most}" in said
+
+
 @pytest.mark.slow
 def test_the_profile_can_be_made_again(tmp_path: Path, model: ShapesWan) -> None:
     written = calibrate.main(
