@@ -26,7 +26,13 @@ from erta_framework.replay import (
 )
 from erta_framework.testing import AlternateSteps
 from erta_framework.testing.toys import GaussianMixtureFlow
-from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
+from erta_policies.ertacache import (
+    ErrorLinearizer,
+    ERTACache,
+    ResidualProfiler,
+    ResidualReuse,
+    SkipPolicy,
+)
 from erta_policies.forecast import Forecaster
 from erta_policies.meancache import AverageVelocity, MeanCacheProfiler, MeanCacheSchedule
 from erta_policies.planning import PlannedSchedule
@@ -81,9 +87,17 @@ def measured(profile) -> MeasuredFront:
 
 # -------------------------------------------------------------------------------- measuring
 @pytest.mark.parametrize(
-    ("cost", "others"), [("reuse", []), ("integrated", []), ("forecast", [Forecaster()])]
+    ("cost", "beside"),
+    [
+        ("reuse", lambda _: []),
+        ("grouping", lambda _: []),
+        ("integrated", lambda _: []),
+        ("corrected", lambda profile: [ResidualReuse(), ErrorLinearizer(profile=profile)]),
+        ("forecast", lambda _: [Forecaster()]),
+    ],
 )
-def test_predicted_and_measured_errors_rank_alike(profile, cost, others):
+def test_predicted_and_measured_errors_rank_alike(profile, cost, beside):
+    others = beside(profile)
     found = measure(
         setting(), [*planned(profile, cost=cost), *others], STEPS, (3, 4, 5, 6, 8, 10, 12, 14)
     )
