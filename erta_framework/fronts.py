@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from erta_framework.errors import ErtaError, InputError
-from erta_framework.extras import require_extra
+from erta_framework.figures import sheet
 from erta_framework.measured import MeasuredFront
 from erta_framework.planning import forecast
 from erta_framework.policy import Policy, flatten
@@ -137,20 +137,14 @@ def front_plot(title: str, rows: Sequence[FrontRow], path: str | Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    require_extra("matplotlib", extra="report", wanted_by="front_plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    quality = [row for row in rows if row.psnr is not None and math.isfinite(row.psnr)]
+    panels = 3 if quality else 2
+    page = sheet(9, 2.9 * panels + 0.4, wanted_by="front_plot")
     from matplotlib.ticker import MaxNLocator
 
     from erta_framework.media import ACCENT, COMPUTED, LINES
 
-    quality = [row for row in rows if row.psnr is not None and math.isfinite(row.psnr)]
-    panels = 3 if quality else 2
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(9, 2.9 * panels + 0.4), dpi=150, layout=layout)
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(panels, 1, sharex=True))
+    axes = list(page.figure.subplots(panels, 1, sharex=True))
     positive = [row for row in rows if row.predicted > 0]  # NaN and 0 have no place on a log axis
     axes[0].plot(
         [row.calls for row in positive],
@@ -195,11 +189,6 @@ def front_plot(title: str, rows: Sequence[FrontRow], path: str | Path) -> Path:
     axes[-1].set_xlabel(f"network calls a branch, of {rows[0].num_steps} steps")
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes:
-        axis.grid(alpha=0.2)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    figure.suptitle(title, fontsize=13, x=0.01, ha="left")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target)
-    return target
+        page.style(axis)
+    page.title(title)
+    return page.write(path)

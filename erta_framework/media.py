@@ -16,6 +16,7 @@ from torch import Tensor
 
 from erta_framework.errors import InputError
 from erta_framework.extras import require_extra
+from erta_framework.figures import sheet
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -288,21 +289,14 @@ def schedule_plot(plot: SchedulePlot, path: str | Path, *, dark: bool = False) -
         InputError: Errors and steps are not equally many.
         MissingExtraError: matplotlib is not installed.
     """
-    require_extra("matplotlib", extra="report", wanted_by="schedule_plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import MaxNLocator
-
     if plot.errors and len(plot.errors) != len(plot.computed):
         raise InputError(f"{len(plot.errors)} errors for {len(plot.computed)} steps")
-    ink, paper = ("#d9dde3", "#16191d") if dark else ("#24292f", "#ffffff")
     panels = 1 + bool(plot.distances) + bool(plot.samples)
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(10, 2.9 * panels + 0.4), dpi=150, facecolor=paper, layout=layout)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
-    _schedule_panel(axes[0], plot, ink)
+    page = sheet(10, 2.9 * panels + 0.4, dark=dark, wanted_by="schedule_plot")
+    from matplotlib.ticker import MaxNLocator
+
+    axes = page.figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+    _schedule_panel(axes[0], plot, page.ink)
     if plot.samples:
         _sample_panel(axes[1], plot.samples)
     if plot.distances:
@@ -310,12 +304,10 @@ def schedule_plot(plot: SchedulePlot, path: str | Path, *, dark: bool = False) -
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("step (0 is pure noise)")
     for axis in axes:
-        _style(axis, ink, paper)
-    figure.suptitle(plot.title, color=ink, fontsize=13, x=0.01, ha="left")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, facecolor=paper)
-    return target
+        page.style(axis)
+        axis.margins(x=0.01)
+    page.title(plot.title)
+    return page.write(path)
 
 
 def _schedule_panel(axis: Any, plot: SchedulePlot, ink: str) -> None:
@@ -367,20 +359,3 @@ def _distance_panel(axis: Any, distances: Mapping[str, Sequence[float]]) -> None
     axis.set_ylabel("measured relative distance\nfrom the full run")
     axis.set_ylim(bottom=0)
     axis.legend(loc="upper left", frameon=False)
-
-
-def _style(axis: Any, ink: str, paper: str) -> None:
-    axis.set_facecolor(paper)
-    axis.grid(axis="y", color=ink, alpha=0.15, linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.tick_params(colors=ink, labelsize=9)
-    axis.margins(x=0.01)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
-    for side in ("left", "bottom"):
-        axis.spines[side].set_color(ink)
-    axis.xaxis.label.set_color(ink)
-    axis.yaxis.label.set_color(ink)
-    legend = axis.get_legend()
-    for text in legend.get_texts() if legend is not None else ():
-        text.set_color(ink)

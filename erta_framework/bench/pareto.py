@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erta_framework.extras import require_extra
+from erta_framework.figures import sheet
 
 COLOURS = {"plain": "#7a8794", "policy": "#2f6fde", "combination": "#1f9d78", "other": "#f2a33a"}
 MARKS = {"plain": "s", "policy": "o", "combination": "D", "other": "^"}
@@ -74,46 +74,27 @@ def pareto_plot(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    require_extra("matplotlib", extra="report", wanted_by="pareto_plot")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    ink, paper = ("#d9dde3", "#16191d") if dark else ("#24292f", "#ffffff")
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    figure = Figure(figsize=(13, 6.4), dpi=130, facecolor=paper, layout=layout)
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, sharey=True)
+    page = sheet(13, 6.4, dark=dark, wanted_by="pareto_plot")
+    left, right = page.figure.subplots(1, 2, sharey=True)
     timed = [
         {**row, "time": 1.0 / row["processor_speedup"]}
         for row in rows
         if row.get("processor_speedup")
     ]
-    panel(left, points(timed, "calls"), ink)
-    panel(right, points(timed, "time"), ink)
+    panel(left, points(timed, "calls"), page.ink)
+    panel(right, points(timed, "time"), page.ink)
     left.set_xlabel("network calls of each branch (runs of the block stack)")
     left.set_ylabel("PSNR against the full run (dB)")
     right.set_xlabel("processor time, as a share of the full run's")
     for axis in (left, right):
-        axis.set_facecolor(paper)
-        axis.grid(color=ink, alpha=0.13, linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.tick_params(colors=ink, labelsize=9)
-        for side, spine in axis.spines.items():
-            spine.set_visible(side in ("left", "bottom"))
-            spine.set_color(ink)
-        axis.xaxis.label.set_color(ink)
-        axis.yaxis.label.set_color(ink)
+        page.style(axis)
         axis.margins(x=0.08, y=0.06)
     handles, labels = left.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=ink
+    page.figure.legend(
+        handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=page.ink
     )
-    figure.suptitle(title, color=ink, fontsize=13, x=0.01, ha="left")
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, facecolor=paper)
-    return target
+    page.title(title)
+    return page.write(path)
 
 
 def panel(axis: Any, found: Sequence[Point], ink: str) -> None:

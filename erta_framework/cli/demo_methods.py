@@ -56,26 +56,26 @@ def methods_of(profile: Path, calls: int, steps: int, *, pipeline: bool) -> list
     return [
         Method(
             name="Full run",
-            detail=f"{steps} Euler steps, the network runs in every one. PSNR and SSIM of the "
-            "others are measured against its videos.",
+            detail=f"{steps} steps, the network runs in every one. PSNR and SSIM of the "
+            "others are measured against its samples.",
             steps=steps,
         ),
         Method(
             name="Fewer steps",
-            detail=f"{number} plain Euler steps on the same kind of schedule, nothing is cached.",
+            detail=f"{number} plain steps on the same kind of schedule, nothing is cached.",
             steps=number,
         ),
         second_order(number, pipeline),
         Method(
             name="Uniform reuse",
-            detail=f"{steps} Euler steps; {number} evenly spread ones run the network, the others "
+            detail=f"{steps} steps; {number} evenly spread ones run the network, the others "
             "reuse the newest residual.",
             steps=steps,
             policies=uniform,
         ),
         Method(
             name="ERTACache",
-            detail=f"{steps} Euler steps; calibration decides which {number} run the network, and "
+            detail=f"{steps} steps; calibration decides which {number} run the network, and "
             "a line fitted in calibration corrects what is reused (arXiv 2508.21091).",
             steps=steps,
             policies=policies,

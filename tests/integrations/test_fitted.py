@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from erta_framework.sampler import copied
 from erta_framework.testing import GaussianMixtureFlow
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.run import PipelineRun
+from erta_integrations.diffusers.sampler import PipelineSampler
 from erta_integrations.shapes_wan import ShapesWan, load
-from erta_integrations.shapes_wan.pipeline import pipeline, request
-from erta_integrations.shapes_wan.sampler import PipelineSampler
+from erta_integrations.shapes_wan.pipeline import WAN, pipeline, request
 from erta_policies.ertacache import ResidualReuse, SkipPolicy
 from erta_policies.fitted import FittedProfiler, FittedReuse
 from erta_policies.fitted.bench import Study, opened, repeated, study_of
@@ -29,6 +30,7 @@ from erta_policies.fitted.march import RUNS
 from erta_policies.fitted.table import Table
 
 STEPS = 6
+WanSampler = partial(PipelineSampler, through=WAN)
 SCHEDULE = SkipPolicy(steps=(0, 2, 5))
 PROFILER = FittedProfiler(schedule=SCHEDULE, velocities=2)
 
@@ -49,13 +51,13 @@ def prompts(model: ShapesWan) -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def profile(model: ShapesWan, prompts: tuple[list[str], list[str]]) -> Profile:
-    sampler = PipelineSampler(num_steps=STEPS)
+    sampler = WanSampler(num_steps=STEPS)
     return sampler.calibrate(model, prompts[0], seed=70, profiler=PROFILER)
 
 
 def nearness(model: ShapesWan, prompts: list[str], *policies: Any) -> Tensor:
     full, cached = (
-        PipelineSampler(chosen, num_steps=STEPS).sample(model, prompts, seed=11)
+        WanSampler(chosen, num_steps=STEPS).sample(model, prompts, seed=11)
         for chosen in ([], policies)
     )
     assert cached.network_calls == 2 * 3
@@ -87,7 +89,7 @@ def test_attached_by_hand_with_four_copies(
         pipe(**request(model, prompts[1], seeds=[1, 2], num_steps=STEPS))
     assert run.traces[0].computed_steps == (0, 2, 5)
     with pytest.raises(CapabilityError, match="first_order"):
-        PipelineSampler([FittedReuse(profile=profile)], scheduler="unipc", num_steps=STEPS)
+        WanSampler([FittedReuse(profile=profile)], scheduler="unipc", num_steps=STEPS)
 
 
 def test_one_prompt_after_another_gets_copies(

@@ -33,11 +33,10 @@ from erta_integrations.shapes_image.model import (
     weights_file,
 )
 from erta_integrations.shapes_image.pipeline import (
-    SCHEDULERS,
-    images,
-    make_scheduler,
+    UNET,
     pipeline,
     request,
+    samples_of,
 )
 from erta_integrations.shapes_wan.data import SIZE
 from erta_integrations.shapes_wan.training import run
@@ -130,30 +129,31 @@ def test_the_own_loop_gives_the_samples_of_the_pipeline(model):
     made = fresh(model)
     prompts = made.demo_prompts()[1][:2]
     pipe = pipeline(made)
-    found = images(made, pipe(**request(made, prompts, seeds=[4, 5], num_steps=5)))
+    found = samples_of(made, pipe(**request(made, prompts, seeds=[4, 5], num_steps=5)))
     own = Sampler(num_steps=5, **SOLVERS[model]).sample(made, prompts, seed=4).samples
     # the schedulers hold their sigmas in float32
     assert found.shape == own.shape == (2, 3, SIZE, SIZE)
     assert torch.allclose(found, own, atol=1e-3)
-    other = images(made, pipe(**request(made, prompts, seeds=[6, 7], num_steps=5)))
+    other = samples_of(made, pipe(**request(made, prompts, seeds=[6, 7], num_steps=5)))
     assert not torch.allclose(found, other, atol=0.1)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize(
-    ("model", "scheduler"), [(model, name) for model in MODELS for name in SCHEDULERS[model]]
+    ("model", "scheduler"),
+    [(model, name) for model in MODELS for name in model.pipeline_model().schedulers],
 )
 def test_policies_run_through_the_unmodified_pipelines(model, scheduler):
     made = fresh(model)
     pipe = pipeline(made, scheduler)
     asked = dict(num_steps=4, seeds=[0])
-    plain = images(made, pipe(**request(made, ["a red circle left"], **asked)))
+    plain = samples_of(made, pipe(**request(made, ["a red circle left"], **asked)))
     with attach(pipe, []) as run:
-        same = images(made, pipe(**request(made, ["a red circle left"], **asked)))
+        same = samples_of(made, pipe(**request(made, ["a red circle left"], **asked)))
     assert torch.equal(plain, same)
     each = run.traces[0].network_calls // 4
     with attach(pipe, "skip_policy", every=2) as run:
-        images(made, pipe(**request(made, ["a red circle left"], **asked)))
+        samples_of(made, pipe(**request(made, ["a red circle left"], **asked)))
     assert run.traces[0].network_calls == 3 * each
     assert run.traces[0].computed_steps == (0, 2, 3)
 
@@ -167,7 +167,7 @@ def test_a_solver_of_the_other_kind_is_refused():
 
 def test_an_unknown_scheduler_is_refused():
     with pytest.raises(InputError, match="'euler' is unknown to shapes-unet; give ddim or"):
-        make_scheduler(ShapesUNet, "euler")
+        UNET.make_scheduler("euler")
 
 
 # ------------------------------------------------------------------------ training

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,11 @@ from erta_framework.metrics import psnr
 from erta_framework.planning import forecast
 from erta_framework.trace import StepTrace
 from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.sampler import PipelineSampler
 from erta_integrations.shapes_wan import ShapesWan, calibrate, load
 from erta_integrations.shapes_wan import model as model_module
 from erta_integrations.shapes_wan.bench import PipelineSetting, pipeline_ablation
-from erta_integrations.shapes_wan.pipeline import grid, pipeline, request
-from erta_integrations.shapes_wan.sampler import PipelineSampler
+from erta_integrations.shapes_wan.pipeline import WAN, grid, pipeline, request
 from erta_policies.ertacache import (
     ERTACache,
     ResidualProfiler,
@@ -49,6 +50,7 @@ from erta_policies.ertacache import (
 from erta_policies.planning import PlannedSchedule
 
 STEPS, SEED = 6, 11
+WanSampler = partial(PipelineSampler, through=WAN)
 SCHEDULERS = ("flow_euler", "unipc")
 SKIP = SkipPolicy(steps=(0, 2, 5))
 SHIPPED = Profile.load(model_module.PROFILE)
@@ -73,7 +75,7 @@ def profiles(model: ShapesWan) -> dict[str, Profile]:
     """One calibration through the pipeline a scheduler."""
     few = model.demo_prompts()[0][:2]
     return {
-        name: PipelineSampler(scheduler=name, num_steps=STEPS).calibrate(
+        name: WanSampler(scheduler=name, num_steps=STEPS).calibrate(
             model, few, seed=70, profiler=ResidualProfiler()
         )
         for name in SCHEDULERS
@@ -113,7 +115,7 @@ def test_a_run_that_skips_nothing_is_the_plain_pipeline(
     assert torch.equal(plain, attached)
     assert plain_calls == calls == [2] * (2 * STEPS)
     assert run.traces[0].network_calls == 2 * STEPS
-    sampled = PipelineSampler(scheduler=scheduler, num_steps=STEPS)
+    sampled = WanSampler(scheduler=scheduler, num_steps=STEPS)
     assert torch.equal(sampled.sample(model, prompts, seed=SEED).samples, plain)
 
 
@@ -121,7 +123,7 @@ def test_a_run_that_skips_nothing_is_the_plain_pipeline(
 def test_a_schedule_makes_exactly_its_network_calls(
     model: ShapesWan, prompts: list[str], scheduler: str
 ) -> None:
-    sampler = PipelineSampler([SKIP, ResidualReuse()], scheduler=scheduler, num_steps=STEPS)
+    sampler = WanSampler([SKIP, ResidualReuse()], scheduler=scheduler, num_steps=STEPS)
     with counted(model) as calls:
         first = sampler.sample(model, prompts, seed=SEED)
     assert calls == [2] * 6
@@ -162,7 +164,7 @@ def test_the_grids_of_both_loops_differ() -> None:
 def test_both_loops_give_the_same_bits(
     model: ShapesWan, prompts: list[str], policies: tuple[Policy, ...]
 ) -> None:
-    theirs = PipelineSampler(policies, num_steps=STEPS).sample(model, prompts, seed=SEED)
+    theirs = WanSampler(policies, num_steps=STEPS).sample(model, prompts, seed=SEED)
     ours = own(*policies).sample(model, prompts, seed=SEED)
     assert torch.equal(theirs.samples, ours.samples)
     assert theirs.seeds == ours.seeds
@@ -182,7 +184,7 @@ def test_both_loops_calibrate_alike_and_reuse_alike(
     for name, value in ours.statistics.items():
         assert torch.equal(value, theirs.statistics[name]), name
     assert theirs.provenance["weights"] == model.weights_hash
-    fast = PipelineSampler([ERTACache(profile=theirs, calls=3)], num_steps=STEPS)
+    fast = WanSampler([ERTACache(profile=theirs, calls=3)], num_steps=STEPS)
     a = fast.sample(model, prompts, seed=SEED)
     b = own(ERTACache(profile=ours, calls=3)).sample(model, prompts, seed=SEED)
     assert a.network_calls == b.network_calls <= 6
@@ -194,7 +196,7 @@ def test_a_time_warp_differs_only_by_the_rounding_of_its_sigmas(
 ) -> None:
     """The scheduler holds moved sigmas in float32; rounding them so makes the own loop equal."""
     policies = (SKIP, ResidualReuse(), WARP)
-    theirs = PipelineSampler(policies, num_steps=STEPS).sample(model, prompts, seed=SEED).samples
+    theirs = WanSampler(policies, num_steps=STEPS).sample(model, prompts, seed=SEED).samples
     rounded = own(*policies, single=True).sample(model, prompts, seed=SEED).samples
     ours = own(*policies).sample(model, prompts, seed=SEED).samples
     assert torch.equal(theirs, rounded)
@@ -207,15 +209,15 @@ def test_a_time_warp_differs_only_by_the_rounding_of_its_sigmas(
 def test_unipc_runs_ertacache_on_its_own_calibration(
     model: ShapesWan, prompts: list[str], profiles: dict[str, Profile]
 ) -> None:
-    full = PipelineSampler(scheduler="unipc", num_steps=STEPS).sample(model, prompts, seed=SEED)
+    full = WanSampler(scheduler="unipc", num_steps=STEPS).sample(model, prompts, seed=SEED)
     recipe = ERTACache(profile=profiles["unipc"], calls=4)
-    fast = PipelineSampler([recipe], scheduler="unipc", num_steps=STEPS)
+    fast = WanSampler([recipe], scheduler="unipc", num_steps=STEPS)
     with counted(model) as calls:
         result = fast.sample(model, prompts, seed=SEED)
     assert len(calls) == result.network_calls == 8
     assert 10 < psnr(result.samples, full.samples).min() < 90
     foreign = ERTACache(profile=profiles["flow_euler"], calls=4)
-    wrong = PipelineSampler([foreign], scheduler="unipc", num_steps=STEPS)
+    wrong = WanSampler([foreign], scheduler="unipc", num_steps=STEPS)
     with pytest.raises(ProfileMismatchError, match=r"FlowMatchEuler.*UniPCMultistep"):
         wrong.sample(model, prompts)
 
@@ -224,7 +226,7 @@ def test_unipc_refuses_timestep_adjustment(profiles: dict[str, Profile]) -> None
     policies = [ERTACache(profile=profiles["unipc"], calls=4, adjuster=True)]
     message = "requires first_order, which UniPCMultistepScheduler does not offer"
     with pytest.raises(CapabilityError, match=message):
-        PipelineSampler(policies, scheduler="unipc", num_steps=STEPS)
+        WanSampler(policies, scheduler="unipc", num_steps=STEPS)
 
 
 @pytest.mark.slow
@@ -233,7 +235,7 @@ def test_the_example_of_the_docs_runs() -> None:
     video, image = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     for code, name, shape in (
         (video, "videos", (1, 3, 5, 16, 16)),
-        (image, "found", (1, 3, 16, 16)),
+        (image, "images", (1, 3, 16, 16)),
     ):
         made: dict[str, Any] = {}
         exec(compile(code, str(page), "exec"), made)  # noqa: S102 - our own page
@@ -265,7 +267,7 @@ class Seen(Callback):
 
 def test_batches_and_observers(model: ShapesWan, prompts: list[str]) -> None:
     seen = Seen()
-    sampler = PipelineSampler([SKIP, ResidualReuse()], [seen], num_steps=STEPS, batch_size=1)
+    sampler = WanSampler([SKIP, ResidualReuse()], [seen], num_steps=STEPS, batch_size=1)
     result = sampler.sample(model, prompts, seed=SEED)
     assert (seen.start[0].samples, seen.start[0].batches, seen.start[0].steps) == (2, 2, STEPS)
     assert seen.steps == [(k, k in (0, 2, 5)) for k in range(STEPS)] * 2
@@ -273,7 +275,7 @@ def test_batches_and_observers(model: ShapesWan, prompts: list[str]) -> None:
     assert seen.end == [None]
     assert result.samples.abs().sum() > 0  # observers got copies
     assert result.network_calls == 12
-    one = PipelineSampler([SKIP, ResidualReuse()], num_steps=STEPS)
+    one = WanSampler([SKIP, ResidualReuse()], num_steps=STEPS)
     alone = one.sample(model, prompts[1:], seed=SEED + 1).samples[0]
     assert torch.equal(result.samples[1], alone)
 
@@ -299,13 +301,16 @@ def test_the_newest_trace_is_there_while_a_request_runs(
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda model: PipelineSampler(scheduler="ddim"), "'ddim' is unknown; give flow_euler or"),
+        (
+            lambda model: WanSampler(scheduler="ddim"),
+            "'ddim' is unknown to shapes-wan; give",
+        ),
         (lambda model: pipeline("euler"), "'euler' is unknown"),
-        (lambda model: PipelineSampler(num_steps=0), "num_steps is 0"),
-        (lambda model: PipelineSampler(batch_size=0), "batch_size is 0"),
-        (lambda model: PipelineSampler().sample(model, []), "at least one prompt"),
-        (lambda model: PipelineSampler().sample(model, "a red circle"), "give a list"),
-        (lambda model: PipelineSampler().sample(model.transformer, ["a"]), "runs ShapesWan"),
+        (lambda model: WanSampler(num_steps=0), "num_steps is 0"),
+        (lambda model: WanSampler(batch_size=0), "batch_size is 0"),
+        (lambda model: WanSampler().sample(model, []), "at least one prompt"),
+        (lambda model: WanSampler().sample(model, "a red circle"), "give a list"),
+        (lambda model: WanSampler().sample(model.transformer, ["a"]), "runs ShapesWan"),
     ],
 )
 def test_what_cannot_be_sampled_is_refused(model: ShapesWan, make: Any, message: str) -> None:
@@ -315,9 +320,9 @@ def test_what_cannot_be_sampled_is_refused(model: ShapesWan, make: Any, message:
 
 def test_calibration_needs_a_profiler(model: ShapesWan, prompts: list[str]) -> None:
     with pytest.raises(PolicyError, match="none of the policies needs calibration"):
-        PipelineSampler([SKIP]).calibrate(model, prompts)
+        WanSampler([SKIP]).calibrate(model, prompts)
     with pytest.raises(PolicyError, match="emitted no profile"):
-        PipelineSampler(num_steps=2).calibrate(model, prompts[:1], profiler=ResidualReuse())
+        WanSampler(num_steps=2).calibrate(model, prompts[:1], profiler=ResidualReuse())
 
 
 # ---------------------------------------------------------------------- the shipped profile

@@ -48,7 +48,7 @@ def read_place(cover: Tensor) -> Tensor:
 
 
 def shares(image: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """Share of images whose colour, shape and place are what their prompt says, in [0, 1].
+    """Share of images whose colour, shape, place, and `all`, are what their prompt says, in [0, 1].
 
     Raises:
         ValueError: The numbers of images and prompts differ.
@@ -59,4 +59,5 @@ def shares(image: Tensor, prompts: Sequence[str]) -> dict[str, float]:
         )
     pairs = [(a.split(), b.split()) for a, b in zip(prompts, read(image), strict=True)]
     words = {"color": 1, "shape": 2, "place": 3}
-    return {name: sum(a[k] == b[k] for a, b in pairs) / len(pairs) for name, k in words.items()}
+    found = {name: sum(a[k] == b[k] for a, b in pairs) / len(pairs) for name, k in words.items()}
+    return {**found, "all": sum(a == b for a, b in pairs) / len(pairs)}

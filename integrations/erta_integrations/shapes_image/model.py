@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from erta_integrations.diffusers.pipeline_model import InPipeline, PipelineModel
 from erta_integrations.shapes_image.data import VOCABULARY, all_prompts, tokenize
 from erta_integrations.shapes_wan.data import SIZE
 
@@ -27,7 +28,7 @@ TEXT_DIM = 64
 M = TypeVar("M", bound="ShapesImage")
 
 
-class ShapesImage(nn.Module):
+class ShapesImage(InPipeline):
     """A word embedding and what both image models share, over `[B, 3, 16, 16]` pixels."""
 
     name: ClassVar[str]
@@ -99,6 +100,13 @@ class ShapesFlux(ShapesImage):
         super().__init__()
         self.transformer = FluxTransformer2DModel(**self.config)
 
+    @classmethod
+    def pipeline_model(cls) -> PipelineModel:
+        """Inside `FluxPipeline`."""
+        from erta_integrations.shapes_image.pipeline import FLUX
+
+        return FLUX
+
     def forward(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """Velocity `[B, 3, H, W]` at latents `x` and timestep `[B]` in [0, 1000]."""
         height, width = x.shape[2] // 2, x.shape[3] // 2
@@ -141,6 +149,13 @@ class ShapesUNet(ShapesImage):
     def __init__(self) -> None:
         super().__init__()
         self.unet = UNet2DConditionModel(**self.config)
+
+    @classmethod
+    def pipeline_model(cls) -> PipelineModel:
+        """Inside `StableDiffusionPipeline`."""
+        from erta_integrations.shapes_image.pipeline import UNET
+
+        return UNET
 
     def forward(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """Noise `[B, 3, H, W]` at latents `x` and timestep `[B]` in [0, 999]."""

@@ -1,33 +1,30 @@
-"""The image models inside diffusers' unmodified `FluxPipeline` and `StableDiffusionPipeline`.
-
-Neither pipeline has a text encoder or a VAE: prompts are encoded by the model's own word embedding,
-and its latents are pixels. Without a VAE both assume a spatial factor of 8, so they are asked for
-128 x 128 pixels to get 16 x 16.
-"""
+"""The image models inside diffusers' unmodified `FluxPipeline` and `StableDiffusionPipeline`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
 from functools import partial
 from typing import Any
 
 import diffusers
-import torch
 from torch import Tensor
 
-from erta_framework.errors import InputError
-from erta_framework.extras import require_extra
-from erta_framework.solvers import DDIM
-from erta_integrations.shapes_image.model import (
-    ShapesFlux,
-    ShapesImage,
-    ShapesUNet,
-    pooled,
-    unpacked,
+from erta_framework import CFG, Sampler
+from erta_framework.solvers import DDIM, FlowAdamsBashforth2
+from erta_integrations.diffusers.pipeline_model import (
+    PipelineModel,
+    pipeline,
+    request,
+    samples_of,
 )
+from erta_integrations.diffusers.sampler import PipelineSampler
+from erta_integrations.shapes_image.accuracy import shares
+from erta_integrations.shapes_image.model import ShapesFlux, ShapesUNet, pooled, unpacked
 from erta_integrations.shapes_wan.data import SIZE
 
-SHIFT, SPATIAL = 3.0, 8
+__all__ = ["FLUX", "UNET", "pipeline", "request", "samples_of"]
+
+SHIFT = 3.0
 NOISE: dict[str, Any] = {
     "num_train_timesteps": DDIM().train_steps,
     "beta_start": DDIM().beta_start,
@@ -42,113 +39,91 @@ FLOW: dict[str, Any] = {
     "use_flow_sigmas": True,
     "flow_shift": SHIFT,
 }
-SCHEDULERS: Mapping[type[ShapesImage], Mapping[str, Callable[[], Any]]] = {
-    ShapesFlux: {
+SHIFTED = math.log(SHIFT)
+"""`FluxPipeline` hands its schedulers the logarithm of a shift, made from these two settings."""
+
+
+def flux_dpmpp() -> Any:
+    """DPM-Solver++ 2M on the sigmas of the others, whatever the size of the image."""
+    dynamic = {"use_dynamic_shifting": True, "time_shift_type": "exponential"}
+    made = diffusers.DPMSolverMultistepScheduler(**FLOW, **dynamic)
+    made.register_to_config(base_shift=SHIFTED, max_shift=SHIFTED)
+    return made
+
+
+def flux_pooled(embeds: Tensor, negative: Tensor) -> dict[str, Tensor]:
+    """One vector a prompt, which `FluxPipeline` asks for as well."""
+    return {
+        "pooled_prompt_embeds": pooled(embeds),
+        "negative_pooled_prompt_embeds": pooled(negative),
+    }
+
+
+def flux_fine(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
+    """Second-order steps of the own loop, whose grid is the pipeline's."""
+    return Sampler(
+        solver=FlowAdamsBashforth2(shift=SHIFT),
+        guidance=CFG(scale=guidance_scale),
+        num_steps=num_steps,
+        batch_size=batch_size,
+    )
+
+
+def unet_fine(num_steps: int, guidance_scale: float, batch_size: int) -> PipelineSampler:
+    """Steps of DPM-Solver++ 2M; the own loop has no second-order solver for noise."""
+    return PipelineSampler(
+        through=UNET,
+        scheduler="dpmpp",
+        guidance_scale=guidance_scale,
+        num_steps=num_steps,
+        batch_size=batch_size,
+    )
+
+
+def images(output: Any) -> Tensor:
+    """The images `[B, 3, 16, 16]` in what a pipeline returned."""
+    found: Tensor = output.images
+    return found
+
+
+FLUX = PipelineModel(
+    name=ShapesFlux.name,
+    kind=ShapesFlux,
+    pipeline="FluxPipeline",
+    network="transformer",
+    settings=dict.fromkeys(("vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")),
+    schedulers={
         "flow_euler": partial(diffusers.FlowMatchEulerDiscreteScheduler, shift=SHIFT),
         "unipc": partial(diffusers.UniPCMultistepScheduler, **FLOW),
+        "dpmpp": flux_dpmpp,
     },
-    ShapesUNet: {
+    grid=f"shift {SHIFT:g}",
+    samples=lambda output: unpacked(images(output), SIZE // 2, SIZE // 2),
+    fine=flux_fine,
+    shown=shares,
+    guidance="true_cfg_scale",
+    arguments=flux_pooled,
+    parts=(
+        r"^transformer_blocks\.\d+\.(attn|ff|ff_context)$",
+        r"^single_transformer_blocks\.\d+\.(attn|proj_mlp)$",
+    ),
+)
+WITHOUT = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+UNET = PipelineModel(
+    name=ShapesUNet.name,
+    kind=ShapesUNet,
+    pipeline="StableDiffusionPipeline",
+    network="unet",
+    settings={**dict.fromkeys(WITHOUT), "requires_safety_checker": False},
+    schedulers={
         "ddim": partial(diffusers.DDIMScheduler, **NOISE, clip_sample=False, set_alpha_to_one=True),
         "unipc": partial(diffusers.UniPCMultistepScheduler, **NOISE),
-        "dpmsolver": partial(diffusers.DPMSolverMultistepScheduler, **NOISE),
+        "dpmpp": partial(diffusers.DPMSolverMultistepScheduler, **NOISE),
+        "heun": partial(diffusers.HeunDiscreteScheduler, **NOISE),
     },
-}
-"""Schedulers of each model by name, the first its default.
-
-`FluxPipeline` hands its schedulers a shift, which `DPMSolverMultistepScheduler` takes in one mode
-only.
-"""
-
-
-def make_scheduler(model: type[ShapesImage], name: str | None = None) -> Any:
-    """A new scheduler of `SCHEDULERS`; the model's default without a name.
-
-    Raises:
-        InputError: The model has no scheduler of that name.
-    """
-    offered = SCHEDULERS[model]
-    chosen = next(iter(offered)) if name is None else name
-    if chosen not in offered:
-        raise InputError(
-            f"scheduler {chosen!r} is unknown to {model.name}; give {' or '.join(offered)}"
-        )
-    return offered[chosen]()
-
-
-def pipeline(model: ShapesImage, scheduler: str | None = None) -> Any:
-    """The unmodified pipeline around a model's network; call it with what `request` gives.
-
-    Args:
-        model: `ShapesFlux` or `ShapesUNet`.
-        scheduler: A name of `SCHEDULERS`.
-
-    Raises:
-        InputError: The model has no scheduler of that name.
-        MissingExtraError: transformers, which the pipelines import, is not installed.
-    """
-    require_extra("transformers", extra="demo", wanted_by=f"{model.name} in a pipeline")
-    made = make_scheduler(type(model), scheduler)
-    if isinstance(model, ShapesFlux):
-        pipe = diffusers.FluxPipeline(
-            scheduler=made,
-            transformer=model.transformer,
-            vae=None,
-            text_encoder=None,
-            tokenizer=None,
-            text_encoder_2=None,
-            tokenizer_2=None,
-        )
-    else:
-        assert isinstance(model, ShapesUNet)
-        pipe = diffusers.StableDiffusionPipeline(
-            scheduler=made,
-            unet=model.unet,
-            vae=None,
-            text_encoder=None,
-            tokenizer=None,
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def request(
-    model: ShapesImage,
-    prompts: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    num_steps: int = 50,
-    guidance_scale: float = 3.0,
-) -> dict[str, Any]:
-    """The arguments of one call of `pipeline(model)`, one prompt and one seed a sample.
-
-    The noise of a sample depends on its seed alone, and is that of `Sampler`.
-
-    Raises:
-        InputError: A prompt has a word outside the vocabulary.
-    """
-    embeds, negative = model.encode([*prompts, *[""] * len(prompts)]).chunk(2)
-    asked: dict[str, Any] = {
-        "prompt_embeds": embeds,
-        "negative_prompt_embeds": negative,
-        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-        "height": SIZE * SPATIAL,
-        "width": SIZE * SPATIAL,
-        "num_inference_steps": num_steps,
-        "output_type": "latent",
-    }
-    if isinstance(model, ShapesFlux):
-        return asked | {
-            "pooled_prompt_embeds": pooled(embeds),
-            "negative_pooled_prompt_embeds": pooled(negative),
-            "true_cfg_scale": guidance_scale,
-        }
-    return asked | {"guidance_scale": guidance_scale}
-
-
-def images(model: ShapesImage, output: Any) -> Tensor:
-    """The images `[B, 3, 16, 16]` in what a pipeline returned."""
-    latents: Tensor = output.images
-    return unpacked(latents, SIZE // 2, SIZE // 2) if isinstance(model, ShapesFlux) else latents
+    grid="scaled-linear betas, trailing",
+    samples=images,
+    fine=unet_fine,
+    shown=shares,
+    batched=True,
+)

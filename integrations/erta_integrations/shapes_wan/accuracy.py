@@ -185,6 +185,17 @@ def accuracy(video: Tensor, prompts: Sequence[str]) -> Accuracy:
     return Accuracy(len(prompts), right[0], right[1], right[2], tuple(wrong))
 
 
+def shown(video: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Share of videos that show each word of their prompt, and `all` of them, in [0, 1].
+
+    Raises:
+        ValueError: As with `accuracy`.
+    """
+    found = accuracy(video, prompts)
+    words = {name: found.share(name) for name in ("color", "shape", "direction")}
+    return {**words, "all": 1 - len(found.wrong) / found.samples}
+
+
 def expected(prompt: str) -> tuple[str, str, str]:
     """Colour, shape and direction that a prompt asks for.
 

@@ -34,8 +34,8 @@ from erta_framework.policy import Policy
 from erta_framework.profile import Profile
 from erta_framework.sampler import Sampler, Samples, TextSampler
 from erta_framework.solvers import FlowEuler, Solver
-from erta_integrations.shapes_wan.pipeline import grid
-from erta_integrations.shapes_wan.sampler import PipelineSampler
+from erta_integrations.diffusers.sampler import PipelineSampler
+from erta_integrations.shapes_wan.pipeline import WAN, grid
 
 COLUMNS = {
     "scheduler": "scheduler",
@@ -84,6 +84,7 @@ class PipelineSetting(Setting):
         return PipelineSampler(
             tuple(policies),
             callbacks,
+            through=WAN,
             scheduler=self.scheduler,
             guidance_scale=self.guidance.scale,
             num_steps=steps or self.steps,

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -20,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erta_framework import Callback, Policy, Profile, Seam
+from erta_framework import Profile
 from erta_framework.signals import NetworkSignal
+from erta_integrations.diffusers.pipeline_model import InPipeline, PipelineModel
 from erta_integrations.shapes_wan.data import (
     FRAMES,
     SIZE,
@@ -29,9 +30,6 @@ from erta_integrations.shapes_wan.data import (
     all_prompts,
     tokenize,
 )
-
-if TYPE_CHECKING:
-    from erta_integrations.shapes_wan.sampler import PipelineSampler
 
 WEIGHTS = Path(__file__).parent / "weights" / "shapes-wan.safetensors"
 PROFILE = WEIGHTS.with_name("shapes-wan-50.profile.safetensors")
@@ -53,7 +51,7 @@ NETWORK: dict[str, Any] = {
 }
 
 
-class ShapesWan(nn.Module):
+class ShapesWan(InPipeline):
     """A Wan transformer over `[B, 3, 5, 16, 16]` pixels and its word embedding.
 
     Predicts the flow-matching velocity `noise - video`; sigma in [0, 1] is told to the network
@@ -72,6 +70,13 @@ class ShapesWan(nn.Module):
         self.transformer = WanTransformer3DModel(**NETWORK)
         self.words = nn.Embedding(len(VOCABULARY), TEXT_DIM)
         self.weights_hash = "untrained"
+
+    @classmethod
+    def pipeline_model(cls) -> PipelineModel:
+        """Inside `WanPipeline`."""
+        from erta_integrations.shapes_wan.pipeline import WAN
+
+        return WAN
 
     @property
     def latent_shape(self) -> tuple[int, int, int, int]:
@@ -106,44 +111,6 @@ class ShapesWan(nn.Module):
         made = Profile.load(PROFILE).provenance
         now = {"weights": self.weights_hash, "diffusers": version("diffusers")}
         return PROFILE if all(made.get(key) == value for key, value in now.items()) else None
-
-    def pipeline_sampler(
-        self,
-        policies: Sequence[Policy] = (),
-        callbacks: Sequence[Callback] = (),
-        *,
-        scheduler: str | None = None,
-        num_steps: int = 50,
-        batch_size: int = 16,
-        accelerator: str = "auto",
-        seam: str = Seam.LATENT,
-    ) -> PipelineSampler:
-        """Samples through diffusers' unmodified `WanPipeline` instead of the own loop.
-
-        Args:
-            policies: In call order.
-            callbacks: Observers.
-            scheduler: `"flow_euler"` (None) or `"unipc"`.
-            num_steps: Steps of a request.
-            batch_size: Samples a request.
-            accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
-            seam: What a reused step leaves out, `"latent"` or `"trunk"`.
-
-        Raises:
-            CapabilityError: A policy needs something that the scheduler cannot do.
-            MissingExtraError: transformers is not installed.
-        """
-        from erta_integrations.shapes_wan.sampler import PipelineSampler
-
-        return PipelineSampler(
-            policies,
-            callbacks,
-            scheduler=scheduler or "flow_euler",
-            num_steps=num_steps,
-            batch_size=batch_size,
-            accelerator=accelerator,
-            seam=seam,
-        )
 
     def fingerprint(self) -> dict[str, str]:
         """Network class, hash of its configuration and of its weights file."""

@@ -1,8 +1,7 @@
 """shapes-wan inside diffusers' unmodified `WanPipeline`, with the schedulers that Wan is run with.
 
-The pipeline has neither text encoder nor VAE: prompts are encoded by the model's own word
-embedding, and its latents are pixels. Without a VAE the pipeline assumes a spatial factor of 8 and
-a temporal one of 4, so it is asked for 128 x 128 pixels and 17 frames to get 16 x 16 and 5.
+Without a VAE the pipeline assumes a temporal factor of 4, so it is asked for 17 frames to get 5;
+`erta_integrations.diffusers.pipeline_model` says the rest.
 
 How it differs from the own loop (`Sampler`), where it does:
 
@@ -16,19 +15,24 @@ How it differs from the own loop (`Sampler`), where it does:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffusers
-import torch
+from torch import Tensor
 
-from erta_framework.errors import InputError
-from erta_framework.extras import require_extra
-from erta_integrations.shapes_wan.data import FRAMES, SIZE
+from erta_framework import CFG, Sampler
+from erta_framework.solvers import FlowAdamsBashforth2
+from erta_integrations.diffusers.pipeline_model import PipelineModel, request
+from erta_integrations.diffusers.pipeline_model import pipeline as model_pipeline
+from erta_integrations.shapes_wan.accuracy import shown
+from erta_integrations.shapes_wan.data import FRAMES
 from erta_integrations.shapes_wan.model import ShapesWan, load_model
 
+__all__ = ["SCHEDULERS", "WAN", "grid", "pipeline", "request"]
+
 SHIFT = 3.0
-SPATIAL, TEMPORAL = 8, 4
+TEMPORAL = 4
 """What `WanPipeline` assumes of a VAE that is not there."""
 SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "flow_euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT),
@@ -38,20 +42,10 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "dpmpp": lambda: diffusers.DPMSolverMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
     ),
+    "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=SHIFT),
 }
 """`unipc` is set up as in the published Wan pipelines, whose default it is; `dpmpp` is
-DPM-Solver++ 2M on the same sigmas."""
-
-
-def make_scheduler(name: str) -> Any:
-    """A new scheduler of `SCHEDULERS`.
-
-    Raises:
-        InputError: The name is unknown.
-    """
-    if name not in SCHEDULERS:
-        raise InputError(f"scheduler {name!r} is unknown; give {' or '.join(SCHEDULERS)}")
-    return SCHEDULERS[name]()
+DPM-Solver++ 2M on the same sigmas. `heun` calls the network twice a step, but for the last."""
 
 
 def grid(name: str, num_steps: int) -> tuple[float, ...]:
@@ -61,7 +55,7 @@ def grid(name: str, num_steps: int) -> tuple[float, ...]:
         >>> [round(sigma, 3) for sigma in grid("flow_euler", 3)]
         [1.0, 0.751, 0.009, 0.0]
     """
-    scheduler = make_scheduler(name)
+    scheduler = WAN.make_scheduler(name)
     scheduler.set_timesteps(num_steps)
     return tuple(scheduler.sigmas.tolist())
 
@@ -86,44 +80,37 @@ def pipeline(scheduler: str = "flow_euler", *, model: ShapesWan | None = None) -
         >>> pipe(**asked).frames.shape
         torch.Size([1, 3, 5, 16, 16])
     """
-    require_extra("transformers", extra="demo", wanted_by="shapes-wan in a WanPipeline")
-    transformer = (model if model is not None else load_model()).transformer
-    pipe = diffusers.WanPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=None,
-        scheduler=make_scheduler(scheduler),
-        transformer=transformer,
+    return model_pipeline(model if model is not None else load_model(), scheduler)
+
+
+def fine(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
+    """Second-order steps of the own loop on the pipeline's grid."""
+    return Sampler(
+        solver=FlowAdamsBashforth2(shift=SHIFT),
+        guidance=CFG(scale=guidance_scale),
+        sigmas=grid("flow_euler", num_steps),
+        batch_size=batch_size,
     )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
-def request(
-    model: ShapesWan,
-    prompts: Sequence[str],
-    *,
-    seeds: Sequence[int],
-    num_steps: int = 50,
-    guidance_scale: float = 3.0,
-) -> dict[str, Any]:
-    """The arguments of one call of `pipeline()`, one prompt and one seed a sample.
+def frames(output: Any) -> Tensor:
+    """The videos `[B, 3, 5, 16, 16]` in what the pipeline returned."""
+    found: Tensor = output.frames
+    return found
 
-    The noise of a sample depends on its seed alone, and is that of `Sampler`.
 
-    Raises:
-        ValueError: A prompt has a word outside the vocabulary.
-    """
-    conditions = model.encode([*prompts, *[""] * len(prompts)])
-    embeds, negative = conditions.chunk(2)
-    return {
-        "prompt_embeds": embeds,
-        "negative_prompt_embeds": negative,
-        "generator": [torch.Generator().manual_seed(seed) for seed in seeds],
-        "height": SIZE * SPATIAL,
-        "width": SIZE * SPATIAL,
-        "num_frames": (FRAMES - 1) * TEMPORAL + 1,
-        "num_inference_steps": num_steps,
-        "guidance_scale": guidance_scale,
-        "output_type": "latent",
-    }
+WAN = PipelineModel(
+    name="shapes-wan",
+    kind=ShapesWan,
+    pipeline="WanPipeline",
+    network="transformer",
+    settings=dict.fromkeys(("tokenizer", "text_encoder", "vae")),
+    schedulers=SCHEDULERS,
+    grid=f"shift {SHIFT:g}",
+    samples=frames,
+    fine=fine,
+    arguments=lambda *_: {"num_frames": (FRAMES - 1) * TEMPORAL + 1},
+    layout="BCFHW",
+    parts=(r"blocks\.\d+\.(attn1|attn2|ffn)",),
+    shown=shown,
+)

@@ -16,7 +16,7 @@ from erta_framework.errors import CapabilityError, InputError, suggestion
 from erta_framework.trace import CallTrace, StepTrace
 from erta_integrations.diffusers.attach import Attachment, attach
 from erta_integrations.diffusers.bridge.rivals import RIVALS, Rival, Target
-from erta_integrations.diffusers.bridge.work import Work, replaced, watched
+from erta_integrations.diffusers.bridge.work import Work, kept, replaced, watched
 from erta_integrations.diffusers.networks import find_networks
 from erta_integrations.diffusers.trunk import discover
 
@@ -70,6 +70,7 @@ class Bridge:
             self.work = watched(networks)
             undo.callback(self.work.stop)
             counters = {id(network): self._last_block(network, undo) for network in networks}
+            undo.callback(kept(networks))
             undo.callback(self._rival.disable, self._target)
             self._rival.enable(self._target, self.settings)
             for network in networks:

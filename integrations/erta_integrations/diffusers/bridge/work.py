@@ -47,6 +47,37 @@ def replaced(owner: nn.Module, forward: Callable[..., Any]) -> Callable[[], None
     return undo
 
 
+def kept(networks: Iterable[nn.Module]) -> Callable[[], None]:
+    """Remember how the parts of networks run; the returned function puts that back.
+
+    cache-dit leaves a `forward` of its own, and a mark, on some networks that it was switched off
+    for, and their lists of blocks in another order, by which diffusers' caches look for the first
+    block. The caches of others would then meet a network that is not the model's.
+    """
+    names = ("forward", "_is_patched")
+    before = [
+        (part, {name: vars(part)[name] for name in names if name in vars(part)}, [*children(part)])
+        for network in networks
+        for part in network.modules()
+    ]
+
+    def undo() -> None:
+        for part, own, held in before:
+            for name in names:
+                vars(part).pop(name, None)
+            vars(part).update(own)
+            if [*children(part)] != held:
+                part._modules.clear()
+                part._modules.update(held)
+
+    return undo
+
+
+def children(part: nn.Module) -> Iterable[tuple[str, nn.Module | None]]:
+    """What a part holds, by name and in order, as `named_children` without leaving any out."""
+    return part._modules.items()
+
+
 def watched(networks: Iterable[nn.Module]) -> Work:
     """Count from now on.
 

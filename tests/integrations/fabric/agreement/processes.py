@@ -49,7 +49,7 @@ def main(scenarios: Mapping[str, Scenario]) -> None:
 
 
 def meet(store: dist.Store) -> None:
-    """Wait for the ranks that live: one that ends first takes its connections from under the rest."""
+    """Wait for the ranks that live: one that ends first closes the connections of the rest."""
     together = int(os.environ["RANKS_SURVIVORS"])
     store.add("ended", 1)
     while store.add("ended", 0) < together:

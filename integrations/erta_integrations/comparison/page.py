@@ -43,9 +43,9 @@ EXPLAINED = {
     "speed-up": "Processor seconds of the full run over those of the row, in this run.",
     "efficiency": "That speed-up over steps per call.",
     "PSNR, SSIM": "Against the full run from the same noise, mean and deviation over all samples.",
-    "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact flow.",
+    "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact solution.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",
-    "bytes held": "Bytes a sample held between steps, beyond as many plain Euler steps.",
+    "bytes held": "Bytes a sample held between steps, beyond as many plain steps.",
     "calibration": "Network calls of each branch, over all samples, that a profile took; rows with "
     "the same profile share it.",
 }
@@ -81,7 +81,8 @@ def heading(record: Mapping[str, Any]) -> str:
     full = next(row for row in record["rows"] if row.get("budget") is None)
     budgets = sorted({row["budget"] for row in record["rows"] if row.get("budget")}, reverse=True)
     asked = " and ".join(str(budget) for budget in budgets)
-    return f"Policies on shapes-wan, {asked} of {full['steps']} network calls"
+    model = record["settings"].get("model", "shapes-wan")
+    return f"Policies on {model}, {asked} of {full['steps']} network calls"
 
 
 def body(record: Mapping[str, Any], title: str, light: str, dark: str) -> list[str]:
@@ -90,9 +91,10 @@ def body(record: Mapping[str, Any], title: str, light: str, dark: str) -> list[s
     full = next(row for row in rows if row.get("budget") is None)
     sets = "seed set" if full["seeds"] == 1 else "seed sets"
     samples = f"{full['prompts']} held-out prompts, {full['seeds']} {sets}"
+    pipeline = record["settings"].get("pipeline", "WanPipeline")
     parts = [
         f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{samples}, through the unmodified WanPipeline of diffusers.</p>',
+        f'<p class="soft">{samples}, through the unmodified {pipeline} of diffusers.</p>',
         f'<figure><div class="scroll"><picture><source srcset="{dark}" '
         f'media="(prefers-color-scheme: dark)"><img class="plot" src="{light}" '
         f'alt="{escape(NOTE, quote=True)}"></picture></div><figcaption>{escape(NOTE)}</figcaption>'

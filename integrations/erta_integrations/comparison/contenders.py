@@ -10,10 +10,11 @@ from collections.abc import Mapping
 
 import torch
 
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison.contender import (
     BUDGET,
     INTERVAL,
     PART,
+    PARTS,
     RATIOS,
     SOLVED,
     THRESHOLD,
@@ -23,6 +24,7 @@ from erta_integrations.shapes_wan.policies.contender import (
     made_by,
     mix,
     other,
+    own,
     plain,
     policy,
 )
@@ -93,8 +95,8 @@ CONTENDERS: tuple[Contender, ...] = (
     plain("plain, same solver"),
     plain("plain UniPC", "unipc"),
     plain("plain DPM-Solver++ 2M", "dpmpp"),
+    plain("plain Heun", "heun", order=2),
     # ------------------------------------------------------------------ policies
-    policy("uniform reuse", EVENLY, "residual_reuse"),
     policy("ERTACache", {"ertacache": {"profile": RESIDUAL, "calls": BUDGET}}),
     policy("MeanCache A", {"meancache": {"profile": MEAN, "calls": BUDGET}}),
     policy("MeanCache B", {"meancache": {"profile": MEAN, "calls": BUDGET, "variant": "B"}}),
@@ -165,10 +167,11 @@ CONTENDERS: tuple[Contender, ...] = (
         search=THRESHOLD,
     ),
     # --------------------------------------------------------------------- ours
-    policy("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED}}),
-    policy("planned steps, reuse", PLANNED, "residual_reuse"),
-    policy("planned steps for a line", FORESEEN, LINE),
+    own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED}}),
+    own("planned steps, reuse", PLANNED, "residual_reuse"),
+    own("planned steps for a line", FORESEEN, LINE),
     # -------------------------------------------------------------- combinations
+    mix("uniform reuse", EVENLY, "residual_reuse"),
     mix("uniform, corrected", EVENLY, "residual_reuse", CORRECTED),
     mix("uniform + line", EVENLY, LINE),
     mix("ERTACache steps, reuse", SCHEDULE, "residual_reuse"),
@@ -214,7 +217,7 @@ CONTENDERS: tuple[Contender, ...] = (
         INTERVAL,
         parts=True,
         cache_interval=SOLVED,
-        cache_identifiers=[r"blocks\.\d+\.(attn1|attn2|ffn)"],
+        cache_identifiers=PARTS,
         taylor_factors_dtype=torch.float32,
     ),
     other(
@@ -248,6 +251,14 @@ CONTENDERS: tuple[Contender, ...] = (
         Bn_compute_blocks=0,
         residual_diff_threshold=SOLVED,
         calibrator_config="TaylorSeerCalibratorConfig",
+    ),
+    other(
+        "cache-dit DBCache F1B0, FoCa",
+        "cache-dit",
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=SOLVED,
+        calibrator_config="FoCaCalibratorConfig",
     ),
 )
 

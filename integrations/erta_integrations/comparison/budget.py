@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from erta_framework.composition import Role, role_of
 from erta_framework.planning import Planner
 from erta_framework.policy import Policy, flatten
-from erta_integrations.shapes_wan.policies.contender import Search
+from erta_integrations.comparison.contender import Search
 
 EQUAL = 0.25
 """A difference in calls at which the search ends."""

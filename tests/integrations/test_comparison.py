@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,18 @@ from erta_framework.bench.ablation import Setting
 from erta_framework.bench.pareto import Point, frontier, pareto_plot
 from erta_framework.composition import Role, role_of
 from erta_framework.config import build_policies
-from erta_framework.errors import InputError
+from erta_framework.errors import CapabilityError, InputError
+from erta_framework.guidance import NoGuidance
 from erta_framework.registry import policies
+from erta_framework.testing import GaussianMixtureFlow
 
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from erta_integrations.diffusers.bridge import RIVALS
-from erta_integrations.shapes_wan import ShapesWan, load
-from erta_integrations.shapes_wan.policies import bench
-from erta_integrations.shapes_wan.policies.bench import missing_rows, policies_bench
-from erta_integrations.shapes_wan.policies.budget import TRIES, Solver, planned_calls
-from erta_integrations.shapes_wan.policies.contender import (
+from erta_integrations.comparison import bench
+from erta_integrations.comparison.bench import LONGEST, Lane, missing_rows, policies_bench
+from erta_integrations.comparison.budget import TRIES, Solver, planned_calls
+from erta_integrations.comparison.contender import (
     BUDGET,
     SOLVED,
     Contender,
@@ -38,9 +38,12 @@ from erta_integrations.shapes_wan.policies.contender import (
     made_by,
     mix,
 )
-from erta_integrations.shapes_wan.policies.contenders import CONTENDERS, UNLISTED
-from erta_integrations.shapes_wan.policies.memory import live_bytes, only_new
-from erta_integrations.shapes_wan.policies.page import write_page
+from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
+from erta_integrations.comparison.memory import live_bytes, only_new
+from erta_integrations.comparison.page import heading, write_page
+from erta_integrations.diffusers.bridge import RIVALS
+from erta_integrations.shapes_image import load_flux, load_unet
+from erta_integrations.shapes_wan import ShapesWan, load
 
 STEPS, CALLS = 10, 5
 
@@ -141,6 +144,20 @@ def test_calls_that_are_planned_need_no_run() -> None:
     assert planned_calls(build_policies([{"fora": {"interval": 3}}]), 8) == 4
     assert planned_calls(build_policies(["easycache"]), 8) is None
     assert planned_calls(build_policies(["last_step", {"fora": {"interval": 3}}]), 8) is None
+
+
+# -------------------------------------------------------------------------- what failed
+def test_a_long_reason_keeps_its_end_and_a_rival_may_refuse() -> None:
+    lane = Lane(Contender(name="x", group="policy"), 5)
+    lane.failed(CapabilityError("Policy(" + "a, " * 300 + ") requires velocity"))
+    assert (lane.status, len(lane.detail)) == ("refused", LONGEST)
+    assert lane.detail.startswith("CapabilityError: Policy(a, ")
+    assert lane.detail.endswith("a, ) requires velocity")
+    lane.failed(ValueError("wrong"))
+    assert (lane.status, lane.detail) == ("error", "ValueError: wrong")
+    other = Lane(Contender(name="y", group="other", rival="cache-dit"), 5)
+    other.failed(ValueError("not supported\nat all"))
+    assert (other.status, other.detail) == ("refused", "ValueError: not supported")
 
 
 # -------------------------------------------------------------------------- memory
@@ -297,6 +314,58 @@ def test_what_cannot_run_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPa
     assert "first_order" in detail
 
 
+IMAGE_ROWS = (
+    "plain, same solver",
+    "plain DPM-Solver++ 2M",
+    "uniform reuse",
+    "MeanCache A",
+    "FBCache",
+    "diffusers FirstBlockCache",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
+@pytest.mark.parametrize("load_image", [load_flux, load_unet])
+def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) -> None:
+    image = load_image()
+    few, held_out = image.demo_prompts()
+    setting = Setting(model=image, calibration=few[:2], held_out=held_out[:2], steps=STEPS)
+    found = policies_bench(setting, calls=[CALLS], seeds=1, rows=IMAGE_ROWS).record()
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["full", *(c.name for c in CONTENDERS if c.name in IMAGE_ROWS)]
+    assert found["settings"]["scheduler"] == image.pipeline_model().default
+    assert image.name in heading(found)
+    flux = image.name == "shapes-flux"
+    for name in IMAGE_ROWS[:3]:
+        assert (rows[name]["status"], rows[name]["calls"]) == ("measured", CALLS)
+        assert rows[name]["work"] == pytest.approx(0.5)
+        assert rows[name]["psnr_mean"] > 15 < rows[name]["psnr_fine_mean"]
+    # the fine solution is nearer to the full run than half as many steps are
+    assert rows["full"]["psnr_fine_mean"] > rows["plain, same solver"]["psnr_fine_mean"]
+    for name in IMAGE_ROWS[3:]:
+        assert (rows[name]["status"] == "refused") == (not flux), name
+    if flux:
+        assert rows["MeanCache A"]["calls"] == CALLS
+        assert rows["MeanCache A"]["calibration_calls"] == 2 * STEPS
+        assert rows["FBCache"]["work"] > rows["FBCache"]["calls"] / STEPS
+    else:
+        assert (
+            "requires first_order, velocity, which DDIMScheduler" in rows["MeanCache A"]["detail"]
+        )
+        assert "no trunk that can be skipped" in rows["FBCache"]["detail"]
+        assert "has no enable_cache" in rows["diffusers FirstBlockCache"]["detail"]
+
+
+def test_a_setting_without_a_pipeline_or_guidance_is_refused(setting: Setting) -> None:
+    with pytest.raises(InputError, match=r"give guidance=CFG"):
+        policies_bench(replace(setting, guidance=NoGuidance()), calls=[CALLS])
+    with pytest.raises(InputError, match="does not say how it runs inside a pipeline"):
+        policies_bench(replace(setting, model=GaussianMixtureFlow()), calls=[CALLS])
+    with pytest.raises(InputError, match="'ddim' is unknown to shapes-wan"):
+        policies_bench(setting, calls=[CALLS], scheduler="ddim")
+
+
 def test_unknown_rows_are_refused(setting: Setting) -> None:
     with pytest.raises(InputError, match=r"no row and no policy 'FBCash'; .*FBCache"):
         policies_bench(setting, calls=[CALLS], rows=["FBCash"])
@@ -311,8 +380,8 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
     assert found["command"] == (
-        'erta bench policies --prompts 2 --seeds 1 --calls 3 --row "uniform reuse" '
-        "--scheduler flow_euler --steps 6 --calibration 8 --seed 0"
+        "erta bench policies --model shapes-wan --prompts 2 --seeds 1 --calls 3 "
+        '--row "uniform reuse" --steps 6 --calibration 8 --seed 0'
     )
     assert [row["name"] for row in found["rows"]] == ["full", "uniform reuse"]
     assert (tmp_path / "page" / "report.html").is_file()

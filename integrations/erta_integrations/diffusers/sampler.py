@@ -1,4 +1,4 @@
-"""`Sampler`'s verbs on shapes-wan, with every request made through `WanPipeline`."""
+"""`Sampler`'s verbs, with every request made through a model's unmodified pipeline."""
 
 from __future__ import annotations
 
@@ -25,18 +25,23 @@ from erta_framework.signals import TEXT
 from erta_framework.signals import wanted as signals_of
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.bridge import Bridge
+from erta_integrations.diffusers.pipeline_model import (
+    InPipeline,
+    PipelineModel,
+    pipeline,
+    request,
+)
 from erta_integrations.diffusers.schedulers import capabilities
-from erta_integrations.shapes_wan.model import ShapesWan
-from erta_integrations.shapes_wan.pipeline import SHIFT, make_scheduler, pipeline, request
 
 
 class PipelineSampler:
-    """`Sampler`'s verbs on shapes-wan, with every request made through `WanPipeline`.
+    """`Sampler`'s verbs on a bundled model, with every request made through its pipeline.
 
     Args:
         policies: In call order; empty computes every step.
         callbacks: Observers, such as `ProgressBar()`.
-        scheduler: A name of `SCHEDULERS`.
+        through: How models of one class run inside a pipeline.
+        scheduler: A name of its `schedulers`; None is the default.
         guidance_scale: Scale of classifier-free guidance.
         num_steps: Steps of a request.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
@@ -50,7 +55,7 @@ class PipelineSampler:
         InputError: The scheduler is unknown, or a number is too small.
 
     Example:
-        >>> sampler = PipelineSampler(scheduler="unipc", num_steps=25)
+        >>> sampler = PipelineSampler(through=WAN, scheduler="unipc")  # doctest: +SKIP
         >>> result = sampler.sample(model, ["a red circle moving left"])  # doctest: +SKIP
     """
 
@@ -59,7 +64,8 @@ class PipelineSampler:
         policies: Sequence[Policy] = (),
         callbacks: Sequence[Callback] = (),
         *,
-        scheduler: str = "flow_euler",
+        through: PipelineModel,
+        scheduler: str | None = None,
         guidance_scale: float = 3.0,
         num_steps: int = 50,
         accelerator: str = "auto",
@@ -73,14 +79,15 @@ class PipelineSampler:
         self.policies = tuple(policies)
         self.engine = Engine(self.policies)
         self.callbacks = tuple(callbacks)
-        self.scheduler = scheduler
+        self.through = through
+        self.scheduler = through.default if scheduler is None else scheduler
         self.guidance_scale = guidance_scale
         self.num_steps = num_steps
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
         self.seam = Seam(seam)
         self._watched_by = watched_by
-        made = make_scheduler(scheduler)
+        made = through.make_scheduler(scheduler)
         # which signals the blocks offer is known, and checked, once the model is attached
         inside = signals_of(self.engine.policies)
         if self.seam is Seam.LATENT:
@@ -92,9 +99,9 @@ class PipelineSampler:
     def facts(self) -> dict[str, str]:
         """What samples, in words for a report."""
         return {
-            "loop": f"WanPipeline of diffusers {diffusers.__version__}, unmodified",
-            "scheduler": f"{self._class}, shift {SHIFT:g}",
-            "guidance": f"guidance_scale {self.guidance_scale:g}",
+            "loop": f"{self.through.pipeline} of diffusers {diffusers.__version__}, unmodified",
+            "scheduler": f"{self._class}, {self.through.grid}",
+            "guidance": f"{self.through.guidance} {self.guidance_scale:g}",
         }
 
     def sample(
@@ -106,10 +113,10 @@ class PipelineSampler:
         seeds: Sequence[int] | None = None,
         title: str = "sampling",
     ) -> Samples:
-        """Sample one video per prompt.
+        """Sample one video or image per prompt.
 
         Args:
-            model: shapes-wan.
+            model: A model of the class that `through` describes.
             prompts: One a sample.
             seed: Sample k draws its noise from `seed + k`, as with `Sampler`.
             seeds: A seed for each sample, instead of `seed`.
@@ -121,13 +128,14 @@ class PipelineSampler:
         """
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        if not isinstance(model, ShapesWan):
-            raise InputError(f"the model is {type(model).__name__}; this pipeline runs ShapesWan")
+        if not isinstance(model, self.through.kind) or not isinstance(model, InPipeline):
+            kind = self.through.kind.__name__
+            raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
         names = tuple(prompts)
         numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
         if len(numbers) != len(names):
             raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
-        pipe = pipeline(self.scheduler, model=model.to(self.device))
+        pipe = pipeline(model.to(self.device), self.scheduler, self.through)
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
@@ -143,12 +151,13 @@ class PipelineSampler:
                     run.prompts = names[chosen]
                 clock = time.perf_counter()
                 asked = self._asked(model, names[chosen], numbers[chosen])
-                video = pipe(**asked, callback_on_step_end=stepped).frames.cpu()
+                output = pipe(**asked, callback_on_step_end=stepped)
+                samples = self.through.samples(output).cpu()
                 seconds = time.perf_counter() - clock
                 trace = trace_of(run)
                 trace.raise_if_nonfinite()
-                done.append(BatchEnd(names[chosen], numbers[chosen], video, trace, seconds))
-                observers.batch(replace(done[-1], samples=video.clone(), trace=deepcopy(trace)))
+                done.append(BatchEnd(names[chosen], numbers[chosen], samples, trace, seconds))
+                observers.batch(replace(done[-1], samples=samples.clone(), trace=deepcopy(trace)))
         return Samples(
             samples=torch.cat([batch.samples for batch in done]),
             prompts=names,
@@ -169,7 +178,7 @@ class PipelineSampler:
         """Run the full network on calibration prompts and merge what the profiler emits.
 
         Args:
-            model: shapes-wan.
+            model: A model of the class that `through` describes.
             prompts: Calibration prompts; keep them apart from those you test on.
             seed: Sample k draws its noise from `seed + k`.
             profiler: The profiler; by default the one that this sampler's policies ask for.
@@ -187,6 +196,7 @@ class PipelineSampler:
         twin = PipelineSampler(
             [chosen],
             self.callbacks,
+            through=self.through,
             scheduler=self.scheduler,
             guidance_scale=self.guidance_scale,
             num_steps=self.num_steps,
@@ -214,7 +224,7 @@ class PipelineSampler:
         return attach(pipe, self.engine, seam=self.seam)
 
     def _asked(
-        self, model: ShapesWan, prompts: Sequence[str], seeds: Sequence[int]
+        self, model: InPipeline, prompts: Sequence[str], seeds: Sequence[int]
     ) -> dict[str, Any]:
         return request(
             model,

@@ -22,6 +22,8 @@ SOLVED = Stand("solved")
 """The value that is searched for, so that the number of calls comes out."""
 RATIOS = Stand("ratios")
 """Magnitude ratios, from diffusers' own calibration."""
+PARTS = Stand("parts")
+"""Patterns of the names of the model's attentions and feed-forwards."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +98,11 @@ class Contender:
         rival: Name of another project's cache instead of policies, see `bridge`.
         options: Settings of that cache; the values may be stand-ins too.
         parts: Whether that cache skips parts of blocks, so that its work is what is solved for.
+        order: Network calls a step of a plain row's scheduler, one fewer at the last.
+        on: A schedule; a plain row then steps on the sigmas that it computes at. The scheduler is
+            `euler`, `unipc`, or `ab2` of the own loop.
+        ours: Whether it is our own method, whole or in its decisive part.
+        oracle: Whether profiles are made on the very samples that are measured.
     """
 
     name: str
@@ -107,6 +114,31 @@ class Contender:
     rival: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
     parts: bool = False
+    order: int = 1
+    on: Spec | None = None
+    ours: bool = False
+    oracle: bool = False
+
+    @property
+    def kind(self) -> str:
+        """`ours`, `peer`, `composed`, `plain` or `oracle`.
+
+        Recombinations of published parts, and plain solvers on a planned schedule's sigmas, count
+        neither as peers nor as ours.
+        """
+        if self.oracle:
+            return "oracle"
+        if self.ours:
+            return "ours"
+        if self.group == "combination" or self.on is not None:
+            return "composed"
+        return "plain" if self.group == "plain" else "peer"
+
+    def steps(self, budget: int, full: int) -> int:
+        """Steps of a run with this many network calls, where the full run has `full`."""
+        if self.group != "plain":
+            return full
+        return budget if self.order == 1 else (budget + 1) // self.order
 
     @property
     def names(self) -> frozenset[str]:
@@ -133,9 +165,9 @@ def named(value: Any) -> Iterator[str]:
                         yield from named([held])
 
 
-def plain(name: str, scheduler: str = "") -> Contender:
-    """As many steps as calls, nothing cached."""
-    return Contender(name=name, group="plain", scheduler=scheduler)
+def plain(name: str, scheduler: str = "", *, order: int = 1, on: Spec | None = None) -> Contender:
+    """As many steps as calls, nothing cached; with `on` on the sigmas that it computes at."""
+    return Contender(name=name, group="plain", scheduler=scheduler, order=order, on=on)
 
 
 def policy(
@@ -143,6 +175,11 @@ def policy(
 ) -> Contender:
     """An installed policy as published, or as close as this model allows."""
     return Contender(name=name, group="policy", policies=specs, search=search, seam=seam)
+
+
+def own(name: str, *specs: Spec, oracle: bool = False) -> Contender:
+    """A method of ours."""
+    return Contender(name=name, group="policy", policies=specs, ours=True, oracle=oracle)
 
 
 def mix(name: str, *specs: Spec, search: Search | None = None, seam: str = "latent") -> Contender:

@@ -1,0 +1,166 @@
+"""The report of `erta bench peers`: who leads, a table for each number of calls, and the plot."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from erta_framework.bench.page import origin, rows_table
+from erta_framework.report.html import document, facts, inlined
+from erta_integrations.comparison.curves import curves_plot
+from erta_integrations.comparison.standings import EFFICIENCY, KINDS, Standing, standings
+
+Record = Mapping[str, Any]
+
+SHOWN = {
+    "name": ("", "{}"),
+    "calls": ("calls", "{:.4g}"),
+    "psnr_mean": ("PSNR", "{:.1f}"),
+    "psnr_std": ("±", "{:.1f}"),
+    "psnr_sets_std": ("± sets", "{:.2f}"),
+    "ssim_mean": ("SSIM", "{:.4f}"),
+    "right": ("as prompted", "{:.1%}"),
+    "psnr_fine_mean": ("PSNR, fine", "{:.1f}"),
+    "processor_speedup": ("speed-up", "{:.2f}×"),
+    "processor_efficiency": ("efficiency", "{:.3f}"),
+    "work": ("work", "{:.0%}"),
+    "bytes_held": ("bytes held", "{:,}"),
+    "calibration_calls": ("calibration", "{}"),
+    "setting": ("solved", "{}"),
+}
+LEADS = {
+    "calls": ("calls", "{}"),
+    "ours": ("our best", "{}"),
+    "psnr": ("PSNR", "{:.1f}"),
+    "peer": ("over the best peer", "{:+.1f} dB"),
+    "peer_name": ("which is", "{}"),
+    "plain": ("over the best plain", "{:+.1f} dB"),
+    "plain_name": ("which is", "{}"),
+    "composed": ("over the best recombination", "{:+.1f} dB"),
+    "goal": ("aimed at", "{:+.0f} dB"),
+    "reached": ("reached", "{}"),
+    "efficiency": ("efficiency", "{:.3f}"),
+}
+NOTE = (
+    "Each mark is one row: PSNR against the full run from the same noise, over network calls. "
+    "Lines join the best row of each kind; bars are one standard deviation over samples."
+)
+EXPLAINED = {
+    "ours": "Methods that are ours, whole or in their decisive part.",
+    "peers": "Published methods as published, and other projects' caches.",
+    "recombined": "Parts of published methods that compose, and plain solvers on the sigmas that a "
+    "planned schedule computes at. They count neither as peers nor as ours.",
+    "oracle": "The same weights, fitted to the very samples that are measured: what calibration on "
+    "other prompts loses. Measured on the first batch of each seed set.",
+    "calls": "Network calls of each guidance branch a sample. With other projects' caches, which "
+    "skip blocks inside a network that is called at every step: runs of the block stack.",
+    "PSNR, SSIM": "Against the full run from the same noise, over all samples; ± sets is the "
+    "deviation of the means of the seed sets.",
+    "as prompted": "Samples whose pixels show everything that the prompt says.",
+    "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact flow.",
+    "efficiency": "Processor seconds of the full run over those of the row, over steps per call.",
+    "work": "What the linear and convolution layers computed, as a share of the full run's.",
+    "bytes held": "Bytes a sample held between steps, beyond as many plain steps.",
+    "calibration": "Network calls of each branch, over all samples, that a profile took.",
+    "solved": "The setting that was solved for, so that rows have equally many calls.",
+}
+
+
+def write_peers_page(record: Record, folder: str | Path) -> Path:
+    """Write `report.html` and `peers.png`; the page needs nothing beside it.
+
+    Args:
+        record: What `erta bench peers --json` writes.
+        folder: Where to; made if need be.
+
+    Returns:
+        The page.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    title = heading(record)
+    light = curves_plot(record["rows"], folder / "peers.png", title=title)
+    with tempfile.TemporaryDirectory() as scratch:
+        dark = curves_plot(record["rows"], Path(scratch) / "dark.png", title=title, dark=True)
+        page = document(title, body(record, title, inlined(light), inlined(dark)))
+    target = folder / "report.html"
+    target.write_text(page, encoding="utf-8")
+    return target
+
+
+def heading(record: Record) -> str:
+    """What was compared, in one line."""
+    full = full_row(record)
+    budgets = sorted({row["budget"] for row in record["rows"] if row.get("budget")}, reverse=True)
+    *most, last = map(str, budgets)
+    asked = f"{', '.join(most)} and {last}" if most else last
+    return f"Everyone on {record['settings']['model']}, {asked} of {full['steps']} network calls"
+
+
+def full_row(record: Record) -> Record:
+    """The row of the full run."""
+    found: Record = next(row for row in record["rows"] if row.get("budget") is None)
+    return found
+
+
+def lead_row(standing: Standing) -> Record:
+    """Who leads at one number of calls, as a flat record."""
+    best = standing.best
+    ours = best.get("ours", {})
+    reached = {None: None, True: "yes", False: "no"}[standing.reached]
+    return {
+        "calls": standing.budget,
+        "ours": ours.get("name"),
+        "psnr": ours.get("psnr_mean"),
+        **{kind: standing.lead(kind) for kind in ("peer", "plain", "composed")},
+        **{f"{kind}_name": best.get(kind, {}).get("name") for kind in ("peer", "plain")},
+        "goal": standing.goal,
+        "reached": reached,
+        "efficiency": ours.get("processor_efficiency"),
+    }
+
+
+def body(record: Record, title: str, light: str, dark: str) -> list[str]:
+    """The parts of the page."""
+    rows: Sequence[Record] = record["rows"]
+    full = full_row(record)
+    sets = "seed set" if full["seeds"] == 1 else "seed sets"
+    samples = f"{full['prompts']} held-out samples, {full['seeds']} {sets}"
+    loop = f"through the unmodified {record['settings']['pipeline']} of diffusers"
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="soft">{escape(samples)}, {escape(loop)}. The efficiency aimed at is '
+        f"{EFFICIENCY:g}.</p>",
+        rows_table([lead_row(standing) for standing in standings(rows)], LEADS),
+        f'<figure><div class="scroll"><picture><source srcset="{dark}" '
+        f'media="(prefers-color-scheme: dark)"><img class="plot" src="{light}" '
+        f'alt="{escape(NOTE, quote=True)}"></picture></div><figcaption>{escape(NOTE)}</figcaption>'
+        "</figure>",
+        "<h2>Full run</h2>",
+        rows_table([full], SHOWN),
+    ]
+    for budget in dict.fromkeys(row["budget"] for row in rows if row.get("budget")):
+        parts.append(f"<h2>{budget} network calls</h2>")
+        own = [row for row in rows if row.get("budget") == budget]
+        for kind, name in KINDS.items():
+            members = [r for r in own if r["kind"] == kind and r.get("psnr_mean") is not None]
+            members.sort(key=lambda row: -float(row["psnr_mean"]))
+            if members:
+                parts += [f"<h3>{escape(name)}</h3>", rows_table(members, SHOWN, best="psnr_mean")]
+    odd = [row for row in rows if row.get("status") != "measured"]
+    if odd:
+        columns = {
+            "name": ("", "{}"),
+            "budget": ("asked for", "{}"),
+            "status": ("status", "{}"),
+            "detail": ("why", "{}"),
+        }
+        parts += ["<h2>Not as asked for</h2>", rows_table(odd, columns)]
+    parts += ["<h2>What the columns and kinds are</h2>", facts(EXPLAINED)]
+    return [*parts, "<h2>Setting, machine and versions</h2>", origin(record)]

@@ -1,0 +1,73 @@
+"""Flow schedulers on sigmas that are given, for pipelines that take only a number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+
+from erta_framework.errors import InputError
+
+
+class GivenEuler(diffusers.FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Euler steps on `given` sigmas, whatever number of steps is asked for."""
+
+    given: tuple[float, ...] = ()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Start on the given sigmas."""
+        super().set_timesteps(sigmas=list(self.given), device=device)
+
+
+class GivenUniPC(diffusers.UniPCMultistepScheduler):  # type: ignore[misc]
+    """UniPC on `given` sigmas, whatever number of steps is asked for."""
+
+    given: tuple[float, ...] = ()
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        mu: float | None = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Start on the given sigmas."""
+        import numpy as np
+
+        super().set_timesteps(sigmas=np.array(self.given), device=device)
+
+
+def on_sigmas(solver: str, sigmas: Sequence[float]) -> Any:
+    """A scheduler that steps from each of these sigmas to the next, and from the last to 0.
+
+    Args:
+        solver: `"euler"` or `"unipc"`.
+        sigmas: Falling, without the 0 at the end.
+
+    Raises:
+        InputError: The solver is unknown.
+
+    Example:
+        >>> scheduler = on_sigmas("euler", [1.0, 0.4])
+        >>> scheduler.set_timesteps(50)
+        >>> [round(sigma, 1) for sigma in scheduler.sigmas.tolist()]
+        [1.0, 0.4, 0.0]
+    """
+    made: GivenEuler | GivenUniPC
+    if solver == "euler":
+        made = GivenEuler(shift=1.0)
+    elif solver == "unipc":
+        made = GivenUniPC(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    else:
+        raise InputError(f"solver {solver!r} takes no sigmas here; give euler or unipc")
+    made.given = tuple(sigmas)
+    return made
