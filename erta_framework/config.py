@@ -21,6 +21,7 @@ from erta_framework.guidance import CFG, Guidance, NoGuidance
 from erta_framework.jobs import FabricConfig, JobConfig
 from erta_framework.policy import Policy
 from erta_framework.profile import Profile
+from erta_framework.registry import budgeted
 from erta_framework.registry import policies as policy_catalogue
 from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Solver
 
@@ -179,6 +180,27 @@ def build_policy(spec: object, where: str, only: Collection[str] | None = None) 
     return policy
 
 
+def options_from(option: str, items: Sequence[str]) -> dict[str, Any]:
+    """What a repeatable command-line option of the form `KEY=VALUE` says.
+
+    Raises:
+        ConfigError: An item is not of this form.
+
+    Example:
+        >>> options_from("--budget", ["psnr=30"])
+        {'psnr': 30}
+    """
+    for item in items:
+        if not all(part.strip() for part in item.partition("=")):
+            raise ConfigError(f"{option} {item}: it must be KEY=VALUE")
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(items)))
+    except Exception as error:  # yaml and omegaconf errors have no common base
+        raise ConfigError(f"{option} {' '.join(items)}: it cannot be read: {error}") from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
 def named(spec: object, where: str) -> tuple[str, Mapping[str, Any]]:
     """The name and options of `name` or `{name: {option: value}}`.
 
@@ -211,6 +233,12 @@ def construct(
             "of TYPE_CHECKING"
         ) from error
     for key in options:
+        if key == "budget" and key not in fields and issubclass(cls, Policy):
+            raise ConfigError(
+                f"{where} takes no budget: its computed steps are decided while it samples, or "
+                f"were fixed when its profile was made; use {', '.join(budgeted())}, or cap its "
+                "calls with the policy `budget` before it, as in {budget: {calls: 20}}"
+            )
         if key not in fields:
             raise ConfigError(f"{where}: unknown key {key!r}; " + suggestion(str(key), fields))
     values = {

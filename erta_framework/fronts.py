@@ -117,8 +117,10 @@ def known(
     """What was measured for a plan."""
     if measured is None:
         return {}
-    fixed, each = measured.seconds_line(num_steps)
-    facts = {"seconds": fixed + each * len(steps)}
+    facts: dict[str, float] = {}
+    if measured.timed:
+        fixed, each = measured.seconds_line(num_steps)
+        facts["seconds"] = fixed + each * len(steps)
     if steps in measured.steps:
         row = measured.steps.index(steps)
         facts.update(

@@ -1,4 +1,8 @@
-"""What replayed plans measured, kept in a profile: quality and seconds by network calls."""
+"""What replayed plans measured, kept in a profile: quality and seconds by network calls.
+
+A profile holds one such front for each unit that predicted errors are in, so that a budget in dB is
+never read off the errors of another planner.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +31,18 @@ class MeasuredFront:
     Attributes:
         steps: Computed steps of each plan, rising.
         refined: Those after a search that replayed them; the same where nothing was refined.
-        predicted: What the planner predicted of each, in its own unit; NaN where it does not.
+        predicted: What the planner predicted of each, in its own unit.
         psnr: Mean PSNR of each against the full run, in dB.
         psnr_std: Deviation over samples.
         refined_psnr: Mean PSNR of the refined plans.
-        seconds: Wall seconds of one request under each plan, and last of the full run.
+        seconds: Wall seconds of one request under each plan, and last of the full run; NaN where
+            they were left out.
         batch: Samples of a request.
         device: Where the seconds were measured; see `device_facts`.
         planner: Name of the policy that planned.
         policies: All policies of the replays.
         spent: Network calls of each branch and sample that measuring took.
+        unit: What predicted errors are in, see `erta_framework.planning.unit_of`.
     """
 
     steps: tuple[tuple[int, ...], ...]
@@ -51,6 +57,7 @@ class MeasuredFront:
     planner: str
     policies: str
     spent: int
+    unit: str
 
     @property
     def calls(self) -> tuple[int, ...]:
@@ -59,12 +66,13 @@ class MeasuredFront:
 
     # ------------------------------------------------------------------ file
     @classmethod
-    def of(cls, profile: Profile) -> MeasuredFront | None:
-        """What a profile holds, None if nothing was measured."""
-        if f"{MEASURED}computed" not in profile.statistics:
+    def of(cls, profile: Profile, unit: str) -> MeasuredFront | None:
+        """What a profile holds for errors of this unit, None if nothing was measured."""
+        place = f"{MEASURED}{unit}."
+        if f"{place}computed" not in profile.statistics:
             return None
-        table = {name: profile.statistics[f"{MEASURED}{name}"] for name in (*MASKS, *NUMBERS)}
-        facts = {name: profile.provenance.get(f"{MEASURED}{name}", "") for name in FACTS}
+        table = {name: profile.statistics[f"{place}{name}"] for name in (*MASKS, *NUMBERS)}
+        facts = {name: profile.provenance.get(f"{place}{name}", "") for name in FACTS}
         masks = {
             name: tuple(tuple(row.nonzero().flatten().tolist()) for row in table[name])
             for name in MASKS
@@ -82,10 +90,11 @@ class MeasuredFront:
             planner=facts["planner"],
             policies=facts["policies"],
             spent=int(facts["spent"] or 0),
+            unit=unit,
         )
 
     def added_to(self, profile: Profile) -> Profile:
-        """The profile with this front instead of any it had."""
+        """The profile with this front instead of any it had for the same unit."""
         num_steps = int(profile.fingerprint["num_steps"])
         tables: dict[str, Tensor] = {
             name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NUMBERS
@@ -94,8 +103,9 @@ class MeasuredFront:
             tables[name] = torch.zeros(len(plans), num_steps, dtype=torch.uint8)
             for row, steps in enumerate(plans):
                 tables[name][row, list(steps)] = 1
-        named = {f"{MEASURED}{name}": table for name, table in tables.items()}
-        facts = {f"{MEASURED}{name}": str(getattr(self, name)) for name in FACTS}
+        place = f"{MEASURED}{self.unit}."
+        named = {f"{place}{name}": table for name, table in tables.items()}
+        facts = {f"{place}{name}": str(getattr(self, name)) for name in FACTS}
         return replace(profile, statistics={**profile.statistics, **named}).with_provenance(**facts)
 
     # --------------------------------------------------------------- quality
@@ -142,13 +152,28 @@ class MeasuredFront:
         return points[-1][1] if at <= points[-1][0] + 1e-9 else -math.inf
 
     # --------------------------------------------------------------- seconds
+    @property
+    def timed(self) -> bool:
+        """Whether it holds seconds."""
+        return all(map(math.isfinite, self.seconds))
+
+    def untimed(self) -> MeasuredFront:
+        """The same without seconds, for a profile that goes to other machines."""
+        return replace(self, seconds=(math.nan,) * len(self.seconds), device="")
+
     def calls_for_seconds(self, wanted: float, num_steps: int) -> int:
         """Most network calls that a request of so many seconds has time for.
 
         Raises:
-            ProfileError: Not even the fewest measured calls.
+            ProfileError: Not even the fewest measured calls, or more calls were not slower.
         """
         fixed, each = self.seconds_line(num_steps)
+        if each <= 0:
+            raise ProfileError(
+                f"more network calls took no longer when this profile was measured ({self.calls} "
+                f"calls, {', '.join(f'{s:.3g}' for s in self.seconds)} s on {self.device}): "
+                "something else kept the machine busy; measure again with `erta plan --measure`"
+            )
         least = self.calls[0]
         if fixed + each * least > wanted:
             raise ProfileError(
@@ -156,8 +181,7 @@ class MeasuredFront:
                 f"fewest that were measured ({self.device}, batches of {self.batch}); ask for "
                 "more, or measure fewer calls with --calls"
             )
-        room = (wanted - fixed) / each if each > 0 else math.inf
-        return int(min(num_steps, math.floor(room + 1e-9)))
+        return min(num_steps, math.floor((wanted - fixed) / each + 1e-9))
 
     def seconds_line(self, num_steps: int) -> tuple[float, float]:
         """Least squares of seconds over network calls: those of no call, and of each.
@@ -187,6 +211,13 @@ class MeasuredFront:
                 f"a budget in seconds was measured on {self.device} with batches of {self.batch}, "
                 f"this run is on {here} with {session.shape[0]}; {REMEDY} here, or ask for calls"
             )
+
+
+def measured_units(profile: Profile) -> list[str]:
+    """Units for which a profile holds measured plans, in alphabetical order."""
+    end = ".computed"
+    names = (name for name in profile.statistics if name.startswith(MEASURED))
+    return sorted(name[len(MEASURED) : -len(end)] for name in names if name.endswith(end))
 
 
 def levelled(points: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -6,6 +6,8 @@ demo's report ask for them. Nothing has to be registered: having the methods is 
 * `plan(num_steps)`: the schedule, as a `StaticSchedule`.
 * `describe(num_steps)`: named numbers about that schedule, such as the mean error.
   `"predicted"` among them is the planner's error, which falls as network calls are added.
+* `unit`: in words what `"predicted"` is in, where settings decide that; else the policy's name is.
+  Plans that were measured serve budgets in dB of planners with the same words.
 * `with_calls(calls)`: the same policy asked for a number of network calls; see `replay`.
 * `all_plans(num_steps)`: steps and predicted error of every number of calls; see `fronts`.
 * `step_errors(num_steps)`: for every step, the error that answering without the network would cost
@@ -134,6 +136,17 @@ def forecast(policies: Sequence[Policy], num_steps: int) -> Forecast:
         facts={name: value for name, value in facts.items() if not math.isnan(value)},
         errors=errors,
     )
+
+
+def unit_of(policy: Policy) -> str:
+    """What a planner's predicted errors are in: its `unit`, else its name.
+
+    Example:
+        >>> from erta_framework.config import build_policies
+        >>> unit_of(build_policies([{"skip_policy": {"evenly": 3}}])[0])
+        'skip_policy'
+    """
+    return str(getattr(policy, "unit", policy.name))
 
 
 def promise(policies: Sequence[Policy], num_steps: int | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -144,6 +144,19 @@ def _launcher_problem(loaded: object) -> str | None:
 def policies(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of policies (`erta_framework.policies`)."""
     return Catalogue("erta_framework.policies", _policy_problem, only)
+
+
+def budgeted() -> list[str]:
+    """Names of the installed policies that take a planned budget, for messages and the docs."""
+    found = set()
+    for entry in policies().entries():
+        try:
+            cls = entry.point.load()
+        except Exception:  # it cannot be imported; `erta policies` says why
+            continue
+        if hasattr(cls, "with_calls") and any(field.name == "budget" for field in fields(cls)):
+            found.add(entry.name)
+    return sorted(found)
 
 
 def models(only: Collection[str] | None = None) -> Catalogue:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,11 +21,19 @@ from erta_framework.errors import InputError, PolicyError
 from erta_framework.measured import MeasuredFront, device_facts
 from erta_framework.metrics import psnr
 from erta_framework.models import TextModel
-from erta_framework.planning import Planner, forecast
+from erta_framework.planning import Planner, forecast, unit_of
 from erta_framework.policy import Policy, flatten
-from erta_framework.sampler import Sampler, Samples, TextSampler, resolve_device
+from erta_framework.registry import budgeted
+from erta_framework.sampler import Sampler, Samples, resolve_device
 
-MakeSampler = Callable[[Sequence[Policy]], TextSampler]
+
+class Replayer(Protocol):
+    """What samples a replay: any `TextSampler`, or a pipeline that holds its model."""
+
+    def sample(self, model: Any, prompts: Sequence[str], *, seed: int = 0) -> Samples: ...
+
+
+MakeSampler = Callable[[Sequence[Policy]], Replayer]
 """A sampler with these policies; the same run in everything else."""
 
 
@@ -42,7 +50,7 @@ class ReplaySetting:
 
     Attributes:
         sampler: Makes the sampler of a run.
-        model: The model.
+        model: The model; None where the sampler holds it.
         prompts: Calibration prompts.
         seed: Sample k draws its noise from `seed + k`.
         batch: Samples of a request.
@@ -50,7 +58,7 @@ class ReplaySetting:
     """
 
     sampler: MakeSampler
-    model: TextModel
+    model: TextModel | None
     prompts: Sequence[str]
     seed: int = 0
     batch: int = 16
@@ -68,7 +76,7 @@ def own_loop(sampler: Sampler) -> MakeSampler:
     from erta_framework.engine import Engine
     from erta_framework.loop import SamplingLoop
 
-    def make(policies: Sequence[Policy]) -> TextSampler:
+    def make(policies: Sequence[Policy]) -> Sampler:
         twin = copy.copy(sampler)
         twin.policies = tuple(policies)
         twin.callbacks = ()
@@ -92,8 +100,7 @@ def for_calls(policies: Sequence[Policy], calls: int) -> tuple[Policy, ...]:
             return tuple(found)
     names = ", ".join(policy.name for policy in found) or "no policies"
     raise PolicyError(
-        f"none of the policies takes a budget ({names}); use ertacache, skip_policy, "
-        "planned_schedule, meancache, magcache, teacache_schedule or refresh_interval"
+        f"none of the policies takes a budget ({names}); use one of {', '.join(budgeted())}"
     )
 
 
@@ -220,6 +227,7 @@ def measure(
         batch=min(setting.batch, len(setting.prompts)),
         device=device_facts(resolve_device(setting.device, devices=1)),
         planner=planner_of(parts).name,
+        unit=unit_of(planner_of(parts)),
         policies=", ".join(part.name for part in parts),
         spent=replays.spent,
     )

@@ -33,6 +33,7 @@ from erta_framework.records import (
     Trial,
 )
 from erta_framework.rows import RowCompute, diverged, fitted, groups, part, settled, visible
+from erta_framework.session_checks import check_interval, check_output, kind_of
 from erta_framework.trace import CallTrace, StepTrace, Trace
 
 if TYPE_CHECKING:
@@ -44,7 +45,6 @@ NO_ANSWERS: Mapping[str, Answer] = {}
 UNDECIDED = Compute("undecided")
 UNASKED = Compute("default")
 COLD = Compute("cold")
-NUMBER = (int, float)
 WHOLE = "the driver cannot run the network on part of it"
 
 
@@ -382,7 +382,7 @@ class Session:
                 "adjust_interval", self._where, self._step, self._answers
             )
             settled = given if adjusted is None else adjusted
-        self._check_interval(given, settled)
+        check_interval(self.info, given, settled, self._owner, self._where)
         self.trace.steps.append(
             StepTrace(settled.index, settled.start, settled.end, settled.time, tuple(self._calls))
         )
@@ -508,7 +508,8 @@ class Session:
             output: Tensor = self.engine.call_hook("forward", self._where, self._step, call)
         else:
             output = call.x + call.history[0].residual if call.reused else network()
-        self._check_output(call, network, output)
+        corrects = self.engine.corrects_computed
+        check_output(call, network, output, corrects, self._owner, self._where)
         if network.ran:
             return output
         # one reduction without a temporary, which NaN and infinity both survive; reading it now
@@ -521,40 +522,6 @@ class Session:
             network.reason = "reused output was not finite"
             return network()
         return output
-
-    def _check_output(self, call: Call, network: Network, output: object) -> None:
-        raw = network.output
-        if raw is not None and output is raw and not network.written:
-            return  # what the network returned, as it was
-        expected = call.x if raw is None else raw
-        if not isinstance(output, Tensor):
-            raise PolicyError(
-                f"{self._owner('forward')} returned {type(output).__name__} from forward "
-                f"{self._where()}, not a tensor"
-            )
-        if not same_kind(output, expected):
-            raise PolicyError(
-                f"{self._owner('forward')} returned {kind_of(output)} from forward "
-                f"{self._where()}, expected {kind_of(expected)}"
-            )
-        if network.written:
-            raise PolicyError(
-                f"{self._owner('forward')} wrote into the network's output {self._where()}; "
-                "return a new tensor"
-            )
-        if call.reused:
-            return
-        if not network.ran:
-            raise PolicyError(
-                f"{self._owner('forward')} answered branch {call.branch!r} without the network "
-                f"{self._where()}, although the decision was to compute; answer only when "
-                "call.reused"
-            )
-        if output is not raw and not self.engine.corrects_computed:
-            raise PolicyError(
-                f"{self._owner('forward')} replaced a computed output {self._where()}; correct "
-                "only when call.reused, or declare corrects_computed = True"
-            )
 
     def _record(
         self, key: Key, x: Tensor, output: Tensor, rows: tuple[int, ...] | None = None
@@ -584,43 +551,6 @@ class Session:
         return output
 
     # ------------------------------------------------------------- internals
-    def _check_interval(self, given: Interval, settled: Interval) -> None:
-        final = self.info.sigmas[-1]
-        low, high = (final, given.start) if final <= given.start else (given.start, final)
-        last = given.index == self.info.num_steps - 1
-        if settled is given and low <= settled.end <= high and (not last or settled.end == final):
-            return
-
-        def who() -> str:  # only when asked: describing a profile hashes it
-            return self._owner("adjust_interval")
-
-        if not isinstance(settled, Interval):
-            raise PolicyError(f"{who()} returned {settled!r} from adjust_interval, not an Interval")
-        if not (isinstance(settled.end, NUMBER) and isinstance(settled.end_time, NUMBER)):
-            raise PolicyError(
-                f"{who()} returned {settled!r} from adjust_interval {self._where()}; end and "
-                "end_time are plain numbers (a tensor would be read back at every step)"
-            )
-        if not math.isfinite(settled.end_time):
-            raise PolicyError(
-                f"{who()} set the network time after step {given.index} to {settled.end_time}"
-            )
-        if (settled.index, settled.start, settled.time) != (given.index, given.start, given.time):
-            raise PolicyError(
-                f"{who()} moved the past: adjust_interval got {given}, returned {settled}; "
-                "only end and end_time may change"
-            )
-        if not low <= settled.end <= high:
-            raise PolicyError(
-                f"{who()} set the end of step {given.index} to {settled.end}, outside what remains "
-                f"of the schedule, [{low}, {high}]"
-            )
-        if last and settled.end != final:
-            raise PolicyError(
-                f"{who()} ends the last step at {settled.end}, but the schedule ends at {final}; "
-                "the last step must take all that remains"
-            )
-
     def _owner(self, hook: str) -> str:
         return " / ".join(repr(policy) for policy in self.engine.implementers(hook)) or "the driver"
 
@@ -641,8 +571,3 @@ class Session:
                 f"{verb} is not allowed now: the session of request {self.info.request_id!r} is "
                 f"{self._stage.value}, it must be {stage.value}"
             )
-
-
-def kind_of(tensor: Tensor) -> str:
-    """Shape, dtype and device of a tensor, for messages."""
-    return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -711,14 +711,32 @@ def _() -> None:
     build_policies([{"ertacache": {"profile": "x", "budget": {"calls": 20, "psnr": 30}}}])
 
 
-@says("a budget in {unit} needs plans that were measured")
+@says("a budget in psnr needs plans that were measured with {unit}")
 def _() -> None:
     toy_budget(toy_profile(ResidualProfiler()), budget={"psnr": 30.0})
 
 
+@says("a budget in seconds needs plans that were timed on this device")
+def _() -> None:
+    profile = measured_elsewhere().untimed().added_to(toy_profile(ResidualProfiler()))
+    toy_budget(profile, budget={"seconds": 0.5})
+
+
+@says("more network calls took no longer when this profile was measured")
+def _() -> None:
+    busy = replace(measured_elsewhere(), seconds=(0.4, 0.3, 1.0))
+    toy_budget(busy.added_to(toy_profile(ResidualProfiler())), budget={"seconds": 0.5})
+
+
 @says("a budget in seconds was measured on {device} with batches of {number}")
 def _() -> None:
-    elsewhere = MeasuredFront(
+    profile = measured_elsewhere().added_to(toy_profile(ResidualProfiler()))
+    toy_budget(profile, budget={"seconds": 0.5})
+
+
+def measured_elsewhere() -> MeasuredFront:
+    """Two plans of the toy, timed on a device that is not here."""
+    return MeasuredFront(
         steps=((0, 5, 9), (0, 3, 6, 9)),
         refined=((0, 5, 9), (0, 3, 6, 9)),
         predicted=(0.2, 0.1),
@@ -731,9 +749,8 @@ def _() -> None:
         planner="planned_schedule",
         policies="planned_schedule",
         spent=17,
+        unit="planned_schedule",
     )
-    profile = elsewhere.added_to(toy_profile(ResidualProfiler()))
-    toy_budget(profile, budget={"seconds": 0.5})
 
 
 @says("this {kind} profile has no {statistic}, which the edge cost {cost} needs")

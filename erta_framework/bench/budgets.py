@@ -59,18 +59,23 @@ SCHEDULES: Mapping[str, Mapping[str, Any]] = {
     "reuse": {"cost": "reuse"},
     "grouping": {"cost": "grouping"},
     "integrated": {"cost": "integrated"},
+    "corrected": {"cost": "corrected"},
     "reuse, monotone": {"cost": "reuse", "monotone": True},
     "forecast": {"cost": "forecast"},
     "forecast, monotone": {"cost": "forecast", "monotone": True},
 }
 COMPARED: Mapping[str, tuple[str, ...]] = {
     "residual": ("threshold walk", "reuse", "grouping", "integrated", "reuse, monotone"),
-    "residual + K, B": ("threshold walk", "reuse"),
+    "residual + K, B": ("threshold walk", "reuse", "corrected"),
     "forecast": ("threshold walk", "reuse", "forecast", "forecast, monotone"),
 }
 """Which schedules stand beside what: an edge cost is compared where it says what stands in."""
-REFINED = {"forecast": "forecast"}
-"""The planner whose plans are refined, with what stands in."""
+REFINED: Mapping[str, str] = {
+    "residual": "reuse",
+    "residual + K, B": "corrected",
+    "forecast": "forecast",
+}
+"""The schedule whose plans are refined beside each of what stands in, by replays with it."""
 SHARE = 0.2
 """How far lambda is moved."""
 
@@ -176,7 +181,7 @@ def budgets_bench(
     unique = dict.fromkeys(calls)
     rows = sum(map(len, COMPARED.values())) + len(REFINED)
     work = setting.steps * (batches + 2) + rows * batches * sum(unique)
-    work += cost_of([*unique], setting.steps, trials) - setting.steps
+    work += len(REFINED) * (cost_of([*unique], setting.steps, trials) - setting.steps)
     done: list[int] = []
     with Overall(work, console) as bar:
         profile = calibrated(setting, bar, CALIBRATION_SEEDS + seed)
@@ -190,6 +195,7 @@ def budgets_bench(
                 bar.title(f"{number}: refining")
                 chosen += refinements(replays, profile, number, setting.steps, trials)
                 facts["refine_calls"] = replays.spent
+                chosen.sort(key=lambda row: [*STANDS_IN].index(row.stands_in))
             for row in chosen:
                 table.add(row)
             done.append(number)

@@ -42,21 +42,29 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
+CALLS = [25, 17, 12]
+"""Network calls of each branch, unless others are asked for."""
+Model = Annotated[str, typer.Option(help="Name of a bundled model.")]
+HeldOut = Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")]
+Calls = Annotated[
+    list[int] | None,
+    typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
+]
+Steps = Annotated[int, typer.Option(min=2, help="Steps of the full run.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
+Seed = Annotated[int, typer.Option(help="First seed.")]
 Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
 
 
 @app.command("ablation")
 def ablation_command(
-    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 32,
+    model: Model = "shapes-wan",
+    prompts: HeldOut = 32,
     seed_sets: Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")] = 3,
-    calls: Annotated[
-        list[int] | None,
-        typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 16,
-    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    calls: Calls = None,
+    steps: Steps = 50,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="4 prompts, 1 seed set and the first number of calls.")
     ] = False,
@@ -67,7 +75,7 @@ def ablation_command(
     Beside it the same number of plain steps, and every choice that the paper leaves open, once.
     PSNR and SSIM compare with the full run from the same noise; gain is PSNR over uniform reuse.
     """
-    budgets = calls or [25, 17, 12]
+    budgets = calls or CALLS
     if quick:
         prompts, seed_sets, budgets = 4, 1, budgets[:1]
     loaded: TextModel = models().load(model)()
@@ -127,17 +135,14 @@ def planning_setting(name: str, prompts: int, steps: int, batch_size: int) -> tu
 
 @app.command("budgets")
 def budgets_command(
-    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 32,
-    calls: Annotated[
-        list[int] | None,
-        typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
-    ] = None,
+    model: Model = "shapes-wan",
+    prompts: HeldOut = 32,
+    calls: Calls = None,
     trials: Annotated[int, typer.Option(min=0, help="Moved steps that refining may try.")] = 8,
     refine_samples: Annotated[int, typer.Option(min=1, help="Samples that it replays.")] = 8,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 16,
-    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    steps: Steps = 50,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Schedules at equal network calls: threshold walk, each planner, refined plans.
@@ -146,7 +151,7 @@ def budgets_command(
     compares with the full run from the same noise; prompts and noise are not those of calibration.
     The JSON file is written after each number of calls, so that a run may be stopped.
     """
-    budgets = calls or [25, 17, 12]
+    budgets = calls or CALLS
     setting, named = planning_setting(model, prompts, steps, batch_size)
     bench = budgets_bench(
         setting,
@@ -164,19 +169,16 @@ def budgets_command(
 
 @app.command("lambda")
 def lambda_command(
-    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 32,
-    calls: Annotated[
-        list[int] | None,
-        typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
-    ] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
-    batch_size: Annotated[int, typer.Option(min=1, help="Samples a batch.")] = 16,
-    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    model: Model = "shapes-wan",
+    prompts: HeldOut = 32,
+    calls: Calls = None,
+    steps: Steps = 50,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
-    budgets = calls or [25, 17, 12]
+    budgets = calls or CALLS
     setting, named = planning_setting(model, prompts, steps, batch_size)
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = lambda_bench(
@@ -206,14 +208,14 @@ def overhead_command(
 
 @app.command("batch")
 def batch_command(
-    model: Annotated[str, typer.Option(help="Name of a bundled model.")] = "shapes-wan",
+    model: Model = "shapes-wan",
     prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts, in one batch.")] = 16,
     threshold: Annotated[
         list[float] | None,
         typer.Option(help="Threshold of easycache; repeatable. Default 0.02 and 0.05."),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
-    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.

@@ -89,6 +89,24 @@ def shipped_profile(model: TextModel) -> Path | None:
     return None if found is None else Path(found)
 
 
+def profile_file(named: Path) -> Path:
+    """The file of a profile: as it is, or that of the bundled model of this name.
+
+    Raises:
+        InputError: There is such a model, and it brings no profile that fits what is installed.
+    """
+    name = str(named)
+    if named.exists() or name not in models().names():
+        return named
+    found = shipped_profile(load_model(name))
+    if found is None:
+        raise InputError(
+            f"the model {name!r} brings no profile, or one of other weights or another version of "
+            "diffusers; make one with `erta calibrate`"
+        )
+    return found
+
+
 def prompts_of(
     config: RunConfig, given: Sequence[str] | None, fallback: Sequence[str]
 ) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,8 @@ from torch import Tensor
 from erta_framework.attach import load_driver
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
+from erta_framework.policy import Policy
+from erta_framework.sampler import Samples
 
 PANEL = "With --pipeline"
 RUNNER = "diffusers-run"
@@ -146,6 +148,26 @@ class PipelineOptions:
         found = [line.strip() for line in lines if line.strip()]
         if not found:
             raise InputError(f"{self.prompts} holds no prompts; write one a line")
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineReplayer:
+    """A loaded pipeline under some policies, as replays sample.
+
+    Attributes:
+        run: What `PipelineOptions.open` gave.
+        policies: In call order.
+        arguments: Options of the run but its seed.
+    """
+
+    run: Any
+    policies: Sequence[Policy]
+    arguments: Mapping[str, Any]
+
+    def sample(self, model: object, prompts: Sequence[str], *, seed: int = 0) -> Samples:
+        """One prompt after another; the model is the pipeline's."""
+        found: Samples = self.run.sample(prompts, self.policies, **{**self.arguments, "seed": seed})
         return found
 
 

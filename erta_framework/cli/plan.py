@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 from erta_framework.cli.app import app
-from erta_framework.cli.common import Settings, console, read_settings
+from erta_framework.cli.common import Settings, console, profile_file, read_settings, with_seam
 from erta_framework.cli.front import FrontOptions, show_front
-from erta_framework.config import RunConfig, build_policies
+from erta_framework.cli.pipeline import (
+    Dtype,
+    Frames,
+    GuidanceScale,
+    Height,
+    Pipeline,
+    PipelineOptions,
+    SeamOption,
+    Seed,
+    Width,
+)
+from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.errors import InputError
 from erta_framework.export import exportable, write_export
 from erta_framework.planning import Forecast, forecast
@@ -28,7 +40,10 @@ def plan(
     settings: Settings = None,
     profile: Annotated[
         Path | None,
-        typer.Option(help="Plan from this profile instead of a configuration's policies."),
+        typer.Option(
+            help="Plan from this profile instead of a configuration's policies; a file, or the "
+            "name of a bundled model that brings one."
+        ),
     ] = None,
     calls: Annotated[
         list[int] | None,
@@ -37,7 +52,15 @@ def plan(
     threshold: Annotated[
         list[float] | None, typer.Option(help="With --profile: error threshold; may be repeated.")
     ] = None,
+    budget: Annotated[
+        list[str] | None,
+        typer.Option(help="With --profile: calls, speedup, psnr or seconds; psnr=30. Repeatable."),
+    ] = None,
     policy: Annotated[str, typer.Option(help="With --profile: the policy.")] = "ertacache",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="With --profile: a setting of the policy; cost=forecast. Repeatable."),
+    ] = None,
     front: Annotated[
         bool, typer.Option("--front", help="The best plan of every number of network calls.")
     ] = False,
@@ -66,42 +89,65 @@ def plan(
             "measured, by default in place.",
         ),
     ] = None,
+    pipeline: Pipeline = None,
+    guidance: GuidanceScale = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    seed: Seed = None,
+    dtype: Dtype = None,
+    seam: SeamOption = None,
 ) -> None:
     """Show the schedule, calls and predicted speed-up of a profile and a budget.
 
     Without a budget, or with --front, --plot, --measure or --refine: the front of all budgets.
-    Nothing is sampled unless --measure or --refine asks for it.
+    Nothing is sampled unless --measure or --refine asks for it; with --pipeline, in that pipeline,
+    on the prompts of the configuration (prompts_file=prompts.txt).
     """
     measured = measure or refine > 0
     if (export is None) != (output is None) and not measured:
         raise InputError("--export <cache> and --output <file> go together; give both or neither")
-    config = read_settings(settings)
+    config = with_seam(read_settings(settings), seam)
+    piped = PipelineOptions(pipeline, None, None, guidance, height, width, frames, seed, dtype)
+    if piped.wanted(config, settings) and not measured:
+        raise InputError("--pipeline replays plans; give --measure or --refine N with it")
     asked = front or measured or plot is not None
-    if asked or (profile is not None and not calls and not threshold):
+    chosen = None if profile is None else FromProfile.of(profile, policy, option or ())
+    if chosen is None and (threshold or budget or option or (calls and not measured)):
+        raise InputError(
+            "--calls, --threshold, --budget and --option go with --profile; override the "
+            "configuration with key=value, such as policies.0.ertacache.calls=17"
+        )
+    if asked or (chosen is not None and not (calls or threshold or budget)):
         if export is not None:
             raise InputError(
                 "--export writes one schedule, this asks for the front of all budgets; give one "
                 "--calls N, and no --front, --plot, --measure or --refine"
             )
-        if threshold:
+        if threshold or budget:
             raise InputError(
-                "a front has all budgets; give --calls to measure some, no --threshold"
+                "a front has all budgets; give --calls to measure some, no --threshold or --budget"
             )
-        options = FrontOptions(calls or (), measured, refine, prompts, output, plot, as_json)
-        policies, steps = whole_front(config, profile, policy)
-        show_front(config, policies, steps, options)
+        options = FrontOptions(
+            calls or (),
+            measured,
+            refine,
+            prompts,
+            output,
+            plot,
+            as_json,
+            None if chosen is None else chosen.bundled,
+            piped if pipeline is not None else None,
+        )
+        if chosen is not None:
+            show_front(config, chosen.whole(), chosen.steps, options)
+        else:
+            show_front(config, config.policies, steps_of(config), options)
         return
-    if profile is None:
-        if calls or threshold:
-            raise InputError(
-                "--calls and --threshold go with --profile; override the configuration with "
-                "key=value, such as policies.0.ertacache.calls=17"
-            )
-        schedule = config.solver.schedule(config.steps, config.sigmas)
-        steps, planned = schedule.num_steps, [tuple(config.policies)]
+    if chosen is None:
+        steps, planned = steps_of(config), [tuple(config.policies)]
     else:
-        steps = int(Profile.load(profile).fingerprint["num_steps"])
-        planned = budgets(policy, profile, calls, threshold)
+        steps, planned = chosen.steps, chosen.planned(calls, threshold, budget)
     found = [forecast(policies, steps) for policies in planned]
     if export is not None and output is not None:
         write_one(planned, steps, export, output)
@@ -114,24 +160,66 @@ def plan(
     out.print(table_of(found))
 
 
-def whole_front(
-    config: RunConfig, profile: Path | None, policy: str
-) -> tuple[tuple[Policy, ...], int]:
-    """The policies whose front is meant, and the number of steps."""
-    if profile is None:
-        return config.policies, config.solver.schedule(config.steps, config.sigmas).num_steps
-    steps = int(Profile.load(profile).fingerprint["num_steps"])
-    every = {"profile": str(profile), "budget": {"calls": steps}}
-    return build_policies([{policy: every}]), steps
+def steps_of(config: RunConfig) -> int:
+    """Steps of the schedule that a configuration describes."""
+    return config.solver.schedule(config.steps, config.sigmas).num_steps
 
 
-def budgets(
-    policy: str, profile: Path, calls: Sequence[int] | None, thresholds: Sequence[float] | None
-) -> list[tuple[Policy, ...]]:
-    """One list of policies for each budget."""
-    options: list[dict[str, Any]] = [{"budget": {"calls": number}} for number in calls or ()]
-    options += [{"threshold": value} for value in thresholds or ()]
-    return [build_policies([{policy: {"profile": str(profile), **each}}]) for each in options]
+@dataclass(frozen=True, slots=True)
+class FromProfile:
+    """What `--profile`, `--policy` and `--option` say.
+
+    Attributes:
+        file: The profile.
+        policy: Name of the policy that plans.
+        options: Its other settings.
+        steps: Steps of the profile.
+        bundled: Model that brings this profile.
+    """
+
+    file: Path
+    policy: str
+    options: Mapping[str, Any]
+    steps: int
+    bundled: str | None
+
+    @classmethod
+    def of(cls, profile: Path, policy: str, options: Sequence[str]) -> FromProfile:
+        """With the profile found and read.
+
+        Raises:
+            InputError: An option is not `KEY=VALUE`.
+            ProfileError: There is no such profile.
+        """
+        file = profile_file(profile)
+        steps = int(Profile.load(file).fingerprint["num_steps"])
+        bundled = None if file == profile else str(profile)
+        return cls(file, policy, options_from("--option", options), steps, bundled)
+
+    def whole(self) -> tuple[Policy, ...]:
+        """The policy, asked for every step."""
+        return self._with({"budget": {"calls": self.steps}})
+
+    def planned(
+        self,
+        calls: Sequence[int] | None,
+        thresholds: Sequence[float] | None,
+        budgets: Sequence[str] | None,
+    ) -> list[tuple[Policy, ...]]:
+        """One list of policies for each budget.
+
+        Raises:
+            InputError: A budget is not `KEY=VALUE`.
+            PolicyError: It is none of the four.
+        """
+        wanted: list[dict[str, Any]] = [{"budget": {"calls": number}} for number in calls or ()]
+        wanted += [{"budget": options_from("--budget", [each])} for each in budgets or ()]
+        wanted += [{"threshold": value} for value in thresholds or ()]
+        return [self._with(each) for each in wanted]
+
+    def _with(self, chosen: Mapping[str, Any]) -> tuple[Policy, ...]:
+        options = {"profile": str(self.file), **self.options, **chosen}
+        return build_policies([{self.policy: options}])
 
 
 def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: Path) -> None:

@@ -117,6 +117,18 @@ def test_plan_of_a_profile_compares_budgets(erta, profile):
     assert computed in shown.output
 
 
+def test_plan_takes_every_kind_of_budget_and_the_settings_of_a_planner(erta, profile):
+    asked = ("plan", "--profile", profile, "--policy", "planned_schedule", "--json")
+    both = erta(*asked, "--budget", "speedup=2", "--budget", "calls=4", "--option", "cost=forecast")
+    first, second = json.loads(both.output)
+    assert first["computed"] == second["computed"]
+    plain, other = (
+        json.loads(erta(*asked, "--calls", "4", "--option", option).output)[0]["facts"]["predicted"]
+        for option in ("gamma=1.0", "cost=grouping")
+    )
+    assert plain != other
+
+
 def test_plan_shows_the_front_of_a_profile(erta, profile):
     done = erta("plan", "--profile", profile, "--json")
     assert done.exit_code == 0, done.output
@@ -169,7 +181,16 @@ def test_plan_does_what_sampling_does(erta, profile):
     [
         (("plan",), "plans ahead (no policies)"),
         (("plan", "policies=[sometimes]"), "plans ahead (sometimes)"),
-        (("plan", "--calls", "3"), "--calls and --threshold go with --profile"),
+        (("plan", "--calls", "3"), "--option go with --profile"),
+        (("plan", "--front", "--budget", "calls=3"), "--option go with --profile"),
+        (("plan", "--option", "gamma=2"), "--option go with --profile"),
+        (
+            ("plan", "--profile", "toy.st", "--budget", "psnr"),
+            "--budget psnr: it must be KEY=VALUE",
+        ),
+        (("plan", "--profile", "toy.st", "--option", "gamma=["), "gamma=[: it cannot be read"),
+        (("plan", "--profile", "toy.st", "--budget", "pnsr=3"), "did you mean 'psnr'?"),
+        (("plan", "--profile", "toy-video"), "the model 'toy-video' brings no profile"),
         (("plan", "--export", "cache-dit"), "--output <file> go together"),
         (
             ("plan", "policies=[fora]", "--export", "magcash", "-o", "x.json"),

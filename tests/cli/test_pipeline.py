@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from typer.testing import Result
 
 from erta_framework import Profile
+from erta_framework.metrics import psnr
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -94,6 +95,31 @@ def profile(erta: Erta, folder: str, prompts: str) -> str:
     done = erta("calibrate", *common(folder, prompts), "--output", "sd.safetensors")
     assert done.exit_code == 0, done.output
     return "sd.safetensors"
+
+
+def test_plans_are_measured_in_a_pipeline(
+    erta: Erta, folder: str, prompts: str, profile: str
+) -> None:
+    size = ["--height", "16", "--width", "16", "--guidance", "5", "accelerator=cpu"]
+    where = ["--pipeline", folder, f"prompts_file={prompts}", *size]
+    asked = ["--profile", profile, "--policy", "planned_schedule", "--option", "cost=forecast"]
+    calls = ["--calls", "3", "--calls", "4"]
+    done = erta("plan", *where, *asked, *calls, "--refine", "1", "-o", "measured.st")
+    assert done.exit_code == 0, done.output
+    assert f"at most {2 * (STEPS + 2 * (3 + 4))} network calls a branch" in done.output
+    rows = json.loads(erta("plan", "--profile", "measured.st", *asked[2:], "--json").output)
+    found = {row["calls"]: row for row in rows if row["psnr"] is not None}
+    assert set(found) == {3, 4}
+    assert all(row["refined_psnr"] >= row["psnr"] for row in found.values())
+    # the same run as `erta sample` makes: what was measured is what it gives
+    options = "{profile: measured.st, budget: {calls: 3}, cost: forecast}"
+    policy = f"policies=[{{planned_schedule: {options}}}]"
+    for name, settings in (("full", []), ("fast", [policy])):
+        erta("sample", *common(folder, prompts), "--output", name, *settings)
+    full, fast = (load_file(f"{name}/samples.safetensors")["samples"] for name in ("full", "fast"))
+    assert found[3]["psnr"] == pytest.approx(float(psnr(fast, full).mean()))
+    refused = erta("plan", *where, *asked, "--front")
+    assert "--pipeline replays plans; give --measure or --refine N with it" in refused.output
 
 
 def ended(path: str) -> list[dict[str, Any]]:

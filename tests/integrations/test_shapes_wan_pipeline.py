@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from erta_framework import Callback, FlowEuler, Interval, Policy, Profile, Sampler
+from erta_framework import Callback, Engine, FlowEuler, Interval, Policy, Profile, Sampler
 from erta_framework.bench import cli
 from erta_framework.bench.ablation import Setting
 from erta_framework.callbacks import BatchEnd, RunStart
@@ -25,10 +25,14 @@ from erta_framework.errors import (
     CapabilityError,
     InputError,
     PolicyError,
+    ProfileError,
     ProfileMismatchError,
 )
+from erta_framework.fronts import front_of
 from erta_framework.guidance import NoGuidance
+from erta_framework.measured import MeasuredFront, measured_units
 from erta_framework.metrics import psnr
+from erta_framework.planning import forecast
 from erta_framework.trace import StepTrace
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.sampler import PipelineSampler
@@ -43,11 +47,13 @@ from erta_policies.ertacache import (
     SkipPolicy,
     TimestepAdjuster,
 )
+from erta_policies.planning import PlannedSchedule
 
 STEPS, SEED = 6, 11
 WanSampler = partial(PipelineSampler, through=WAN)
 SCHEDULERS = ("flow_euler", "unipc")
 SKIP = SkipPolicy(steps=(0, 2, 5))
+SHIPPED = Profile.load(model_module.PROFILE)
 WARP = TimestepAdjuster(phi=(1.0, 0.7, 1.0, 0.8, 0.9, 1.0))
 
 
@@ -336,6 +342,39 @@ def test_the_shipped_profile_is_that_of_the_pipeline(
     assert model.shipped_profile() is None
 
 
+@pytest.mark.parametrize("cost", ["reuse", "grouping", "integrated", "corrected", "forecast"])
+def test_the_shipped_profile_plans_for_every_cost_and_budget(cost: str) -> None:
+    def planned(**budget: float) -> PlannedSchedule:
+        return PlannedSchedule(profile=model_module.PROFILE, budget=budget, cost=cost)
+
+    rows = front_of([planned(calls=50)], 50, MeasuredFront.of(SHIPPED, planned(calls=1).unit))
+    assert [row.calls for row in rows if row.psnr is not None] == [8, 12, 17, 25]
+    assert len(planned(speedup=4).plan(50).computed) == 12
+    (quality,) = (row.psnr for row in rows if row.calls == 17)
+    assert quality is not None
+    assert 12 < len(planned(psnr=quality - 0.01).plan(50).computed) <= 17
+    with pytest.raises(ProfileError, match=r"timed on this device, .* holds none"):
+        Engine([planned(seconds=3.5)])
+
+
+def test_the_walk_of_the_shipped_profile_meets_a_budget_in_db() -> None:
+    front = MeasuredFront.of(SHIPPED, "skip_policy")
+    assert front is not None
+    recipe = ERTACache(profile=model_module.PROFILE, budget={"psnr": front.psnr[2] - 0.01})
+    assert 12 < forecast([recipe], 50).calls <= 17
+
+
+def test_the_docs_say_what_the_shipped_profile_measured() -> None:
+    page = Path(__file__).parents[2] / "docs/explanation/schedules.md"
+    said = " ".join(page.read_text(encoding="utf-8").split())
+    planned = PlannedSchedule(profile=SHIPPED, budget={"calls": 8}, cost="corrected")
+    for unit in (planned.unit, "skip_policy"):
+        front = MeasuredFront.of(SHIPPED, unit)
+        assert front is not None
+        *few, most = (f"{quality:.1f}" for quality in front.psnr)
+        assert f"{', '.join(few)} and {most}" in said
+
+
 @pytest.mark.slow
 def test_the_profile_can_be_made_again(tmp_path: Path, model: ShapesWan) -> None:
     written = calibrate.main(
@@ -343,6 +382,7 @@ def test_the_profile_can_be_made_again(tmp_path: Path, model: ShapesWan) -> None
     )
     made = Profile.load(written)
     assert (made.samples, made.fingerprint["num_steps"]) == (1, "3")
+    assert measured_units(made) == measured_units(SHIPPED)
     assert made.provenance["weights"] == model.weights_hash
     assert made.provenance["seeds"] == "1000..1000"
 

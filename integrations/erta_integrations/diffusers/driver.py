@@ -5,24 +5,27 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from erta_framework import Engine, Interval, Profile, Schedule, Seam, Session, SessionInfo, Trace
-from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework import Engine, Interval, Profile, Seam, Session, SessionInfo, Trace
+from erta_framework.errors import ProtocolError
 from erta_framework.records import TRIAL
 from erta_framework.session import NO_FEATURES
 from erta_framework.signals import TEXT, wanted
 from erta_integrations.diffusers import batching, signals, trials
-from erta_integrations.diffusers.branches import Branches, same_value
+from erta_integrations.diffusers.branches import same_value
 from erta_integrations.diffusers.calling import PipelineCall, WatchedBar, loops_of
 from erta_integrations.diffusers.chain import Run
+from erta_integrations.diffusers.checks import (
+    check_clock,
+    refuse_replaced_parts,
+    require_output_reuse,
+)
 from erta_integrations.diffusers.facts import (
-    AdapterWatch,
     channel_dim,
     guidance_of,
     network_facts,
@@ -31,17 +34,15 @@ from erta_integrations.diffusers.facts import (
 from erta_integrations.diffusers.networks import (
     bound,
     called,
-    compiled_in_place,
-    given_as,
     latents_of,
     time_of,
     unwrapped,
 )
 from erta_integrations.diffusers.patching import Patch, PatchSet
+from erta_integrations.diffusers.request import Request
 from erta_integrations.diffusers.schedulers import (
     capabilities,
     first_index,
-    index_of,
     move_interval,
     read_schedule,
     same_grid,
@@ -58,46 +59,12 @@ from erta_integrations.diffusers.stack import Trunk
 from erta_integrations.diffusers.streams import Chain
 from erta_integrations.diffusers.trials import Given, Trials
 
-UNREAD = Schedule((0.0,), (0.0,))
 LEFT_ALONE = "its network is not named in networks=[...]"
 NO_OTHERS: Mapping[str, nn.Module] = {}
 
 
 class Aborted(Exception):
     """The pipeline stopped before its last step; given to `on_session_end` as the reason."""
-
-
-@dataclass(slots=True)
-class Request:
-    """One pipeline call: its schedule, session and what was learned of the network's shapes.
-
-    The schedule is read at the first network call, because pipelines still change the grid after
-    `set_timesteps`.
-    """
-
-    number: int
-    call: PipelineCall | None = None
-    branches: Branches = field(default_factory=Branches)
-    adapters: AdapterWatch = field(default_factory=AdapterWatch)
-    schedule: Schedule = UNREAD
-    session: Session | None = None
-    index: int = 0
-    carried: Interval | None = None
-    in_step: bool = False
-    told: Any = None
-    time: float = 0.0
-    times: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
-    forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
-    chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
-
-    def count_bytes(self) -> None:
-        """Note in the trace what is held beside the history."""
-        held = [form.rest for form in self.forms.values()]
-        held += [other for form in self.forms.values() for other in form.others]
-        held += [stream for chain in self.chains.values() for stream in chain.residuals.values()]
-        if self.session is not None:
-            trace = self.session.trace
-            trace.driver_bytes = max(trace.driver_bytes, sum(map(size_of, held)))
 
 
 class Named:
@@ -312,7 +279,7 @@ class Driver:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> tuple[Interval, Any]:
-        self._check_clock(request, original, args, kwargs)
+        check_clock(self.scheduler, request, original, args, kwargs)
         settled = session.settle()
         if settled.end != request.schedule.sigmas[settled.index + 1]:
             for scheduler in self._on_this_grid():
@@ -509,7 +476,8 @@ class Driver:
         """What a network returned, once its form is new."""
         main, form = read_output(raw, latents, name)
         if form.rule.relation is Relation.OUTPUT:
-            self._require_output_reuse(name, tuple(form.shape), tuple(latents.shape))
+            network, shapes = self.networks[name], (tuple(form.shape), tuple(latents.shape))
+            require_output_reuse(self.engine.policies, name, network, *shapes)
         return main, form
 
     def _row_compute(
@@ -536,63 +504,10 @@ class Driver:
 
         return compute
 
-    # ------------------------------------------------------------------ checks
-    def _require_output_reuse(
-        self, name: str, output: tuple[int, ...], latents: tuple[int, ...]
-    ) -> None:
-        asking = [repr(policy) for policy in self.engine.policies if policy.reads_latents]
-        if asking:
-            raise CapabilityError(
-                f"{name} ({type(self.networks[name]).__name__}) returns {output} for latents "
-                f"{latents}, so there is no residual, and {' and '.join(asking)} compares latents; "
-                "use policies that reuse the whole output, such as skip_policy"
-            )
-
-    def _check_clock(
-        self,
-        request: Request,
-        original: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
-    ) -> None:
-        timestep = given_as("timestep", original, args, kwargs)
-        if timestep is None:
-            return
-        found = index_of(self.scheduler, timestep, request.schedule, request.index)
-        if found is None or found == request.index:
-            return
-        carried = request.carried
-        if carried is None or carried.end_time == request.schedule.times[request.index]:
-            raise ProtocolError(
-                f"request {request.number}: the pipeline steps index {found} of its timesteps, "
-                f"the network was called for step {request.index}; this pipeline runs its steps "
-                "in an order that cannot be followed"
-            )
-
     def _refuse_replaced_parts(self) -> None:
-        for name, part in {"scheduler": self.scheduler, **self.parts}.items():
-            now = getattr(self.pipe, name)
-            if now is not part:
-                raise ProtocolError(
-                    f"the {name} of {type(self.pipe).__name__} was replaced after attach "
-                    f"({type(part).__name__} / {type(now).__name__}); set it first, then attach"
-                )
-        for name, network in self.parts.items():
-            if compiled_in_place(network):
-                raise CapabilityError(
-                    f"{name} ({type(network).__name__}) was compiled in place after attach, which "
-                    "would trace the engine; compile first with "
-                    f"pipe.{name} = torch.compile(pipe.{name}), then attach"
-                )
+        refuse_replaced_parts(self.pipe, self.scheduler, self.parts)
         for trunk in self.trunks.values():
             trunk.refuse_compiled()
-
-
-def size_of(value: Any) -> int:
-    """Bytes of a tensor or a list of tensors; 0 for anything else."""
-    if isinstance(value, Tensor):
-        return value.nbytes
-    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
 
 
 def previous_sample(result: Any) -> Tensor:

@@ -23,6 +23,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import InputError, PolicyError, ProfileError
+from erta_framework.planning import unit_of
 from erta_policies.ertacache.source import loaded, require
 from erta_policies.ertacache.statistics import (
     KIND,
@@ -157,9 +158,9 @@ class SkipPolicy(Policy):
         return solve_threshold(self._errors, calls, self.warmup)
 
     @property
-    def _measured(self) -> tuple[int, Profile, Callable[[int], float]]:
+    def _measured(self) -> tuple[int, Profile, Callable[[int], float], str]:
         """What a budget in dB or seconds is read from."""
-        return len(self._errors), self._profile, self._predicted
+        return len(self._errors), self._profile, self._predicted, unit_of(self)
 
     def _predicted(self, calls: int) -> float:
         """Sum of the errors that so many calls reuse with; infinite where they cannot."""

@@ -144,9 +144,10 @@ def total_error(errors: Tensor, plan: Plan) -> float:
 class AffineFit:
     """Least squares `eps ~ slope * v~ + offset` for every pair, `[b, T, T, C]`.
 
-    `r2` is the share of the variance of eps that it explains, `mean` and `mean_v` the averages of
-    eps and v~. In the notation of ERTACache (arXiv 2508.21091), K = 4 * slope and
-    B = 4 * (mean - 1/2) - K * mean_v, so that K v~ / 4 + B / 4 + 1/2 is this line.
+    `r2` is the share of the variance of eps that it explains, `left` the root mean square of what
+    it leaves, `mean` and `mean_v` the averages of eps and v~. In the notation of ERTACache (arXiv
+    2508.21091), K = 4 * slope and B = 4 * (mean - 1/2) - K * mean_v, so that K v~ / 4 + B / 4 + 1/2
+    is this line.
 
     Example:
         >>> affine_fit(profile, per_channel=True).slope.shape  # doctest: +SKIP
@@ -158,6 +159,7 @@ class AffineFit:
     mean: Tensor
     mean_v: Tensor
     r2: Tensor
+    left: Tensor
 
     @property
     def k(self) -> Tensor:
@@ -199,7 +201,8 @@ def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
     r2 = torch.where(
         error_variance > 1e-12, slope * covariance / error_variance.clamp(min=1e-12), 0.0
     )
-    return AffineFit(slope, mean - slope * mean_v, mean, mean_v, r2)
+    left = (error_variance - slope * covariance).clamp(min=0).sqrt()
+    return AffineFit(slope, mean - slope * mean_v, mean, mean_v, r2, left)
 
 
 def describe(profile: Profile, plan: Plan) -> dict[str, float]:

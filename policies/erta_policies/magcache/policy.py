@@ -21,6 +21,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.planning import unit_of
 from erta_policies.magcache.profiler import MagCacheProfiler
 from erta_policies.magcache.rule import (
     Experts,
@@ -225,7 +226,8 @@ class MagCache(Policy):
             return self._rule
         if (num_steps, high) in self._solved:
             return self._solved[num_steps, high]
-        calls = budget.calls_for(num_steps, None if self.profile is None else self._profile)
+        profile = None if self.profile is None else self._profile
+        calls = budget.calls_for(num_steps, profile, unit=unit_of(self))
         tables = [resampled(t, num_steps, self.resample) for t in self._tables.ratios.values()]
         sums = [error for table in tables for error in run_errors(table, self._rule.max_skips)]
 

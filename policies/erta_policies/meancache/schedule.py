@@ -12,6 +12,7 @@ from typing import Self
 
 from erta_framework import Policy, Profile, SessionInfo, hookimpl
 from erta_framework.errors import InputError, PolicyError, ProfileError
+from erta_framework.planning import unit_of
 from erta_policies.meancache.path import KIND, STEPS, EdgePath, edge_costs, planned, released
 from erta_policies.parts import FixedSchedule
 from erta_policies.parts.budgets import Budgeted, budget_of, require_device, settle
@@ -108,7 +109,7 @@ class MeanCacheSchedule(FixedSchedule):
     def _calls(self, num_steps: int, profile: Profile | None) -> int:
         budget = budget_of(self)
         if budget is not None:
-            return budget.calls_for(num_steps, profile, self._predicted)
+            return budget.calls_for(num_steps, profile, self._predicted, unit_of(self))
         assert self.calls is not None
         return self.calls
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from erta_framework import Policy, Profile, SessionInfo
 from erta_framework.errors import PolicyError, ProfileError, suggestion
-from erta_framework.measured import REMEDY, MeasuredFront
+from erta_framework.measured import REMEDY, MeasuredFront, measured_units
+from erta_framework.planning import unit_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +80,7 @@ class PlanBudget:
         num_steps: int,
         profile: Profile | None = None,
         predicted: Callable[[int], float] | None = None,
+        unit: str = "",
     ) -> int:
         """Network calls of each branch.
 
@@ -86,6 +88,7 @@ class PlanBudget:
             num_steps: Steps of the schedule.
             profile: Holds the measured plans of a budget in dB or seconds.
             predicted: The planner's error for a number of calls; by default fewer calls are worse.
+            unit: What that error is in, see `erta_framework.planning.unit_of`.
 
         Raises:
             PolicyError: There is no profile that could hold measurements.
@@ -95,32 +98,45 @@ class PlanBudget:
             return min(self.calls, num_steps)
         if self.speedup is not None:
             return math.floor(num_steps / self.speedup + 1e-9)
-        front = self.front(profile)
+        front = self.front(profile, unit)
         if self.seconds is not None:
             return front.calls_for_seconds(self.seconds, num_steps)
         assert self.psnr is not None
         return front.calls_for_psnr(self.psnr, predicted or (lambda calls: 1.0 / calls))
 
-    def front(self, profile: Profile | None) -> MeasuredFront:
-        """The measured plans of a profile.
+    def front(self, profile: Profile | None, unit: str = "") -> MeasuredFront:
+        """The measured plans of a profile that this budget is read from.
+
+        Seconds are read from any, those of the same unit first: they follow from the calls.
 
         Raises:
             PolicyError: There is no profile.
-            ProfileError: It holds none.
+            ProfileError: It holds none, or for a budget in dB none of this unit.
         """
-        unit = "seconds" if self.seconds is not None else "psnr"
+        kind = "seconds" if self.seconds is not None else "psnr"
         if profile is None:
             raise PolicyError(
-                f"a budget in {unit} needs a profile in which plans were measured, and this policy "
+                f"a budget in {kind} needs a profile in which plans were measured, and this policy "
                 "has no profile; give calls or speedup"
             )
-        front = MeasuredFront.of(profile)
-        if front is None:
+        held = {name: MeasuredFront.of(profile, name) for name in measured_units(profile)}
+        fronts = {name: front for name, front in held.items() if front is not None}
+        if self.seconds is not None:
+            fronts = {name: front for name, front in fronts.items() if front.timed}
+        if unit in fronts:
+            return fronts[unit]
+        if self.seconds is not None and fronts:
+            return next(iter(fronts.values()))
+        if self.seconds is not None:
             raise ProfileError(
-                f"a budget in {unit} needs plans that were measured, and {profile!r} holds none; "
-                f"{REMEDY}, or give calls or speedup"
+                f"a budget in seconds needs plans that were timed on this device, and {profile!r} "
+                f"holds none; {REMEDY} here, or give calls or speedup"
             )
-        return front
+        known = f"only those of {' and '.join(fronts)}" if fronts else "none"
+        raise ProfileError(
+            f"a budget in psnr needs plans that were measured with {unit}, and {profile!r} holds "
+            f"{known}; {REMEDY}, or give calls or speedup"
+        )
 
 
 Budgeted = PlanBudget | Mapping[str, Any] | None
@@ -147,7 +163,7 @@ def require_device(policy: Policy, profile: Profile | None, session: SessionInfo
     """
     budget = budget_of(policy)
     if budget is not None and budget.seconds is not None:
-        budget.front(profile).require_device(session)
+        budget.front(profile, unit_of(policy)).require_device(session)
 
 
 def solved(

@@ -11,10 +11,17 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.ertacache.statistics import Signal, combined, pair_errors, per_sample, presence
+from erta_policies.ertacache.statistics import (
+    Signal,
+    affine_fit,
+    combined,
+    pair_errors,
+    per_sample,
+    presence,
+)
 from erta_policies.parts.paths import falling
 
-Cost = Literal["reuse", "grouping", "integrated", "forecast"]
+Cost = Literal["reuse", "grouping", "integrated", "corrected", "forecast"]
 
 
 def edges(
@@ -38,6 +45,8 @@ def edges(
     * `"integrated"`: the root mean square of `sum_t dsigma_t (r_j - r_t)`, the error that the edge
       leaves in the latents. MeanCache's edges (arXiv 2601.19961) measure the same for its estimate
       of the mean velocity; residual reuse in its place is ours.
+    * `"corrected"`, ours: the sum of the root mean square errors that remain where reuse is
+      rectified by ERTACache's line, as `ErrorLinearizer` does with one for all channels.
     * `"forecast"`, ours: the sum of `|dsigma_t|` times the root mean square error of the line in
       sigma through the velocities of j and of the computed step before it, exactly as `Forecaster`
       of order 1 draws it. Its edges depend on the edge before.
@@ -135,6 +144,14 @@ def integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
     return found
 
 
+def corrected(profile: Profile, signal: Signal, longest: int) -> Tensor:
+    """Root mean square errors that the affine fit of reuse leaves."""
+    present, usable = presence(profile)
+    left = affine_fit(profile, per_channel=False).left[..., 0]
+    errors = combined(left, present, signal)
+    return summed(torch.where(usable, errors, torch.inf), longest)
+
+
 def forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
     """Errors of a line in sigma, by the length of the edge before: `[L, T + 1, L]`."""
     apart = required(profile, "velocity", "forecast")
@@ -167,6 +184,12 @@ def forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
 
 
 FAMILIES: Mapping[str, Callable[[Profile, Signal, int], Tensor]] = MappingProxyType(
-    {"reuse": reuse, "grouping": grouping, "integrated": integrated, "forecast": forecast}
+    {
+        "reuse": reuse,
+        "grouping": grouping,
+        "integrated": integrated,
+        "corrected": corrected,
+        "forecast": forecast,
+    }
 )
 """Edge costs by name."""

@@ -29,12 +29,13 @@ class PlannedSchedule(FixedSchedule):
     Where ERTACache walks the steps once and lets lambda decide, this compares all schedules with so
     many computed steps and takes the one whose edges cost least: dynamic programming, the same
     plan every time. What an edge costs, `cost` says; it fits what stands in on reused steps:
-    `"reuse"`, `"grouping"` and `"integrated"` measure residual reuse, `"forecast"` a first-order
-    `Forecaster`. With `refined` the plan is the nearest one that a search improved by replaying it.
+    `"reuse"`, `"grouping"` and `"integrated"` measure residual reuse, `"corrected"` what an
+    `ErrorLinearizer` leaves of it, `"forecast"` a first-order `Forecaster`. With `refined` the plan
+    is the nearest one that a search improved by replaying it.
 
     Source: MeanCache (arXiv 2601.19961) for the path with a power gamma under a budget, CacheQuant
     (arXiv 2503.01323) and ProCache (arXiv 2512.17298) for two of its families; planning all of them
-    from a profile of `ResidualProfiler`, and the cost of a forecast, are ours.
+    from a profile of `ResidualProfiler`, and the costs `"corrected"` and `"forecast"`, are ours.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
@@ -94,6 +95,11 @@ class PlannedSchedule(FixedSchedule):
         """The same planner for another number of network calls, unrefined."""
         return replace(self, budget=PlanBudget(calls=calls), refined=False)
 
+    @property
+    def unit(self) -> str:
+        """What its predicted errors are in; plans that were measured hold for the same."""
+        return f"{self.name} {self.cost}, gamma {self.gamma:g}, signal {self.signal}"
+
     @cached_property
     def _profile(self) -> Profile:
         return loaded(self, self.profile, (KIND,))
@@ -119,15 +125,18 @@ class PlannedSchedule(FixedSchedule):
         budget = budget_of(self)
         assert budget is not None
         calls = budget.calls_for(
-            self._num_steps, self._profile, lambda number: within(self.front, number).total
+            self._num_steps,
+            self._profile,
+            lambda number: within(self.front, number).total,
+            self.unit,
         )
         if not self.refined:
             return within(self.front, calls).steps
-        held = MeasuredFront.of(self._profile)
+        held = MeasuredFront.of(self._profile, self.unit)
         if held is None:
             raise ProfileError(
-                f"{self!r}: {self._profile!r} holds no refined plans; {REMEDY} --refine N, or "
-                "leave refined out"
+                f"{self!r}: {self._profile!r} holds no refined plans of {self.unit}; {REMEDY} "
+                "--refine N, or leave refined out"
             )
         fitting = [steps for steps in held.refined if len(steps) <= calls]
         if not fitting:

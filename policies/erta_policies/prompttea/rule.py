@@ -8,8 +8,8 @@ from pathlib import Path
 
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_policies.parts.change_rule import ChangeRule
-from erta_policies.parts.changes import TIMES, Signal
+from erta_policies.parts.changes import Signal
+from erta_policies.parts.fitted_rule import FittedChangeRule
 from erta_policies.parts.profiles import loaded
 from erta_policies.prompttea.profilers import RegressionProfiler
 from erta_policies.prompttea.regression import EXPONENTS, KIND, Regression, fitted, is_of, of_model
@@ -18,7 +18,7 @@ OWN = ("signal", "target", "num_steps", "sigma_grid")
 """Fields of a profile's fingerprint that the policy checks itself, or bridges."""
 
 
-class PromptTeaRule(ChangeRule):
+class PromptTeaRule(FittedChangeRule):
     """Reuses while the change predicted from the timestep's embedding and the step is small.
 
     A regression over 12 products of powers of the signal's relative L1 change and of the step index
@@ -110,31 +110,6 @@ class PromptTeaRule(ChangeRule):
                 f"{found.signal!r}; drop signal=..., or give coefficients of your own"
             )
         return found
-
-    @property
-    def effective_threshold(self) -> float:
-        """The threshold that is used.
-
-        Raises:
-            PolicyError: There is none.
-        """
-        found = self.threshold if self.threshold is not None else self.source.threshold
-        if found is None:
-            raise PolicyError(f"{self!r} needs threshold=<predicted change>; none was published")
-        return found
-
-    @property
-    def watched(self) -> Signal:
-        """The signal of the regression."""
-        return self.source.signal
-
-    @property
-    def apart(self) -> bool:
-        """Never for signals of the timestep, which are alike in all branches."""
-        return self.source.signal not in TIMES
-
-    def prepare(self) -> None:
-        _ = self.source, self.effective_threshold
 
     def calibrator(self) -> Policy | None:
         return RegressionProfiler(signal=self.signal or "timestep_projection", network=self.network)

@@ -24,6 +24,7 @@ from erta_framework import (
 )
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_policies.parts import Accumulator
+from erta_policies.parts.fitted_rule import threshold_of
 from erta_policies.parts.profiles import loaded, require
 from erta_policies.prompttea.codebook import KIND, Codebook, of_model, of_profile
 from erta_policies.prompttea.profilers import CodebookProfiler
@@ -139,10 +140,7 @@ class BranchSubstitute(Policy):
         Raises:
             PolicyError: There is none.
         """
-        found = self.threshold if self.threshold is not None else self.source.threshold
-        if found is None:
-            raise PolicyError(f"{self!r} needs threshold=<difference>; none was published")
-        return found
+        return threshold_of(self, self.source.threshold, "difference")
 
     def needs(self) -> Needs:
         return Needs(evaluations=1)

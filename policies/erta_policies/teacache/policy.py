@@ -8,8 +8,8 @@ from pathlib import Path
 
 from erta_framework import Policy, Profile, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_policies.parts.change_rule import ChangeRule
-from erta_policies.parts.changes import TIMES, Signal
+from erta_policies.parts.changes import Signal
+from erta_policies.parts.fitted_rule import FittedChangeRule
 from erta_policies.teacache.profiler import TeaCacheProfiler
 from erta_policies.teacache.settings import Source, profile_of, source_of
 
@@ -17,7 +17,7 @@ OWN = ("signal", "target")
 """Fields of a profile's fingerprint that the policy checks itself."""
 
 
-class TeaCacheRule(ChangeRule):
+class TeaCacheRule(FittedChangeRule):
     """Reuses while the predicted change of the output since the last computed step is small.
 
     A polynomial of degree 4 takes the relative L1 change of a signal from one step to the next,
@@ -93,31 +93,11 @@ class TeaCacheRule(ChangeRule):
         return source_of(self, self.model, self.coefficients, self._profile, self.signal)
 
     @property
-    def effective_threshold(self) -> float:
-        """The threshold that is used.
-
-        Raises:
-            PolicyError: There is none.
-        """
-        found = self.threshold if self.threshold is not None else self.source.threshold
-        if found is None:
-            raise PolicyError(f"{self!r} needs threshold=<predicted change>; none was published")
-        return found
-
-    @property
-    def watched(self) -> Signal:
-        """The signal of the polynomial."""
-        return self.source.signal
-
-    @property
     def apart(self) -> bool:
-        """As `each_branch` says."""
+        """As `each_branch` says, else never for signals of the timestep."""
         if self.each_branch is not None:
             return self.each_branch
-        return self.source.signal not in TIMES
-
-    def prepare(self) -> None:
-        _ = self.source, self.effective_threshold
+        return super().apart
 
     def calibrator(self) -> Policy | None:
         # the one signal that every driver has, `erta calibrate` on a bundled model among them

@@ -10,6 +10,7 @@ from typing import Self
 
 from erta_framework import Profile, SessionInfo, hookimpl
 from erta_framework.errors import PolicyError, ProfileError
+from erta_framework.planning import unit_of
 from erta_policies.parts import FixedSchedule
 from erta_policies.parts.budgets import (
     Budgeted,
@@ -147,7 +148,7 @@ class TeaCacheSchedule(FixedSchedule):
             self._solved["threshold"] = solved(
                 between(run_sums(changes)),
                 lambda value: len(computed_at(changes, value, forced_steps)),
-                budget.calls_for(num_steps, self._profile),
+                budget.calls_for(num_steps, self._profile, unit=unit_of(self)),
                 repr(self),
             )
         threshold = self._solved.get("threshold", threshold)

@@ -251,6 +251,8 @@ def test_plans_are_measured_through_a_pipeline(tmp_path: Path) -> None:
     policies = [replace(planned, profile=profile)]
     found = measure(setting, policies, STEPS, [3, 5], refine=2)
     assert found.spent == sum(seen) // 2
-    front = MeasuredFront.of(Profile.load(found.added_to(profile).save(tmp_path / "m.st")))
+    front = MeasuredFront.of(
+        Profile.load(found.added_to(profile).save(tmp_path / "m.st")), found.unit
+    )
     assert front == found
     assert found.psnr[0] < found.psnr[1]

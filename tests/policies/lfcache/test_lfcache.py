@@ -10,23 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 
-from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SessionInfo
+from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.testing import GaussianMixtureFlow, ToySetup
+from erta_framework.testing import GaussianMixtureFlow
+from erta_framework.testing.bench import FLOW
 from erta_policies.adapters import WarmUp
 from erta_policies.lfcache import LFCache, low_frequencies, shrunk, shrunk_sizes
 from erta_policies.lfcache.lowpass import norms
 
 STEPS = 30
 SHAPE = (3, 4, 12, 16)
-
-
-SETUP = ToySetup(
-    toy=partial(GaussianMixtureFlow, SHAPE),
-    solver=FlowEuler(),
-    guidance=NoGuidance(),
-    num_steps=STEPS,
-)
+TOY = partial(GaussianMixtureFlow, SHAPE)
+SETUP = replace(FLOW, toy=TOY, guidance=NoGuidance(), num_steps=STEPS)
 
 
 def one(k: int) -> Request:
@@ -35,8 +30,8 @@ def one(k: int) -> Request:
 
 
 def sample(policies, given, network=None, **changes):
-    listed = policies if isinstance(policies, list) else [policies]
-    return replace(SETUP, **changes).run(Engine(listed), given, network)
+    engine = Engine(policies if isinstance(policies, list) else [policies])
+    return replace(SETUP, **changes).run(engine, given, network)
 
 
 # ------------------------------------------------------------------------ low frequencies

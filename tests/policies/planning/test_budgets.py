@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from erta_framework import Engine
 from erta_framework.config import build_policies, load_config, options_of
 from erta_framework.errors import ConfigError, PolicyError, ProfileError
+from erta_framework.registry import budgeted, policies
 from erta_framework.testing import toy_profile, toy_run
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster
@@ -38,6 +39,22 @@ BUDGETED = {
     "hicache": lambda b: HiCache(budget=b, first=1),
     "fora": lambda b: FORA(budget=b),
 }
+
+
+def test_every_policy_of_the_catalogue_takes_a_budget_or_says_why_not(monkeypatch):
+    known = budgeted()
+    assert {*known} == {*BUDGETED} - {"planned forecast"}
+    monkeypatch.setattr("erta_framework.config.budgeted", lambda: known)  # looks them all up
+    catalogue = policies()
+    for name in catalogue.names():
+        cls = catalogue.load(name)
+        if name in known:
+            continue
+        assert not hasattr(cls, "with_calls"), name
+        # what knows its steps beforehand and has no budget has them from a fit
+        assert not hasattr(cls, "plan") or name == "fitted_schedule"
+        with pytest.raises(ConfigError, match=f"{name} takes no budget: .*planned_schedule"):
+            build_policies([{name: {"budget": {"calls": 5}}}])
 
 
 @pytest.mark.parametrize("name", BUDGETED)
@@ -72,8 +89,8 @@ def test_the_schedule_is_the_same_for_every_request(name):
 def test_a_full_budget_is_bit_identical_to_no_policy():
     import torch
 
-    for policies in ([PlannedSchedule(profile=RESIDUALS, budget={"calls": STEPS}), Forecaster()],):
-        assert torch.equal(toy_run(policies).sample, toy_run().sample)
+    for parts in ([PlannedSchedule(profile=RESIDUALS, budget={"calls": STEPS}), Forecaster()],):
+        assert torch.equal(toy_run(parts).sample, toy_run().sample)
 
 
 @pytest.mark.parametrize(

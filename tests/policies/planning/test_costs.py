@@ -20,7 +20,7 @@ from erta_policies.planning import edges, front, planned_steps
 STEPS = 10
 PROFILE = toy_profile(ResidualProfiler())
 approx = partial(pytest.approx, rel=1e-3, abs=1e-5)
-COSTS = ("reuse", "grouping", "integrated", "forecast")
+COSTS = ("reuse", "grouping", "integrated", "corrected", "forecast")
 
 
 class Keep(Policy):
@@ -79,6 +79,16 @@ def test_costs_are_those_of_whole_trajectories(guidance):
         spans = between(start, length)
         return largest(of)
 
+    def rectified(start, length):
+        def of(b, t):
+            x, v = kept[b][t]
+            reused = (x + residual(b, start)).flatten()
+            error = reused - v.flatten()
+            terms = torch.stack([reused, torch.ones_like(reused)], dim=1)
+            return rms(error - terms @ torch.linalg.lstsq(terms, error).solution)
+
+        return sum(largest(partial(of, t=t)) for t, _ in between(start, length))
+
     def lines(before, start, length):
         return sum(
             abs(size) * largest(partial(lambda b, t: rms(line(b, before, start, t)), t=t))
@@ -87,6 +97,7 @@ def test_costs_are_those_of_whole_trajectories(guidance):
 
     reuse, grouping = edges(profile, "reuse"), edges(profile, "grouping")
     integrated, forecast = edges(profile, "integrated"), edges(profile, "forecast")
+    corrected = edges(profile, "corrected")
     errors = pair_errors(profile)
     for start in range(STEPS):
         for length in range(1, STEPS - start + 1):
@@ -94,6 +105,7 @@ def test_costs_are_those_of_whole_trajectories(guidance):
             assert float(reuse[start, length - 1]) == approx(relative)
             assert float(grouping[start, length - 1]) == approx(absolute(start, length))
             assert float(integrated[start, length - 1]) == approx(left(start, length))
+            assert float(corrected[start, length - 1]) == approx(rectified(start, length))
             for gap in range(1, start + 1):
                 expected = lines(start - gap, start, length)
                 assert float(forecast[gap - 1, start, length - 1]) == approx(expected)
@@ -118,14 +130,15 @@ def test_limits_are_kept():
         planned_steps(PROFILE, 2, longest=3)
 
 
-def test_a_profile_of_an_earlier_version_plans_by_relative_errors_alone():
+def test_a_profile_of_an_earlier_version_plans_by_what_it_has():
     old = {
         name: value
         for name, value in PROFILE.statistics.items()
         if name not in ("distance", "velocity", "sigma")
     }
     earlier = Profile(PROFILE.kind, PROFILE.fingerprint, old, PROFILE.samples)
-    assert planned_steps(earlier, 5) == planned_steps(PROFILE, 5)
+    for cost in ("reuse", "corrected"):
+        assert planned_steps(earlier, 5, cost) == planned_steps(PROFILE, 5, cost)
     for cost, name in (("grouping", "distance"), ("integrated", "sigma"), ("forecast", "velocity")):
         with pytest.raises(ProfileError, match=f"has no '{name}'.*calibrate again"):
             planned_steps(earlier, 5, cost)

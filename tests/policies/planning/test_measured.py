@@ -12,7 +12,7 @@ import torch
 from erta_framework import CFG, Engine, Profile, Sampler
 from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_framework.fronts import front_of, front_plot
-from erta_framework.measured import MeasuredFront, device_facts, levelled
+from erta_framework.measured import MeasuredFront, device_facts, levelled, measured_units
 from erta_framework.planning import promise
 from erta_framework.replay import (
     ReplaySetting,
@@ -26,7 +26,13 @@ from erta_framework.replay import (
 )
 from erta_framework.testing import AlternateSteps
 from erta_framework.testing.toys import GaussianMixtureFlow
-from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
+from erta_policies.ertacache import (
+    ErrorLinearizer,
+    ERTACache,
+    ResidualProfiler,
+    ResidualReuse,
+    SkipPolicy,
+)
 from erta_policies.forecast import Forecaster
 from erta_policies.meancache import AverageVelocity, MeanCacheProfiler, MeanCacheSchedule
 from erta_policies.planning import PlannedSchedule
@@ -81,9 +87,17 @@ def measured(profile) -> MeasuredFront:
 
 # -------------------------------------------------------------------------------- measuring
 @pytest.mark.parametrize(
-    ("cost", "others"), [("reuse", []), ("integrated", []), ("forecast", [Forecaster()])]
+    ("cost", "beside"),
+    [
+        ("reuse", lambda _: []),
+        ("grouping", lambda _: []),
+        ("integrated", lambda _: []),
+        ("corrected", lambda profile: [ResidualReuse(), ErrorLinearizer(profile=profile)]),
+        ("forecast", lambda _: [Forecaster()]),
+    ],
 )
-def test_predicted_and_measured_errors_rank_alike(profile, cost, others):
+def test_predicted_and_measured_errors_rank_alike(profile, cost, beside):
+    others = beside(profile)
     found = measure(
         setting(), [*planned(profile, cost=cost), *others], STEPS, (3, 4, 5, 6, 8, 10, 12, 14)
     )
@@ -131,8 +145,8 @@ def test_moves_keep_the_ends_and_the_number_of_steps():
 def test_the_measurement_survives_its_file_and_does_not_merge(profile, measured, tmp_path):
     path = measured.added_to(profile).save(tmp_path / "toy.safetensors")
     loaded = Profile.load(path)
-    assert MeasuredFront.of(loaded) == measured
-    assert MeasuredFront.of(profile) is None
+    assert MeasuredFront.of(loaded, measured.unit) == measured
+    assert MeasuredFront.of(profile, measured.unit) is None
     assert loaded.digest != profile.digest
     assert Profile.merge([loaded]).statistics.keys() == loaded.statistics.keys()
     with pytest.raises(ProfileError, match=r"holds plans that were measured.*measure again"):
@@ -140,6 +154,28 @@ def test_the_measurement_survives_its_file_and_does_not_merge(profile, measured,
 
 
 # --------------------------------------------------------------------------------- budgets
+def test_a_budget_in_db_is_read_from_plans_of_its_own_unit(profile):
+    held, found = profile, {}
+    for cost in ("reuse", "integrated"):
+        front = measure(setting(), planned(profile, cost=cost), STEPS, (4, 8))
+        assert front.unit == f"planned_schedule {cost}, gamma 2, signal max"
+        held, found[cost] = front.untimed().added_to(held), front
+    assert measured_units(held) == sorted(front.unit for front in found.values())
+    for cost, front in found.items():
+        budget = {"psnr": front.psnr[-1] - 0.01}
+        policy = PlannedSchedule(profile=held, budget=budget, cost=cost)
+        assert len(policy.plan(STEPS).computed) == 8
+        assert MeasuredFront.of(held, front.unit).psnr == front.psnr
+    for options in ({"cost": "grouping"}, {"gamma": 4.0}, {"signal": "mean"}):
+        policy = PlannedSchedule(profile=held, budget={"psnr": 10.0}, **options)
+        message = f"measured with {policy.unit}.*holds only those of planned_schedule integrated"
+        with pytest.raises(ProfileError, match=message):
+            Engine([policy])
+    timed = replace(found["reuse"], seconds=(0.4, 0.8, 1.6)).added_to(held)
+    policy = PlannedSchedule(profile=timed, budget={"seconds": 0.75}, gamma=4.0)
+    assert len(policy.plan(STEPS).computed) == 7  # seconds follow from the calls alone
+
+
 @pytest.mark.parametrize("plan", [ERTACache, PlannedSchedule])
 def test_a_budget_in_db_is_met_on_the_samples_it_was_measured_on(profile, plan):
     found = measure(setting(), [plan(profile=profile, budget={"calls": 8})], STEPS, CALLS)

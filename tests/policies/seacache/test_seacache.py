@@ -10,24 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SessionInfo
+from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.solvers import DDIM
-from erta_framework.testing import GaussianMixtureFlow, ToySetup
+from erta_framework.testing import GaussianMixtureFlow
+from erta_framework.testing.bench import FLOW
 from erta_policies.adapters import WarmUp
 from erta_policies.seacache import SeaCache, SeaCacheRule, axis_gain, mixing_at, sea_filtered
 from erta_policies.seacache.filter import mixing_of
 
 STEPS = 30
 SHAPE = (3, 4, 6, 5)
-
-
-SETUP = ToySetup(
-    toy=partial(GaussianMixtureFlow, SHAPE),
-    solver=FlowEuler(),
-    guidance=NoGuidance(),
-    num_steps=STEPS,
-)
+TOY = partial(GaussianMixtureFlow, SHAPE)
+SETUP = replace(FLOW, toy=TOY, guidance=NoGuidance(), num_steps=STEPS)
 
 
 def one(k: int) -> Request:
@@ -36,8 +31,8 @@ def one(k: int) -> Request:
 
 
 def sample(policies, given, network=None, **changes):
-    listed = policies if isinstance(policies, list) else [policies]
-    return replace(SETUP, **changes).run(Engine(listed), given, network)
+    engine = Engine(policies if isinstance(policies, list) else [policies])
+    return replace(SETUP, **changes).run(engine, given, network)
 
 
 def info(**changes) -> SessionInfo:
