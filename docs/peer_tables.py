@@ -37,7 +37,9 @@ def lead_line(standing: Standing) -> list[str]:
         lead = standing.lead(kind)
         if lead is None:
             return ""
-        return f"{lead:+.1f} ({standing.best[kind]['name']}, {standing.best[kind]['psnr_mean']:.1f})"
+        return (
+            f"{lead:+.1f} ({standing.best[kind]['name']}, {standing.best[kind]['psnr_mean']:.1f})"
+        )
 
     oracle = standing.best.get("oracle")
     return [
