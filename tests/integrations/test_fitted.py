@@ -86,7 +86,7 @@ def test_attached_by_hand_with_four_copies(
     with attach(pipe, [FittedReuse(profile=profile)]) as run:
         pipe(**request(model, prompts[1], seeds=[1, 2], num_steps=STEPS))
     assert run.traces[0].computed_steps == (0, 2, 5)
-    with pytest.raises(CapabilityError, match="first_order"):
+    with pytest.raises(CapabilityError, match="one_step"):
         PipelineSampler([FittedReuse(profile=profile)], scheduler="unipc", num_steps=STEPS)
 
 

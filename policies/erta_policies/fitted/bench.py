@@ -28,9 +28,10 @@ from erta_policies.fitted.profiler import FittedProfiler
 from erta_policies.fitted.recipe import FittedReuse
 from erta_policies.fitted.table import Table
 from erta_policies.forecast import Forecaster
+from erta_policies.planning import PlannedSchedule
 
 Facts = dict[str, Value]
-PARTS = ("calls", "choices", "samples", "robust")
+PARTS = ("calls", "schedules", "choices", "samples", "robust")
 SEED = 1_000_000
 """Where the seeds of calibration start, above those that are measured."""
 COLUMNS = {
@@ -224,6 +225,24 @@ def by_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
     return measured.rows
 
 
+def by_schedule(study: Study, budgets: Sequence[int]) -> list[Row]:
+    """The same fit on schedules of the same number of calls, planned in other ways."""
+    profile, measured = study.residuals(), Measured.of(study)
+    for budget in budgets:
+        facts: Facts = {"budget": budget, "part": "schedules"}
+        walked = planned(study, profile, budget)
+        schedules: dict[str, Policy] = {"ERTACache's": walked, "even": SkipPolicy(evenly=budget)}
+        for cost in ("forecast", "integrated"):
+            plan = PlannedSchedule(profile=profile, budget={"calls": budget}, cost=cost)
+            schedules[f"planned, cost {cost}"] = SkipPolicy(steps=plan.plan(study.steps).computed)
+        for name, schedule in schedules.items():
+            taylor = study.sampler([schedule, Forecaster()])
+            base = measured.add(f"{name}: Taylor 1", "composed", taylor, facts)
+            found = study.fit(FittedProfiler(schedule=schedule))
+            measured.fitted(f"{name}: fitted", found, base, facts)
+    return measured.rows
+
+
 CHOICES: dict[str, dict[str, Any]] = {
     "as shipped": {},
     **{f"velocities: {n}": {"velocities": n} for n in (1, 2, 3, 6)},
@@ -307,6 +326,7 @@ def by_distance(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 STUDIES = {
     "calls": by_calls,
+    "schedules": by_schedule,
     "choices": by_choice,
     "samples": by_samples,
     "robust": by_distance,
@@ -322,7 +342,7 @@ def study_of(
     Args:
         study: What all rows share.
         parts: Some of `PARTS`.
-        budgets: Network calls of each branch, for the part `calls`.
+        budgets: Network calls of each branch, for the parts `calls` and `schedules`.
         middle: Network calls in the other parts.
         command: Named in the result.
 
@@ -337,7 +357,7 @@ def study_of(
         raise InputError(f"the prompt {common[0]!r} is calibrated on and measured; keep them apart")
     rows: list[Row] = []
     for part in parts:
-        rows += STUDIES[part](study, budgets if part == "calls" else [middle])
+        rows += STUDIES[part](study, budgets if part in ("calls", "schedules") else [middle])
     settings: dict[str, Value] = {
         **{f"model.{key}": value for key, value in study.model.fingerprint().items()},
         "guidance": repr(CFG(scale=study.scale)),

@@ -46,6 +46,15 @@ class Settings:
     bound: float
     computed: int
 
+    @property
+    def local(self) -> bool:
+        """Whether velocities are fitted to the network's alone, which serves every solver."""
+        return self.trajectory == 0
+
+    def averaged(self, interval: tuple[float, float]) -> tuple[float, float]:
+        """Over what a forecast is the mean: the interval, or its start to forecast the network."""
+        return (interval[0], interval[0]) if self.local else interval
+
     def row(self) -> Tensor:
         """As numbers, float64."""
         numbers = [float(getattr(self, f.name)) for f in fields(self)]
@@ -113,8 +122,8 @@ def choose(
     Args:
         moments: `[FOLDS, C, Q, Q]` of one step.
         settings: How to fit.
-        nodes: Sigmas of the computed steps so far, newest first.
-        interval: Sigmas where the step starts and ends.
+        nodes: Nodes of the computed steps so far, newest first; see `variable`.
+        interval: Nodes where the step starts and ends.
         computed: Whether the network runs at this step.
     """
     depth = settings.velocities
@@ -122,7 +131,7 @@ def choose(
     total = moments.sum(dim=0)
     rules = {
         "velocity": features.held(depth),
-        "taylor": features.line(nodes, *interval, depth),
+        "taylor": features.line(nodes, *settings.averaged(interval), depth),
         "plain": features.plain(depth),
     }
     fixed = {name: total.new_tensor(row).expand(len(total), -1) for name, row in rules.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.profile import fingerprint_of
+from erta_framework.records import ONE_STEP
 from erta_policies.fitted.march import RUNS, March
 from erta_policies.fitted.moments import TOWARD, Settings, Toward
 from erta_policies.fitted.table import KIND, Table
@@ -73,7 +74,6 @@ class FittedProfiler(Policy):
         >>> Sampler(batch_size=16).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 
-    requires = frozenset({"velocity", "first_order"})
     seams = frozenset({Seam.LATENT})
     corrects_computed = True
     copies = len(RUNS)
@@ -120,6 +120,11 @@ class FittedProfiler(Policy):
                 )
         if self.schedule is not None:
             self.schedule.prepare()
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The trajectory target is told from a solver without memory only."""
+        return frozenset({ONE_STEP}) if self.target else frozenset()
 
     @property
     def settings(self) -> Settings:
@@ -196,7 +201,7 @@ class FittedProfiler(Policy):
                 "errors": march.errors.double().cpu(),
                 # their squares tell whether all merged profiles had the same
                 "settings": samples * torch.stack([told, told * told]),
-                "sigmas": samples * torch.tensor(session.sigmas, dtype=torch.float64),
+                "sigmas": samples * torch.tensor(march.nodes, dtype=torch.float64),
                 "elements": torch.tensor(float(samples * march.elements)).double(),
                 "batches": torch.ones(()).double(),
                 "judged": torch.tensor(float(self.start is not None)).double(),

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from erta_framework import Call, Needs, Policy, Profile, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
+from erta_framework.records import ONE_STEP
 from erta_policies.fitted import features
 from erta_policies.fitted.table import KIND, Table
+from erta_policies.fitted.variable import Variable
 from erta_policies.forecast.policy import weighted
 from erta_policies.parts.profiles import loaded, require
 
@@ -62,7 +64,6 @@ class FittedVelocity(Policy):
         False
     """
 
-    requires = frozenset({"velocity", "first_order"})
     seams = frozenset({Seam.LATENT})
     corrects_computed = True
     reads_latents = True
@@ -75,6 +76,12 @@ class FittedVelocity(Policy):
     def __post_init__(self) -> None:
         if not self.limit > 0:
             raise PolicyError(f"FittedVelocity(limit={self.limit}): it must be positive")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Weights of the trajectory target are those of a solver without memory."""
+        local = self.profile is not None and self._table.settings.local
+        return frozenset() if local else frozenset({ONE_STEP})
 
     @property
     def static(self) -> bool:
@@ -166,9 +173,10 @@ class FittedVelocity(Policy):
         return combination(call.x, start, outputs, weights)
 
     def _line(self, step: Step, call: Call) -> Tensor:
-        used = call.history[:2]
-        interval = step.interval
-        row = features.line([e.sigma for e in used], interval.start, interval.end, depth=2)
+        used, node = call.history[:2], Variable.of(step.session).node
+        ends = (node(step.interval.start), node(step.interval.end))
+        averaged = self._table.settings.averaged(ends)
+        row = features.line([node(e.sigma) for e in used], *averaged, depth=2)
         weights = features.raw_weights(row, depth=2)
         return weighted([e.output for e in used if e.output is not None], weights[: len(used)])
 

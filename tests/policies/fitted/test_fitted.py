@@ -297,7 +297,7 @@ def test_other_runs_are_refused(field, profile):
         field.run(policies, guidance=CFG(scale=5.0))
     allowed = field.run([FittedReuse(profile=profile, allow=("guidance",))], None, CFG(scale=5.0))
     assert allowed.trace.computed_steps == STEPS
-    with pytest.raises(CapabilityError, match="first_order"):
+    with pytest.raises(CapabilityError, match="one_step"):
         SamplingLoop(Engine(policies), FlowAdamsBashforth2())
     with pytest.raises(PolicyError, match="needs profile"):
         Engine([FittedReuse()])
