@@ -12,16 +12,7 @@ from erta_framework.errors import CapabilityError, ConflictError, ErtaError, Pol
 from erta_framework.hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.policy import Policy, flatten
 from erta_framework.profile import Profile
-from erta_framework.records import (
-    Call,
-    Compute,
-    Decision,
-    Needs,
-    Seam,
-    SessionInfo,
-    Step,
-    implied,
-)
+from erta_framework.records import Call, Compute, Decision, Needs, Seam, SessionInfo, Step
 from erta_framework.session import Session
 
 
@@ -171,7 +162,7 @@ class Engine:
                     f"{policy!r} works at the {' and '.join(sorted(seams))} seam, not at "
                     f"the {seam.value} seam; attach at that seam or remove the policy"
                 )
-            missing = requires - implied(capabilities)
+            missing = requires - capabilities
             if missing:
                 signal = any(name.startswith("signal:") for name in missing)
                 remedy = "a network that offers this signal" if signal else "another solver"

@@ -14,15 +14,8 @@ from erta_framework.errors import CapabilityError, PolicyError, ProtocolError
 
 S = TypeVar("S")
 
-FIRST_ORDER = "first_order"
-"""Capability of solvers without memory, whose interval may be moved."""
-
-ONE_STEP = "one_step"
-"""Capability of solvers without memory: a step depends on its latents, interval and output alone.
-Declaring `"first_order"` declares it too."""
-
 DDIM_LEVELS = "ddim_levels"
-"""Capability: a step is DDIM's with eta 0 on predicted noise, and sigma is the noise's factor."""
+"""Capability: steps are DDIM's with eta 0 on predicted noise, and sigma is the noise's factor."""
 
 TRIAL = "trial"
 """Capability of drivers that can run the network on other latents, see `Call.trial`."""
@@ -192,16 +185,6 @@ class StateStore:
     def clear(self) -> None:
         """Forget everything."""
         self._states.clear()
-
-
-def implied(capabilities: frozenset[str]) -> frozenset[str]:
-    """Capabilities with those that they bring along.
-
-    Example:
-        >>> sorted(implied(frozenset({"first_order"})))
-        ['first_order', 'one_step']
-    """
-    return capabilities | {ONE_STEP} if FIRST_ORDER in capabilities else capabilities
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -13,7 +13,7 @@ import torch
 
 from erta_framework import Interval, Schedule
 from erta_framework.errors import CapabilityError
-from erta_framework.records import DDIM_LEVELS, ONE_STEP
+from erta_framework.records import DDIM_LEVELS
 
 DDIM = ("DDIMScheduler", "DDIMParallelScheduler")
 CHANGED = ("clip_sample", "thresholding", "rescale_betas_zero_snr")
@@ -182,7 +182,7 @@ def capabilities(scheduler: object) -> frozenset[str]:
         return frozenset({"first_order", "velocity"})
     ddim = any(cls.__name__ in DDIM for cls in type(scheduler).__mro__)
     if ddim and config.get("prediction_type") == "epsilon" and not any(map(config.get, CHANGED)):
-        return frozenset({ONE_STEP, DDIM_LEVELS})
+        return frozenset({DDIM_LEVELS})
     return frozenset()
 
 

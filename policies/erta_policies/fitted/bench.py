@@ -284,13 +284,9 @@ def by_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
         found = study.fit(FittedProfiler(schedule=schedule), samples)
         measured.fitted(f"{samples} in one batch", found, base, facts)
     prompts, apart = repeated(study.calibration, 16), study.sampler(batch=4)
-    name = "16 in batches of 4"
     profiler = FittedProfiler(schedule=schedule)
-    summed = apart.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
-    measured.fitted(name, summed, base, facts)
-    judging = FittedProfiler(start=summed)
-    judged = apart.calibrate(study.model, prompts, seed=SEED, profiler=judging)
-    measured.fitted(f"{name}, judged", judged, base, facts)
+    judged = apart.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
+    measured.fitted("16 in batches of 4", judged, base, facts)
     return measured.rows
 
 

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -70,7 +71,7 @@ class March:
         self.batch = 0
         self.rows = 0
         self.variable, self.one_step = Variable.of(session), one_step(session)
-        self.nodes = tuple(self.variable.node(sigma) for sigma in session.sigmas)
+        self.nodes = checked_nodes([self.variable.node(sigma) for sigma in session.sigmas])
         self.channel_dim = session.channel_dim
         self.elements = math.prod(session.shape[1:])
         size = features.EXTRA + features.TARGETS + settings.velocities
@@ -119,7 +120,7 @@ class March:
         self.x = self.x[:batch]
         self._check_copies(self.x, "latents")
         for branch, (output,) in self.outputs.items():
-            self.outputs[branch] = list(output.split(batch))
+            self.outputs[branch] = list(torch.split(output, batch))
             for piece in self.outputs[branch]:
                 self._check_copies(piece, f"outputs of branch {branch!r}")
 
@@ -164,10 +165,8 @@ class March:
         if computes:
             self._computed(step.index, network, xs)
         interval = self._interval(step)
-        target = network[1]
-        if self.one_step:
-            gain = self.variable.scale(step.interval.start) / (interval[1] - interval[0])
-            target = network[0] + gain * (xs[0] - xs[1]).to(network[0])
+        gain = self.variable.scale(step.interval.start) / (interval[1] - interval[0])
+        target = network[0] + gain * (xs[0] - xs[1]).to(network[0])
         run = self.runs["fitted"]
         assert run.start is not None
         depth = self.settings.velocities
@@ -206,7 +205,7 @@ class March:
         assert run.start is not None
         depth = 2
         found = features.quantities(run.velocities, xs[position], run.start, depth)
-        ends = self.settings.averaged(interval)
+        ends = self.settings.interval(*interval)
         row = features.plain(depth) if name == "plain" else features.line(nodes, *ends, depth)
         return combined(found, torch.tensor([row]), self.channel_dim)
 
@@ -270,7 +269,8 @@ class March:
                 f"the guided velocity of step {step.index} is no fixed weighted sum of the "
                 f"branches {', '.join(order)} (weights {[round(float(w), 3) for w in share]}), so "
                 "FittedProfiler cannot tell what a correction of them does; calibrate without "
-                "guidance rescaling and with a scheduler that adds no noise"
+                "guidance rescaling, with a scheduler that adds no noise, and under DDIM with "
+                "`leading` steps or a number of them that divides the training steps"
             )
         self.outputs = {}
         if step.index == step.num_steps - 1:
@@ -303,6 +303,22 @@ def checked_batch(batch: int) -> int:
             "`erta calibrate` does"
         )
     return batch // len(RUNS)
+
+
+def checked_nodes(nodes: Sequence[float]) -> tuple[float, ...]:
+    """Nodes of a grid on which every step goes somewhere.
+
+    Raises:
+        PolicyError: Two of them are the same.
+    """
+    still = [index for index, (a, b) in enumerate(pairwise(nodes)) if a == b]
+    if still:
+        raise PolicyError(
+            f"step {still[0]} of this schedule ends where it starts, at {nodes[still[0]]:g}, so "
+            "FittedProfiler cannot tell its velocity; calibrate with a scheduler of one network "
+            "call a step"
+        )
+    return tuple(nodes)
 
 
 def combined(values: Sequence[Tensor], weights: Tensor, channel_dim: int) -> Tensor:

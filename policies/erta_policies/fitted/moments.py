@@ -35,6 +35,7 @@ class Settings:
         toward: Index in `TOWARD` of the rule that the penalty pulls to.
         bound: Largest absolute weight that is accepted.
         computed: Whether computed steps are corrected too.
+        averaged: Whether forecasts are means over the step, as under a solver without memory.
     """
 
     velocities: int
@@ -45,15 +46,11 @@ class Settings:
     toward: int
     bound: float
     computed: int
+    averaged: int
 
-    @property
-    def local(self) -> bool:
-        """Whether velocities are fitted to the network's alone, which serves every solver."""
-        return self.trajectory == 0
-
-    def averaged(self, interval: tuple[float, float]) -> tuple[float, float]:
-        """Over what a forecast is the mean: the interval, or its start to forecast the network."""
-        return (interval[0], interval[0]) if self.local else interval
+    def interval(self, start: float, end: float) -> tuple[float, float]:
+        """Over what a forecast is the mean; a multistep solver continues outputs itself."""
+        return (start, end) if self.averaged else (start, start)
 
     def row(self) -> Tensor:
         """As numbers, float64."""
@@ -63,7 +60,7 @@ class Settings:
     @classmethod
     def of(cls, row: Sequence[float]) -> Settings:
         """From the numbers of `row`."""
-        velocities, latent, displacement, trajectory, ridge, toward, bound, computed = row
+        velocities, latent, displacement, trajectory, ridge, toward, bound, *flags = row
         return cls(
             int(velocities),
             int(latent),
@@ -72,7 +69,7 @@ class Settings:
             ridge,
             int(toward),
             bound,
-            int(computed),
+            *map(int, flags),
         )
 
 
@@ -131,7 +128,7 @@ def choose(
     total = moments.sum(dim=0)
     rules = {
         "velocity": features.held(depth),
-        "taylor": features.line(nodes, *settings.averaged(interval), depth),
+        "taylor": features.line(nodes, *settings.interval(*interval), depth),
         "plain": features.plain(depth),
     }
     fixed = {name: total.new_tensor(row).expand(len(total), -1) for name, row in rules.items()}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from erta_framework import SessionInfo
-from erta_framework.records import DDIM_LEVELS, ONE_STEP, implied
+from erta_framework.records import DDIM_LEVELS
 from erta_policies.seacache.filter import mixing_of
 
 Kind = Literal["flow", "ratio", "level"]
@@ -68,4 +68,4 @@ class Variable:
 
 def one_step(session: SessionInfo) -> bool:
     """Whether a step depends on its latents, interval and output alone."""
-    return ONE_STEP in implied(session.capabilities)
+    return bool(session.capabilities & {"first_order", DDIM_LEVELS})
