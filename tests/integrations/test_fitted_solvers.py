@@ -151,6 +151,22 @@ def test_a_step_that_adds_noise_is_refused(unet: ShapesUNet) -> None:
         pipe(**asked, eta=1.0)
 
 
+def test_latents_that_the_network_gets_scaled_are_refused(unet: ShapesUNet) -> None:
+    pipe = pipeline(unet)
+    pipe.scheduler = diffusers.EulerDiscreteScheduler(**NOISE)
+    with pytest.raises(PolicyError, match="no fixed weighted sum"):
+        fit(unet, pipe, 2)
+
+
+def test_ddim_whose_steps_do_not_meet_is_refused(unet: ShapesUNet) -> None:
+    pipe, steps = pipeline(unet), 24
+    prompts = unet.demo_prompts()[0][:1] * len(RUNS)
+    asked = request(unet, prompts, seeds=[1] * len(RUNS), num_steps=steps)
+    profiler = FittedProfiler(schedule=SkipPolicy(evenly=8))
+    with attach(pipe, [profiler]), pytest.raises(PolicyError, match="divides the training steps"):
+        pipe(**asked)
+
+
 def test_a_grid_on_which_a_step_stands_still_is_refused(unet: ShapesUNet) -> None:
     pipe = pipeline(unet)
     pipe.scheduler = diffusers.HeunDiscreteScheduler(**NOISE)

@@ -21,9 +21,9 @@ from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
 from erta_framework.models import TextModel
 from erta_framework.registry import models
-from erta_framework.solvers import FlowAdamsBashforth2, Solver
+from erta_framework.solvers import DDIM, FlowAdamsBashforth2, Solver
 from erta_framework.testing import GaussianMixtureFlow
-from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
+from erta_policies.ertacache import ERTACache, ResidualProfiler, ResidualReuse, SkipPolicy
 from erta_policies.fitted.profiler import FittedProfiler
 from erta_policies.fitted.recipe import FittedReuse
 from erta_policies.fitted.table import Table
@@ -31,7 +31,7 @@ from erta_policies.forecast import Forecaster
 from erta_policies.planning import PlannedSchedule
 
 Facts = dict[str, Value]
-PARTS = ("calls", "schedules", "choices", "samples", "robust")
+PARTS = ("calls", "schedules", "choices", "samples", "robust", "solvers")
 SEED = 1_000_000
 """Where the seeds of calibration start, above those that are measured."""
 COLUMNS = {
@@ -59,6 +59,7 @@ class Study:
         samples: How many samples a fit has.
         steps: Steps of the full run.
         scale: Guidance scale.
+        solver: Solver of all rows; by default the first-order one of what the model predicts.
         console: Where progress is told.
     """
 
@@ -69,6 +70,7 @@ class Study:
     samples: int = 16
     steps: int = 50
     scale: float = 3.0
+    solver: Solver | None = None
     console: Console | None = None
 
     def sampler(
@@ -82,7 +84,7 @@ class Study:
         """A sampler of this study with these policies."""
         return Sampler(
             policies,
-            solver=solver or FlowEuler(),
+            solver=solver or self.solver or first_order(self.model),
             guidance=CFG(scale=self.scale),
             num_steps=steps or self.steps,
             batch_size=batch,
@@ -131,6 +133,11 @@ def opened(name: str) -> tuple[TextModel, list[str], list[str]]:
     model = models().load(name)()
     calibration, _ = demo_prompts(model, name, 1)
     return model, calibration, list(model.demo_prompts()[1])
+
+
+def first_order(model: TextModel) -> Solver:
+    """The first-order solver of what a model predicts."""
+    return DDIM() if getattr(model, "prediction", "velocity") == "epsilon" else FlowEuler()
 
 
 def repeated(prompts: Sequence[str], count: int) -> list[str]:
@@ -208,13 +215,15 @@ def planned(study: Study, profile: Profile, budget: int) -> SkipPolicy:
 def by_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
     """Fits beside plain solvers, ERTACache, and ERTACache's schedule under a Taylor forecast."""
     profile, measured = study.residuals(), Measured.of(study)
+    flow = isinstance(first_order(study.model), FlowEuler)
     for budget in budgets:
         facts: Facts = {"budget": budget, "part": "calls"}
         schedule = planned(study, profile, budget)
         plain = study.sampler(steps=budget)
-        measured.add("plain Euler", "plain", plain, facts)
-        second = study.sampler(steps=budget, solver=FlowAdamsBashforth2())
-        measured.add("plain Adams-Bashforth 2", "plain", second, facts)
+        measured.add("plain Euler" if flow else "plain DDIM", "plain", plain, facts)
+        if flow:
+            second = study.sampler(steps=budget, solver=FlowAdamsBashforth2())
+            measured.add("plain Adams-Bashforth 2", "plain", second, facts)
         ours = ERTACache(profile=profile, calls=budget)
         measured.add("ertacache", "peer", study.sampler([ours]), facts)
         taylor = study.sampler([schedule, Forecaster()])
@@ -274,13 +283,13 @@ def by_choice(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 
 def by_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
-    """Numbers of calibration samples, and small batches that are added up and then judged."""
+    """Calibration samples, to four times the study's, and small batches added up and judged."""
     profile, measured = study.residuals(), Measured.of(study)
     facts: Facts = {"budget": budgets[0], "part": "samples"}
     schedule = planned(study, profile, budgets[0])
     taylor = study.sampler([schedule, Forecaster()])
     base = measured.add("ERTACache's schedule, Taylor 1", "composed", taylor, facts)
-    for samples in (4, 8, 16, 32, 64):
+    for samples in (n for n in (4, 8, 16, 32, 64) if n <= 4 * study.samples):
         found = study.fit(FittedProfiler(schedule=schedule), samples)
         measured.fitted(f"{samples} in one batch", found, base, facts)
     prompts, apart = repeated(study.calibration, 16), study.sampler(batch=4)
@@ -320,12 +329,38 @@ def by_distance(study: Study, budgets: Sequence[int]) -> list[Row]:
     return rows
 
 
+def by_solver(study: Study, budgets: Sequence[int]) -> list[Row]:
+    """Other numbers of steps, and a solver with memory, each with a fit of its own."""
+    if not isinstance(first_order(study.model), FlowEuler):
+        raise InputError("the part `solvers` needs a model that predicts a velocity")
+    rows: list[Row] = []
+    for steps, name, solver in (
+        (20, "Euler", FlowEuler()),
+        (30, "Euler", FlowEuler()),
+        (study.steps, "Adams-Bashforth 2", FlowAdamsBashforth2()),
+    ):
+        own = replace(study, steps=steps, solver=solver)
+        calls, where = max(2, round(budgets[0] / study.steps * steps)), f"{steps} steps, {name}"
+        profile, measured = own.residuals(), Measured.of(own)
+        facts: Facts = {"budget": calls, "part": "solvers", "where": where}
+        schedule = planned(own, profile, calls)
+        residual = own.sampler([schedule, ResidualReuse()])
+        measured.add(f"{where}: residual reuse", "composed", residual, facts)
+        taylor = own.sampler([schedule, Forecaster()])
+        base = measured.add(f"{where}: Taylor 1", "composed", taylor, facts)
+        found = own.fit(FittedProfiler(schedule=schedule))
+        measured.fitted(f"{where}: fitted", found, base, facts)
+        rows += measured.rows
+    return rows
+
+
 STUDIES = {
     "calls": by_calls,
     "schedules": by_schedule,
     "choices": by_choice,
     "samples": by_samples,
     "robust": by_distance,
+    "solvers": by_solver,
 }
 
 
