@@ -34,6 +34,14 @@ COMMANDS = {
     "fitted_25": "erta bench fitted --calls 25 --samples 8 --json docs/data/fitted_25.json",
     "fitted_17": "erta bench fitted --calls 17 --samples 8 --json docs/data/fitted_17.json",
     "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
+    "fitted_choices": "erta bench fitted --part choices --samples 8 "
+    "--json docs/data/fitted_choices.json",
+    "fitted_samples": "erta bench fitted --part samples --samples 8 "
+    "--json docs/data/fitted_samples.json",
+    "fitted_schedules": "erta bench fitted --part schedules --calls 12 --calls 8 --calls 25 "
+    "--calls 17 --samples 8 --measured 16 --json docs/data/fitted_schedules.json",
+    "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
+    "--calls 8 --json docs/data/fitted_unet.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "policies": "erta bench policies --json docs/data/policies.json",
@@ -971,11 +979,11 @@ def fitted_section(record: Record) -> str:
     return "\n\n".join([*parts, fitted_findings(record)])
 
 
-def fitted_shapes(names: Sequence[str]) -> str:
-    """The part `calls` on shapes-wan, from one file a number of calls."""
+def fitted_shapes(names: Sequence[str], model: str = "shapes-wan") -> str:
+    """Rows of studies of fitted reuse on a trained model, from one or more files."""
     records = [load(name) for name in names]
     shared = records[0]["settings"]
-    headings = ["shapes-wan", "calls", "PSNR", "worst", "gain", "calibration"]
+    headings = [model, "calls", "PSNR", "worst", "gain", "calibration"]
     rows = [row for record in records for row in record["rows"]]
     said = (
         f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
@@ -1029,6 +1037,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "shapes:fitted": lambda: fitted_shapes(
         ["fitted_25", "fitted_17", "fitted_12", "fitted_robust"]
     ),
+    "unet:fitted": lambda: fitted_shapes(["fitted_unet"], "shapes-unet"),
+    "schedules:fitted": lambda: fitted_shapes(["fitted_schedules"]),
+    "choices:fitted": lambda: fitted_shapes(["fitted_choices"]),
+    "samples:fitted": lambda: fitted_shapes(["fitted_samples"]),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),

@@ -175,6 +175,21 @@ def test_the_study_measures_each_row(study: Callable[..., list[dict[str, Any]]])
     assert rows[-1]["gain_mean"] == pytest.approx(rows[-1]["psnr_mean"] - rows[-2]["psnr_mean"])
 
 
+def test_the_study_fits_on_other_schedules_and_under_other_solvers(
+    study: Callable[..., list[dict[str, Any]]],
+) -> None:
+    rows = study("schedules")
+    assert [row["kind"] for row in rows] == ["composed", "ours"] * 4
+    assert {row["calls"] for row in rows} == {5}
+    rows = study("solvers")
+    assert [row["where"] for row in rows[2::3]] == [
+        "20 steps, Euler",
+        "30 steps, Euler",
+        "8 steps, Adams-Bashforth 2",
+    ]
+    assert [row["calls"] for row in rows[2::3]] == [10, 15, 4]
+
+
 def test_the_study_measures_what_was_not_seen(
     study: Callable[..., list[dict[str, Any]]],
 ) -> None:
