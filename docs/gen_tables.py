@@ -28,7 +28,7 @@ COMMANDS = {
     "--json docs/data/accuracy_image.json",
     "families": "erta bench families --json docs/data/families.json",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
-    "--part robust --json docs/data/fitted.json",
+    "--part robust --part solvers --json docs/data/fitted.json",
     "fitted_robust": "erta bench fitted --part robust --samples 8 "
     "--json docs/data/fitted_robust.json",
     "fitted_25": "erta bench fitted --calls 25 --samples 8 --json docs/data/fitted_25.json",
@@ -36,12 +36,6 @@ COMMANDS = {
     "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
     "fitted_choices": "erta bench fitted --part choices --samples 8 "
     "--json docs/data/fitted_choices.json",
-    "fitted_samples": "erta bench fitted --part samples --samples 8 "
-    "--json docs/data/fitted_samples.json",
-    "fitted_schedules": "erta bench fitted --part schedules --calls 12 --calls 8 --calls 25 "
-    "--calls 17 --samples 8 --measured 16 --json docs/data/fitted_schedules.json",
-    "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
-    "--calls 8 --json docs/data/fitted_unet.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "policies": "erta bench policies --json docs/data/policies.json",
@@ -954,6 +948,7 @@ FITTED_PARTS = {
     "choices": "One setting of the fit changed at a time",
     "samples": "Numbers of calibration samples, and batches that were added up",
     "robust": "A fit on red, green and blue prompts at guidance 3, on what it has not seen",
+    "solvers": "Fits for other numbers of steps, and under a solver with memory",
 }
 
 
@@ -1010,8 +1005,9 @@ def fitted_line(row: Row) -> list[str]:
 def fitted_findings(record: Record) -> str:
     """Where the fit is ahead of the best other row, and where it is not."""
     lines = []
-    for budget in budgets(record):
-        rows = [r for r in record["rows"] if r["part"] == "calls" and r["budget"] == budget]
+    calls = [row for row in record["rows"] if row["part"] == "calls"]
+    for budget in budgets({"rows": calls}):
+        rows = [row for row in calls if row["budget"] == budget]
         ours = next(row for row in rows if row["kind"] == "ours")
         best = max(
             (row for row in rows if row["kind"] != "ours"), key=lambda r: float(r["psnr_mean"])
@@ -1037,10 +1033,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "shapes:fitted": lambda: fitted_shapes(
         ["fitted_25", "fitted_17", "fitted_12", "fitted_robust"]
     ),
-    "unet:fitted": lambda: fitted_shapes(["fitted_unet"], "shapes-unet"),
-    "schedules:fitted": lambda: fitted_shapes(["fitted_schedules"]),
     "choices:fitted": lambda: fitted_shapes(["fitted_choices"]),
-    "samples:fitted": lambda: fitted_shapes(["fitted_samples"]),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),
