@@ -30,12 +30,14 @@ COMMANDS = {
     "--json docs/data/accuracy_image.json",
     "families": "erta bench families --json docs/data/families.json",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
-    "--part robust --json docs/data/fitted.json",
+    "--part robust --part solvers --json docs/data/fitted.json",
     "fitted_robust": "erta bench fitted --part robust --samples 8 "
     "--json docs/data/fitted_robust.json",
     "fitted_25": "erta bench fitted --calls 25 --samples 8 --json docs/data/fitted_25.json",
     "fitted_17": "erta bench fitted --calls 17 --samples 8 --json docs/data/fitted_17.json",
     "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
+    "fitted_choices": "erta bench fitted --part choices --samples 8 "
+    "--json docs/data/fitted_choices.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "policies": "erta bench policies --json docs/data/policies.json",
@@ -951,6 +953,7 @@ FITTED_PARTS = {
     "choices": "One setting of the fit changed at a time",
     "samples": "Numbers of calibration samples, and batches that were added up",
     "robust": "A fit on red, green and blue prompts at guidance 3, on what it has not seen",
+    "solvers": "Fits for other numbers of steps, and under a solver with memory",
 }
 
 
@@ -976,11 +979,11 @@ def fitted_section(record: Record) -> str:
     return "\n\n".join([*parts, fitted_findings(record)])
 
 
-def fitted_shapes(names: Sequence[str]) -> str:
-    """The part `calls` on shapes-wan, from one file a number of calls."""
+def fitted_shapes(names: Sequence[str], model: str = "shapes-wan") -> str:
+    """Rows of studies of fitted reuse on a trained model, from one or more files."""
     records = [load(name) for name in names]
     shared = records[0]["settings"]
-    headings = ["shapes-wan", "calls", "PSNR", "worst", "gain", "calibration"]
+    headings = [model, "calls", "PSNR", "worst", "gain", "calibration"]
     rows = [row for record in records for row in record["rows"]]
     said = (
         f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
@@ -1007,8 +1010,9 @@ def fitted_line(row: Row) -> list[str]:
 def fitted_findings(record: Record) -> str:
     """Where the fit is ahead of the best other row, and where it is not."""
     lines = []
-    for budget in budgets(record):
-        rows = [r for r in record["rows"] if r["part"] == "calls" and r["budget"] == budget]
+    calls = [row for row in record["rows"] if row["part"] == "calls"]
+    for budget in budgets({"rows": calls}):
+        rows = [row for row in calls if row["budget"] == budget]
         ours = next(row for row in rows if row["kind"] == "ours")
         best = max(
             (row for row in rows if row["kind"] != "ours"), key=lambda r: float(r["psnr_mean"])
@@ -1045,6 +1049,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "shapes:fitted": lambda: fitted_shapes(
         ["fitted_25", "fitted_17", "fitted_12", "fitted_robust"]
     ),
+    "choices:fitted": lambda: fitted_shapes(["fitted_choices"]),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
     "table:batch": lambda: batch_section(load("batch")),

@@ -21,8 +21,8 @@ def peers_summary(record: Record, table: Table, caption: str) -> str:
     lines = [lead_line(standing) for standing in found]
     total = full["prompts"] * full["seeds"]
     said = (
-        f"PSNR in dB against the full run of {full['steps']} steps, over {full['prompts']} held-out "
-        f"samples in each of {full['seeds']} seed sets ({total} in all), on "
+        f"PSNR in dB against the full run of {full['steps']} steps, over {full['prompts']} "
+        f"held-out samples in each of {full['seeds']} seed sets ({total} in all), on "
         f"{record['settings']['model']} through the unmodified {record['settings']['pipeline']}. "
         f"{caption}"
     )
