@@ -127,7 +127,7 @@ def peers_bench(
         console=console,
         command=command,
         columns=COLUMNS,
-        solving=4,
+        solving=3,
     )
 
 

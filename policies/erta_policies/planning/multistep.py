@@ -35,8 +35,8 @@ class MultistepSchedule(FixedSchedule):
     computed steps, so no cost of single edges says what a schedule is worth. Here every reused step
     is charged the error of the best combination, with weights that add up to 1, of the `depth`
     newest computed velocities, on the calibrated full run. Errors between two computed steps add
-    up, those of different gaps add up as squares, and a gap at sigma counts `exp(growth * sigma)`
-    times: what goes wrong early grows until the end. A search moves one computed step at a time
+    up, those of different gaps add up as squares, and a gap that starts at sigma counts
+    `exp(growth * sigma / sigma_max)` times: what goes wrong early grows until the end. A search moves one computed step at a time
     from three schedules, an even one and two planned ones, until no move helps.
 
     Source: ours.
@@ -45,7 +45,7 @@ class MultistepSchedule(FixedSchedule):
         profile: File or profile of a `ResidualProfiler`.
         budget: `calls` or `speedup`.
         depth: How many computed velocities a reused step combines.
-        growth: How much more an error counts at sigma 1 than at sigma 0, as a power of e.
+        growth: How much more an error counts at the largest sigma than at 0, as a power of e.
         signal: How guidance branches combine, as in `SkipPolicy`.
         allow: Fingerprint fields of the profile that may differ from the run.
 
@@ -172,7 +172,7 @@ class Combinations:
             distances=apart + apart.transpose(1, 2),
             present=present,
             sizes=grid.diff().abs().tolist(),
-            weights=(growth * grid[:-1]).exp().tolist(),
+            weights=(growth * grid[:-1] / grid.max()).exp().tolist(),
             depth=depth,
             signal=signal,
         )
