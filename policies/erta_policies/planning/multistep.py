@@ -36,8 +36,9 @@ class MultistepSchedule(FixedSchedule):
     is charged the error of the best combination, with weights that add up to 1, of the `depth`
     newest computed velocities, on the calibrated full run. Errors between two computed steps add
     up, those of different gaps add up as squares, and a gap that starts at sigma counts
-    `exp(growth * sigma / sigma_max)` times: what goes wrong early grows until the end. A search moves one computed step at a time
-    from three schedules, an even one and two planned ones, until no move helps.
+    `exp(growth * sigma / sigma_max)` times: what goes wrong early grows until the end. A search
+    moves one computed step at a time, from an even schedule and from two planned ones, until no
+    move helps.
 
     Source: ours.
 
@@ -106,12 +107,12 @@ class MultistepSchedule(FixedSchedule):
         calls = budget.calls_for(num_steps)
         if calls == 1:
             return (0,)
+        errors = self._errors
         starts = [evenly(calls, num_steps).computed]
         for cost in ("forecast", "integrated"):
             plan = within(front(self._profile, cost, signal=self.signal), calls).steps
             starts += [plan] if len(plan) == calls else []
-        found = [searched(self._errors, start) for start in starts]
-        return min(found, key=self._errors.total)
+        return min((searched(errors, start) for start in starts), key=errors.total)
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of the plan.
