@@ -38,6 +38,8 @@ COMMANDS = {
     "fitted_12": "erta bench fitted --calls 12 --samples 8 --json docs/data/fitted_12.json",
     "fitted_choices": "erta bench fitted --part choices --samples 8 "
     "--json docs/data/fitted_choices.json",
+    "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
+    "--calls 8 --json docs/data/fitted_unet.json",
     "overhead": "erta bench overhead --json docs/data/overhead.json",
     "pipeline": "erta bench pipeline --json docs/data/pipeline.json",
     "policies": "erta bench policies --json docs/data/policies.json",
@@ -1049,6 +1051,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "shapes:fitted": lambda: fitted_shapes(
         ["fitted_25", "fitted_17", "fitted_12", "fitted_robust"]
     ),
+    "unet:fitted": lambda: fitted_shapes(["fitted_unet"], "shapes-unet"),
     "choices:fitted": lambda: fitted_shapes(["fitted_choices"]),
     "table:overhead": lambda: overhead_section(load("overhead")),
     "table:attach": lambda: attach_section(load("attach_overhead")),
