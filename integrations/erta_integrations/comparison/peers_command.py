@@ -30,9 +30,7 @@ def peers_command(
     report: options.Report = None,
     again: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--from", help="Join these records instead of measuring; repeatable."
-        ),
+        typer.Option("--from", help="Join these records instead of measuring; repeatable."),
     ] = None,
 ) -> None:
     """Ours, published methods, recombinations and plain solvers at equal network calls.
