@@ -9,7 +9,7 @@ OUTPUT ?= runs
 WORKERS ?= 2
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
-SCRIPTS := docs/gen_tables.py docs/peer_tables.py docs/update_readme.py docs/griffe_reference.py
+SCRIPTS := docs/gen_tables.py docs/update_readme.py docs/griffe_reference.py docs/tables
 
 .DEFAULT_GOAL := help
 .PHONY: help demo env test test-slow lint format docs bench ci clean

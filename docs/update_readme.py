@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from gen_tables import ablation_summary, load
+from tables.ablation import ablation_summary
+from tables.data import load
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"

@@ -13,30 +13,22 @@ import pytest
 import typer
 import yaml
 
+import update_readme
 from erta_framework.config import RunConfig, load_config
 from erta_framework.registry import models, policies
+from tables.ablation import LADDER, ablation_section, ablation_table, findings
+from tables.budgets import budgets_section, lambda_section
+from tables.cli import cli_reference, cli_root
+from tables.data import MissingDataError, load
+from tables.markers import SECTIONS, filled
+from tables.pipeline import pipeline_section
+from tables.policies import policies_section
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 EXECUTED = [README, *sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("how-to/*.md"))]
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-
-
-def script(name: str) -> ModuleType:
-    """A script of docs/ as a module, found by the scripts beside it as well."""
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules[name]
-
-
-script("peer_tables")
-tables = script("gen_tables")
-update_readme = script("update_readme")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -119,7 +111,7 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
 
 
 def assert_is_command(words: list[str]) -> None:
-    command = tables.cli_root()
+    command = cli_root()
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.list_commands(None), f"erta has no command {words[0]!r}"
         command = command.get_command(None, words.pop(0))
@@ -128,8 +120,8 @@ def assert_is_command(words: list[str]) -> None:
 
 
 def test_the_command_line_page_lists_every_command() -> None:
-    page = tables.cli_reference()
-    root = tables.cli_root()
+    page = cli_reference()
+    root = cli_root()
     assert isinstance(root, typer.core.TyperGroup)
     for name in root.commands:
         assert f"erta {name}" in page
@@ -171,7 +163,7 @@ def measured() -> dict[str, Any]:
 
 
 def test_the_ablation_table_shows_the_numbers_and_marks_the_best() -> None:
-    lines = tables.ablation_table(measured()).splitlines()
+    lines = ablation_table(measured()).splitlines()
     assert lines[0] == "|  | 25 of 50 calls | 12 of 50 calls |"
     assert "| plain Adams-Bashforth 2 | 29.0 ± 1.0 | **28.0 ± 1.0** |" in lines
     assert "| ertacache (recipe default) | **34.0 ± 1.0** | 27.0 ± 1.0 |" in lines
@@ -179,7 +171,7 @@ def test_the_ablation_table_shows_the_numbers_and_marks_the_best() -> None:
 
 
 def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
-    said = tables.findings(measured()).splitlines()
+    said = findings(measured()).splitlines()
     assert len(said) == 7
     assert "uniform reuse: **better** (+2.0 / +2.0 dB at 25 and 12 network calls)" in said[0]
     assert "Timestep adjustment, added to it: **worse at 25** (-0.5 / +0.0 dB" in said[1]
@@ -188,7 +180,7 @@ def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
 
 
 def test_the_details_name_the_machine_and_the_day() -> None:
-    section = tables.ablation_section(measured())
+    section = ablation_section(measured())
     assert "`erta bench ablation`, 2026-01-02, a processor, 2 cores; torch 2.13.0." in section
     assert "| full | 50 | 4.0 | 1.00 x | reference |  |" in section
     assert "4 held-out prompts × 3 seed sets" in section
@@ -197,8 +189,8 @@ def test_the_details_name_the_machine_and_the_day() -> None:
 def test_a_row_that_is_missing_is_an_error() -> None:
     record = measured()
     record["rows"] = [row for row in record["rows"] if row["name"] != "uniform"]
-    with pytest.raises(tables.MissingDataError, match="no row 'uniform'"):
-        tables.findings(record)
+    with pytest.raises(MissingDataError, match="no row 'uniform'"):
+        findings(record)
 
 
 def test_the_readme_shows_the_measured_ablation() -> None:
@@ -218,7 +210,7 @@ def through_pipeline() -> dict[str, Any]:
         rows.append({**common, **full, "own_psnr_mean": None})
         for name in PSNR:
             group, *values = PSNR[name]
-            if group not in tables.LADDER or "Adams" in name:
+            if group not in LADDER or "Adams" in name:
                 continue
             for budget, value in zip((25, 12), values, strict=True):
                 facts = {"name": plain if group == "plain" else name, "group": group}
@@ -233,7 +225,7 @@ def through_pipeline() -> dict[str, Any]:
 
 
 def test_the_pipeline_stands_beside_the_own_loop() -> None:
-    section = tables.pipeline_section(through_pipeline(), measured())
+    section = pipeline_section(through_pipeline(), measured())
     assert "| plain steps | 30.0 ± 1.0 | 30.0 | yes | 30.0 ± 1.0 |" in section
     assert "| + timestep adjustment | 26.0 ± 1.0 | 26.0 | within 3e-06 | refused |" in section
     assert "same bits in 9 of 11 runs. The others (+ timestep adjustment) differ" in section
@@ -258,20 +250,20 @@ def scheduled() -> dict[str, Any]:
 
 
 def test_schedules_are_compared_by_what_stands_in() -> None:
-    section = tables.budgets_section(scheduled())
+    section = budgets_section(scheduled())
     assert "| residual: threshold walk | 32.5 ± 1.0 | 31.2 ± 1.0 |" in section
     assert "| residual: reuse | **33.5 ± 1.0** | **32.2 ± 1.0** |" in section
     assert "| forecast: forecast | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
     assert "tried 3 moves on 2 calibration samples, 99 network calls" in section
-    said = tables.lambda_section(scheduled())
+    said = lambda_section(scheduled())
     assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 33.5 ± 1.0 |" in said
 
 
 def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
     record = through_pipeline()
     record["rows"] = [row for row in record["rows"] if row["name"] != "plain UniPC"]
-    with pytest.raises(tables.MissingDataError, match="other rows of flow_euler than of unipc"):
-        tables.pipeline_section(record, measured())
+    with pytest.raises(MissingDataError, match="other rows of flow_euler than of unipc"):
+        pipeline_section(record, measured())
 
 
 def at_equal_calls() -> dict[str, Any]:
@@ -293,7 +285,7 @@ def at_equal_calls() -> dict[str, Any]:
 
 
 def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
-    section = tables.policies_section(at_equal_calls())
+    section = policies_section(at_equal_calls())
     assert "* Best at 25 calls: **Both**. By group, fewer steps: plain UniPC (37.0 dB); " in section
     assert "fewer steps at 25 calls: 1 of 2 rows." in section
     assert (
@@ -308,11 +300,11 @@ def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
 
 @pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline", "policies"])
 def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) -> None:
-    with pytest.raises(tables.MissingDataError, match=f"{name}.json.*write it with"):
-        tables.load(name, tmp_path)
+    with pytest.raises(MissingDataError, match=f"{name}.json.*write it with"):
+        load(name, tmp_path)
     (tmp_path / f"{name}.json").write_text('{"rows": []}', encoding="utf-8")
-    with pytest.raises(tables.MissingDataError, match="no rows"):
-        tables.load(name, tmp_path)
+    with pytest.raises(MissingDataError, match="no rows"):
+        load(name, tmp_path)
 
 
 def test_every_marker_of_a_page_is_replaced() -> None:
@@ -320,13 +312,13 @@ def test_every_marker_of_a_page_is_replaced() -> None:
     for page in DOCS.rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         seen.update(re.findall(r"<!-- ([a-z:]+) -->", text))
-        assert "<!--" not in tables.filled(text), named(page)
-    assert seen == set(tables.SECTIONS)
+        assert "<!--" not in filled(text), named(page)
+    assert seen == set(SECTIONS)
 
 
 def test_a_misspelt_marker_is_an_error() -> None:
-    with pytest.raises(tables.MissingDataError, match="table:abaltion"):
-        tables.filled("<!-- table:abaltion -->")
+    with pytest.raises(MissingDataError, match="table:abaltion"):
+        filled("<!-- table:abaltion -->")
 
 
 # -------------------------------------------------------------------------------- tables

@@ -104,7 +104,7 @@ def test_the_sdist_can_be_worked_on(tmp_path: Path) -> None:
     with tarfile.open(build("--sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {"pyproject.toml", "Makefile", "README.md", "LICENSE", "constraints.txt", "mkdocs.yml"}
-    wanted |= {"tests/test_packaging.py", "docs/index.md", "docs/gen_tables.py", ".ci/run"}
+    wanted |= {"tests/test_packaging.py", "docs/index.md", "docs/tables/markers.py", ".ci/run"}
     wanted |= {f"{PACKAGES[p].relative_to(ROOT).as_posix()}/py.typed" for p in PACKAGES}
     assert wanted <= names
     assert not {name for name in names if name.startswith(("runs/", ".venv/", "site/"))}

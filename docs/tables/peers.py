@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from erta_integrations.comparison.peers_page import full_row, lead_row
 from erta_integrations.comparison.standings import EFFICIENCY, KINDS, Standing, standings
+from tables.data import Record, Row
+from tables.markdown import caption, cell, left_aligned, table
 
-Record = Mapping[str, Any]
-Table = Callable[[Sequence[str], Iterable[Sequence[str]]], str]
 
-
-def peers_summary(record: Record, table: Table, caption: str) -> str:
+def peers_summary(record: Record) -> str:
     """Who leads at each number of calls, and whether the goals are reached."""
     full = full_row(record)
     headings = ["calls", "our best", "PSNR", "over the best peer", "over the best plain"]
@@ -24,7 +22,7 @@ def peers_summary(record: Record, table: Table, caption: str) -> str:
         f"PSNR in dB against the full run of {full['steps']} steps, over {full['prompts']} "
         f"held-out samples in each of {full['seeds']} seed sets ({total} in all), on "
         f"{record['settings']['model']} through the unmodified {record['settings']['pipeline']}. "
-        f"{caption}"
+        f"{caption(record)}"
     )
     return "\n\n".join([table(headings, lines), said, verdicts(found)])
 
@@ -69,7 +67,7 @@ def verdicts(found: Sequence[Standing]) -> str:
     return "\n".join(lines)
 
 
-def peers_section(record: Record, table: Table, words: Table, cell: Callable[[Any], str]) -> str:
+def peers_section(record: Record) -> str:
     """Every row, by number of calls and kind, and those that are not as asked for."""
     full = full_row(record)
     headings = ["", "calls", "PSNR", "± sets", "SSIM", "as prompted", "fine"]
@@ -89,11 +87,11 @@ def peers_section(record: Record, table: Table, words: Table, cell: Callable[[An
     odd = [row for row in record["rows"] if row["status"] != "measured"]
     if odd:
         lines = [[r["name"], str(r["budget"]), r["status"], cell(r.get("detail"))] for r in odd]
-        parts += ["### Not as asked for", words(["", "Calls", "Status", "Why"], lines)]
+        parts += ["### Not as asked for", left_aligned(["", "Calls", "Status", "Why"], lines)]
     return "\n\n".join(parts)
 
 
-def line(row: Record) -> list[str]:
+def line(row: Row) -> list[str]:
     """One row; the setting that was solved for stands under its name."""
     solved = f"<br>`{row['setting']}`" if row["setting"] else ""
 

@@ -1,0 +1,1 @@
+"""The tables of the documentation, a module for each subject; `tables.markers` lists them."""

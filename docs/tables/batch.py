@@ -1,0 +1,48 @@
+"""The tables of `erta bench batch`: decisions sample by sample."""
+
+from __future__ import annotations
+
+from tables.data import Record, Row
+from tables.markdown import caption, table
+
+
+def batch_section(record: Record) -> str:
+    """Four ways to run a batch, for each batch and threshold, and how mixed the batch is."""
+    parts = []
+    for name in dict.fromkeys(row["batch"] for row in record["rows"]):
+        rows = [row for row in record["rows"] if row["batch"] == name]
+        alone = [row for row in rows if row["name"] == "one by one"]
+        spread = ", ".join(
+            f"{row['calls_min']:g} to {row['calls_max']:g} (deviation {row['calls_std']:.1f}) at "
+            f"{row['threshold']:g}"
+            for row in alone
+        )
+        parts += [
+            f"### Prompts {name}",
+            f"Calls of each branch that a prompt takes alone: {spread}.",
+            table(
+                ["", "threshold", "samples", "calls", "speed", "PSNR", "worst", "hard half"],
+                map(batch_row, rows),
+            ),
+        ]
+        same = [row for row in rows if row["name"] == "per sample"]
+        far = max(row["difference_to_alone"] for row in same)
+        parts.append(
+            f"Samples that took as many calls in the batch as alone: "
+            f"{' and '.join(str(row['same_calls_as_alone']) for row in same)} of "
+            f"{same[0]['prompts']}; largest difference of a value: {far:g}."
+        )
+    return "\n\n".join([*parts, caption(record)])
+
+
+def batch_row(row: Row) -> list[str]:
+    """One way of running a batch; the full run is the reference."""
+    reference = row["name"] == "full"
+    return [
+        row["name"],
+        "" if reference else f"{row['threshold']:g}",
+        str(row["network_samples"]),
+        f"{row['calls_mean']:.1f}",
+        f"{row['processor_speedup']:.2f} x",
+        *("" if reference else f"{row[key]:.1f}" for key in ("psnr_mean", "psnr_min", "psnr_hard")),
+    ]

@@ -1,0 +1,63 @@
+"""Which policies can stand beside which, asked of the code."""
+
+from __future__ import annotations
+
+import functools
+
+from tables.markdown import cell, left_aligned
+
+
+@functools.cache
+def combinations_section() -> str:
+    """Which policies can stand beside which: parts, refused pairs, and what was left out."""
+    from erta_framework.composition import OWN, Driver, overview
+    from erta_framework.policy import Policy
+    from erta_framework.profile import Profile
+    from erta_framework.records import Seam
+    from erta_framework.signals import wanted
+    from erta_integrations.diffusers import attach, signals, trials
+    from erta_integrations.diffusers.schedulers import capabilities
+    from erta_integrations.diffusers.tiny import FAMILIES
+    from erta_integrations.diffusers.trunk import discover, first_blocks, longest
+
+    family = FAMILIES["wan-euler"]
+    pipe = family.build()
+
+    def calibrated(profiler: Policy) -> Profile:
+        seam = Seam.TRUNK if wanted([profiler]) else Seam.LATENT
+        with attach(pipe, [profiler], seam=seam) as run:
+            family.run(pipe, steps=8)
+        return run.profile()
+
+    stacks = discover(pipe.transformer)
+    inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
+    euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
+    whole = euler | trials.offered({"transformer": pipe.transformer})
+    found = overview(
+        calibrated,
+        (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
+    )
+    names = [driver.name for driver in found.drivers]
+    rows = [
+        [role.value, f"`{name}`", *("yes" if each else "no" for each in served)]
+        for role, name, served in found.rows()
+    ]
+    counts = [found.counts(driver) for driver in found.drivers]
+    rows.append(["", "combinations allowed", *(f"{a} of {made}" for a, made in counts)])
+    pairs = [
+        [" + ".join(f"`{name}`" for name in chosen), "; ".join(where), cell(reason)]
+        for chosen, where, reason in found.refused()
+    ]
+    absent = [[f"`{name}`", cell(reason)] for name, reason in found.absent.items()]
+    parts = [left_aligned(["Part", "Policy", *names], rows)]
+    if pairs:
+        parts += [
+            "Not together, although each may stand alone:",
+            left_aligned(["Policies", "Where", "Why"], pairs),
+        ]
+    if absent:
+        parts += [
+            "Not among them, since they cannot be made without a setting of yours:",
+            left_aligned(["Policy", "Why"], absent),
+        ]
+    return "\n\n".join(parts)

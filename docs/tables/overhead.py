@@ -1,0 +1,49 @@
+"""The tables of `erta bench overhead` and `erta bench attach-overhead`: the engine's own time."""
+
+from __future__ import annotations
+
+from tables.data import MissingDataError, Record, command
+from tables.markdown import caption, table
+
+
+def overhead_section(record: Record) -> str:
+    """Microseconds of the engine a step, and the synchronisations of a static schedule."""
+    timed = [row for row in record["rows"] if row.get("us_per_step") is not None]
+    static = [row for row in record["rows"] if row.get("static_syncs") is not None]
+    if not timed or not static:
+        raise MissingDataError(
+            f"overhead.json lacks us_per_step or static_syncs; write it with "
+            f"`{command('overhead')}`"
+        )
+    keys = ("us_per_step", "us_per_step_least", "us_per_step_bare")
+    lines = [
+        [str(row["policies"]), str(row["branches"]), *(f"{row[key]:.0f}" for key in keys)]
+        for row in timed
+    ]
+    syncs = static[0]["static_syncs"]
+    said = (
+        "Microseconds a step; the median of the differences, and the difference of the fastest "
+        f"runs. Values that a static schedule reads back from the device while sampling: {syncs}."
+    )
+    headings = ["policies", "branches", "engine adds", "fastest", "bare loop"]
+    return "\n\n".join([table(headings, lines), said, caption(record)])
+
+
+def attach_section(record: Record) -> str:
+    """Microseconds a step that an attached engine adds to a pipeline whose network is free."""
+    keys = ("us_per_step", "us_per_step_least", "us_per_step_processor", "us_per_step_plain")
+    lines = [
+        [
+            row["pipeline"],
+            str(row["policies"]),
+            str(row["branches"]),
+            *(f"{row[key]:.0f}" for key in keys),
+        ]
+        for row in record["rows"]
+    ]
+    headings = ["", "policies", "branches", "engine adds", "fastest", "processor", "plain pipeline"]
+    said = (
+        "Microseconds a step, opening and closing the request included: the median of the "
+        "differences, the difference of the fastest requests, and the median in processor time."
+    )
+    return "\n\n".join([table(headings, lines), said, caption(record)])

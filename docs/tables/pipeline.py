@@ -1,0 +1,122 @@
+"""The table of `erta bench pipeline`: the ablation through diffusers' own pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tables.ablation import (
+    RECIPE,
+    gap,
+    ladder,
+)
+from tables.data import MissingDataError, Record, Row, command
+from tables.markdown import caption, listed, table
+from tables.rows import budgets, quality, verdict
+
+PLAIN = "plain"
+"""Stands for the plain steps of either scheduler."""
+
+
+def pipeline_section(record: Record, own: Record) -> str:
+    """The ablation through `WanPipeline`: a table a number of calls, and what it says."""
+    rows = by_scheduler(record)
+    count = next(row["prompts"] for row in record["rows"] if row["budget"] is None)
+    parts = [f"{count} held-out prompts; {caption(record)}"]
+    for budget in budgets(record):
+        headings = [f"{budget} calls", "Euler", "own loop, same grid", "same bits", "UniPC"]
+        names = dict.fromkeys(name for (_, n, name) in rows if n == budget)
+        lines = [
+            pipeline_line(name, rows["flow_euler", budget, name], rows["unipc", budget, name])
+            for name in names
+        ]
+        parts.append(table(headings, lines))
+    return "\n\n".join([*parts, pipeline_findings(record, own)])
+
+
+def by_scheduler(record: Record) -> dict[tuple[str, int, str], Row]:
+    """Rows by scheduler, number of calls and name; both kinds of plain steps have one name.
+
+    Raises:
+        MissingDataError: One scheduler lacks a row that the other has.
+    """
+    found = {}
+    for row in record["rows"]:
+        if row["budget"] is not None:
+            name = PLAIN if row["group"] == "plain" else row["name"]
+            found[row["scheduler"], row["budget"], name] = row
+    euler, unipc = (
+        {key[1:] for key in found if key[0] == scheduler} for scheduler in ("flow_euler", "unipc")
+    )
+    if euler != unipc:
+        raise MissingDataError(
+            f"pipeline.json has other rows of flow_euler than of unipc ({sorted(euler ^ unipc)}); "
+            f"write it with `{command('pipeline')}`"
+        )
+    return found
+
+
+def pipeline_line(name: str, euler: Row, unipc: Row) -> list[str]:
+    """One row under both schedulers."""
+    same = "yes" if euler["identical"] else f"within {euler['largest_difference']:.0e}"
+    return [
+        "plain steps" if name == PLAIN else name,
+        quality(euler),
+        f"{euler['own_psnr_mean']:.1f}",
+        same,
+        "refused" if unipc["status"] == "refused" else quality(unipc),
+    ]
+
+
+def pipeline_findings(record: Record, own: Record) -> str:
+    """What the pipeline's numbers say beside those of the own loop, in words that follow."""
+    rows = by_scheduler(record)
+    euler = [row for row in record["rows"] if row["scheduler"] == "flow_euler"]
+    same = [row for row in euler if row["identical"]]
+    rest = [row for row in euler if not row["identical"]]
+    apart = max((abs(r["psnr_mean"] - r["own_psnr_mean"]) for r in rest), default=0.0)
+    furthest = max((row["largest_difference"] for row in rest), default=0.0)
+    lines = [
+        f"* The own loop on the pipeline's grid gives the same bits in {len(same)} of {len(euler)} "
+        f"runs. The others ({', '.join(dict.fromkeys(r['name'] for r in rest)) or 'none'}) differ "
+        f"by at most {furthest:.0e} in a pixel and {apart:.0e} dB in a mean."
+    ]
+    columns = budgets(record)
+    theirs = ladder(own)
+    asked = [
+        ("The offline policy against uniform reuse", "+ offline policy", "uniform"),
+        ("Error rectification, added to it", RECIPE, "+ offline policy"),
+        ("The recipe against as many plain steps of the same scheduler", RECIPE, PLAIN),
+    ]
+    for title, one, other in asked:
+        plain = "plain Euler" if other == PLAIN else other
+        said = [("own loop, own grid", {n: gap(theirs, one, plain, n) for n in columns})]
+        for scheduler, shown in (("flow_euler", "pipeline, Euler"), ("unipc", "pipeline, UniPC")):
+            said.append(
+                (
+                    shown,
+                    {
+                        n: float(rows[scheduler, n, one]["psnr_mean"])
+                        - float(rows[scheduler, n, other]["psnr_mean"])
+                        for n in columns
+                    },
+                )
+            )
+        words = "; ".join(
+            f"{where} **{verdict(gaps)}** ({' / '.join(f'{g:+.1f}' for g in gaps.values())} dB)"
+            for where, gaps in said
+        )
+        lines.append(f"* {title}, at {listed(columns)} calls: {words}.")
+    refused = [row for row in record["rows"] if row["status"] == "refused"]
+    for detail, names in grouped((row["detail"], row["name"]) for row in refused).items():
+        lines.append(f"* Refused under UniPC ({', '.join(names)}): `{detail}`.")
+    return "\n".join(lines)
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Second values by first, each once, in order."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        known = found.setdefault(key, [])
+        if value not in known:
+            known.append(value)
+    return found
