@@ -28,7 +28,7 @@ from erta_policies.fitted.profiler import FittedProfiler
 from erta_policies.fitted.recipe import FittedReuse
 from erta_policies.fitted.table import Table
 from erta_policies.forecast import Forecaster
-from erta_policies.planning import PlannedSchedule
+from erta_policies.planning import MultistepSchedule, PlannedSchedule
 
 Facts = dict[str, Value]
 PARTS = ("calls", "schedules", "choices", "samples", "robust", "solvers")
@@ -244,6 +244,8 @@ def by_schedule(study: Study, budgets: Sequence[int]) -> list[Row]:
         for cost in ("forecast", "integrated"):
             plan = PlannedSchedule(profile=profile, budget={"calls": budget}, cost=cost)
             schedules[f"planned, cost {cost}"] = SkipPolicy(steps=plan.plan(study.steps).computed)
+        several = MultistepSchedule(profile=profile, budget={"calls": budget})
+        schedules["multistep plan"] = SkipPolicy(steps=several.plan(study.steps).computed)
         for name, schedule in schedules.items():
             taylor = study.sampler([schedule, Forecaster()])
             base = measured.add(f"{name}: Taylor 1", "composed", taylor, facts)
