@@ -1,28 +1,37 @@
-"""Write the measured table into the README: `python docs/update_readme.py`."""
+"""Write the measured tables into the README: `python docs/update_readme.py`."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tables.ablation import ablation_summary
-from tables.data import load
+from tables.data import Record, load
+from tables.peers import peers_summary
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- ablation:begin -->", "<!-- ablation:end -->"
+SUMMARIES: Mapping[str, Callable[[Record], str]] = {
+    "peers": peers_summary,
+    "ablation": ablation_summary,
+}
+"""What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of `docs/data/NAME.json`."""
 
 
 def rendered(text: str) -> str:
-    """The text of the README with the table of `docs/data/ablation.json` between its markers.
+    """The text of the README with the tables of `docs/data/` between their markers.
 
     Raises:
         ValueError: The markers are missing.
-        MissingDataError: The file is missing.
+        MissingDataError: A file is missing.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise ValueError(f"the README must hold {BEGIN} and {END} once")
-    summary = f"{BEGIN}\n{ablation_summary(load('ablation'))}\n{END}"
-    return re.sub(f"{BEGIN}.*{END}", lambda _: summary, text, flags=re.DOTALL)
+    for name, summary in SUMMARIES.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise ValueError(f"the README must hold {begin} and {end} once")
+        made = f"{begin}\n{summary(load(name))}\n{end}"
+        text = re.sub(f"{begin}.*{end}", lambda _, made=made: made, text, flags=re.DOTALL)
+    return text
 
 
 if __name__ == "__main__":
