@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 from erta_framework.errors import PolicyError
 from erta_framework.records import Needs, Seam
+
+if TYPE_CHECKING:
+    from erta_framework.profile import Profile
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
@@ -119,6 +122,14 @@ class Policy:
     def calibration_prompts(self) -> tuple[str, ...]:
         """The prompts that this profiler is to observe, where any others would be of no use."""
         return ()
+
+    def following(self, profile: Profile) -> Policy | None:
+        """The profiler that calibration runs next on the same samples, if it takes another round.
+
+        Args:
+            profile: What this profiler emitted, merged.
+        """
+        return None
 
     def prepare(self) -> None:
         """Check settings and load files; called when an engine is built.

@@ -14,6 +14,9 @@ from erta_framework.errors import CapabilityError, PolicyError, ProtocolError
 
 S = TypeVar("S")
 
+DDIM_LEVELS = "ddim_levels"
+"""Capability: steps are DDIM's with eta 0 on predicted noise, and sigma is the noise's factor."""
+
 TRIAL = "trial"
 """Capability of drivers that can run the network on other latents, see `Call.trial`."""
 

@@ -296,7 +296,10 @@ class Sampler:
         result = twin.sample(model, names, seeds=seeds, title="calibrating")
         if not result.emitted:
             raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
-        return Profile.merge(result.emitted).with_provenance(
+        merged = Profile.merge(result.emitted)
+        if (after := chosen.following(merged)) is not None:
+            return self.calibrate(model, prompts, seed=seed, profiler=after)
+        return merged.with_provenance(
             prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
             seeds=f"{seed}..{seed + len(prompts) - 1}",
             date=datetime.now(UTC).date().isoformat(),

@@ -13,6 +13,7 @@ ResidualProfiler = OURS["residual_profiler"]
 ReplayProfiler = OURS["replay_profiler"]
 SkipPolicy = OURS["skip_policy"]
 PlannedSchedule = OURS["planned_schedule"]
+MultistepSchedule = OURS["multistep_schedule"]
 TimestepAdjuster = OURS["timestep_adjuster"]
 ErrorLinearizer = OURS["error_linearizer"]
 ERTACache = OURS["ertacache"]
@@ -79,6 +80,7 @@ POLICIES: list[Policy] = [
     ErrorLinearizer(profile=PROFILE, form="sigmoid"),
     SkipPolicy(profile=PROFILE, budget={"speedup": 2.0}),
     PlannedSchedule(profile=PROFILE, budget={"calls": 5}),
+    MultistepSchedule(profile=PROFILE, budget={"calls": 5}),
     PlannedSchedule(profile=PROFILE, budget={"speedup": 2.5}, cost="forecast", monotone=True),
     ERTACache(profile=PROFILE, calls=5),
     ERTACache(profile=PROFILE, skip=PlannedSchedule(budget={"calls": 4}, cost="integrated")),

@@ -11,11 +11,17 @@ COMMANDS = {
     "accuracy": "python -m erta_integrations.shapes_wan.check",
     "accuracy_image": "python -m erta_integrations.shapes_image.check",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
-    "--part robust",
+    "--part robust --part solvers",
     "fitted_robust": "erta bench fitted --part robust --samples 8",
     "fitted_25": "erta bench fitted --calls 25 --samples 8",
     "fitted_17": "erta bench fitted --calls 17 --samples 8",
     "fitted_12": "erta bench fitted --calls 12 --samples 8",
+    "fitted_samples": "erta bench fitted --part samples --samples 8",
+    "fitted_schedules": "erta bench fitted --part schedules --calls 25 --calls 17 --calls 12 "
+    "--calls 8 --samples 8 --measured 16",
+    "fitted_choices": "erta bench fitted --part choices --samples 8",
+    "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
+    "--calls 8",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
 }

@@ -11,6 +11,7 @@ FITTED_PARTS = {
     "choices": "One setting of the fit changed at a time",
     "samples": "Numbers of calibration samples, and batches that were added up",
     "robust": "A fit on red, green and blue prompts at guidance 3, on what it has not seen",
+    "solvers": "Fits for other numbers of steps, and under a solver with memory",
 }
 
 
@@ -36,10 +37,10 @@ def fitted_section(record: Record) -> str:
     return "\n\n".join([*parts, fitted_findings(record)])
 
 
-def fitted_shapes(*records: Record) -> str:
-    """The part `calls` on shapes-wan, from one file a number of calls."""
+def fitted_shapes(*records: Record, model: str = "shapes-wan") -> str:
+    """Rows of studies of fitted reuse on a trained model, from one or more files."""
     shared = records[0]["settings"]
-    headings = ["shapes-wan", "calls", "PSNR", "worst", "gain", "calibration"]
+    headings = [model, "calls", "PSNR", "worst", "gain", "calibration"]
     rows = [row for record in records for row in record["rows"]]
     said = (
         f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
@@ -66,8 +67,9 @@ def fitted_line(row: Row) -> list[str]:
 def fitted_findings(record: Record) -> str:
     """Where the fit is ahead of the best other row, and where it is not."""
     lines = []
-    for budget in budgets(record):
-        rows = [r for r in record["rows"] if r["part"] == "calls" and r["budget"] == budget]
+    calls = [row for row in record["rows"] if row["part"] == "calls"]
+    for budget in budgets({"rows": calls}):
+        rows = [row for row in calls if row["budget"] == budget]
         ours = next(row for row in rows if row["kind"] == "ours")
         best = max(
             (row for row in rows if row["kind"] != "ours"), key=lambda r: float(r["psnr_mean"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 from tables.ablation import ablation_section, findings
 from tables.accuracy import accuracy_section, image_accuracy_section
@@ -38,6 +39,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:families": shown(families_section, "families"),
     "table:fitted": shown(fitted_section, "fitted"),
     "shapes:fitted": shown(fitted_shapes, "fitted_25", "fitted_17", "fitted_12", "fitted_robust"),
+    "unet:fitted": shown(partial(fitted_shapes, model="shapes-unet"), "fitted_unet"),
+    "choices:fitted": shown(fitted_shapes, "fitted_choices"),
+    "samples:fitted": shown(fitted_shapes, "fitted_samples"),
+    "schedules:fitted": shown(fitted_shapes, "fitted_schedules"),
     "table:overhead": shown(overhead_section, "overhead"),
     "table:attach": shown(attach_section, "attach_overhead"),
     "table:batch": shown(batch_section, "batch"),

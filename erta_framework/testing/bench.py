@@ -161,7 +161,9 @@ def toy_profile(
             f"{profiler!r} emitted no profile: return one from on_session_end, and give at least "
             f"one seed (got {list(seeds)})"
         )
-    return Profile.merge(emitted)
+    merged = Profile.merge(emitted)
+    after = profiler.following(merged)
+    return merged if after is None else toy_profile(after, seeds=seeds, setup=setup)
 
 
 def repeated(request: Request, copies: int) -> Request:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from erta_framework import CFG, Profile, Sampler
 from erta_framework.cli import app
-from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.errors import InputError, PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_framework.sampler import copied
 from erta_framework.testing import GaussianMixtureFlow
@@ -88,11 +88,12 @@ def test_attached_by_hand_with_four_copies(
     with attach(pipe, [FittedReuse(profile=profile)]) as run:
         pipe(**request(model, prompts[1], seeds=[1, 2], num_steps=STEPS))
     assert run.traces[0].computed_steps == (0, 2, 5)
-    with pytest.raises(CapabilityError, match="first_order"):
-        WanSampler([FittedReuse(profile=profile)], scheduler="unipc", num_steps=STEPS)
+    other = WanSampler([FittedReuse(profile=profile)], scheduler="unipc", num_steps=STEPS)
+    with pytest.raises(ProfileMismatchError, match="solver"):
+        other.sample(model, prompts[1])
 
 
-def test_one_prompt_after_another_gets_copies(
+def test_one_prompt_after_another_gets_copies_and_is_judged(
     model: ShapesWan, prompts: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipe = pipeline(model=model)
@@ -108,8 +109,9 @@ def test_one_prompt_after_another_gets_copies(
     found = PipelineRun(pipe, "shapes").calibrate(
         prompts[0][:2], PROFILER, seed=70, steps=STEPS, **options
     )
-    assert seen == [[prompt] * len(RUNS) for prompt in prompts[0][:2]]
-    assert (found.samples, Table.of(found).batches) == (2, 2)
+    # both again: the sum of two batches is judged
+    assert seen == [[prompt] * len(RUNS) for prompt in prompts[0][:2]] * 2
+    assert (found.samples, Table.of(found).batches, Table.of(found).judged) == (2, 2, True)
 
 
 def test_batches_are_copied_whole() -> None:
@@ -173,6 +175,21 @@ def test_the_study_measures_each_row(study: Callable[..., list[dict[str, Any]]])
     assert {row["calls"] for row in rows} == {5}
     assert {row["samples"] for row in rows} == {3}
     assert rows[-1]["gain_mean"] == pytest.approx(rows[-1]["psnr_mean"] - rows[-2]["psnr_mean"])
+
+
+def test_the_study_fits_on_other_schedules_and_under_other_solvers(
+    study: Callable[..., list[dict[str, Any]]],
+) -> None:
+    rows = study("schedules")
+    assert [row["kind"] for row in rows] == ["composed", "ours"] * 4
+    assert {row["calls"] for row in rows} == {5}
+    rows = study("solvers")
+    assert [row["where"] for row in rows[2::3]] == [
+        "20 steps, Euler",
+        "30 steps, Euler",
+        "8 steps, Adams-Bashforth 2",
+    ]
+    assert [row["calls"] for row in rows[2::3]] == [10, 15, 4]
 
 
 def test_the_study_measures_what_was_not_seen(

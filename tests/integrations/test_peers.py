@@ -150,8 +150,8 @@ def record(model: ShapesWan) -> Mapping[str, Any]:
         *OURS,
         "uniform reuse",
         "plain Euler on ERTACache's steps",
-        "plain AB2 on planned steps",
-        "plain UniPC on planned steps",
+        "plain AB2 on the multistep plan's steps",
+        "plain UniPC on the multistep plan's steps",
     ]
     found = peers_bench(setting, calls=[CALLS], seeds=2, rows=rows, command="x")
     record: Mapping[str, Any] = json.loads(json.dumps(found.record(), allow_nan=False))

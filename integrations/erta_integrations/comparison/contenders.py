@@ -43,7 +43,9 @@ ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
 EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
-FITTED = made_by("fitted_profiler", schedule=SCHEDULE)
+MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
+FITTED_WALK = made_by("fitted_profiler", schedule=SCHEDULE)
+FITTED = made_by("fitted_profiler", schedule=MULTISTEP)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
@@ -167,7 +169,10 @@ CONTENDERS: tuple[Contender, ...] = (
         search=THRESHOLD,
     ),
     # --------------------------------------------------------------------- ours
-    own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED}}),
+    own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
+    own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
+    own("multistep plan + line", MULTISTEP, LINE),
+    own("multistep plan + parabola", MULTISTEP, PARABOLA),
     own("planned steps, reuse", PLANNED, "residual_reuse"),
     own("planned steps for a line", FORESEEN, LINE),
     # -------------------------------------------------------------- combinations

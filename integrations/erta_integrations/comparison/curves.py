@@ -52,7 +52,9 @@ def draw(axis: Any, rows: Sequence[Mapping[str, Any]], ink: str) -> None:
     """Marks of all comparable rows, and a line through the best of each kind."""
     steps = int(next(row for row in rows if row.get("budget") is None)["steps"])
     found = standings(rows)
-    axis.set_xticks([standing.budget for standing in found])
+    budgets = [standing.budget for standing in found]
+    axis.set_xticks(budgets)
+    axis.set_xlim(min(budgets) - 3, max(budgets) + 2)
     for place, kind in enumerate(KINDS):
         shift = (place - (len(KINDS) - 1) / 2) * APART
         all_rows = [r for r in rows if r.get("kind") == kind and comparable(r, steps)]

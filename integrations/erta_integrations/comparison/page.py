@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from erta_framework.bench.page import origin, rows_table
+from erta_framework.bench.page import kinds_tables, origin, write_report
 from erta_framework.bench.pareto import pareto_plot
-from erta_framework.report.html import document, facts, inlined
+from erta_framework.report.html import facts
 
 SHOWN = {
     "name": ("", "{}"),
@@ -64,16 +63,16 @@ def write_page(record: Mapping[str, Any], folder: str | Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     title = heading(record)
-    light = pareto_plot(record["rows"], folder / "pareto.png", title=title)
-    with tempfile.TemporaryDirectory() as scratch:
-        dark = pareto_plot(record["rows"], Path(scratch) / "dark.png", title=title, dark=True)
-        page = document(title, body(record, title, inlined(light), inlined(dark)))
-    target = folder / "report.html"
-    target.write_text(page, encoding="utf-8")
-    return target
+    return write_report(
+        record,
+        folder,
+        title=title,
+        plot=pareto_plot,
+        name="pareto.png",
+        note=NOTE,
+        body=lambda figure: body(record, title, figure),
+    )
 
 
 def heading(record: Mapping[str, Any]) -> str:
@@ -85,7 +84,7 @@ def heading(record: Mapping[str, Any]) -> str:
     return f"Policies on {model}, {asked} of {full['steps']} network calls"
 
 
-def body(record: Mapping[str, Any], title: str, light: str, dark: str) -> list[str]:
+def body(record: Mapping[str, Any], title: str, figure: str) -> list[str]:
     """The parts of the page."""
     rows: Sequence[Mapping[str, Any]] = record["rows"]
     full = next(row for row in rows if row.get("budget") is None)
@@ -95,28 +94,8 @@ def body(record: Mapping[str, Any], title: str, light: str, dark: str) -> list[s
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{samples}, through the unmodified {pipeline} of diffusers.</p>',
-        f'<figure><div class="scroll"><picture><source srcset="{dark}" '
-        f'media="(prefers-color-scheme: dark)"><img class="plot" src="{light}" '
-        f'alt="{escape(NOTE, quote=True)}"></picture></div><figcaption>{escape(NOTE)}</figcaption>'
-        "</figure>",
+        figure,
     ]
-    budgets = dict.fromkeys(row["budget"] for row in rows if row.get("budget"))
-    for budget in budgets:
-        parts.append(f"<h2>{budget} network calls</h2>")
-        own = [row for row in rows if row.get("budget") == budget]
-        for group, name in GROUPS.items():
-            members = [r for r in own if r["group"] == group and r.get("psnr_mean") is not None]
-            members.sort(key=lambda row: -float(row["psnr_mean"]))
-            if members:
-                parts += [f"<h3>{name}</h3>", rows_table(members, SHOWN, best="psnr_mean")]
-    odd = [row for row in rows if row.get("status") != "measured"]
-    if odd:
-        columns = {
-            "name": ("", "{}"),
-            "budget": ("asked for", "{}"),
-            "status": ("status", "{}"),
-            "detail": ("why", "{}"),
-        }
-        parts += ["<h2>Not as asked for</h2>", rows_table(odd, columns)]
+    parts += kinds_tables(rows, "group", GROUPS, SHOWN)
     parts += ["<h2>What the columns are</h2>", facts(EXPLAINED)]
     return [*parts, "<h2>Setting, machine and versions</h2>", origin(record)]

@@ -15,7 +15,7 @@ from erta_integrations.comparison.contender import Contender, own, plain
 from erta_integrations.comparison.contenders import (
     CONTENDERS,
     FITTED,
-    FORESEEN,
+    MULTISTEP,
     SCHEDULE,
 )
 
@@ -57,12 +57,19 @@ RECOMBINED = (
     "MeanCache steps + line",
     "first-block rule + line",
 )
-OURS = ("fitted reuse, ERTACache steps", "planned steps for a line", "planned steps, reuse")
+OURS = (
+    "fitted reuse, multistep plan",
+    "fitted reuse, ERTACache steps",
+    "multistep plan + line",
+    "multistep plan + parabola",
+    "planned steps for a line",
+    "planned steps, reuse",
+)
 ORACLE = own("oracle, fitted to what is measured", {"fitted": {"profile": FITTED}}, oracle=True)
 
 
 SOLVERS = {"euler": "Euler", "ab2": "AB2", "unipc": "UniPC"}
-GRIDS = {"ERTACache's": SCHEDULE, "planned": FORESEEN}
+GRIDS = {"ERTACache's": SCHEDULE, "the multistep plan's": MULTISTEP}
 """Schedules whose sigmas plain solvers step on: what the schedule alone is worth."""
 
 
@@ -120,7 +127,7 @@ def peers_bench(
         console=console,
         command=command,
         columns=COLUMNS,
-        solving=4,
+        solving=3,
     )
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from erta_framework.bench.page import origin, rows_table
-from erta_framework.report.html import document, facts, inlined
+from erta_framework.bench.page import kinds_tables, origin, rows_table, write_report
+from erta_framework.report.html import facts
 from erta_integrations.comparison.curves import curves_plot
 from erta_integrations.comparison.standings import EFFICIENCY, KINDS, Standing, standings
 
@@ -82,16 +81,16 @@ def write_peers_page(record: Record, folder: str | Path) -> Path:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     title = heading(record)
-    light = curves_plot(record["rows"], folder / "peers.png", title=title)
-    with tempfile.TemporaryDirectory() as scratch:
-        dark = curves_plot(record["rows"], Path(scratch) / "dark.png", title=title, dark=True)
-        page = document(title, body(record, title, inlined(light), inlined(dark)))
-    target = folder / "report.html"
-    target.write_text(page, encoding="utf-8")
-    return target
+    return write_report(
+        record,
+        folder,
+        title=title,
+        plot=curves_plot,
+        name="peers.png",
+        note=NOTE,
+        body=lambda figure: body(record, title, figure),
+    )
 
 
 def heading(record: Record) -> str:
@@ -126,7 +125,7 @@ def lead_row(standing: Standing) -> Record:
     }
 
 
-def body(record: Record, title: str, light: str, dark: str) -> list[str]:
+def body(record: Record, title: str, figure: str) -> list[str]:
     """The parts of the page."""
     rows: Sequence[Record] = record["rows"]
     full = full_row(record)
@@ -138,29 +137,10 @@ def body(record: Record, title: str, light: str, dark: str) -> list[str]:
         f'<p class="soft">{escape(samples)}, {escape(loop)}. The efficiency aimed at is '
         f"{EFFICIENCY:g}.</p>",
         rows_table([lead_row(standing) for standing in standings(rows)], LEADS),
-        f'<figure><div class="scroll"><picture><source srcset="{dark}" '
-        f'media="(prefers-color-scheme: dark)"><img class="plot" src="{light}" '
-        f'alt="{escape(NOTE, quote=True)}"></picture></div><figcaption>{escape(NOTE)}</figcaption>'
-        "</figure>",
+        figure,
         "<h2>Full run</h2>",
         rows_table([full], SHOWN),
     ]
-    for budget in dict.fromkeys(row["budget"] for row in rows if row.get("budget")):
-        parts.append(f"<h2>{budget} network calls</h2>")
-        own = [row for row in rows if row.get("budget") == budget]
-        for kind, name in KINDS.items():
-            members = [r for r in own if r["kind"] == kind and r.get("psnr_mean") is not None]
-            members.sort(key=lambda row: -float(row["psnr_mean"]))
-            if members:
-                parts += [f"<h3>{escape(name)}</h3>", rows_table(members, SHOWN, best="psnr_mean")]
-    odd = [row for row in rows if row.get("status") != "measured"]
-    if odd:
-        columns = {
-            "name": ("", "{}"),
-            "budget": ("asked for", "{}"),
-            "status": ("status", "{}"),
-            "detail": ("why", "{}"),
-        }
-        parts += ["<h2>Not as asked for</h2>", rows_table(odd, columns)]
+    parts += kinds_tables(rows, "kind", KINDS, SHOWN)
     parts += ["<h2>What the columns and kinds are</h2>", facts(EXPLAINED)]
     return [*parts, "<h2>Setting, machine and versions</h2>", origin(record)]

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import diffusers
+import numpy as np
 
 from erta_framework.errors import InputError
 
 
-class GivenEuler(diffusers.FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
-    """Euler steps on `given` sigmas, whatever number of steps is asked for."""
+class Given:
+    """A scheduler on `given` sigmas, whatever number of steps or sigmas a pipeline asks for."""
 
     given: tuple[float, ...] = ()
 
@@ -24,26 +25,15 @@ class GivenEuler(diffusers.FlowMatchEulerDiscreteScheduler):  # type: ignore[mis
         timesteps: Any = None,
     ) -> None:
         """Start on the given sigmas."""
-        super().set_timesteps(sigmas=list(self.given), device=device)
+        super().set_timesteps(sigmas=np.array(self.given), device=device)  # type: ignore[misc]
 
 
-class GivenUniPC(diffusers.UniPCMultistepScheduler):  # type: ignore[misc]
-    """UniPC on `given` sigmas, whatever number of steps is asked for."""
+class GivenEuler(Given, diffusers.FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+    """Euler steps."""
 
-    given: tuple[float, ...] = ()
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        mu: float | None = None,
-        timesteps: Any = None,
-    ) -> None:
-        """Start on the given sigmas."""
-        import numpy as np
-
-        super().set_timesteps(sigmas=np.array(self.given), device=device)
+class GivenUniPC(Given, diffusers.UniPCMultistepScheduler):  # type: ignore[misc]
+    """UniPC."""
 
 
 def on_sigmas(solver: str, sigmas: Sequence[float]) -> Any:

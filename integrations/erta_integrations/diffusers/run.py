@@ -66,7 +66,10 @@ class PipelineRun:
                 self._call(prompt, seed + number, "latent", given, profiler.copies)
         if not run.emitted:
             raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")
-        return run.profile().with_provenance(
+        merged = run.profile()
+        if (after := profiler.following(merged)) is not None:
+            return self.calibrate(prompts, after, seed=seed, **options)
+        return merged.with_provenance(
             pipeline=f"{type(self.pipe).__name__} {self.source}",
             prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
             seeds=f"{seed}..{seed + len(prompts) - 1}",

@@ -13,6 +13,11 @@ import torch
 
 from erta_framework import Interval, Schedule
 from erta_framework.errors import CapabilityError
+from erta_framework.records import DDIM_LEVELS
+
+DDIM = ("DDIMScheduler", "DDIMParallelScheduler")
+CHANGED = ("clip_sample", "thresholding", "rescale_betas_zero_snr")
+"""Settings under which a step of DDIM is not linear, or starts without any signal."""
 
 
 class Support(StrEnum):
@@ -166,11 +171,18 @@ def capability_of(scheduler: object) -> Capability:
 
 
 def capabilities(scheduler: object) -> frozenset[str]:
-    """What policies may rely on under this scheduler; time-warp needs a first-order step."""
+    """What policies may rely on under this scheduler; time-warp needs a first-order step.
+
+    Under DDIM, predicted noise is integrated in one step from noise level to noise level unless the
+    pipeline is asked for `eta` above 0, which shows at its steps only.
+    """
     warp = capability_of(scheduler).support is Support.TIME_WARP
     config = getattr(scheduler, "config", {})
     if warp and not config.get("stochastic_sampling", False):
         return frozenset({"first_order", "velocity"})
+    ddim = any(cls.__name__ in DDIM for cls in type(scheduler).__mro__)
+    if ddim and config.get("prediction_type") == "epsilon" and not any(map(config.get, CHANGED)):
+        return frozenset({DDIM_LEVELS})
     return frozenset()
 
 
@@ -195,7 +207,8 @@ def read_schedule(scheduler: Any) -> Schedule:
     else:
         grid = [1.0 - index / count for index in range(count)]
     if len(grid) == count:
-        grid.append(0.0)
+        final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+        grid.append(math.sqrt(max(0.0, 1.0 - final)))
     return Schedule(tuple(grid), (*times, 0.0))
 
 

@@ -21,16 +21,17 @@ from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
 from erta_framework.models import TextModel
 from erta_framework.registry import models
-from erta_framework.solvers import FlowAdamsBashforth2, Solver
+from erta_framework.solvers import DDIM, FlowAdamsBashforth2, Solver
 from erta_framework.testing import GaussianMixtureFlow
-from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
+from erta_policies.ertacache import ERTACache, ResidualProfiler, ResidualReuse, SkipPolicy
 from erta_policies.fitted.profiler import FittedProfiler
 from erta_policies.fitted.recipe import FittedReuse
 from erta_policies.fitted.table import Table
 from erta_policies.forecast import Forecaster
+from erta_policies.planning import MultistepSchedule, PlannedSchedule
 
 Facts = dict[str, Value]
-PARTS = ("calls", "choices", "samples", "robust")
+PARTS = ("calls", "schedules", "choices", "samples", "robust", "solvers")
 SEED = 1_000_000
 """Where the seeds of calibration start, above those that are measured."""
 COLUMNS = {
@@ -58,6 +59,7 @@ class Study:
         samples: How many samples a fit has.
         steps: Steps of the full run.
         scale: Guidance scale.
+        solver: Solver of all rows; by default the first-order one of what the model predicts.
         console: Where progress is told.
     """
 
@@ -68,6 +70,7 @@ class Study:
     samples: int = 16
     steps: int = 50
     scale: float = 3.0
+    solver: Solver | None = None
     console: Console | None = None
 
     def sampler(
@@ -81,7 +84,7 @@ class Study:
         """A sampler of this study with these policies."""
         return Sampler(
             policies,
-            solver=solver or FlowEuler(),
+            solver=solver or self.solver or first_order(self.model),
             guidance=CFG(scale=self.scale),
             num_steps=steps or self.steps,
             batch_size=batch,
@@ -130,6 +133,11 @@ def opened(name: str) -> tuple[TextModel, list[str], list[str]]:
     model = models().load(name)()
     calibration, _ = demo_prompts(model, name, 1)
     return model, calibration, list(model.demo_prompts()[1])
+
+
+def first_order(model: TextModel) -> Solver:
+    """The first-order solver of what a model predicts."""
+    return DDIM() if getattr(model, "prediction", "velocity") == "epsilon" else FlowEuler()
 
 
 def repeated(prompts: Sequence[str], count: int) -> list[str]:
@@ -207,13 +215,15 @@ def planned(study: Study, profile: Profile, budget: int) -> SkipPolicy:
 def by_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
     """Fits beside plain solvers, ERTACache, and ERTACache's schedule under a Taylor forecast."""
     profile, measured = study.residuals(), Measured.of(study)
+    flow = isinstance(first_order(study.model), FlowEuler)
     for budget in budgets:
         facts: Facts = {"budget": budget, "part": "calls"}
         schedule = planned(study, profile, budget)
         plain = study.sampler(steps=budget)
-        measured.add("plain Euler", "plain", plain, facts)
-        second = study.sampler(steps=budget, solver=FlowAdamsBashforth2())
-        measured.add("plain Adams-Bashforth 2", "plain", second, facts)
+        measured.add("plain Euler" if flow else "plain DDIM", "plain", plain, facts)
+        if flow:
+            second = study.sampler(steps=budget, solver=FlowAdamsBashforth2())
+            measured.add("plain Adams-Bashforth 2", "plain", second, facts)
         ours = ERTACache(profile=profile, calls=budget)
         measured.add("ertacache", "peer", study.sampler([ours]), facts)
         taylor = study.sampler([schedule, Forecaster()])
@@ -221,6 +231,26 @@ def by_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
         base = measured.add(name, "composed", taylor, facts)
         found = study.fit(FittedProfiler(schedule=schedule))
         measured.fitted("fitted", found, base, facts)
+    return measured.rows
+
+
+def by_schedule(study: Study, budgets: Sequence[int]) -> list[Row]:
+    """The same fit on schedules of the same number of calls, planned in other ways."""
+    profile, measured = study.residuals(), Measured.of(study)
+    for budget in budgets:
+        facts: Facts = {"budget": budget, "part": "schedules"}
+        walked = planned(study, profile, budget)
+        schedules: dict[str, Policy] = {"ERTACache's": walked, "even": SkipPolicy(evenly=budget)}
+        for cost in ("forecast", "integrated"):
+            plan = PlannedSchedule(profile=profile, budget={"calls": budget}, cost=cost)
+            schedules[f"planned, cost {cost}"] = SkipPolicy(steps=plan.plan(study.steps).computed)
+        several = MultistepSchedule(profile=profile, budget={"calls": budget})
+        schedules["multistep plan"] = SkipPolicy(steps=several.plan(study.steps).computed)
+        for name, schedule in schedules.items():
+            taylor = study.sampler([schedule, Forecaster()])
+            base = measured.add(f"{name}: Taylor 1", "composed", taylor, facts)
+            found = study.fit(FittedProfiler(schedule=schedule))
+            measured.fitted(f"{name}: fitted", found, base, facts)
     return measured.rows
 
 
@@ -255,23 +285,19 @@ def by_choice(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 
 def by_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
-    """Numbers of calibration samples, and small batches that are added up and then judged."""
+    """Calibration samples, to four times the study's, and small batches added up and judged."""
     profile, measured = study.residuals(), Measured.of(study)
     facts: Facts = {"budget": budgets[0], "part": "samples"}
     schedule = planned(study, profile, budgets[0])
     taylor = study.sampler([schedule, Forecaster()])
     base = measured.add("ERTACache's schedule, Taylor 1", "composed", taylor, facts)
-    for samples in (4, 8, 16, 32, 64):
+    for samples in (n for n in (4, 8, 16, 32, 64) if n <= 4 * study.samples):
         found = study.fit(FittedProfiler(schedule=schedule), samples)
         measured.fitted(f"{samples} in one batch", found, base, facts)
     prompts, apart = repeated(study.calibration, 16), study.sampler(batch=4)
-    name = "16 in batches of 4"
     profiler = FittedProfiler(schedule=schedule)
-    summed = apart.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
-    measured.fitted(name, summed, base, facts)
-    judging = FittedProfiler(start=summed)
-    judged = apart.calibrate(study.model, prompts, seed=SEED, profiler=judging)
-    measured.fitted(f"{name}, judged", judged, base, facts)
+    judged = apart.calibrate(study.model, prompts, seed=SEED, profiler=profiler)
+    measured.fitted("16 in batches of 4", judged, base, facts)
     return measured.rows
 
 
@@ -305,11 +331,38 @@ def by_distance(study: Study, budgets: Sequence[int]) -> list[Row]:
     return rows
 
 
+def by_solver(study: Study, budgets: Sequence[int]) -> list[Row]:
+    """Other numbers of steps, and a solver with memory, each with a fit of its own."""
+    if not isinstance(first_order(study.model), FlowEuler):
+        raise InputError("the part `solvers` needs a model that predicts a velocity")
+    rows: list[Row] = []
+    for steps, name, solver in (
+        (20, "Euler", FlowEuler()),
+        (30, "Euler", FlowEuler()),
+        (study.steps, "Adams-Bashforth 2", FlowAdamsBashforth2()),
+    ):
+        own = replace(study, steps=steps, solver=solver)
+        calls, where = max(2, round(budgets[0] / study.steps * steps)), f"{steps} steps, {name}"
+        profile, measured = own.residuals(), Measured.of(own)
+        facts: Facts = {"budget": calls, "part": "solvers", "where": where}
+        schedule = planned(own, profile, calls)
+        residual = own.sampler([schedule, ResidualReuse()])
+        measured.add(f"{where}: residual reuse", "composed", residual, facts)
+        taylor = own.sampler([schedule, Forecaster()])
+        base = measured.add(f"{where}: Taylor 1", "composed", taylor, facts)
+        found = own.fit(FittedProfiler(schedule=schedule))
+        measured.fitted(f"{where}: fitted", found, base, facts)
+        rows += measured.rows
+    return rows
+
+
 STUDIES = {
     "calls": by_calls,
+    "schedules": by_schedule,
     "choices": by_choice,
     "samples": by_samples,
     "robust": by_distance,
+    "solvers": by_solver,
 }
 
 
@@ -322,7 +375,7 @@ def study_of(
     Args:
         study: What all rows share.
         parts: Some of `PARTS`.
-        budgets: Network calls of each branch, for the part `calls`.
+        budgets: Network calls of each branch, for the parts `calls` and `schedules`.
         middle: Network calls in the other parts.
         command: Named in the result.
 
@@ -337,7 +390,7 @@ def study_of(
         raise InputError(f"the prompt {common[0]!r} is calibrated on and measured; keep them apart")
     rows: list[Row] = []
     for part in parts:
-        rows += STUDIES[part](study, budgets if part == "calls" else [middle])
+        rows += STUDIES[part](study, budgets if part in ("calls", "schedules") else [middle])
     settings: dict[str, Value] = {
         **{f"model.{key}": value for key, value in study.model.fingerprint().items()},
         "guidance": repr(CFG(scale=study.scale)),

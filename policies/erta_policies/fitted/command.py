@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-PART_HELP = "calls, choices, samples or robust; repeatable. Default calls."
+PART_HELP = "calls, schedules, choices, samples, robust or solvers; repeatable. Default calls."
 
 
 def fitted_command(
@@ -29,9 +29,10 @@ def fitted_command(
 ) -> None:
     """Fitted multistep reuse beside plain solvers and ERTACache, by part of the study.
 
-    `calls` compares at several numbers of network calls; `choices` changes one setting of the fit
-    at a time; `samples` fits to more or fewer samples; `robust` measures a fit on prompts and
-    guidance scales that it has not seen.
+    `calls` compares at several numbers of network calls; `schedules` fits on other schedules of as
+    many; `choices` changes one setting of the fit at a time; `samples` fits to more or fewer
+    samples; `robust` measures a fit on prompts and guidance scales that it has not seen; `solvers`
+    fits for other numbers of steps and under a solver with memory.
     """
     from erta_policies.fitted.bench import Study, opened, study_of
 

@@ -16,6 +16,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from erta_framework import Call, SessionInfo, Step
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import features, moments
 from erta_policies.fitted.moments import FOLDS, Choice, Settings
+from erta_policies.fitted.variable import Variable, one_step
 
 RUNS = ("full", "fitted", "plain", "taylor")
 """What each copy of a sample runs."""
@@ -65,7 +67,11 @@ class March:
         self.settings, self.per_channel, self.given = settings, per_channel, given
         self.planned = computed
         self.computed: list[int] = []
-        self.rows = checked_batch(session)
+        checked_batch(session.shape[0])
+        self.batch = 0
+        self.rows = 0
+        self.variable, self.one_step = Variable.of(session), one_step(session)
+        self.nodes = checked_nodes([self.variable.node(sigma) for sigma in session.sigmas])
         self.channel_dim = session.channel_dim
         self.elements = math.prod(session.shape[1:])
         size = features.EXTRA + features.TARGETS + settings.velocities
@@ -75,7 +81,7 @@ class March:
             FOLDS, session.num_steps, channels, size, size, dtype=wide, device=session.device
         )
         self.errors = torch.zeros(len(RUNS) - 1, dtype=wide, device=session.device)
-        self.folds = torch.zeros(self.rows, dtype=torch.long, device=session.device)
+        self.folds = torch.zeros(0, dtype=torch.long, device=session.device)
         self.order: tuple[str, ...] = ()
         self.before: tuple[str, ...] = ()
         self.depths = torch.zeros(session.num_steps, dtype=torch.float64)
@@ -89,16 +95,12 @@ class March:
     # ------------------------------------------------------------------ one branch of a step
     def answer(self, step: Step, call: Call, output: Tensor) -> Tensor:
         """The network's output, or for the last branch what steers the copies."""
-        pieces = output.shape[0] // step.session.shape[0]
+        # how many branches a call holds shows at the end of the first step
+        pieces = output.shape[0] // self.batch if self.batch else 1
         if not self.outputs:
             self.x = call.x.chunk(pieces)[0]
             self.answered = False
-            if step.index == 0:
-                self._check_copies(self.x, "latents")
         self.outputs[call.branch] = list(output.chunk(pieces))
-        if step.index == 0:
-            for piece in self.outputs[call.branch]:
-                self._check_copies(piece, f"outputs of branch {call.branch!r}")
         order = step.branches or self.order
         # other branches than in the step before: what is cached belongs to another combination
         if not order or call.branch != order[-1] or tuple(self.outputs) != self.before:
@@ -110,6 +112,17 @@ class March:
             )
         wanted = self._step(step)
         return self._carried(wanted, output, pieces)
+
+    def _begin(self, batch: int) -> None:
+        """Take note of the batch, and check that it holds each sample once a run."""
+        assert self.x is not None
+        self.batch, self.rows = batch, checked_batch(batch)
+        self.x = self.x[:batch]
+        self._check_copies(self.x, "latents")
+        for branch, (output,) in self.outputs.items():
+            self.outputs[branch] = list(torch.split(output, batch))
+            for piece in self.outputs[branch]:
+                self._check_copies(piece, f"outputs of branch {branch!r}")
 
     def _check_copies(self, value: Tensor, what: str) -> None:
         first, *others = value.float().chunk(len(RUNS))
@@ -151,8 +164,9 @@ class March:
         computes = step.index in self.planned
         if computes:
             self._computed(step.index, network, xs)
-        size = step.interval.end - step.interval.start
-        target = network[0] + (xs[0] - xs[1]).to(network[0]) / size
+        interval = self._interval(step)
+        gain = self.variable.scale(step.interval.start) / (interval[1] - interval[0])
+        target = network[0] + gain * (xs[0] - xs[1]).to(network[0])
         run = self.runs["fitted"]
         assert run.start is not None
         depth = self.settings.velocities
@@ -162,8 +176,7 @@ class March:
         self.sums[:, step.index] += step_sums
         kept = self.computed[-len(run.velocities) :]
         self.depths[step.index] = len(kept)
-        nodes = [step.session.sigmas[index] for index in reversed(kept)]
-        interval = (step.interval.start, step.interval.end)
+        nodes = [self.nodes[index] for index in reversed(kept)]
         if self.given is not None:
             choice = self.given[step.index]
         else:
@@ -192,7 +205,8 @@ class March:
         assert run.start is not None
         depth = 2
         found = features.quantities(run.velocities, xs[position], run.start, depth)
-        row = features.plain(depth) if name == "plain" else features.line(nodes, *interval, depth)
+        ends = self.settings.interval(*interval)
+        row = features.plain(depth) if name == "plain" else features.line(nodes, *ends, depth)
         return combined(found, torch.tensor([row]), self.channel_dim)
 
     def _computed(self, index: int, network: Sequence[Tensor], xs: Sequence[Tensor]) -> None:
@@ -201,6 +215,11 @@ class March:
         for name, velocity, x in zip(RUNS[1:], network[1:], xs[1:], strict=True):
             self.runs[name].add(velocity, x, depth)
 
+    def _interval(self, step: Step) -> tuple[float, float]:
+        """Nodes where a step starts and ends."""
+        node = self.variable.node
+        return node(step.interval.start), node(step.interval.end)
+
     # --------------------------------------------------------------------------- after a step
     def end(self, step: Step, sample: Tensor) -> None:
         """Learn or check how branches weigh, and measure the ends.
@@ -208,17 +227,27 @@ class March:
         Raises:
             PolicyError: Guidance is no weighted sum that stays the same.
         """
+        if not self.batch:
+            self._begin(len(sample))
         assert self.x is not None
-        size = step.interval.end - step.interval.start
-        start = self.x.chunk(len(RUNS))[0].to(self.sums.dtype)
-        moved = (sample.chunk(len(RUNS))[0].to(self.sums.dtype) - start) / size
+        (first, last), scale = self._interval(step), self.variable.scale
+        size, ends = last - first, scale(step.interval.end)
+        start = self.x.chunk(len(RUNS))[0].to(self.sums.dtype) * scale(step.interval.start)
+        moved = (sample.chunk(len(RUNS))[0].to(self.sums.dtype) * ends - start) / size
         order = tuple(self.outputs)
         parts = [
             piece.chunk(len(RUNS))[0].to(self.sums.dtype)
             for each in self.outputs.values()
             for piece in each
         ]
+        plain_step = self.one_step or step.index == 0  # multistep solvers begin with one
         if order not in self.shares:
+            if not plain_step:
+                raise PolicyError(
+                    f"the branches change to {', '.join(order)} at step {step.index}, where "
+                    "FittedProfiler cannot read off how a multistep solver weighs them; calibrate "
+                    "with guidance at every step, or with a first-order scheduler"
+                )
             matrix = torch.stack([part.flatten() for part in parts], dim=1).cpu()
             self.shares[order] = torch.linalg.lstsq(
                 matrix, moved.flatten().unsqueeze(1).cpu()
@@ -234,12 +263,14 @@ class March:
         self.order, self.before = self.order or order, order
         said = sum((float(w) * part for w, part in zip(share, parts, strict=True)), 0.0 * parts[0])
         rounding = 8 * torch.finfo(sample.dtype).eps * float(start.norm()) / abs(size)
-        if float((said - moved).norm()) > TOLERANCE * float(moved.norm()) + rounding:
+        wrong = float((said - moved).norm()) > TOLERANCE * float(moved.norm()) + rounding
+        if plain_step and wrong:
             raise PolicyError(
                 f"the guided velocity of step {step.index} is no fixed weighted sum of the "
                 f"branches {', '.join(order)} (weights {[round(float(w), 3) for w in share]}), so "
                 "FittedProfiler cannot tell what a correction of them does; calibrate without "
-                "guidance rescaling and with a first-order scheduler"
+                "guidance rescaling, with a scheduler that adds no noise, and under DDIM with "
+                "`leading` steps or a number of them that divides the training steps"
             )
         self.outputs = {}
         if step.index == step.num_steps - 1:
@@ -259,13 +290,12 @@ class March:
         self._computed(step.index, self._guided().chunk(len(RUNS)), self.x.chunk(len(RUNS)))
 
 
-def checked_batch(session: SessionInfo) -> int:
+def checked_batch(batch: int) -> int:
     """Samples of a batch that holds each of them once a run.
 
     Raises:
         PolicyError: The batch cannot be divided.
     """
-    batch = session.shape[0]
     if batch % len(RUNS):
         raise PolicyError(
             f"FittedProfiler needs each sample {len(RUNS)} times in a batch, got a batch of "
@@ -273,6 +303,22 @@ def checked_batch(session: SessionInfo) -> int:
             "`erta calibrate` does"
         )
     return batch // len(RUNS)
+
+
+def checked_nodes(nodes: Sequence[float]) -> tuple[float, ...]:
+    """Nodes of a grid on which every step goes somewhere.
+
+    Raises:
+        PolicyError: Two of them are the same.
+    """
+    still = [index for index, (a, b) in enumerate(pairwise(nodes)) if a == b]
+    if still:
+        raise PolicyError(
+            f"step {still[0]} of this schedule ends where it starts, at {nodes[still[0]]:g}, so "
+            "FittedProfiler cannot tell its velocity; calibrate with a scheduler of one network "
+            "call a step"
+        )
+    return tuple(nodes)
 
 
 def combined(values: Sequence[Tensor], weights: Tensor, channel_dim: int) -> Tensor:

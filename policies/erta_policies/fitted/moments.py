@@ -35,6 +35,7 @@ class Settings:
         toward: Index in `TOWARD` of the rule that the penalty pulls to.
         bound: Largest absolute weight that is accepted.
         computed: Whether computed steps are corrected too.
+        averaged: Whether forecasts are means over the step, as under a solver without memory.
     """
 
     velocities: int
@@ -45,6 +46,11 @@ class Settings:
     toward: int
     bound: float
     computed: int
+    averaged: int
+
+    def interval(self, start: float, end: float) -> tuple[float, float]:
+        """Over what a forecast is the mean; a multistep solver continues outputs itself."""
+        return (start, end) if self.averaged else (start, start)
 
     def row(self) -> Tensor:
         """As numbers, float64."""
@@ -54,7 +60,7 @@ class Settings:
     @classmethod
     def of(cls, row: Sequence[float]) -> Settings:
         """From the numbers of `row`."""
-        velocities, latent, displacement, trajectory, ridge, toward, bound, computed = row
+        velocities, latent, displacement, trajectory, ridge, toward, bound, *flags = row
         return cls(
             int(velocities),
             int(latent),
@@ -63,7 +69,7 @@ class Settings:
             ridge,
             int(toward),
             bound,
-            int(computed),
+            *map(int, flags),
         )
 
 
@@ -113,8 +119,8 @@ def choose(
     Args:
         moments: `[FOLDS, C, Q, Q]` of one step.
         settings: How to fit.
-        nodes: Sigmas of the computed steps so far, newest first.
-        interval: Sigmas where the step starts and ends.
+        nodes: Nodes of the computed steps so far, newest first; see `variable`.
+        interval: Nodes where the step starts and ends.
         computed: Whether the network runs at this step.
     """
     depth = settings.velocities
@@ -122,7 +128,7 @@ def choose(
     total = moments.sum(dim=0)
     rules = {
         "velocity": features.held(depth),
-        "taylor": features.line(nodes, *interval, depth),
+        "taylor": features.line(nodes, *settings.interval(*interval), depth),
         "plain": features.plain(depth),
     }
     fixed = {name: total.new_tensor(row).expand(len(total), -1) for name, row in rules.items()}

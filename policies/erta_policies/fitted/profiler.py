@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,10 +15,13 @@ from erta_framework.errors import PolicyError
 from erta_framework.profile import fingerprint_of
 from erta_policies.fitted.march import RUNS, March
 from erta_policies.fitted.moments import TOWARD, Settings, Toward
-from erta_policies.fitted.table import KIND, Table
+from erta_policies.fitted.table import KIND, Table, judged_by
+from erta_policies.fitted.variable import one_step
 from erta_policies.parts.profiles import loaded, require, require_full, require_whole
 
 MOST = 6
+SHARES = {True: 1.0, False: 0.3}
+"""Share of the trajectory target without memory and with it, where none is asked for."""
 
 
 class Planned(Protocol):
@@ -42,9 +46,10 @@ class FittedProfiler(Policy):
     fitted run, and plain and Taylor reuse on the same schedule to compare with. `Sampler.calibrate`
     and `erta calibrate` see to that. All samples of one batch are fitted together, exactly.
     Profiles of several batches add up their normal equations: the sum is solved jointly, but each
-    batch marched on with weights of its own, and no run has used those of the sum. Calibrate once
-    more with `start`: all batches then march with the weights of the sum, which stay as they are,
-    and the errors of the new profile are theirs.
+    batch marched on with weights of its own, and no run has used those of the sum. So `calibrate`
+    runs another round with `start`: all batches then march with the weights of the sum, which stay
+    as they are, and the errors of the new profile are theirs. What was added up by hand is refused
+    until that was done.
 
     Source: ours. It extends the closed form of ERTACache's error rectification (arXiv 2508.21091)
     to several quantities.
@@ -55,7 +60,8 @@ class FittedProfiler(Policy):
         velocities: How many computed velocities are combined, 1 to 6.
         latent: Combine the latents as well.
         displacement: Combine their displacement since the newest computed step as well.
-        target: Share of the trajectory target, 1 is all, 0 is the local target alone.
+        target: Share of the trajectory target, 1 is all, 0 is the local target alone. By default 1
+            under a solver without memory, 0.3 under a multistep one.
         ridge: Penalty relative to the mean square of each quantity.
         toward: The rule that the penalty pulls to.
         computed: Correct computed steps too.
@@ -73,7 +79,6 @@ class FittedProfiler(Policy):
         >>> Sampler(batch_size=16).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 
-    requires = frozenset({"velocity", "first_order"})
     seams = frozenset({Seam.LATENT})
     corrects_computed = True
     copies = len(RUNS)
@@ -82,7 +87,7 @@ class FittedProfiler(Policy):
     velocities: int = 4
     latent: bool = True
     displacement: bool = False
-    target: float = 1.0
+    target: float | None = None
     ridge: float = 1e-4
     toward: Toward = "taylor"
     computed: bool = True
@@ -95,7 +100,7 @@ class FittedProfiler(Policy):
             raise PolicyError(
                 f"FittedProfiler(velocities={self.velocities}): it must be 1 to {MOST}"
             )
-        if not 0 <= self.target <= 1:
+        if self.target is not None and not 0 <= self.target <= 1:
             raise PolicyError(f"FittedProfiler(target={self.target}): it must be in [0, 1]")
         if not self.ridge >= 0 or not self.bound > 0:
             raise PolicyError(
@@ -113,7 +118,7 @@ class FittedProfiler(Policy):
     def prepare(self) -> None:
         if self.start is not None:
             table = Table.of(loaded(self, self.start, (KIND,)))
-            if table.settings != self.settings:
+            if table.settings != self.settings(bool(table.settings.averaged)):
                 raise PolicyError(
                     f"{self!r}: start was fitted with {table.settings}; judge it with the same "
                     "settings"
@@ -121,18 +126,19 @@ class FittedProfiler(Policy):
         if self.schedule is not None:
             self.schedule.prepare()
 
-    @property
-    def settings(self) -> Settings:
-        """The settings that profiles share."""
+    def settings(self, one_step: bool) -> Settings:
+        """The settings that profiles share, under a solver without or with memory."""
+        share = SHARES[one_step] if self.target is None else self.target
         return Settings(
             velocities=self.velocities,
             latent=int(self.latent),
             displacement=int(self.displacement),
-            trajectory=self.target,
+            trajectory=share,
             ridge=self.ridge,
             toward=TOWARD.index(self.toward),
             bound=self.bound,
             computed=int(self.computed),
+            averaged=int(one_step),
         )
 
     def steps(self, num_steps: int) -> frozenset[int]:
@@ -142,17 +148,23 @@ class FittedProfiler(Policy):
         plan: Planned = self.schedule.plan(num_steps)  # type: ignore[attr-defined]
         return frozenset({0, *plan.computed})
 
+    def following(self, profile: Profile) -> Policy | None:
+        """A sum of several batches is judged by the weights that it stands for."""
+        judged = self.start is not None or Table.of(profile).judged
+        return None if judged else replace(self, schedule=None, start=profile)
+
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         require_whole(self, session)
         given, steps = None, self.steps(session.num_steps)
+        settings = self.settings(one_step(session))
         if self.start is not None:
             profile = loaded(self, self.start, (KIND,))
             require(profile, session, ())
             table = Table.of(profile)
             given, steps = dict(enumerate(table.choices)), frozenset(table.computed)
         per_channel = self.granularity == "channel"
-        session.state_of(self, lambda: March(session, steps, self.settings, per_channel, given))
+        session.state_of(self, lambda: March(session, steps, settings, per_channel, given))
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
@@ -183,7 +195,7 @@ class FittedProfiler(Policy):
             given = loaded(self, self.start, (KIND,))
             sums = given.statistics["moments"] / given.samples * samples
             depths = given.statistics["depths"] / given.samples
-        told = self.settings.row()
+        told = march.settings.row()
         flags = torch.zeros(session.num_steps).double()
         flags[march.computed] = samples
         return Profile(
@@ -196,10 +208,10 @@ class FittedProfiler(Policy):
                 "errors": march.errors.double().cpu(),
                 # their squares tell whether all merged profiles had the same
                 "settings": samples * torch.stack([told, told * told]),
-                "sigmas": samples * torch.tensor(session.sigmas, dtype=torch.float64),
+                "sigmas": samples * torch.tensor(march.nodes, dtype=torch.float64),
                 "elements": torch.tensor(float(samples * march.elements)).double(),
                 "batches": torch.ones(()).double(),
-                "judged": torch.tensor(float(self.start is not None)).double(),
+                "judged": judged_by(None if self.start is None else sums),
             },
             samples=samples,
         )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from erta_framework import Policy, Profile, SessionInfo, hookimpl
 from erta_framework.errors import ProfileError
-from erta_policies.fitted.table import KIND, Table
+from erta_policies.fitted.table import KIND, Table, require_judged
 from erta_policies.parts import FixedSchedule
 from erta_policies.parts.profiles import loaded, require
 
@@ -23,7 +23,7 @@ class FittedSchedule(FixedSchedule):
 
     Raises:
         ProfileMismatchError: The profile was fitted for another run.
-        ProfileError: It has another number of steps.
+        ProfileError: It has another number of steps, or is a sum that no run has judged.
 
     Example:
         >>> FittedSchedule(profile="fitted.safetensors").static
@@ -34,7 +34,7 @@ class FittedSchedule(FixedSchedule):
     allow: tuple[str, ...] = ()
 
     def prepare(self) -> None:
-        _ = self._table
+        require_judged(type(self).__name__, self._table)
 
     def calibrator(self) -> Policy | None:
         from erta_policies.fitted.profiler import FittedProfiler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -77,7 +78,7 @@ class Table:
         # the first of equal ones, so that a rule must be better to be kept
         kept = min(errors, key=lambda name: errors[name])
         batches = int(held["batches"])
-        judged = batches == 1 or int(held["judged"]) == batches
+        judged = batches == 1 or judged_together(held["judged"], batches)
         return cls(computed, settings, tuple(choices), errors, kept, batches, judged)
 
     def rows(self) -> tuple[Tensor | None, ...]:
@@ -96,10 +97,42 @@ class Table:
         return tuple(found)
 
 
+def judged_by(moments: Tensor | None) -> Tensor:
+    """The statistic `judged` of one batch: none, or one with a number that tells these weights.
+
+    Its square comes along, so that a sum tells whether all had the same.
+    """
+    if moments is None:
+        return torch.zeros(3).double()
+    shares = (moments / moments.abs().amax().clamp(min=1e-30)).flatten()
+    number = float(1 + (shares * torch.arange(len(shares)).double().cos()).sum())
+    return torch.tensor([1.0, number, number * number], dtype=torch.float64)
+
+
+def judged_together(judged: Tensor, batches: int) -> bool:
+    """Whether every batch ran under weights of an earlier profile, and all under the same."""
+    count, total, squares = judged.tolist()
+    return int(count) == batches and math.isclose(total * total, squares * count, rel_tol=1e-9)
+
+
 def unfitted(settings: Settings, channels: int) -> Choice:
     """A step without statistics, which is computed and left as it is."""
     row = torch.tensor(features.held(settings.velocities)).double()
     return Choice("velocity", row.expand(channels, -1), 0.0)
+
+
+def require_judged(who: str, table: Table) -> None:
+    """Refuse a sum of several batches whose weights no run has used.
+
+    Raises:
+        ProfileError: Says how to judge it.
+    """
+    if not table.judged:
+        raise ProfileError(
+            f"{who} got a profile added up from {table.batches} batches, each with weights of its "
+            "own; no run has used those of the sum, so its errors are not theirs: calibrate the "
+            "same samples once more with FittedProfiler(start=...), or with judge: true"
+        )
 
 
 def shared_settings(profile: Profile) -> Settings:

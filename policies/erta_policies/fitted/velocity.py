@@ -13,7 +13,8 @@ from torch import Tensor
 from erta_framework import Call, Needs, Policy, Profile, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import features
-from erta_policies.fitted.table import KIND, Table
+from erta_policies.fitted.table import KIND, Table, require_judged
+from erta_policies.fitted.variable import Variable
 from erta_policies.forecast.policy import weighted
 from erta_policies.parts.profiles import loaded, require
 
@@ -41,7 +42,7 @@ class FittedVelocity(Policy):
 
     Where calibration ended nearer to the full run with a rule than with the fit, the profile stands
     for that rule, so that on its own samples it is never worse than plain residual reuse. A profile
-    that was added up from several batches must have been judged as a whole for that.
+    that was added up from several batches and not judged as a whole is refused.
 
     Source: ours.
 
@@ -55,6 +56,7 @@ class FittedVelocity(Policy):
 
     Raises:
         PolicyError: There is no profile, or the limit is not positive.
+        ProfileError: The profile is a sum of batches that no run has judged.
         ProfileMismatchError: The profile was fitted for another run.
 
     Example:
@@ -62,7 +64,6 @@ class FittedVelocity(Policy):
         False
     """
 
-    requires = frozenset({"velocity", "first_order"})
     seams = frozenset({Seam.LATENT})
     corrects_computed = True
     reads_latents = True
@@ -82,6 +83,7 @@ class FittedVelocity(Policy):
         return not self.guard
 
     def prepare(self) -> None:
+        require_judged(type(self).__name__, self._table)
         _ = self._numbers
 
     def needs(self) -> Needs:
@@ -166,9 +168,10 @@ class FittedVelocity(Policy):
         return combination(call.x, start, outputs, weights)
 
     def _line(self, step: Step, call: Call) -> Tensor:
-        used = call.history[:2]
-        interval = step.interval
-        row = features.line([e.sigma for e in used], interval.start, interval.end, depth=2)
+        used, node = call.history[:2], Variable.of(step.session).node
+        ends = (node(step.interval.start), node(step.interval.end))
+        averaged = self._table.settings.interval(*ends)
+        row = features.line([node(e.sigma) for e in used], *averaged, depth=2)
         weights = features.raw_weights(row, depth=2)
         return weighted([e.output for e in used if e.output is not None], weights[: len(used)])
 

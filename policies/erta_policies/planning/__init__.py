@@ -3,10 +3,12 @@
 from erta_policies.parts.budgets import PlanBudget
 from erta_policies.parts.paths import Path, cheapest
 from erta_policies.planning.costs import edges
+from erta_policies.planning.multistep import MultistepSchedule
 from erta_policies.planning.plans import front, planned_steps
 from erta_policies.planning.schedule import PlannedSchedule
 
 __all__ = [
+    "MultistepSchedule",
     "Path",
     "PlanBudget",
     "PlannedSchedule",

@@ -11,7 +11,6 @@ import torch
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile, SamplingLoop
 from erta_framework.bench.syncs import SyncCounter
 from erta_framework.errors import (
-    CapabilityError,
     NonFiniteError,
     PolicyError,
     ProfileError,
@@ -151,19 +150,43 @@ def test_batches_add_up(field):
     ]
     merged = Profile.merge(parts)
     batches = field.fit(profiler, batch=4)
-    assert merged.samples == joint.samples == 8
+    assert merged.samples == joint.samples == batches.samples == 8
     assert Table.of(merged).batches == 2
     torch.testing.assert_close(merged.statistics["moments"], batches.statistics["moments"])
     # the first step after the first call stands where no fit has been before
     first = [each.statistics["moments"][:, 1].sum(dim=0) for each in (joint, merged)]
     torch.testing.assert_close(*first, rtol=1e-5, atol=1e-6)
     assert Table.of(joint).judged
-    assert not Table.of(batches).judged
+    assert Table.of(batches).judged
+    assert not Table.of(merged).judged
+    for policy in (FittedReuse, FittedSchedule, FittedVelocity):
+        with pytest.raises(ProfileError, match="added up from 2 batches"):
+            Engine([policy(profile=merged)])
+
+
+def test_a_sum_of_profiles_that_were_judged_apart_is_refused(field):
+    parts = [
+        field.sampler(batch=2).calibrate(
+            field.mixture, field.prompts[k : k + 4], seed=k, profiler=FittedProfiler()
+        )
+        for k in (0, 4)
+    ]
+    assert [Table.of(part).judged for part in parts] == [True, True]
+    with pytest.raises(ProfileError, match="added up from 4 batches"):
+        Engine([FittedReuse(profile=Profile.merge(parts))])
 
 
 def test_a_sum_is_judged_by_its_own_weights(field):
-    summed = field.fit(FittedProfiler(schedule=SCHEDULE), batch=2)
-    judged = field.fit(FittedProfiler(start=summed), batch=2)
+    profiler = FittedProfiler(schedule=SCHEDULE)
+    summed = Profile.merge(
+        [
+            field.sampler().calibrate(
+                field.mixture, field.prompts[k : k + 2], seed=k, profiler=profiler
+            )
+            for k in (0, 2, 4, 6)
+        ]
+    )
+    judged = field.fit(profiler, batch=2)
     one, other = Table.of(summed), Table.of(judged)
     assert (one.batches, one.judged, other.batches, other.judged) == (4, False, 4, True)
     assert one.computed == other.computed == STEPS
@@ -297,8 +320,10 @@ def test_other_runs_are_refused(field, profile):
         field.run(policies, guidance=CFG(scale=5.0))
     allowed = field.run([FittedReuse(profile=profile, allow=("guidance",))], None, CFG(scale=5.0))
     assert allowed.trace.computed_steps == STEPS
-    with pytest.raises(CapabilityError, match="first_order"):
-        SamplingLoop(Engine(policies), FlowAdamsBashforth2())
+    with pytest.raises(ProfileMismatchError, match="solver"):
+        SamplingLoop(Engine(policies), FlowAdamsBashforth2(), CFG(scale=2.0)).run(
+            field.mixture, field.request()
+        )
     with pytest.raises(PolicyError, match="needs profile"):
         Engine([FittedReuse()])
     with pytest.raises(ProfileError, match="12 steps"):

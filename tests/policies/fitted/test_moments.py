@@ -26,6 +26,7 @@ BASE = {
     "toward": 0,
     "bound": 100.0,
     "computed": 1,
+    "averaged": 1,
 }
 NODES, INTERVAL = (0.5, 0.7, 0.9), (0.4, 0.3)
 

@@ -15,7 +15,7 @@ from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.magcache import MagCache, MagCacheProfiler
 from erta_policies.meancache import MeanCache, MeanCacheProfiler, MeanCacheSchedule
-from erta_policies.planning import PlanBudget, PlannedSchedule
+from erta_policies.planning import MultistepSchedule, PlanBudget, PlannedSchedule
 from erta_policies.taylorseer import FORA, HiCache, RefreshInterval, TaylorSeer
 from erta_policies.teacache import TeaCacheProfiler, TeaCacheSchedule
 
@@ -30,6 +30,7 @@ BUDGETED = {
     "skip_policy": lambda b: SkipPolicy(profile=RESIDUALS, budget=b),
     "planned_schedule": lambda b: PlannedSchedule(profile=RESIDUALS, budget=b),
     "planned forecast": lambda b: PlannedSchedule(profile=RESIDUALS, budget=b, cost="forecast"),
+    "multistep_schedule": lambda b: MultistepSchedule(profile=RESIDUALS, budget=b),
     "meancache": lambda b: MeanCache(profile=EDGES, budget=b),
     "meancache_schedule": lambda b: MeanCacheSchedule(profile=EDGES, budget=b),
     "magcache": lambda b: MagCache(profile=RATIOS, budget=b, max_skips=9, retention=0.0),
