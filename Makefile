@@ -43,12 +43,8 @@ format: $(VENV)/.dev ## put every file into the project's format
 docs: $(VENV)/.dev ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.demo ## measure again every table of the README and the docs (long)
-	$(BIN)/python -m erta_integrations.shapes_wan.check --json docs/data/accuracy.json
-	$(BIN)/erta bench overhead --json docs/data/overhead.json
-	$(BIN)/erta bench ablation --json docs/data/ablation.json
-	$(BIN)/erta bench pipeline --json docs/data/pipeline.json
-	$(BIN)/erta bench policies --json docs/data/policies.json --report $(OUTPUT)/policies
+bench: $(VENV)/.dev ## measure again every table of the README and the docs (many hours)
+	commands="$$(PYTHONPATH=docs $(BIN)/python -m tables)" && PATH="$(BIN):$$PATH" sh -exc "$$commands"
 	$(BIN)/python docs/update_readme.py
 
 ci: ## what continuous integration runs, from a clean checkout

@@ -19,8 +19,8 @@ from erta_framework.registry import models, policies
 from tables.ablation import LADDER, ablation_section, ablation_table, findings
 from tables.budgets import budgets_section, lambda_section
 from tables.cli import cli_reference, cli_root
-from tables.data import MissingDataError, load
-from tables.markers import SECTIONS, filled
+from tables.data import DATA, MissingDataError, command, load
+from tables.markers import SECTIONS, commands, filled
 from tables.pipeline import pipeline_section
 from tables.policies import policies_section
 
@@ -108,6 +108,20 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
         assert importlib.util.find_spec("torch.distributed.run") is not None
     else:
         assert line == 'pip install -c constraints.txt -e ".[demo]"'
+
+
+@pytest.mark.parametrize("line", commands())
+def test_a_file_of_numbers_has_a_command(line: str) -> None:
+    test_a_command_of_the_docs_exists(line)
+    name = Path(line.split()[-1]).stem
+    assert line == command(name)
+    if (DATA / f"{name}.json").is_file():
+        assert load(name)["command"].split(" --")[0] == line.split(" --")[0]
+
+
+def test_every_file_of_numbers_is_shown() -> None:
+    shown = {name for section in SECTIONS.values() for name in section.files}
+    assert {path.stem for path in DATA.glob("*.json")} <= shown
 
 
 def assert_is_command(words: list[str]) -> None:

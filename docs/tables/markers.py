@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from tables.ablation import ablation_section, findings
@@ -15,7 +16,7 @@ from tables.batch import batch_section
 from tables.budgets import budgets_section, lambda_section
 from tables.cli import cli_reference
 from tables.combinations import combinations_section
-from tables.data import MissingDataError, load
+from tables.data import MissingDataError, command, load
 from tables.families import families_section
 from tables.fitted import fitted_section, fitted_shapes
 from tables.overhead import attach_section, overhead_section
@@ -26,12 +27,29 @@ from tables.scale import scale_section, simulate_section
 from tables.support import checks_table, pipelines_table, schedulers_table
 
 
-def shown(make: Callable[..., str], *files: str) -> Callable[[], str]:
-    """What a function makes of the records of `docs/data/FILE.json`, read when a page asks."""
-    return lambda: make(*map(load, files))
+@dataclass(frozen=True, slots=True)
+class Section:
+    """What a function makes of the records of some files, read when a page asks.
+
+    Attributes:
+        make: Takes one record a file.
+        files: Names of files in `docs/data/`; none where the code itself is asked.
+    """
+
+    make: Callable[..., str]
+    files: tuple[str, ...]
+
+    def __call__(self) -> str:
+        """The Markdown that a page shows."""
+        return self.make(*map(load, self.files))
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
+def shown(make: Callable[..., str], *files: str) -> Section:
+    """A section of a function and the names of its files."""
+    return Section(make, files)
+
+
+SECTIONS: dict[str, Section] = {
     "table:ablation": shown(ablation_section, "ablation"),
     "findings:ablation": shown(findings, "ablation"),
     "table:accuracy": shown(accuracy_section, "accuracy"),
@@ -48,7 +66,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:batch": shown(batch_section, "batch"),
     "table:budgets": shown(budgets_section, "budgets"),
     "table:lambda": shown(lambda_section, "lambda"),
-    "table:combinations": combinations_section,
+    "table:combinations": shown(combinations_section),
     "table:policies": shown(policies_section, "policies"),
     "summary:peers": shown(peers_summary, "peers"),
     "table:peers": shown(peers_section, "peers"),
@@ -59,10 +77,10 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "table:scale": shown(scale_section, "scale"),
     "table:simulate": shown(simulate_section, "simulate"),
     "table:pipeline": shown(pipeline_section, "pipeline", "ablation"),
-    "cli": cli_reference,
-    "checks": checks_table,
-    "table:schedulers": schedulers_table,
-    "table:pipelines": pipelines_table,
+    "cli": shown(cli_reference),
+    "checks": shown(checks_table),
+    "table:schedulers": shown(schedulers_table),
+    "table:pipelines": shown(pipelines_table),
 }
 
 
@@ -79,3 +97,9 @@ def filled(markdown: str) -> str:
         return SECTIONS[match[1]]()
 
     return re.sub(r"<!-- ([a-z:]+) -->", section, markdown)
+
+
+def commands() -> list[str]:
+    """The commands that write every file that a page shows, each once."""
+    files = dict.fromkeys(name for section in SECTIONS.values() for name in section.files)
+    return [command(name) for name in files]

@@ -92,7 +92,7 @@ def options(
     add_help_option=False,
 )
 def bench(ctx: typer.Context) -> None:
-    """Run a benchmark: the ablation of ERTACache, the overhead of the engine."""
+    """Run a benchmark; without a name, list them all."""
     from erta_framework.bench.cli import app as bench_app
 
     code = bench_app(args=ctx.args or ["--help"], prog_name="erta bench", standalone_mode=False)

@@ -44,7 +44,7 @@ def test_demo_measures_and_writes_everything(erta, shipped, monkeypatch):
         assert gif.n_frames == 4
     with Image.open("out/contact-sheet.png") as sheet, Image.open("out/schedule.png") as plot:
         assert sheet.width > 5 * (3 * 72)
-        assert plot.width == 1500
+        assert plot.width == 1400
 
 
 def test_report_is_self_contained_and_says_what_ran(erta, shipped):

@@ -1,4 +1,4 @@
-"""ERTACache (arXiv 2508.21091) as four plugins, a predictor and a recipe."""
+"""ERTACache (arXiv 2508.21091) as four parts, a recipe over them, and their profilers."""
 
 from erta_policies.ertacache.adjuster import TimestepAdjuster
 from erta_policies.ertacache.linearizer import ErrorLinearizer

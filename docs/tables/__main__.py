@@ -1,0 +1,8 @@
+"""Print the commands that measure every table again: `python -m tables` with `docs` on the path."""
+
+from __future__ import annotations
+
+from tables.markers import commands
+
+if __name__ == "__main__":
+    print("\n".join(commands()))
