@@ -157,5 +157,6 @@ def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if shared:
             raise InputError(f"the records share the numbers of calls {sorted(shared)}")
         rows += rest
-    command = "\n".join(record["command"] for record in records)
-    return {**first, "rows": rows, "command": command}
+    ordered = [rows[0], *sorted(rows[1:], key=lambda row: -row["budget"])]
+    command = "; ".join(record["command"] for record in records)
+    return {**first, "rows": ordered, "command": command}
