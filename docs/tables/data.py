@@ -16,9 +16,6 @@ COMMANDS = {
     "fitted_25": "erta bench fitted --calls 25 --samples 8",
     "fitted_17": "erta bench fitted --calls 17 --samples 8",
     "fitted_12": "erta bench fitted --calls 12 --samples 8",
-    "fitted_samples": "erta bench fitted --part samples --samples 8",
-    "fitted_schedules": "erta bench fitted --part schedules --calls 25 --calls 17 --calls 12 "
-    "--calls 8 --samples 8 --measured 16",
     "fitted_choices": "erta bench fitted --part choices --samples 8",
     "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
     "--calls 8",

@@ -59,8 +59,6 @@ SECTIONS: dict[str, Section] = {
     "shapes:fitted": shown(fitted_shapes, "fitted_25", "fitted_17", "fitted_12", "fitted_robust"),
     "unet:fitted": shown(partial(fitted_shapes, model="shapes-unet"), "fitted_unet"),
     "choices:fitted": shown(fitted_shapes, "fitted_choices"),
-    "samples:fitted": shown(fitted_shapes, "fitted_samples"),
-    "schedules:fitted": shown(fitted_shapes, "fitted_schedules"),
     "table:overhead": shown(overhead_section, "overhead"),
     "table:attach": shown(attach_section, "attach_overhead"),
     "table:batch": shown(batch_section, "batch"),
