@@ -70,6 +70,7 @@ def peers_command(
             seeds=seeds,
             steps=steps,
             calibration=calibration,
+            batch_size=batch_size,
             seed=seed,
         ),
     )

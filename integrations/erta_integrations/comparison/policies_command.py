@@ -60,6 +60,7 @@ def policies_command(
             seeds=seeds,
             steps=steps,
             calibration=calibration,
+            batch_size=batch_size,
             seed=seed,
         ),
     )
