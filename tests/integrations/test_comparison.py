@@ -380,8 +380,8 @@ def test_command(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
     assert found["command"] == (
-        "erta bench policies --model shapes-wan --prompts 2 --seeds 1 --calls 3 "
-        '--row "uniform reuse" --steps 6 --calibration 8 --seed 0'
+        'erta bench policies --model shapes-wan --calls 3 --row "uniform reuse" --prompts 2 '
+        "--seeds 1 --steps 6 --calibration 8 --batch-size 16 --seed 0"
     )
     assert [row["name"] for row in found["rows"]] == ["full", "uniform reuse"]
     assert (tmp_path / "page" / "report.html").is_file()
