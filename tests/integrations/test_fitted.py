@@ -181,7 +181,7 @@ def test_the_study_fits_on_other_schedules_and_under_other_solvers(
     study: Callable[..., list[dict[str, Any]]],
 ) -> None:
     rows = study("schedules")
-    assert [row["kind"] for row in rows] == ["composed", "ours"] * 4
+    assert [row["kind"] for row in rows] == ["composed", "ours"] * 5
     assert {row["calls"] for row in rows} == {5}
     rows = study("solvers")
     assert [row["where"] for row in rows[2::3]] == [

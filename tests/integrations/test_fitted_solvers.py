@@ -16,7 +16,7 @@ from erta_framework.metrics import psnr
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.schedulers import capabilities, read_schedule
 from erta_integrations.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_unet
-from erta_integrations.shapes_image.pipeline import NOISE, images, pipeline, request
+from erta_integrations.shapes_image.pipeline import NOISE, pipeline, request, samples_of
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.fitted import FittedProfiler, FittedReuse, FittedVelocity
 from erta_policies.fitted.march import RUNS
@@ -48,7 +48,7 @@ def fit(model: ShapesFlux | ShapesUNet, pipe: Any, count: int = 6, **options: An
 def sampled(model: ShapesFlux | ShapesUNet, pipe: Any, *policies: Any) -> tuple[Tensor, Any]:
     with attach(pipe, policies) as run:
         asked = request(model, model.demo_prompts()[1][:4], seeds=range(4), num_steps=STEPS)
-        found = images(model, pipe(**asked))
+        found = samples_of(model, pipe(**asked))
     return found, run.traces[0]
 
 
@@ -97,7 +97,7 @@ def test_ddim_whose_step_is_another_is_not_taken_for_one(
     [
         (load_unet, "ddim", 6.0),
         (load_unet, "unipc", 1.0),
-        (load_unet, "dpmsolver", 1.0),
+        (load_unet, "dpmpp", 1.0),
         (load_flux, "flow_euler", 0.5),
     ],
 )

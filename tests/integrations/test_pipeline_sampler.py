@@ -32,6 +32,8 @@ from erta_policies.meancache import MeanCacheProfiler
 STEPS, SEED = 5, 11
 KINDS = (ShapesWan, ShapesFlux, ShapesUNet)
 PAIRS = [(kind, name) for kind in KINDS for name in kind.pipeline_model().schedulers]
+ONE_CALL = [(kind, name) for kind, name in PAIRS if name != "heun"]
+"""Where a step of the request is a step of the grid."""
 PIPELINES = {
     ShapesWan: diffusers.WanPipeline,
     ShapesFlux: diffusers.FluxPipeline,
@@ -82,13 +84,14 @@ def test_without_policies_it_is_the_bare_pipeline(kind: type[InPipeline], schedu
         found = sampler.sample(model, prompts, seed=SEED)
     assert plain.shape == (2, *model.latent_shape)
     assert torch.equal(found.samples, plain)
-    assert plain_calls == calls == calls_of(kind, STEPS)
+    made = 2 * STEPS - 1 if scheduler == "heun" else STEPS
+    assert plain_calls == calls == calls_of(kind, made)
     assert sampler.facts["loop"].startswith(f"{type(pipe).__name__} of diffusers")
     assert sampler.facts["scheduler"].startswith(type(pipe.scheduler).__name__)
 
 
 @quiet
-@pytest.mark.parametrize(("kind", "scheduler"), PAIRS)
+@pytest.mark.parametrize(("kind", "scheduler"), ONE_CALL)
 def test_a_schedule_makes_exactly_its_calls(kind: type[InPipeline], scheduler: str) -> None:
     model = fresh(kind)
     prompts = model.demo_prompts()[1][:2]

@@ -141,7 +141,12 @@ def test_the_own_loop_gives_the_samples_of_the_pipeline(model):
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize(
     ("model", "scheduler"),
-    [(model, name) for model in MODELS for name in model.pipeline_model().schedulers],
+    [
+        (model, name)
+        for model in MODELS
+        for name in model.pipeline_model().schedulers
+        if name != "heun"  # whose grid has two steps for each of the request's
+    ],
 )
 def test_policies_run_through_the_unmodified_pipelines(model, scheduler):
     made = fresh(model)
