@@ -204,6 +204,8 @@ def test_the_page_and_joining(record: Mapping[str, Any], tmp_path: Path) -> None
     assert [standing.budget for standing in standings(both["rows"])] == [5, 4]
     with pytest.raises(InputError, match=r"share the numbers of calls \[5\]"):
         joined([record, record])
+    with pytest.raises(InputError, match="rows without a kind"):
+        joined([{**record, "rows": [{"name": "full"}]}])
     with pytest.raises(InputError, match="differ in their settings"):
         joined([record, {**record, "settings": {}}])
 
@@ -218,6 +220,8 @@ def test_command(tmp_path: Path) -> None:
     record = json.loads(target.read_text(encoding="utf-8"))
     # FluxPipeline has no Heun
     assert [row["name"] for row in record["rows"]] == ["full", "planned steps, reuse"]
+    with pytest.raises(InputError, match="--from joins records into nothing"):
+        CliRunner().invoke(cli.app, ["peers", "--from", str(target)], catch_exceptions=False)
     again = ["peers", "--from", str(target), "--report", str(tmp_path / "page")]
     assert CliRunner().invoke(cli.app, again).exit_code == 0
     assert (tmp_path / "page" / "report.html").is_file()

@@ -22,6 +22,7 @@ from erta_framework.registry import Catalogue, policies
 from erta_framework.sampler import Samples
 from erta_integrations.comparison.contender import SOLVED, Contender
 from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
+from erta_integrations.comparison.standings import NEAR
 from erta_integrations.comparison.track import BRANCHES, Ran, Ready, Track
 from erta_integrations.diffusers.bench.families import rival_versions
 from erta_integrations.diffusers.bridge import RIVALS
@@ -41,8 +42,6 @@ COLUMNS = {
 """The other keys are in the JSON and in the report."""
 LONGEST, START = 280, 60
 """Characters of a reason that are kept, and how many of them from its beginning."""
-NEAR = 1.0
-"""Calls that a row may be off its budget and still be called measured."""
 TIMES = (
     "seconds",
     "speedup",

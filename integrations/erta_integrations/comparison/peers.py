@@ -141,6 +141,12 @@ def joined(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         InputError: They are not of the same model, samples and versions, or share a number of
             calls.
     """
+    for record in records:
+        if any("kind" not in row for row in record["rows"]):
+            raise InputError(
+                f"the record of `{record['command']}` has rows without a kind; join records that "
+                "`erta bench peers --json` wrote"
+            )
     first, *others = records
     rows = list(first["rows"])
     for other in others:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from erta_framework.errors import InputError
 from erta_integrations.comparison import setting as options
 
 
@@ -30,7 +31,12 @@ def peers_command(
     report: options.Report = None,
     again: Annotated[
         list[Path] | None,
-        typer.Option("--from", help="Join these records instead of measuring; repeatable."),
+        typer.Option(
+            "--from",
+            exists=True,
+            dir_okay=False,
+            help="Join these records instead of measuring; repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Ours, published methods, recombinations and plain solvers at equal network calls.
@@ -43,6 +49,8 @@ def peers_command(
     from erta_integrations.comparison.peers import joined, peers_bench
     from erta_integrations.comparison.peers_page import write_peers_page
 
+    if again and json is None and report is None:
+        raise InputError("--from joins records into nothing; give --json FILE or --report FOLDER")
     if again:
         record = joined([text.loads(path.read_text(encoding="utf-8")) for path in again])
         if json is not None:

@@ -48,7 +48,7 @@ def opened(name: str, samples: int, calibration: int, steps: int, batch_size: in
         InputError: The model has no prompts of its own, or too few to calibrate on.
     """
     model: TextModel = models().load(name)()
-    few, held_out = demo_prompts(model, name, 1)
+    few, _ = demo_prompts(model, name, 1)
     _, held_out = model.demo_prompts()  # type: ignore[attr-defined]
     if calibration > len(few):
         raise InputError(f"--calibration {calibration}: {name!r} has {len(few)} prompts for it")
