@@ -63,7 +63,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e ".[demo]"
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: pyproject.toml bench/pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing into $(VENV) (a few minutes)"
-	$(INSTALL) -e ".[dev]"
+	$(INSTALL) -e ".[dev]" -e bench
 	@touch $(VENV)/.demo $@

@@ -1,15 +1,27 @@
 """erta_framework: caching methods for diffusion models as plugins on one sampling loop."""
 
 from erta_framework.attach import attach
-from erta_framework.callbacks import Callback, PictureWriter, ProgressBar, TraceLogger
-from erta_framework.engine import Engine
+from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError
-from erta_framework.guidance import CFG, NoGuidance
-from erta_framework.hookspecs import hookimpl
-from erta_framework.loop import Request, Result, SamplingLoop
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
-from erta_framework.records import (
+from erta_framework.plugins import Engine, Policy, hookimpl
+from erta_framework.sampling import (
+    CFG,
+    DDIM,
+    Callback,
+    FlowAdamsBashforth2,
+    FlowEuler,
+    NoGuidance,
+    PictureWriter,
+    ProgressBar,
+    Request,
+    Result,
+    Sampler,
+    Samples,
+    SamplingLoop,
+    Schedule,
+    TraceLogger,
+)
+from erta_framework.session import (
     Answer,
     Call,
     Compute,
@@ -19,13 +31,11 @@ from erta_framework.records import (
     Needs,
     Reuse,
     Seam,
+    Session,
     SessionInfo,
     Step,
+    Trace,
 )
-from erta_framework.sampler import Sampler, Samples
-from erta_framework.session import Session
-from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule
-from erta_framework.trace import Trace
 
 __version__ = "0.1.0"
 __all__ = [

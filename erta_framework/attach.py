@@ -7,13 +7,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from erta_framework.engine import Engine
+from erta_framework.calibration import Profile
 from erta_framework.errors import RegistryError
-from erta_framework.extras import MissingExtraError
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
-from erta_framework.registry import FIRST_PARTY, drivers
-from erta_framework.trace import Trace
+from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.plugins import FIRST_PARTY, Engine, Policy, drivers
+from erta_framework.session import Trace
 
 
 class Attached(AbstractContextManager["Attached"], Protocol):

@@ -16,14 +16,20 @@ from typing import Any, TypeVar
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from erta_framework.calibration import Profile
 from erta_framework.errors import ConfigError, ErtaError, suggestion
-from erta_framework.guidance import CFG, Guidance, NoGuidance
 from erta_framework.jobs import FabricConfig, JobConfig
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
-from erta_framework.registry import budgeted
-from erta_framework.registry import policies as policy_catalogue
-from erta_framework.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Solver
+from erta_framework.plugins import Policy, budgeted
+from erta_framework.plugins import policies as policy_catalogue
+from erta_framework.sampling import (
+    CFG,
+    DDIM,
+    FlowAdamsBashforth2,
+    FlowEuler,
+    Guidance,
+    NoGuidance,
+    Solver,
+)
 
 T = TypeVar("T")
 SOLVERS: Mapping[str, type] = types.MappingProxyType(

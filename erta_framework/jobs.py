@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erta_framework.errors import InputError, RegistryError
-from erta_framework.extras import MissingExtraError
-from erta_framework.registry import FIRST_PARTY, launchers
+from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.plugins import FIRST_PARTY, launchers
 
 if TYPE_CHECKING:
-    from erta_framework.policy import Policy
-    from erta_framework.profile import Profile
+    from erta_framework.calibration import Profile
+    from erta_framework.plugins import Policy
 
 LAUNCHER = "fabric"
 """Entry of `erta_framework.launchers` that is used when several devices are asked for."""

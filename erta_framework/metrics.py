@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import InputError
-from erta_framework.extras import require_extra
+from erta_framework.optional_dependencies import require_extra
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window in pixels; smaller frames have no SSIM."""

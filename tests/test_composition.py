@@ -8,32 +8,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erta_framework import (
-    CFG,
-    Engine,
-    FlowEuler,
-    Policy,
-    Profile,
-    Reuse,
-    Seam,
-    composition,
-    hookimpl,
-    loop,
-)
+from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Seam, hookimpl
+from erta_framework import compatibility as composition
 from erta_framework.cli.app import main
-from erta_framework.composition import (
+from erta_framework.compatibility import Role, overview, role_of
+from erta_framework.compatibility._compatibility import (
     PLACES,
     Composer,
     Overview,
-    Role,
-    overview,
-    role_of,
     specimens,
     variants,
 )
 from erta_framework.errors import ErtaError, PolicyError
-from erta_framework.registry import policies
-from erta_framework.solvers import DDIM, FlowAdamsBashforth2
+from erta_framework.plugins import policies
+from erta_framework.sampling import DDIM, FlowAdamsBashforth2
+from erta_framework.sampling import _loop as loop
 from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
 from erta_policies.easycache import EasyCache
@@ -302,10 +291,11 @@ def uncalibrated(profiler):
 def on_a_pipeline(calibrated, seam="latent"):
     pytest.importorskip("diffusers")
     import erta_framework as erta
-    from erta_integrations.diffusers import signals, trials
-    from erta_integrations.diffusers.schedulers import capabilities
-    from erta_integrations.diffusers.tiny import FAMILIES
+    from erta_integrations.diffusers.network import _trial as trials
+    from erta_integrations.diffusers.pipeline import capabilities
+    from erta_integrations.diffusers.trunk import _signals as signals
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
+    from tiny_pipelines import FAMILIES
 
     family = FAMILIES["wan-euler"]
     pipe = family.build()

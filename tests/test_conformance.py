@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from erta_framework import Policy
-from erta_framework.policy import flatten
-from erta_framework.registry import policies
+from erta_framework.plugins import flatten, policies
 from erta_framework.testing import parametrize_with_checks, toy_profile
 
 OURS = {name: policies(only=()).load(name) for name in policies(only=()).names()}

@@ -15,7 +15,7 @@ import yaml
 
 import update_readme
 from erta_framework.config import RunConfig, load_config
-from erta_framework.registry import models, policies
+from erta_framework.plugins import models, policies
 from tables.ablation import LADDER, ablation_section, ablation_table, findings
 from tables.budgets import budgets_section, lambda_section
 from tables.cli import cli_reference, cli_root

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 
+from erta_bench.other_caches import bridge
 from erta_framework import (
     Call,
     Compute,
@@ -37,25 +38,23 @@ from erta_framework import (
     SessionInfo,
     hookimpl,
 )
+from erta_framework.budgets import MeasuredFront
 from erta_framework.config import build_policies
 from erta_framework.errors import ErtaError
-from erta_framework.measured import MeasuredFront
-from erta_framework.testing import toy_profile, toy_run
-from erta_framework.testing.toys import GaussianMixtureFlow
-from erta_integrations.diffusers import CAPABILITIES, Support, attach
-from erta_integrations.diffusers.bridge import bridge
-from erta_integrations.diffusers.learning import Learner
-from erta_integrations.diffusers.run import as_sample, load
-from erta_integrations.diffusers.shapes import OutputForm, read_output
-from erta_integrations.diffusers.signals import modulated_input
-from erta_integrations.diffusers.streams import Chain, Returned, Stage
-from erta_integrations.diffusers.tiny import flow, unipc
-from erta_integrations.diffusers.trials import Given, Trials
-from erta_integrations.diffusers.trunk import Block
+from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
+from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
+from erta_integrations.diffusers._loading import as_sample
+from erta_integrations.diffusers.network import Given, OutputForm, Trials, read_output
+from erta_integrations.diffusers.trunk import Chain
+from erta_integrations.diffusers.trunk._discovery import Block
+from erta_integrations.diffusers.trunk._layout import Returned, Stage
+from erta_integrations.diffusers.trunk._layout_tracer import Learner
+from erta_integrations.diffusers.trunk._signals import modulated_input
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
+from tiny_pipelines import flow, unipc
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/how-to/troubleshooting.md"

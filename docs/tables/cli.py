@@ -17,7 +17,7 @@ def cli_root() -> Any:
         return typer.main.get_command(importlib.import_module(module).app)
 
     root = command("erta_framework.cli")
-    root.commands["bench"] = command("erta_framework.bench.cli")
+    root.commands["bench"] = command("erta_bench.core.cli")
     return root
 
 

@@ -10,15 +10,16 @@ from tables.markdown import cell, left_aligned
 @functools.cache
 def combinations_section() -> str:
     """Which policies can stand beside which: parts, refused pairs, and what was left out."""
-    from erta_framework.composition import OWN, Driver, overview
-    from erta_framework.policy import Policy
-    from erta_framework.profile import Profile
-    from erta_framework.records import Seam
-    from erta_framework.signals import wanted
-    from erta_integrations.diffusers import attach, signals, trials
-    from erta_integrations.diffusers.schedulers import capabilities
-    from erta_integrations.diffusers.tiny import FAMILIES
+    from erta_framework.calibration import Profile
+    from erta_framework.compatibility import OWN, Driver, overview
+    from erta_framework.plugins import Policy
+    from erta_framework.session import Seam, wanted
+    from erta_integrations.diffusers import attach
+    from erta_integrations.diffusers.network import _trial as trials
+    from erta_integrations.diffusers.pipeline import capabilities
+    from erta_integrations.diffusers.trunk import _signals as signals
     from erta_integrations.diffusers.trunk import discover, first_blocks, longest
+    from tiny_pipelines import FAMILIES
 
     family = FAMILIES["wan-euler"]
     pipe = family.build()

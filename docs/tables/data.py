@@ -8,8 +8,8 @@ from typing import Any
 
 DATA = Path(__file__).parents[1] / "data"
 COMMANDS = {
-    "accuracy": "python -m erta_integrations.shapes_wan.check",
-    "accuracy_image": "python -m erta_integrations.shapes_image.check",
+    "accuracy": "python -m erta_bench.shapes_wan.check",
+    "accuracy_image": "python -m erta_bench.shapes_image.check",
     "fitted": "erta bench fitted --model mixture --part calls --part choices --part samples "
     "--part robust --part solvers",
     "fitted_robust": "erta bench fitted --part robust --samples 8",

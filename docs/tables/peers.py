@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erta_integrations.comparison.peers_page import full_row, lead_row
-from erta_integrations.comparison.standings import EFFICIENCY, KINDS, Standing, standings
+from erta_bench.comparison.peers_page import full_row, lead_row
+from erta_bench.comparison.standings import EFFICIENCY, KINDS, Standing, standings
 from tables.data import Record, Row
 from tables.markdown import caption, cell, left_aligned, table
 

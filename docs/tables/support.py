@@ -34,7 +34,7 @@ def pipelines_table() -> str:
     rows = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations within diffusers are not ours to show
-        from erta_integrations.diffusers.tiny import FAMILIES, NOT_COVERED
+        from tiny_pipelines import FAMILIES, NOT_COVERED
 
         for name, family in FAMILIES.items():
             networks = dict.fromkeys(inner.partition(".")[0] for inner in family.inner)

@@ -8,13 +8,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from erta_framework.budgets import promise
 from erta_framework.cli.app import app
 from erta_framework.cli.common import Settings, console, read_settings, sampler_of
 from erta_framework.errors import RegistryError
-from erta_framework.hookspecs import HOOKS, PROJECT
-from erta_framework.planning import promise
-from erta_framework.policy import Policy
-from erta_framework.registry import Catalogue, Entry, policies
+from erta_framework.plugins import HOOKS, PROJECT, Catalogue, Entry, Policy, policies
 
 
 @app.command("policies")
@@ -50,7 +48,7 @@ def list_policies(
 
 def show_combinations() -> None:
     """The parts that policies play, and which of them cannot stand together, for each solver."""
-    from erta_framework.composition import overview
+    from erta_framework.compatibility import overview
     from erta_framework.testing import toy_profile
 
     found = overview(toy_profile)

@@ -10,15 +10,12 @@ from typing import Annotated, Literal, cast
 import typer
 from rich.console import Console
 
-from erta_framework.callbacks import Callback
 from erta_framework.cli.pipeline import said_in
 from erta_framework.config import RunConfig, load_config
 from erta_framework.errors import InputError, RegistryError
-from erta_framework.models import TextModel
-from erta_framework.policy import Policy
-from erta_framework.records import Seam
-from erta_framework.registry import models
-from erta_framework.sampler import Sampler, TextSampler
+from erta_framework.plugins import Policy, models
+from erta_framework.sampling import Callback, Sampler, TextModel, TextSampler
+from erta_framework.session import Seam
 
 OWN_LOOP = ("solver", "guidance", "sigmas", "precision")
 """Keys of a configuration that a model's own pipeline does not read."""
@@ -65,7 +62,7 @@ def load_model(name: str) -> TextModel:
     if not isinstance(model, TextModel):
         raise RegistryError(
             f"the model {name!r} gave {type(model).__name__}, which lacks something of "
-            "erta_framework.models.TextModel (latent_shape, fingerprint, encode, call)"
+            "erta_framework.sampling.TextModel (latent_shape, fingerprint, encode, call)"
         )
     return model
 

@@ -16,17 +16,15 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.progress import TimeRemainingColumn as Remaining
 from rich.table import Table
 
-from erta_framework.callbacks import Callback, ProgressBar
+from erta_framework.budgets import forecast
+from erta_framework.calibration import Profile
 from erta_framework.cli.app import app
 from erta_framework.cli.common import console, demo_prompts, load_model, shipped_profile
 from erta_framework.cli.demo_methods import methods_of, sampler_for, through_pipeline
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, ProfileMismatchError
-from erta_framework.extras import require_extra
-from erta_framework.models import TextModel
-from erta_framework.planning import forecast
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
+from erta_framework.optional_dependencies import require_extra
+from erta_framework.plugins import Policy
 from erta_framework.report import (
     Comparison,
     Method,
@@ -35,8 +33,8 @@ from erta_framework.report import (
     fastest_threads,
     write_report,
 )
-from erta_framework.sampler import TextSampler, resolve_device
-from erta_framework.trace import StepTrace
+from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
+from erta_framework.session import StepTrace
 
 CALIBRATION_PROMPTS, CALIBRATION_SEED, SEED = 8, 1000, 5000
 

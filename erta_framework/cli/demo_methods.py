@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from erta_framework.callbacks import Callback
+from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
-from erta_framework.models import TextModel
-from erta_framework.planning import forecast
-from erta_framework.policy import Policy
+from erta_framework.plugins import Policy
 from erta_framework.report import Method
-from erta_framework.sampler import Sampler, TextSampler
-from erta_framework.solvers import FlowAdamsBashforth2, Solver
+from erta_framework.sampling import (
+    Callback,
+    FlowAdamsBashforth2,
+    Sampler,
+    Solver,
+    TextModel,
+    TextSampler,
+)
 
 
 def through_pipeline(model: TextModel) -> bool:

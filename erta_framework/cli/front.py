@@ -12,6 +12,19 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from erta_framework.budgets import (
+    FrontRow,
+    MakeSampler,
+    MeasuredFront,
+    Planner,
+    ReplaySetting,
+    cost_of,
+    front_of,
+    measure,
+    own_loop,
+    unit_of,
+)
+from erta_framework.calibration import Profile
 from erta_framework.cli.common import (
     console,
     demo_prompts,
@@ -23,12 +36,8 @@ from erta_framework.cli.common import (
 from erta_framework.cli.pipeline import PipelineOptions, PipelineReplayer
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
-from erta_framework.fronts import FrontRow, front_of, front_plot
-from erta_framework.measured import MeasuredFront
-from erta_framework.planning import Planner, unit_of
-from erta_framework.policy import Policy, flatten
-from erta_framework.profile import Profile
-from erta_framework.replay import MakeSampler, ReplaySetting, cost_of, measure, own_loop
+from erta_framework.plugins import Policy, flatten
+from erta_framework.report import front_plot
 
 CALLS = (0.5, 0.34, 0.24)
 """What is measured unless numbers of calls are asked for, as parts of the steps."""

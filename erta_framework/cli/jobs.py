@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from erta_framework.calibration import Profile
 from erta_framework.cli.common import console, load_model, prompts_of, sampler_of
 from erta_framework.cli.pipeline import PipelineOptions, write_picture
 from erta_framework.config import RunConfig
@@ -24,10 +25,8 @@ from erta_framework.jobs import (
     launched,
     load_launcher,
 )
-from erta_framework.models import TextModel
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
-from erta_framework.sampler import Sampler
+from erta_framework.plugins import Policy
+from erta_framework.sampling import Sampler, TextModel
 
 PANEL = "For many prompts and devices"
 
@@ -132,7 +131,7 @@ def picture(piped: bool) -> Callable[[Any, Path], object]:
     """What draws a sample."""
     if piped:
         return write_picture
-    from erta_framework.media import write_gif
+    from erta_framework.report import write_gif
 
     return write_gif
 

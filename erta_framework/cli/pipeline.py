@@ -13,8 +13,8 @@ from torch import Tensor
 from erta_framework.attach import load_driver
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
-from erta_framework.policy import Policy
-from erta_framework.sampler import Samples
+from erta_framework.plugins import Policy
+from erta_framework.sampling import Samples
 
 PANEL = "With --pipeline"
 RUNNER = "diffusers-run"
@@ -188,7 +188,7 @@ def write_picture(sample: Tensor, path: Path) -> Path:
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    from erta_framework.media import images, write_gif
+    from erta_framework.report import images, write_gif
 
     if sample.ndim == 4:
         return write_gif(sample, path, scale=1)

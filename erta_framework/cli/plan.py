@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from erta_framework.budgets import Forecast, exportable, forecast, write_export
+from erta_framework.calibration import Profile
 from erta_framework.cli.app import app
 from erta_framework.cli.common import Settings, console, profile_file, read_settings, with_seam
 from erta_framework.cli.front import FrontOptions, show_front
@@ -29,10 +31,7 @@ from erta_framework.cli.pipeline import (
 )
 from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.errors import InputError
-from erta_framework.export import exportable, write_export
-from erta_framework.planning import Forecast, forecast
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
+from erta_framework.plugins import Policy
 
 
 @app.command()

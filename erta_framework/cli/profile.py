@@ -9,10 +9,10 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from erta_framework.calibration import Profile
 from erta_framework.cli.app import app
 from erta_framework.cli.common import console
 from erta_framework.errors import InputError
-from erta_framework.profile import Profile
 
 group = typer.Typer(help="Look at calibration profiles, and add them up.", no_args_is_help=True)
 app.add_typer(group, name="profile")

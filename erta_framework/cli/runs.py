@@ -10,15 +10,7 @@ import typer
 from rich.table import Table
 from safetensors.torch import save_file
 
-from erta_framework.callbacks import (
-    BatchEnd,
-    Callback,
-    Observers,
-    PictureWriter,
-    ProgressBar,
-    RunStart,
-    TraceLogger,
-)
+from erta_framework.calibration import Profile
 from erta_framework.cli.app import app
 from erta_framework.cli.common import (
     Settings,
@@ -54,14 +46,22 @@ from erta_framework.cli.pipeline import (
     Width,
     write_picture,
 )
-from erta_framework.composition import Role, role_of
+from erta_framework.compatibility import Role, role_of
 from erta_framework.config import RunConfig, build_policy
 from erta_framework.errors import CapabilityError, InputError, PolicyError, RegistryError
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
-from erta_framework.records import Seam
-from erta_framework.registry import policies as policy_catalogue
-from erta_framework.sampler import Samples
+from erta_framework.plugins import Policy
+from erta_framework.plugins import policies as policy_catalogue
+from erta_framework.sampling import (
+    BatchEnd,
+    Callback,
+    Observers,
+    PictureWriter,
+    ProgressBar,
+    RunStart,
+    Samples,
+    TraceLogger,
+)
+from erta_framework.session import Seam
 
 Prompts = Annotated[
     list[str] | None,
@@ -113,7 +113,7 @@ def sample(
     batches = Batches()
     callbacks: list[Callback] = [ProgressBar(), TraceLogger(folder / "trace.jsonl"), batches]
     if gifs:
-        from erta_framework.media import write_gif
+        from erta_framework.report import write_gif
 
         callbacks.append(PictureWriter(folder / "gifs", write_gif))
     if config.seam == "latent":  # refused before the model is loaded

@@ -4,14 +4,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from erta_bench.core import cli
+from erta_bench.core.ablation import Setting, ablation
+from erta_bench.core.overhead import toy_profile
+from erta_bench.core.variants import PROFILE, choices, ladder, placed, variants
 from erta_framework import CFG, Sampler
-from erta_framework.bench import cli
-from erta_framework.bench.ablation import Setting, ablation
-from erta_framework.bench.overhead import toy_profile
-from erta_framework.bench.variants import PROFILE, choices, ladder, placed, variants
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr, ssim
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow
 
 COMMON = {
     "name",

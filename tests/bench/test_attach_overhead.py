@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 
 pytest.importorskip("diffusers")
 
-from erta_framework.bench import cli
+from erta_bench.core import cli
+from erta_bench.pipelines.attach_overhead import free, policies_for, timed
 from erta_framework.errors import InputError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.bench.attach_overhead import free, policies_for, timed
 
 STEPS = 4
 

@@ -4,9 +4,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_framework import NoGuidance
-from erta_framework.bench import cli
-from erta_framework.bench.batch import (
+from erta_bench.core import cli
+from erta_bench.core.batch import (
     ALONE,
     MEAN,
     PER_SAMPLE,
@@ -17,11 +16,12 @@ from erta_framework.bench.batch import (
     ran,
     sampled,
 )
-from erta_framework.bench.batch import mixed as chosen
-from erta_framework.engine import Engine
+from erta_bench.core.batch import mixed as chosen
+from erta_framework import NoGuidance
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.plugins import Engine
+from erta_framework.testing import GaussianMixtureFlow
 
 STEPS, TAU = 20, 0.1
 PROMPTS = ("a b", "c d", "e f", "g", "h i")

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torchmetrics")
 
-from erta_framework.bench.ablation import Setting
-from erta_framework.bench.budgets import COMPARED, REFINED, budgets_bench, lambda_bench
+from erta_bench.core.ablation import Setting
+from erta_bench.core.budgets import COMPARED, REFINED, budgets_bench, lambda_bench
 from erta_framework.errors import InputError
-from erta_framework.testing.toys import AffineFlow
+from erta_framework.testing._toys import AffineFlow
 
 STEPS = 8
 

@@ -15,21 +15,21 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_framework.bench import cli
-from erta_framework.bench.report import Bench
+from erta_bench.core import cli
+from erta_bench.core.report import Bench
 from erta_framework.errors import InputError
-from erta_framework.registry import benches
+from erta_framework.plugins import benches
 
 pytest.importorskip("diffusers")
 
-from erta_integrations.diffusers.bench import families as bench
-from erta_integrations.diffusers.bench.cell import ONE_SAMPLE, judged, measured
-from erta_integrations.diffusers.bench.cell import row as cell_row
-from erta_integrations.diffusers.bench.families import updated
-from erta_integrations.diffusers.bench.isolated import GoneError, isolated
-from erta_integrations.diffusers.bench.methods import METHODS, Method
-from erta_integrations.diffusers.bridge.work import Work, watched
-from erta_integrations.diffusers.tiny import FAMILIES
+from erta_bench.other_caches.work import Work, watched
+from erta_bench.pipelines import families as bench
+from erta_bench.pipelines.cell import ONE_SAMPLE, judged, measured
+from erta_bench.pipelines.cell import row as cell_row
+from erta_bench.pipelines.families import updated
+from erta_bench.pipelines.isolated import GoneError, isolated
+from erta_bench.pipelines.methods import METHODS, Method
+from tiny_pipelines import FAMILIES
 
 
 @pytest.fixture(autouse=True)

@@ -4,9 +4,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_framework import Engine, FlowEuler, SamplingLoop
-from erta_framework.bench import cli
-from erta_framework.bench.overhead import (
+from erta_bench.core import cli
+from erta_bench.core.overhead import (
     ReadsBack,
     bare_loop,
     count_syncs,
@@ -16,7 +15,8 @@ from erta_framework.bench.overhead import (
     toy_policies,
     toy_request,
 )
-from erta_framework.bench.syncs import SyncCounter
+from erta_bench.core.syncs import SyncCounter
+from erta_framework import Engine, FlowEuler, SamplingLoop
 from erta_framework.errors import InputError
 
 STEPS = 6

@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from erta_framework.bench.report import Bench, machine, shown, versions
+from erta_bench.core.report import Bench, machine, shown, versions
 
 COLUMNS = {"name": "policies", "calls": "calls", "psnr_mean": "PSNR"}
 

@@ -17,7 +17,7 @@ MODEL = '''
 import torch
 
 from erta_framework import Policy, hookimpl, Reuse
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow
 
 
 class ToyVideo:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import erta_framework as erta
-from erta_framework import registry
 from erta_framework.attach import load_driver
 from erta_framework.errors import CapabilityError, RegistryError
-from erta_framework.extras import MissingExtraError
+from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.plugins import _registry as registry
 
 DRIVER = """
 def follow(pipe, policies, **options):
@@ -77,7 +77,7 @@ def test_the_limit_on_third_parties_holds_for_drivers(
 
 @pytest.mark.parametrize("name", ["diffusers", "diffusers-run"])
 def test_a_missing_library_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("erta_integrations.diffusers", "erta_integrations.diffusers.run"):
+    for module in ("erta_integrations.diffusers", "erta_integrations.diffusers._loading"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=r'pip install "erta-framework\[diffusers\]"'):
         load_driver(name)

@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from erta_framework import Callback, PictureWriter, ProgressBar, Sampler, TraceLogger, hookimpl
-from erta_framework.callbacks import Observers, RunStart
 from erta_framework.errors import PolicyError
+from erta_framework.sampling import Observers, RunStart
 
 PROMPTS = ["a", "bb", "ccc"]
 

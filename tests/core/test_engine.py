@@ -26,7 +26,7 @@ from erta_framework.errors import (
     InputError,
     PolicyError,
 )
-from erta_framework.hookspecs import HOOKS
+from erta_framework.plugins import HOOKS
 
 
 class Listed(Policy):

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from erta_framework.budgets import exportable, exported, write_export
+from erta_framework.budgets._export import step_mask
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError
-from erta_framework.export import exportable, exported, step_mask, write_export
 
 LISTED = [{"skip_policy": {"steps": [0, 3, 4]}}]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from erta_framework import Interval, Needs, Policy, Reuse, Seam, hookimpl
-from erta_framework.history import History
+from erta_framework.session._history import History
 
 KEY = ("model", "cond", Seam.LATENT)
 OTHER = ("model", "uncond", Seam.LATENT)

@@ -10,10 +10,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import erta_framework.profile as module
+import erta_framework.calibration._profile as module
 from erta_framework import CFG, Engine, FlowEuler, Profile, Sampler
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.profile import fingerprint_of
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 
 

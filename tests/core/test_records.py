@@ -9,8 +9,9 @@ import torch
 
 from erta_framework import Answer, Compute, Interval, Needs, Policy, Reuse, Seam, Step
 from erta_framework.errors import ProtocolError
-from erta_framework.policy import snake_case
-from erta_framework.records import Call, Network, StateStore
+from erta_framework.plugins._policy import snake_case
+from erta_framework.session import Call
+from erta_framework.session._records import Network, StateStore
 
 
 def test_records_are_frozen(info):

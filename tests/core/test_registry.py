@@ -8,8 +8,8 @@ import textwrap
 
 import pytest
 
-from erta_framework import registry
 from erta_framework.errors import RegistryError
+from erta_framework.plugins import _registry as registry
 
 GROUP = "erta_framework.policies"
 POLICY = """

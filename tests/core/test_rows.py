@@ -7,12 +7,10 @@ import torch
 
 from erta_framework import CFG, Compute, Engine, FlowEuler, Needs, Policy, Reuse, Seam, hookimpl
 from erta_framework.errors import ConflictError, PolicyError
-from erta_framework.guidance import NoGuidance
-from erta_framework.history import History
-from erta_framework.loop import Request, SamplingLoop
-from erta_framework.records import Evaluation, Interval
-from erta_framework.rows import fitted, groups, merged, part, visible
-from erta_framework.solvers import FlowAdamsBashforth2
+from erta_framework.sampling import FlowAdamsBashforth2, NoGuidance, Request, SamplingLoop
+from erta_framework.session import Evaluation, Interval
+from erta_framework.session._history import History
+from erta_framework.session._selection import fitted, groups, merged, part, visible
 
 
 class Masked(Policy):

@@ -20,14 +20,14 @@ from erta_framework import (
     SamplingLoop,
     hookimpl,
 )
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import (
     CapabilityError,
     InputError,
     NonFiniteError,
     PolicyError,
 )
-from erta_framework.models import TextModel, sample_noise
-from erta_framework.profile import fingerprint_of
+from erta_framework.sampling import TextModel, sample_noise
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy, TimestepAdjuster
 
 PROMPTS = ["a", "bb", "ccc", "dddd", "eeeee"]

@@ -9,7 +9,7 @@ import torch
 
 from erta_framework import CFG, Trace
 from erta_framework.errors import NonFiniteError
-from erta_framework.trace import CallTrace, StepTrace
+from erta_framework.session import CallTrace, StepTrace
 
 
 def test_totals_of_a_run(run, reuse_on):

@@ -21,7 +21,8 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.testing.toys import AffineFlow, GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow
+from erta_framework.testing._toys import AffineFlow
 
 STEPS = 5
 

@@ -12,37 +12,29 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from erta_bench.core import cli
+from erta_bench.core.ablation import Setting
+from erta_bench.core.pareto import Point, frontier, pareto_plot
 from erta_framework import Policy, Reuse, hookimpl
-from erta_framework.bench import cli
-from erta_framework.bench.ablation import Setting
-from erta_framework.bench.pareto import Point, frontier, pareto_plot
-from erta_framework.composition import Role, role_of
+from erta_framework.compatibility import Role, role_of
 from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, InputError
-from erta_framework.guidance import NoGuidance
-from erta_framework.registry import policies
+from erta_framework.plugins import policies
+from erta_framework.sampling import NoGuidance
 from erta_framework.testing import GaussianMixtureFlow
 
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from erta_integrations.comparison import bench
-from erta_integrations.comparison.bench import LONGEST, Lane, missing_rows, policies_bench
-from erta_integrations.comparison.budget import TRIES, Solver, planned_calls
-from erta_integrations.comparison.contender import (
-    BUDGET,
-    SOLVED,
-    Contender,
-    Search,
-    filled,
-    made_by,
-    mix,
-)
-from erta_integrations.comparison.contenders import CONTENDERS, UNLISTED
-from erta_integrations.comparison.memory import live_bytes, only_new
-from erta_integrations.comparison.page import heading, write_page
-from erta_integrations.diffusers.bridge import RIVALS
-from erta_integrations.shapes_image import load_flux, load_unet
+from erta_bench.comparison import bench
+from erta_bench.comparison.bench import LONGEST, Lane, missing_rows, policies_bench
+from erta_bench.comparison.budget import TRIES, Solver, planned_calls
+from erta_bench.comparison.contender import BUDGET, SOLVED, Contender, Search, filled, made_by, mix
+from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
+from erta_bench.comparison.memory import live_bytes, only_new
+from erta_bench.comparison.page import heading, write_page
+from erta_bench.other_caches import RIVALS
+from erta_bench.shapes_image import load_flux, load_unet
 from erta_integrations.shapes_wan import ShapesWan, load
 
 STEPS, CALLS = 10, 5

@@ -12,20 +12,19 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from erta_bench.fitted.bench import Study, opened, repeated, study_of
 from erta_framework import CFG, Profile, Sampler
 from erta_framework.cli import app
 from erta_framework.errors import InputError, PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
-from erta_framework.sampler import copied
+from erta_framework.sampling import copied
 from erta_framework.testing import GaussianMixtureFlow
-from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.run import PipelineRun
-from erta_integrations.diffusers.sampler import PipelineSampler
+from erta_integrations.diffusers import PipelineRun, attach
+from erta_integrations.diffusers.bundled import PipelineSampler
 from erta_integrations.shapes_wan import ShapesWan, load
 from erta_integrations.shapes_wan.pipeline import WAN, pipeline, request
 from erta_policies.ertacache import ResidualReuse, SkipPolicy
 from erta_policies.fitted import FittedProfiler, FittedReuse
-from erta_policies.fitted.bench import Study, opened, repeated, study_of
 from erta_policies.fitted.march import RUNS
 from erta_policies.fitted.table import Table
 

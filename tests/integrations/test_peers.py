@@ -14,18 +14,18 @@ from typer.testing import CliRunner
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from erta_framework.bench import cli
-from erta_framework.bench.ablation import Setting
+from erta_bench.comparison.contender import mix, plain
+from erta_bench.comparison.contenders import SCHEDULE
+from erta_bench.comparison.fixed_sigmas import on_sigmas
+from erta_bench.comparison.peers import GRIDS, ORACLE, OURS, joined, peers, peers_bench
+from erta_bench.comparison.peers_page import lead_row, write_peers_page
+from erta_bench.comparison.standings import GOALS, KINDS, comparable, standings
+from erta_bench.comparison.track import Track
+from erta_bench.core import cli
+from erta_bench.core.ablation import Setting
+from erta_bench.shapes_image import load_flux
 from erta_framework.errors import InputError
-from erta_integrations.comparison.contender import mix, plain
-from erta_integrations.comparison.contenders import SCHEDULE
-from erta_integrations.comparison.peers import GRIDS, ORACLE, OURS, joined, peers, peers_bench
-from erta_integrations.comparison.peers_page import lead_row, write_peers_page
-from erta_integrations.comparison.standings import GOALS, KINDS, comparable, standings
-from erta_integrations.comparison.track import Track
-from erta_integrations.diffusers.given import on_sigmas
-from erta_integrations.diffusers.pipeline_model import pipeline, request, samples_of
-from erta_integrations.shapes_image import load_flux
+from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.shapes_wan import ShapesWan, load
 
 STEPS, CALLS = 10, 5

@@ -13,18 +13,18 @@ pytest.importorskip("diffusers")
 
 import diffusers
 
+from erta_bench.other_caches import bridge
+from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.testing import GaussianMixtureFlow
-from erta_integrations.diffusers.bridge import bridge
-from erta_integrations.diffusers.pipeline_model import (
+from erta_integrations.diffusers.bundled import (
     InPipeline,
+    PipelineSampler,
     pipeline,
     pipeline_model,
     request,
     samples_of,
 )
-from erta_integrations.diffusers.sampler import PipelineSampler
-from erta_integrations.shapes_image import ShapesFlux, ShapesUNet
 from erta_integrations.shapes_wan import ShapesWan
 from erta_policies.ertacache import ERTACache, ResidualProfiler, ResidualReuse, SkipPolicy
 from erta_policies.meancache import MeanCacheProfiler

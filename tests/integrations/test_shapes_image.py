@@ -9,13 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from erta_framework import CFG, Sampler, attach
-from erta_framework.errors import CapabilityError, InputError
-from erta_framework.solvers import DDIM, FlowEuler
-from erta_integrations.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_model, load_unet
-from erta_integrations.shapes_image import train as train_module
-from erta_integrations.shapes_image.accuracy import read, shares
-from erta_integrations.shapes_image.data import (
+from erta_bench.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_model, load_unet
+from erta_bench.shapes_image import train as train_module
+from erta_bench.shapes_image.accuracy import read, shares
+from erta_bench.shapes_image.data import (
     MAX_WORDS,
     NEAREST,
     PLACES,
@@ -25,21 +22,13 @@ from erta_integrations.shapes_image.data import (
     render_stills,
     tokenize,
 )
-from erta_integrations.shapes_image.model import (
-    image_ids,
-    packed,
-    save_weights,
-    unpacked,
-    weights_file,
-)
-from erta_integrations.shapes_image.pipeline import (
-    UNET,
-    pipeline,
-    request,
-    samples_of,
-)
+from erta_bench.shapes_image.model import image_ids, packed, save_weights, unpacked, weights_file
+from erta_bench.shapes_image.pipeline import UNET, pipeline, request, samples_of
+from erta_bench.shapes_wan.training import run
+from erta_framework import CFG, Sampler, attach
+from erta_framework.errors import CapabilityError, InputError
+from erta_framework.sampling import DDIM, FlowEuler
 from erta_integrations.shapes_wan.data import SIZE
-from erta_integrations.shapes_wan.training import run
 
 MODELS = (ShapesFlux, ShapesUNet)
 SOLVERS = {

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from erta_integrations.shapes_wan import check as check_module
-from erta_integrations.shapes_wan import load, train
+from erta_bench.shapes_wan import check as check_module
+from erta_bench.shapes_wan import train
+from erta_bench.shapes_wan.check import TARGETS, chosen_prompts, main
+from erta_bench.shapes_wan.training import Options
+from erta_integrations.shapes_wan import load
 from erta_integrations.shapes_wan.accuracy import accuracy, expected, read
-from erta_integrations.shapes_wan.check import TARGETS, chosen_prompts, main
 from erta_integrations.shapes_wan.data import (
     COLORS,
     DIRECTIONS,
@@ -25,7 +27,6 @@ from erta_integrations.shapes_wan.data import (
     tokenize,
 )
 from erta_integrations.shapes_wan.model import ShapesWan, load_model, save_weights
-from erta_integrations.shapes_wan.training import Options
 
 
 def scenes(count: int, seed: int = 0) -> Scene:

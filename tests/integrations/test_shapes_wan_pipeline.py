@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from erta_bench.core import cli
+from erta_bench.core.ablation import Setting
+from erta_bench.shapes_wan import calibrate
+from erta_bench.shapes_wan.bench import PipelineSetting, pipeline_ablation
 from erta_framework import Callback, Engine, FlowEuler, Interval, Policy, Profile, Sampler
-from erta_framework.bench import cli
-from erta_framework.bench.ablation import Setting
-from erta_framework.callbacks import BatchEnd, RunStart
+from erta_framework.budgets import MeasuredFront, forecast, front_of, measured_units
 from erta_framework.errors import (
     CapabilityError,
     InputError,
@@ -28,17 +30,13 @@ from erta_framework.errors import (
     ProfileError,
     ProfileMismatchError,
 )
-from erta_framework.fronts import front_of
-from erta_framework.guidance import NoGuidance
-from erta_framework.measured import MeasuredFront, measured_units
 from erta_framework.metrics import psnr
-from erta_framework.planning import forecast
-from erta_framework.trace import StepTrace
+from erta_framework.sampling import BatchEnd, NoGuidance, RunStart
+from erta_framework.session import StepTrace
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.sampler import PipelineSampler
-from erta_integrations.shapes_wan import ShapesWan, calibrate, load
+from erta_integrations.diffusers.bundled import PipelineSampler
+from erta_integrations.shapes_wan import ShapesWan, load
 from erta_integrations.shapes_wan import model as model_module
-from erta_integrations.shapes_wan.bench import PipelineSetting, pipeline_ablation
 from erta_integrations.shapes_wan.pipeline import WAN, grid, pipeline, request
 from erta_policies.ertacache import (
     ERTACache,

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from erta_framework import Sampler
+from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.metrics import psnr, relative_l1
-from erta_framework.planning import forecast
 from erta_framework.report import Method, TrajectoryRecorder, compare, fastest_threads
-from erta_framework.report.html import Page, render
+from erta_framework.report._html import Page, render
 
 
 class Toy:

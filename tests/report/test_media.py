@@ -7,18 +7,15 @@ import torch
 from PIL import Image
 
 from erta_framework.errors import InputError
-from erta_framework.extras import MissingExtraError
-from erta_framework.media import (
-    COMPUTED,
+from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.report import COMPUTED, SchedulePlot, schedule_plot, write_gif
+from erta_framework.report._pictures import (
     REUSED,
-    SchedulePlot,
     Sheet,
     animated_sheet,
     contact_sheet,
     picked,
-    schedule_plot,
     to_frames,
-    write_gif,
 )
 
 
@@ -161,7 +158,7 @@ def test_schedule_plot_refuses_errors_of_another_length(tmp_path):
 
 
 def test_a_missing_extra_is_named(monkeypatch, tmp_path):
-    monkeypatch.setattr("erta_framework.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("erta_framework.optional_dependencies.find_spec", lambda name: None)
     for draw in (
         lambda: write_gif(clip(), tmp_path / "x"),
         lambda: contact_sheet(sheet(), tmp_path / "x.png"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from erta_framework.errors import InputError
-from erta_framework.extras import MissingExtraError
 from erta_framework.metrics import psnr, relative_l1, ssim
+from erta_framework.optional_dependencies import MissingExtraError
 
 
 def video(seed: int) -> torch.Tensor:
@@ -94,6 +94,6 @@ def test_ssim_refuses_what_has_no_window():
 
 
 def test_a_missing_extra_is_named(monkeypatch):
-    monkeypatch.setattr("erta_framework.extras.find_spec", lambda name: None)
+    monkeypatch.setattr("erta_framework.optional_dependencies.find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r'pip install "erta-framework\[report\]"'):
         ssim(video(0), video(0))

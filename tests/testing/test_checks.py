@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Sampler, hookimpl
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError, ProfileMismatchError
-from erta_framework.profile import fingerprint_of
 from erta_framework.testing import (
     CHECKS,
     AlternateSteps,
@@ -20,7 +20,7 @@ from erta_framework.testing import (
     toy_profile,
     toy_run,
 )
-from erta_framework.testing.bench import FLOW, NOISE, engine_of, plain_loop, setup_of
+from erta_framework.testing._bench import FLOW, NOISE, engine_of, plain_loop, setup_of
 
 NAMES = [check.__name__ for check in CHECKS]
 

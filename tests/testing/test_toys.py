@@ -9,8 +9,7 @@ import torch
 
 from erta_framework import CFG, DDIM, Engine, FlowAdamsBashforth2, FlowEuler, NoGuidance
 from erta_framework.errors import InputError
-from erta_framework.loop import Request, SamplingLoop
-from erta_framework.models import TextModel, sample_noise
+from erta_framework.sampling import Request, SamplingLoop, TextModel, sample_noise
 from erta_framework.testing import AffineFlow, GaussianEpsilon, GaussianMixtureFlow
 
 TOYS = [AffineFlow(), GaussianMixtureFlow(), GaussianEpsilon()]

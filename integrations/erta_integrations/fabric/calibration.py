@@ -11,11 +11,10 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
+from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.jobs import CalibrationRequest
-from erta_framework.models import TextModel
-from erta_framework.profile import Profile
-from erta_framework.sampler import Sampler
+from erta_framework.sampling import Sampler, TextModel
 
 
 def calibrate_shares(

@@ -17,11 +17,10 @@ from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy
 from torch import nn
 
+from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, ConfigError, InputError
 from erta_framework.jobs import CalibrationRequest, FabricConfig, JobRequest, Summary
-from erta_framework.models import TextModel
-from erta_framework.profile import Profile
-from erta_framework.sampler import Sampler
+from erta_framework.sampling import Sampler, TextModel
 from erta_integrations.fabric.calibration import calibrate_shares
 from erta_integrations.fabric.jobs.job import run_job
 from erta_integrations.fabric.jobs.pipelines import PipelineWork

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from erta_framework import Profile
-from erta_framework.signals import NetworkSignal
-from erta_integrations.diffusers.pipeline_model import InPipeline, PipelineModel
+from erta_framework.session import NetworkSignal
+from erta_integrations.diffusers.bundled import InPipeline, PipelineModel
 from erta_integrations.shapes_wan.data import (
     FRAMES,
     SIZE,
@@ -156,7 +156,7 @@ def load_model(path: Path = WEIGHTS) -> ShapesWan:
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights of shapes-wan at {path}; retrain them with "
-            "`python -m erta_integrations.shapes_wan.train`"
+            "`python -m erta_bench.shapes_wan.train`"
         )
     model = ShapesWan()
     with safe_open(path, framework="pt") as file:

@@ -1,7 +1,7 @@
 """shapes-wan inside diffusers' unmodified `WanPipeline`, with the schedulers that Wan is run with.
 
 Without a VAE the pipeline assumes a temporal factor of 4, so it is asked for 17 frames to get 5;
-`erta_integrations.diffusers.pipeline_model` says the rest.
+`erta_integrations.diffusers.bundled` says the rest.
 
 How it differs from the own loop (`Sampler`), where it does:
 
@@ -22,9 +22,9 @@ import diffusers
 from torch import Tensor
 
 from erta_framework import CFG, Sampler
-from erta_framework.solvers import FlowAdamsBashforth2
-from erta_integrations.diffusers.pipeline_model import PipelineModel, request
-from erta_integrations.diffusers.pipeline_model import pipeline as model_pipeline
+from erta_framework.sampling import FlowAdamsBashforth2
+from erta_integrations.diffusers.bundled import PipelineModel, request
+from erta_integrations.diffusers.bundled import pipeline as model_pipeline
 from erta_integrations.shapes_wan.accuracy import shown
 from erta_integrations.shapes_wan.data import FRAMES
 from erta_integrations.shapes_wan.model import ShapesWan, load_model

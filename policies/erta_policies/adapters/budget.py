@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from erta_framework import Compute, Decision, Policy, Reuse, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.records import Call
+from erta_framework.session import Call
 
 
 @dataclass(slots=True)

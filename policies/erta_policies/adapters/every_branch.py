@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from erta_framework import Compute, Decision, Reuse, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.records import Call
+from erta_framework.session import Call
 from erta_policies.parts.around import AroundRule, asked
 
 

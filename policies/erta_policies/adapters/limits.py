@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from erta_framework import Compute, Decision, Policy, Reuse, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.records import Call
+from erta_framework.session import Call
 
 
 def only_where(decision: Decision, allowed: Sequence[bool], reason: str) -> Decision:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import Compute, Decision, Evaluation, Needs, Policy, Step, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.records import Call
+from erta_framework.session import Call
 from erta_policies.parts import Accumulator, below, mean_magnitude
 
 

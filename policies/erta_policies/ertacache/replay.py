@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError
-from erta_framework.profile import fingerprint_of
 from erta_policies.ertacache.profiler import (
     by_channel,
     relative_error,

@@ -22,8 +22,8 @@ from erta_framework import (
     Step,
     hookimpl,
 )
+from erta_framework.budgets import unit_of
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_framework.planning import unit_of
 from erta_policies.ertacache.source import loaded, require
 from erta_policies.ertacache.statistics import (
     KIND,

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError
-from erta_framework.profile import fingerprint_of
 from erta_policies.fitted.march import RUNS, March
 from erta_policies.fitted.moments import TOWARD, Settings, Toward
 from erta_policies.fitted.table import KIND, Table, judged_by

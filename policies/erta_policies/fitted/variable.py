@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from erta_framework import SessionInfo
-from erta_framework.records import DDIM_LEVELS
+from erta_framework.session import DDIM_LEVELS
 from erta_policies.seacache.filter import mixing_of
 
 Kind = Literal["flow", "ratio", "level"]

@@ -22,7 +22,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.records import RESIZED, TRIAL
+from erta_framework.session import RESIZED, TRIAL
 from erta_policies.lfcache.lowpass import (
     MOST_AXES,
     Down,

@@ -20,8 +20,8 @@ from erta_framework import (
     Step,
     hookimpl,
 )
+from erta_framework.budgets import unit_of
 from erta_framework.errors import CapabilityError, InputError, PolicyError
-from erta_framework.planning import unit_of
 from erta_policies.magcache.profiler import MagCacheProfiler
 from erta_policies.magcache.rule import (
     Experts,

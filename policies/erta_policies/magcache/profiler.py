@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
-from erta_framework.profile import fingerprint_of
+from erta_framework.calibration import fingerprint_of
 from erta_policies.magcache.tables import KIND
 from erta_policies.parts.profiles import require_full, require_whole
 

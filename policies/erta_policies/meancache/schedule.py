@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Self
 
 from erta_framework import Policy, Profile, SessionInfo, hookimpl
+from erta_framework.budgets import unit_of
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_framework.planning import unit_of
 from erta_policies.meancache.path import KIND, STEPS, EdgePath, edge_costs, planned, released
 from erta_policies.parts import FixedSchedule
 from erta_policies.parts.budgets import Budgeted, budget_of, require_device, settle

@@ -7,7 +7,7 @@ from typing import Any
 
 from erta_framework import Needs, Policy, Seam
 from erta_framework.errors import PolicyError
-from erta_framework.policy import flatten
+from erta_framework.plugins import flatten
 
 
 class AroundRule(Policy):

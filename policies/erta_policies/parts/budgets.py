@@ -9,9 +9,8 @@ from itertools import pairwise
 from typing import Any
 
 from erta_framework import Policy, Profile, SessionInfo
+from erta_framework.budgets import REMEDY, MeasuredFront, measured_units, unit_of
 from erta_framework.errors import PolicyError, ProfileError, suggestion
-from erta_framework.measured import REMEDY, MeasuredFront, measured_units
-from erta_framework.planning import unit_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +87,7 @@ class PlanBudget:
             num_steps: Steps of the schedule.
             profile: Holds the measured plans of a budget in dB or seconds.
             predicted: The planner's error for a number of calls; by default fewer calls are worse.
-            unit: What that error is in, see `erta_framework.planning.unit_of`.
+            unit: What that error is in, see `erta_framework.budgets.unit_of`.
 
         Raises:
             PolicyError: There is no profile that could hold measurements.

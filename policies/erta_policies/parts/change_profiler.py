@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
-from erta_framework.profile import fingerprint_of
+from erta_framework.calibration import fingerprint_of
 from erta_policies.parts.changes import Memory, Signal, read, required
 from erta_policies.parts.profiles import require_full, require_whole
 from erta_policies.parts.signals import relative_l1

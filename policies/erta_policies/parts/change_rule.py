@@ -7,7 +7,7 @@ from collections.abc import Generator, Sequence
 from torch import Tensor
 
 from erta_framework import Call, Compute, Decision, Needs, Policy, Step, hookimpl
-from erta_framework.signals import AHEAD
+from erta_framework.session import AHEAD
 from erta_policies.parts.changes import TIMES, Memory, Signal, read, required
 from erta_policies.parts.decisions import below
 

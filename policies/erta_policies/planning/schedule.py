@@ -12,8 +12,8 @@ from typing import Self
 from torch import Tensor
 
 from erta_framework import Policy, Profile, SessionInfo, hookimpl
+from erta_framework.budgets import REMEDY, MeasuredFront
 from erta_framework.errors import PolicyError, ProfileError
-from erta_framework.measured import REMEDY, MeasuredFront
 from erta_policies.ertacache.statistics import KIND, Signal, pair_errors
 from erta_policies.parts import FixedSchedule
 from erta_policies.parts.budgets import Budgeted, PlanBudget, budget_of, require_device, settle

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.profile import fingerprint_of
 from erta_policies.parts import relative_l1
 from erta_policies.parts.change_profiler import ChangeProfiler
 from erta_policies.parts.changes import Signal

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import Call, Profile
 from erta_framework.errors import ProfileError
-from erta_framework.signals import TEXT
+from erta_framework.session import TEXT
 
 KIND = "prompt_profiler"
 REQUIRED = TEXT

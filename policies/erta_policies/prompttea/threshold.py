@@ -22,9 +22,9 @@ from erta_framework import (
     Step,
     hookimpl,
 )
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.hookspecs import HOOKS
-from erta_framework.profile import fingerprint_of
+from erta_framework.plugins import HOOKS
 from erta_policies.parts.around import AroundRule, asked
 from erta_policies.parts.profiles import loaded
 from erta_policies.prompttea import prompts

@@ -10,10 +10,7 @@ from torch import Tensor
 
 from erta_framework import FlowEuler, Profile, Schedule, SessionInfo
 from erta_framework.errors import InputError
-from erta_framework.guidance import Branch
-from erta_framework.loop import evaluation
-from erta_framework.models import TextModel, sample_noise
-from erta_framework.solvers import Solver
+from erta_framework.sampling import Branch, Solver, TextModel, evaluation, sample_noise
 from erta_policies.sencache.sensitivity import Sums, latent_sensitivity, time_sensitivity
 
 NOISED = "noised clean latents"

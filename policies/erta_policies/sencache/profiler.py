@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
 from erta_framework.errors import InputError
-from erta_framework.records import TRIAL
+from erta_framework.session import TRIAL
 from erta_policies.parts import Leaders
 from erta_policies.parts.profiles import require_full, require_whole
 from erta_policies.sencache.sensitivity import Sums, latent_sensitivity, time_sensitivity

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile, SessionInfo
+from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import ProfileError
-from erta_framework.profile import fingerprint_of
 
 KIND = "sensitivity_profiler"
 UNIT = "time_unit"

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Self
 
 from erta_framework import Profile, SessionInfo, hookimpl
+from erta_framework.budgets import unit_of
 from erta_framework.errors import PolicyError, ProfileError
-from erta_framework.planning import unit_of
 from erta_policies.parts import FixedSchedule
 from erta_policies.parts.budgets import (
     Budgeted,

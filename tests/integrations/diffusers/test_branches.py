@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from erta_integrations.diffusers.branches import Branches
-from erta_integrations.diffusers.tiny import drawn
+from erta_integrations.diffusers.pipeline._branches import Branches
+from tiny_pipelines import drawn
 
 COND, UNCOND = drawn(1, 4, 8, seed=1), drawn(1, 4, 8, seed=2)
 

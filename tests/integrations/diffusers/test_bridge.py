@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from erta_bench.other_caches import RIVALS, Rival, bridge
 from erta_framework.errors import ConflictError, InputError
-from erta_framework.extras import MissingExtraError
+from erta_framework.optional_dependencies import MissingExtraError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.bridge import RIVALS, Rival, bridge
-from erta_integrations.diffusers.tiny import FAMILIES
+from tiny_pipelines import FAMILIES
 
 STEPS = 8
 WAN = FAMILIES["wan-euler"]

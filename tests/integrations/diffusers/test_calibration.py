@@ -14,12 +14,12 @@ from torch import nn
 
 import erta_framework as erta
 from erta_framework import Profile, Samples
+from erta_framework.budgets import MeasuredFront, ReplaySetting, measure
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.measured import MeasuredFront
-from erta_framework.replay import ReplaySetting, measure
-from erta_integrations.diffusers.facts import channel_dim, config_hash
-from erta_integrations.diffusers.tiny import FAMILIES, counted, unipc
+from erta_integrations.diffusers.network import channel_dim
+from erta_integrations.diffusers.pipeline._fingerprint import config_hash
+from tiny_pipelines import FAMILIES, counted, unipc
 
 STEPS, CALLS = 8, 4
 LAYOUTS = {"wan-euler": (1, 16), "flux": (2, 4), "cogvideox": (2, 4)}
@@ -182,7 +182,7 @@ def test_a_request_is_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     family = FAMILIES["flux"]
     pipe, _ = calibrated("flux")
     shown = []
-    from erta_framework import media
+    from erta_framework import report as media
 
     real = media.schedule_plot
     monkeypatch.setattr(media, "schedule_plot", lambda p, path: shown.append(p) or real(p, path))

@@ -15,8 +15,8 @@ from diffusers.guiders import SkipLayerGuidance
 from diffusers.hooks import LayerSkipConfig
 
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, counted, flow
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, counted, flow
 
 EVERY = SkipPolicy(every=1)
 SOME = SkipPolicy(steps=(0, 2))  # and the last

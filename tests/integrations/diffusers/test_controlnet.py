@@ -16,10 +16,10 @@ pytest.importorskip("diffusers")
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.networks import find_networks
-from erta_integrations.diffusers.tiny import FAMILIES, Family, counted, drawn, flow
-from erta_integrations.diffusers.tiny.family import image_vae, made, pipeline, with_extra
+from erta_integrations.diffusers.network import find_networks
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, Family, counted, drawn, flow
+from tiny_pipelines.family import image_vae, made, pipeline, with_extra
 
 EVERY = SkipPolicy(every=1)
 SOME = SkipPolicy(steps=(0, 2))  # and the last

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
+from erta_bench.other_caches import bridge
+from erta_framework.budgets import exportable, exported
 from erta_framework.config import build_policies
-from erta_framework.export import exportable, exported
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.bridge import bridge
-from erta_integrations.diffusers.tiny import FAMILIES
+from tiny_pipelines import FAMILIES
 
 STEPS = 12
 SCHEDULES = [(0, 2, 5, 11), (0, 1, 2, 3, 11), (0, 1, 7, 8, 11), tuple(range(STEPS))]

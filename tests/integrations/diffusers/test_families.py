@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, Family, counted
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, Family, counted
 
 pytestmark = pytest.mark.parametrize(
     "name",

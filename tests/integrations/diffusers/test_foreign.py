@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from erta_framework import Interval, Policy, hookimpl
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_framework.trace import Trace
+from erta_framework.session import Trace
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, drawn
-from erta_integrations.diffusers.tiny.more_video import skyreels
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, drawn
+from tiny_pipelines.more_video import skyreels
 
 SOME = SkipPolicy(steps=(0, 2))
 STEPS = 6

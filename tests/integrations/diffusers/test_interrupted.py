@@ -15,9 +15,9 @@ from torch import Tensor
 
 from erta_framework import Call, Policy, hookimpl
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.calling import PipelineCall, loops_of
-from erta_integrations.diffusers.tiny import FAMILIES, Family, counted
+from erta_integrations.diffusers.pipeline._call_frame import PipelineCall, loops_of
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, Family, counted
 
 ONCE = SkipPolicy(steps=(0,))
 SOME = SkipPolicy(steps=(0, 2))

@@ -8,8 +8,8 @@ import torch
 from erta_framework import CFG, Sampler
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, counted
 from erta_policies.lfcache import LFCache
+from tiny_pipelines import FAMILIES, counted
 
 
 @pytest.mark.parametrize("name", ["wan-euler", "sdxl", "z-image", "sd3"])

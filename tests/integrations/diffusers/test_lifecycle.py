@@ -16,8 +16,8 @@ from torch import Tensor
 from erta_framework import Call, Policy, hookimpl
 from erta_framework.errors import CapabilityError, ConflictError, PolicyError, ProtocolError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, Family, counted, drawn, flow, unipc
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
+from tiny_pipelines import FAMILIES, Family, counted, drawn, flow, unipc
 
 SOME = SkipPolicy(steps=(0, 2))
 EVERY = SkipPolicy(every=1)

@@ -17,9 +17,9 @@ import erta_framework as erta
 from erta_framework import Call, Compute, Policy, hookimpl
 from erta_framework.errors import ProfileMismatchError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.facts import adapters_of
-from erta_integrations.diffusers.tiny import FAMILIES, counted
+from erta_integrations.diffusers.pipeline._fingerprint import adapters_of
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, counted
 
 EVERY = SkipPolicy(every=1)
 SOME = SkipPolicy(steps=(0, 2))

@@ -24,9 +24,10 @@ from diffusers.hooks import HookRegistry, ModelHook
 
 from erta_framework.errors import ConflictError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.patching import Patch, hooks_of
-from erta_integrations.diffusers.tiny import FAMILIES, Family, counted
+from erta_integrations.diffusers.network import Patch
+from erta_integrations.diffusers.network._patching import hooks_of
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, Family, counted
 
 EVERY = SkipPolicy(every=1)
 SOME = SkipPolicy(steps=(0, 2))

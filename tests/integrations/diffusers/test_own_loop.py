@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from erta_framework import Engine, FlowEuler, Interval, Policy, Request, SamplingLoop, Schedule
-from erta_framework.guidance import Branch
+from erta_framework.sampling import Branch
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.networks import bound, latents_of, time_of, unwrapped
-from erta_integrations.diffusers.schedulers import read_schedule
-from erta_integrations.diffusers.tiny import FAMILIES, Family
+from erta_integrations.diffusers.network import bound, latents_of, time_of, unwrapped
+from erta_integrations.diffusers.pipeline._schedulers import read_schedule
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
+from tiny_pipelines import FAMILIES, Family
 
 STEPS = 6
 SKIP = SkipPolicy(steps=(0, 2))

@@ -17,11 +17,11 @@ pytest.importorskip("diffusers")
 from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach, inspect
-from erta_integrations.diffusers.signals import attention_of
-from erta_integrations.diffusers.tiny import FAMILIES, flow
-from erta_integrations.diffusers.tiny.family import filled
 from erta_integrations.diffusers.trunk import discover
+from erta_integrations.diffusers.trunk._signals import attention_of
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, flow
+from tiny_pipelines.family import filled
 
 STEPS = 6
 PROBED = ("wan-euler", "wan22", "wan-i2v", "flux-true-cfg", "qwen-image", "sd3", "cogvideox",

@@ -15,8 +15,8 @@ import torch
 from erta_framework import Engine, Policy, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, counted, drawn
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, counted, drawn
 
 SOME = SkipPolicy(steps=(0, 2))
 WAN = FAMILIES["wan-euler"]

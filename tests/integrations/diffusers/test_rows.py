@@ -8,14 +8,20 @@ import pytest
 import torch
 
 from erta_framework import Policy, Reuse, hookimpl
-from erta_framework.session import WHOLE
+from erta_framework.session._session import WHOLE
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.batching import splitter
-from erta_integrations.diffusers.networks import bound, called, latents_of, unwrapped
-from erta_integrations.diffusers.shapes import as_tensor, read_output
-from erta_integrations.diffusers.tiny import FAMILIES, drawn, flow
+from erta_integrations.diffusers.network import (
+    as_tensor,
+    bound,
+    called,
+    latents_of,
+    read_output,
+    unwrapped,
+)
+from erta_integrations.diffusers.network._batch_axis import splitter
 from erta_policies.adapters import EveryBranchAgrees
 from erta_policies.easycache import EasyCache
+from tiny_pipelines import FAMILIES, drawn, flow
 
 STEPS = 6
 SCHEDULES = ((0, 2, 5), (0, 1, 2, 3, 5), (0, 2, 5), (0, 2, 3, 5))
@@ -111,7 +117,7 @@ def test_samples_that_agree_are_bit_identical_to_a_plain_decision():
 
 def test_what_each_sample_got_is_shown(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    from erta_framework import media
+    from erta_framework import report as media
 
     shown, real = [], media.schedule_plot
     monkeypatch.setattr(media, "schedule_plot", lambda p, path: shown.append(p) or real(p, path))

@@ -10,7 +10,7 @@ import torch
 
 from erta_framework import Policy, Reuse, hookimpl
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, Family
+from tiny_pipelines import FAMILIES, Family
 
 STEPS = 6
 SCHEDULES = ((0, 2, 5), (0, 1, 2, 3, 5), (0, 2, 3, 5))

@@ -10,14 +10,14 @@ import torch
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
-from erta_integrations.diffusers.schedulers import (
-    capabilities,
+from erta_integrations.diffusers.pipeline import capabilities
+from erta_integrations.diffusers.pipeline._schedulers import (
     capability_of,
     first_index,
     read_schedule,
 )
-from erta_integrations.diffusers.tiny import FAMILIES
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES
 
 EXPORTED = sorted(
     name for name in dir(diffusers) if name.endswith("Scheduler") and not name.startswith("Flax")

@@ -11,8 +11,8 @@ from diffusers.hooks import sea_cache
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, counted
 from erta_policies.seacache import SeaCache, mixing_at, sea_filtered
+from tiny_pipelines import FAMILIES, counted
 
 STEPS = 16
 

@@ -9,8 +9,9 @@ import torch
 from diffusers.utils import BaseOutput
 
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.shapes import Relation, read_output, rule_for
-from erta_integrations.diffusers.tiny import drawn
+from erta_integrations.diffusers.network import Relation, read_output
+from erta_integrations.diffusers.network._output_spec import rule_for
+from tiny_pipelines import drawn
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from erta_bench.core.syncs import SyncCounter
 from erta_framework import Call, Compute, Decision, Policy, Reuse, hookimpl
-from erta_framework.bench.syncs import SyncCounter
 from erta_framework.config import build_policies
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES
 
 STEPS = 6
 SOME = SkipPolicy(steps=(0, 2))
@@ -121,7 +121,7 @@ def test_a_decision_by_values_reads_once_a_step_as_a_control() -> None:
 
 def test_conditioning_is_compared_by_value_only_where_storage_differs() -> None:
     """Callers that make new embeddings for every call pay one comparison a branch and step."""
-    from erta_integrations.diffusers.branches import Branches
+    from erta_integrations.diffusers.pipeline._branches import Branches
 
     cond, other = torch.ones(1, 4, 8), torch.zeros(1, 4, 8)
     branches = Branches()

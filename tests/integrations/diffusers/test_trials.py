@@ -11,7 +11,7 @@ from torch.nn.functional import adaptive_avg_pool3d
 from erta_framework import Policy, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES, counted
+from tiny_pipelines import FAMILIES, counted
 
 STEPS = 4
 

@@ -29,9 +29,9 @@ from erta_framework import (
 )
 from erta_framework.errors import CapabilityError, InputError, ProtocolError
 from erta_integrations.diffusers import attach, inspect
-from erta_integrations.diffusers.tiny import FAMILIES, counted, flow
 from erta_integrations.diffusers.trunk import discover
 from erta_policies.ertacache import SkipPolicy
+from tiny_pipelines import FAMILIES, counted, flow
 
 EVERY = SkipPolicy(every=1)
 SOME = SkipPolicy(every=2)  # of 6 steps: 0, 2, 4 and the last

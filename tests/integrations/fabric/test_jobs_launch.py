@@ -20,7 +20,7 @@ from erta_framework.cli.jobs import fabric_of
 from erta_framework.config import load_config
 from erta_framework.errors import CapabilityError, ConfigError, InputError, PolicyError
 from erta_framework.jobs import CalibrationRequest, FabricConfig, JobConfig, JobRequest
-from erta_framework.testing.toys import AffineFlow
+from erta_framework.testing._toys import AffineFlow
 from erta_integrations.fabric import FabricLauncher, build, sample_job, setup
 from erta_integrations.fabric.jobs import Item, PipelineWork, Store
 from erta_integrations.fabric.launch import precision_of, processes
@@ -217,7 +217,7 @@ def test_one_device_without_requests_is_no_job(tmp_path, monkeypatch):
 
 # -------------------------------------------------------------------------------- pipelines
 class FakeRun:
-    """What `erta_integrations.diffusers.run.load` gives, as far as a job asks of it."""
+    """What `erta_integrations.diffusers.load` gives, as far as a job asks of it."""
 
     source = "somewhere/tiny"
 

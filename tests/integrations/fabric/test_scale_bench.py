@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from erta_framework.bench import cli
-from erta_integrations.fabric.bench.scale import (
-    Process,
-    ScaleError,
-    Told,
-    rows_of_speed,
-    started,
-    traffic,
-)
+from erta_bench.core import cli
+from erta_bench.scale.scale import Process, ScaleError, Told, rows_of_speed, started, traffic
 
 
 def round_of(job: tuple[float, float], plain: tuple[float, float]) -> dict[tuple[str, int], Told]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from erta_framework.bench import cli
-from erta_integrations.fabric.bench.files import FileCalls, Killed
-from erta_integrations.fabric.bench.simulate import require_whole, simulated
-from erta_integrations.fabric.bench.simulation import Job, Scenario, SimulationError
+from erta_bench.core import cli
+from erta_bench.scale.files import FileCalls, Killed
+from erta_bench.scale.simulate import require_whole, simulated
+from erta_bench.scale.simulation import Job, Scenario, SimulationError
 from erta_integrations.fabric.jobs import Claims, Item, Store, Tally
 from erta_integrations.fabric.jobs.division import SHARD
 from erta_integrations.fabric.jobs.manifest import finish

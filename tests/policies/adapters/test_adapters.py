@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from erta_framework import CFG, Engine, Policy, Reuse, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.records import Compute
-from erta_framework.solvers import FlowEuler
-from erta_framework.testing import toy_run
-from erta_framework.testing.bench import ToySetup
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.sampling import FlowEuler
+from erta_framework.session import Compute
+from erta_framework.testing import GaussianMixtureFlow, toy_run
+from erta_framework.testing._bench import ToySetup
 from erta_policies.adapters import (
     Budget,
     EveryBranchAgrees,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import PolicyError
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.easycache import EasyCache
 
 STEPS = 40

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from erta_framework import CFG, NoGuidance, Profile, Reuse, hookimpl
 from erta_framework.errors import InputError, PolicyError
-from erta_framework.guidance import Branch
-from erta_framework.policy import Policy
+from erta_framework.plugins import Policy
+from erta_framework.sampling import Branch
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 from erta_policies.ertacache.profiler import Sums
 

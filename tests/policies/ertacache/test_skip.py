@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from erta_framework import CFG, Engine, FlowEuler
+from erta_framework.budgets import forecast
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_framework.planning import forecast
 from erta_policies.ertacache import ERTACache, ReplayProfiler, ResidualReuse, SkipPolicy
 from erta_policies.ertacache.schedule import Plan, solve_threshold, walk
 from erta_policies.ertacache.statistics import describe, pair_errors

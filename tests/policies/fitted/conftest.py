@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from erta_framework import CFG, Engine, FlowEuler, Request, Sampler, SamplingLoop
-from erta_framework.models import sample_noise
+from erta_framework.sampling import sample_noise
 from erta_framework.testing import AffineFlow, GaussianMixtureFlow
 
 SHAPE = (3, 2, 4, 4)

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from erta_bench.core.syncs import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile, SamplingLoop
-from erta_framework.bench.syncs import SyncCounter
 from erta_framework.errors import (
     NonFiniteError,
     PolicyError,
     ProfileError,
     ProfileMismatchError,
 )
-from erta_framework.solvers import FlowAdamsBashforth2
+from erta_framework.sampling import FlowAdamsBashforth2
 from erta_framework.testing import AffineFlow, toy_profile
-from erta_framework.testing.bench import FLOW, plain_loop
+from erta_framework.testing._bench import FLOW, plain_loop
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualReuse, SkipPolicy, TimestepAdjuster
 from erta_policies.fitted import FittedProfiler, FittedReuse, FittedSchedule, FittedVelocity

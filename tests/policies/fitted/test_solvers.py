@@ -9,7 +9,7 @@ import torch
 
 from erta_framework import CFG, Engine, NoGuidance, SamplingLoop, SessionInfo
 from erta_framework.errors import PolicyError
-from erta_framework.solvers import DDIM, FlowAdamsBashforth2
+from erta_framework.sampling import DDIM, FlowAdamsBashforth2
 from erta_policies.ertacache import ResidualReuse, SkipPolicy
 from erta_policies.fitted import FittedProfiler, FittedReuse
 from erta_policies.fitted.march import RUNS

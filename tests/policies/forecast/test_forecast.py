@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.solvers import DDIM, FlowAdamsBashforth2
-from erta_framework.testing import toy_run
-from erta_framework.testing.toys import AffineFlow, GaussianMixtureFlow
+from erta_framework.sampling import DDIM, FlowAdamsBashforth2
+from erta_framework.testing import GaussianMixtureFlow, toy_run
+from erta_framework.testing._toys import AffineFlow
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.forecast import Forecaster, MeanVelocity, adams, hermite, newton, taylor
 

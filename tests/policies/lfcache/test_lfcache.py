@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.testing import GaussianMixtureFlow
-from erta_framework.testing.bench import FLOW
+from erta_framework.testing._bench import FLOW
 from erta_policies.adapters import WarmUp
 from erta_policies.lfcache import LFCache, low_frequencies, shrunk, shrunk_sizes
 from erta_policies.lfcache.lowpass import norms

@@ -23,6 +23,7 @@ from erta_framework import (
     Step,
     hookimpl,
 )
+from erta_framework.budgets import forecast
 from erta_framework.errors import (
     CapabilityError,
     InputError,
@@ -30,9 +31,7 @@ from erta_framework.errors import (
     ProfileError,
     ProfileMismatchError,
 )
-from erta_framework.planning import forecast
-from erta_framework.testing import toy_profile
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_policies.magcache import MagCache, MagCacheProfiler
 
 SHAPE = (3, 2, 4, 4)
@@ -288,7 +287,7 @@ def test_a_profiler_refuses_what_it_cannot_observe() -> None:
 # ------------------------------------------------------------------ at the trunk seam
 diffusers = pytest.importorskip("diffusers")
 from erta_integrations.diffusers import attach  # noqa: E402
-from erta_integrations.diffusers.tiny import FAMILIES  # noqa: E402
+from tiny_pipelines import FAMILIES  # noqa: E402
 
 
 class Residuals(Policy):

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from erta_bench.core.syncs import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
-from erta_framework.bench.syncs import SyncCounter
 from erta_framework.errors import CapabilityError, InputError, PolicyError
-from erta_framework.solvers import DDIM, FlowAdamsBashforth2
+from erta_framework.sampling import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
-from erta_framework.testing.bench import FLOW, AlternateSteps
+from erta_framework.testing._bench import FLOW, AlternateSteps
 from erta_policies.easycache import EasyCache
 from erta_policies.forecast import Forecaster
 from erta_policies.meancache import (

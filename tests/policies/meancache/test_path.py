@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile
 from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
 from erta_framework.testing import toy_profile, toy_run
-from erta_framework.testing.bench import FLOW, AlternateSteps, plain_loop
+from erta_framework.testing._bench import FLOW, AlternateSteps, plain_loop
 from erta_policies.meancache import (
     EdgePath,
     MeanCacheProfiler,

@@ -9,8 +9,8 @@ pytest.importorskip("diffusers")
 
 import erta_framework as erta
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.tiny import FAMILIES, counted
 from erta_policies.meancache import MeanCache, MeanCacheProfiler
+from tiny_pipelines import FAMILIES, counted
 
 STEPS, CALLS = 8, 5
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from erta_framework import Engine
 from erta_framework.config import build_policies, load_config, options_of
 from erta_framework.errors import ConfigError, PolicyError, ProfileError
-from erta_framework.registry import budgeted, policies
+from erta_framework.plugins import budgeted, policies
 from erta_framework.testing import toy_profile, toy_run
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster

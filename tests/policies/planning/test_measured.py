@@ -10,22 +10,22 @@ import pytest
 import torch
 
 from erta_framework import CFG, Engine, Profile, Sampler
-from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_framework.fronts import front_of, front_plot
-from erta_framework.measured import MeasuredFront, device_facts, levelled, measured_units
-from erta_framework.planning import promise
-from erta_framework.replay import (
+from erta_framework.budgets import (
+    MeasuredFront,
     ReplaySetting,
     cost_of,
-    for_calls,
+    front_of,
     measure,
-    moves,
+    measured_units,
     own_loop,
-    rank_correlation,
+    promise,
     with_steps,
 )
-from erta_framework.testing import AlternateSteps
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.budgets._measured_front import device_facts, levelled
+from erta_framework.budgets._replay import for_calls, moves, rank_correlation
+from erta_framework.errors import InputError, PolicyError, ProfileError
+from erta_framework.report import front_plot
+from erta_framework.testing import AlternateSteps, GaussianMixtureFlow
 from erta_policies.ertacache import (
     ErrorLinearizer,
     ERTACache,

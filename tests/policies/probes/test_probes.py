@@ -14,9 +14,9 @@ pytest.importorskip("diffusers")
 from erta_framework import Policy, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.tiny import FAMILIES
 from erta_policies.dicache import DiCache, ProbeRule, TwoAnchors
 from erta_policies.fbcache import FBCache, FirstBlockRule, ProbeReuse
+from tiny_pipelines import FAMILIES
 
 STEPS = 12
 

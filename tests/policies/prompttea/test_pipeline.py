@@ -12,7 +12,6 @@ pytest.importorskip("diffusers")
 import erta_framework as erta
 from erta_framework import CFG, Policy, Sampler, hookimpl
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.tiny import FAMILIES
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.prompttea import (
     BranchSubstitute,
@@ -23,6 +22,7 @@ from erta_policies.prompttea import (
     PromptThreshold,
     RegressionProfiler,
 )
+from tiny_pipelines import FAMILIES
 
 PLANE = (0.0, 1.0, *(0.0,) * 10)
 

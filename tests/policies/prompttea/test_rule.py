@@ -23,9 +23,8 @@ from erta_framework import (
     SamplingLoop,
 )
 from erta_framework.errors import CapabilityError, PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.policy import flatten
-from erta_framework.testing import toy_profile
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.plugins import flatten
+from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_policies.constants import models
 from erta_policies.parts.change_profiler import Sums
 from erta_policies.prompttea import (
@@ -306,7 +305,7 @@ def test_impossible_recipes_are_refused(options: dict[str, Any], message: str) -
 # ------------------------------------------------------------------------------ real networks
 pytest.importorskip("diffusers")
 import erta_framework as erta  # noqa: E402
-from erta_integrations.diffusers.tiny import FAMILIES  # noqa: E402
+from tiny_pipelines import FAMILIES  # noqa: E402
 
 
 def run_steps(name: str, policies: list[Policy], steps: int, **options: Any) -> Any:

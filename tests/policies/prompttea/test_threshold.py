@@ -25,8 +25,8 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.signals import holds_text
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.session import holds_text
+from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.prompttea import PromptProfiler, PromptTeaRule, PromptThreshold

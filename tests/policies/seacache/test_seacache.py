@@ -12,9 +12,9 @@ from torch import Tensor
 
 from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.solvers import DDIM
+from erta_framework.sampling import DDIM
 from erta_framework.testing import GaussianMixtureFlow
-from erta_framework.testing.bench import FLOW
+from erta_framework.testing._bench import FLOW
 from erta_policies.adapters import WarmUp
 from erta_policies.seacache import SeaCache, SeaCacheRule, axis_gain, mixing_at, sea_filtered
 from erta_policies.seacache.filter import mixing_of

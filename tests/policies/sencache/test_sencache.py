@@ -22,8 +22,7 @@ from erta_framework import (
     SessionInfo,
 )
 from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.testing import toy_profile
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_policies.adapters import WarmUp
 from erta_policies.constants import models, published
 from erta_policies.easycache import EasyCache

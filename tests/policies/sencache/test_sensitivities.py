@@ -20,7 +20,8 @@ from erta_framework import (
     SamplingLoop,
 )
 from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileMismatchError
-from erta_framework.testing.toys import AffineFlow, GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow
+from erta_framework.testing._toys import AffineFlow
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.sencache import SenCache, Sensitivities, SensitivityProfiler, measure_noised
 
@@ -173,7 +174,7 @@ def test_noised_latents_need_a_prompt_each():
 # ------------------------------------------------------------------------------ pipelines
 def pipeline_profile(name: str, steps: int = 6):
     from erta_integrations.diffusers import attach
-    from erta_integrations.diffusers.tiny import FAMILIES
+    from tiny_pipelines import FAMILIES
 
     family = FAMILIES[name]
     pipe = family.build()
@@ -221,7 +222,7 @@ def test_no_tolerance_leaves_a_pipeline_as_it_is_at_the_trunk_seam():
 def test_the_profiler_needs_the_latent_seam():
     pytest.importorskip("diffusers")
     from erta_integrations.diffusers import attach
-    from erta_integrations.diffusers.tiny import FAMILIES
+    from tiny_pipelines import FAMILIES
 
     with pytest.raises(CapabilityError, match="works at the latent seam"):
         attach(FAMILIES["wan-euler"].build(), "sensitivity_profiler", seam="trunk")

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from erta_bench.core.syncs import SyncCounter
 from erta_framework import Call, Interval, Policy, Step, hookimpl
-from erta_framework.bench.syncs import SyncCounter
 from erta_policies.teacache import TeaCache
 
 pytest.importorskip("diffusers")
 
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.embedded_times import EmbeddedTimes
-from erta_integrations.diffusers.tiny import FAMILIES
-from erta_integrations.diffusers.tiny.video import cogvideox_network
+from erta_integrations.diffusers.trunk._embedded_times import EmbeddedTimes
+from tiny_pipelines import FAMILIES
+from tiny_pipelines.video import cogvideox_network
 
 STEPS = 12
 LINE = (1.0, 0.0)

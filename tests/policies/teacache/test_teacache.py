@@ -27,7 +27,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileMismatchError
-from erta_framework.testing.toys import GaussianMixtureFlow
+from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.teacache import TeaCache, TeaCacheProfiler, TeaCacheRule, TeaCacheSchedule
 from erta_policies.teacache.polynomial import fitted
 
@@ -360,7 +360,7 @@ def test_a_profiler_refuses_what_it_cannot_observe() -> None:
 # ------------------------------------------------------------------ at the trunk seam
 diffusers = pytest.importorskip("diffusers")
 from erta_integrations.diffusers import attach  # noqa: E402
-from erta_integrations.diffusers.tiny import FAMILIES  # noqa: E402
+from tiny_pipelines import FAMILIES  # noqa: E402
 
 
 def run_steps(name: str, policies: list[Policy], steps: int = 9, **changes: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from erta_framework import Call, Compute, Decision, Policy, Reuse, SessionInfo, Step, hookimpl
 from erta_framework.errors import InputError, NonFiniteError
-from erta_framework.policy import flatten
+from erta_framework.plugins import flatten
 from erta_integrations.fabric.agreement.wire import (
     DEFAULT_TIMEOUT,
     AgreementError,

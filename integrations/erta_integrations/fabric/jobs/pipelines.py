@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from erta_framework.config import build_policies, construct
-from erta_framework.policy import Policy
-from erta_framework.records import Seam
+from erta_framework.plugins import Policy
+from erta_framework.session import Seam
 from erta_integrations.fabric.jobs.prompts import Item
 from erta_integrations.fabric.jobs.work import Made, described, made
 

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 import erta_framework
+from erta_framework.calibration import Profile
 from erta_framework.config import GUIDANCE, build_policies, construct, named
 from erta_framework.errors import ConfigError, suggestion
-from erta_framework.guidance import CFG, Guidance
-from erta_framework.models import TextModel
-from erta_framework.policy import Policy
-from erta_framework.profile import Profile
-from erta_framework.sampler import Sampler, Samples
-from erta_framework.trace import Trace
+from erta_framework.plugins import Policy
+from erta_framework.sampling import CFG, Guidance, Sampler, Samples, TextModel
+from erta_framework.session import Trace
 from erta_integrations.fabric.jobs.prompts import Item
 from erta_integrations.fabric.jobs.store import SCHEMA
 

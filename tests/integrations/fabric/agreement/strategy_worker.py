@@ -189,7 +189,7 @@ def context_parallel() -> dict[str, Any]:
     from diffusers import ContextParallelConfig
 
     from erta_integrations.diffusers import attach
-    from erta_integrations.diffusers.tiny import FAMILIES
+    from tiny_pipelines import FAMILIES
 
     diffusers.logging.set_verbosity_error()
     # diffusers calls collectives that torch renames

@@ -1,0 +1,1 @@
+"""The workshop: benchmarks, comparisons, and the training of the bundled models."""

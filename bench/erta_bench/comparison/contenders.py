@@ -1,0 +1,281 @@
+"""The rows: one line adds one. `UNLISTED` says why an installed policy has none.
+
+A rule that looks at the block stack decides over the whole batch here (`per_sample=False`), as
+published: the stack cannot be split, so one sample would make all compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from erta_bench.comparison.contender import (
+    BUDGET,
+    INTERVAL,
+    PART,
+    PARTS,
+    RATIOS,
+    SOLVED,
+    THRESHOLD,
+    TOLERANCE,
+    Contender,
+    Spec,
+    made_by,
+    mix,
+    other,
+    own,
+    plain,
+    policy,
+)
+
+RESIDUAL = made_by("residual_profiler")
+MAG = made_by("magcache_profiler")
+MAG_HALF = made_by("magcache_profiler", steps=25)
+MEAN = made_by("meancache_profiler")
+TEA = made_by("teacache_profiler", signal="timestep_embedding")
+TEA_INPUT = made_by("teacache_profiler", signal="modulated_input")
+TEA_PROMPT = made_by("regression_profiler")
+CODEBOOK = made_by("codebook_profiler")
+# at the latent seam, which serves the trunk as well
+SENSITIVITY = made_by("sensitivity_profiler", seam="latent")
+ALL_TIMES = (-1, 1001)
+
+SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
+EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
+MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
+FITTED_WALK = made_by("fitted_profiler", schedule=SCHEDULE)
+FITTED = made_by("fitted_profiler", schedule=MULTISTEP)
+CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
+LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
+PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
+EASY: Spec = {"easycache": {"threshold": SOLVED}}
+MAGNITUDE: Spec = {"magcache": {"profile": MAG, "threshold": SOLVED, "max_skips": 6}}
+PATH: Spec = {"meancache_schedule": {"profile": MEAN, "calls": BUDGET}}
+PLANNED: Spec = {"planned_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
+FORESEEN: Spec = {
+    "planned_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}, "cost": "forecast"}
+}
+
+
+def tea(**options: object) -> Spec:
+    """TeaCache at the trunk seam, its polynomial fitted to a profile."""
+    return {"teacache": {"threshold": SOLVED, "per_sample": False, **options}}
+
+
+def resampled(how: str) -> Spec:
+    """MagCache with a table for half as many steps."""
+    settings = {"profile": MAG_HALF, "resample": how, "threshold": SOLVED, "max_skips": 6}
+    return {"magcache": {**settings, "allow": ["num_steps", "sigma_grid"]}}
+
+
+def forecasting(name: str, **options: object) -> Spec:
+    """A recipe on whole outputs with the video models' one first step."""
+    return {name: {"interval": SOLVED, "first": 1, **options}}
+
+
+def sen(**options: object) -> Spec:
+    """SenCache with one tolerance for all steps, since one number can be solved for."""
+    return {
+        "sencache": {
+            "profile": SENSITIVITY,
+            "eps_start": SOLVED,
+            "eps_main": SOLVED,
+            "max_skips": 10,
+            "per_sample": False,
+            **options,
+        }
+    }
+
+
+def prompt_tea(**options: object) -> Spec:
+    """PromptTea's regression, fitted to a profile, with both branches run."""
+    return {"prompttea": {"profile": TEA_PROMPT, "threshold": SOLVED, **options}}
+
+
+CONTENDERS: tuple[Contender, ...] = (
+    plain("plain, same solver"),
+    plain("plain UniPC", "unipc"),
+    plain("plain DPM-Solver++ 2M", "dpmpp"),
+    plain("plain Heun", "heun", order=2),
+    # ------------------------------------------------------------------ policies
+    policy("ERTACache", {"ertacache": {"profile": RESIDUAL, "calls": BUDGET}}),
+    policy("MeanCache A", {"meancache": {"profile": MEAN, "calls": BUDGET}}),
+    policy("MeanCache B", {"meancache": {"profile": MEAN, "calls": BUDGET, "variant": "B"}}),
+    policy("MeanCache C", {"meancache": {"profile": MEAN, "calls": BUDGET, "variant": "C"}}),
+    policy("EasyCache", EASY, search=THRESHOLD),
+    policy("TeaCache", tea(profile=TEA), search=THRESHOLD, seam="trunk"),
+    policy("TeaCache, block input", tea(profile=TEA_INPUT), search=THRESHOLD, seam="trunk"),
+    policy("MagCache", MAGNITUDE, search=THRESHOLD, seam="trunk"),
+    policy("MagCache, table of 25 steps", resampled("nearest"), search=THRESHOLD, seam="trunk"),
+    policy(
+        "MagCache, table of 25 steps, consistent",
+        resampled("consistent"),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy("TaylorSeer, whole output", forecasting("taylorseer"), search=INTERVAL),
+    policy("HiCache, whole output", forecasting("hicache"), search=INTERVAL),
+    policy("FORA, whole output", {"fora": {"interval": SOLVED}}, search=INTERVAL),
+    policy(
+        "FBCache",
+        {"fbcache": {"threshold": SOLVED, "per_sample": False}},
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy(
+        "DiCache",
+        {"dicache": {"threshold": SOLVED, "limit": 2.0, "per_sample": False}},
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy(
+        "DiCache, difference",
+        {
+            "dicache": {
+                "threshold": SOLVED,
+                "limit": 2.0,
+                "error": "difference",
+                "per_sample": False,
+            }
+        },
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy("SenCache", sen(), search=TOLERANCE, seam="trunk"),
+    policy("PromptTea, fixed threshold", prompt_tea(), search=THRESHOLD, seam="trunk"),
+    policy(
+        "PromptTea, branch substituted",
+        prompt_tea(codebook=CODEBOOK, codebook_threshold=0.8),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy(
+        "PromptTea, substituted, as in the script",
+        prompt_tea(codebook=CODEBOOK, codebook_threshold=0.8, counting="script"),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy("LFCache", {"lfcache": {"alpha": SOLVED}}, search=PART),
+    policy(
+        "LFCache, last full",
+        {"lfcache": {"alpha": SOLVED, "reference": "last_full"}},
+        search=PART,
+    ),
+    policy("SeaCache, latents", {"seacache": {"threshold": SOLVED}}, search=THRESHOLD),
+    policy(
+        "SeaCache, latents, as released",
+        {"seacache": {"threshold": SOLVED, "order": 0, "max_consecutive": None}},
+        search=THRESHOLD,
+    ),
+    # --------------------------------------------------------------------- ours
+    own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
+    own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
+    own("multistep plan + line", MULTISTEP, LINE),
+    own("multistep plan + parabola", MULTISTEP, PARABOLA),
+    own("planned steps, reuse", PLANNED, "residual_reuse"),
+    own("planned steps for a line", FORESEEN, LINE),
+    # -------------------------------------------------------------- combinations
+    mix("uniform reuse", EVENLY, "residual_reuse"),
+    mix("uniform, corrected", EVENLY, "residual_reuse", CORRECTED),
+    mix("uniform + line", EVENLY, LINE),
+    mix("ERTACache steps, reuse", SCHEDULE, "residual_reuse"),
+    mix("ERTACache steps + line", SCHEDULE, LINE),
+    mix("ERTACache steps + line, corrected", SCHEDULE, LINE, CORRECTED),
+    mix("ERTACache steps + parabola", SCHEDULE, PARABOLA),
+    mix(
+        "ERTACache steps + TaylorSeer's line",
+        SCHEDULE,
+        {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}},
+    ),
+    mix("ERTACache steps + mean velocity", SCHEDULE, "mean_velocity"),
+    mix("MagCache, latents", MAGNITUDE, search=THRESHOLD),
+    mix("MagCache, latents, corrected", MAGNITUDE, CORRECTED, search=THRESHOLD),
+    mix("MagCache, latents + line", MAGNITUDE, LINE, search=THRESHOLD),
+    mix("MagCache, latents + parabola", MAGNITUDE, PARABOLA, search=THRESHOLD),
+    mix("MeanCache steps + line", PATH, LINE),
+    mix("MeanCache steps + parabola", PATH, PARABOLA),
+    mix("EasyCache, corrected", EASY, CORRECTED, search=THRESHOLD),
+    mix("EasyCache + line", EASY, LINE, search=THRESHOLD),
+    mix(
+        "first-block rule + line",
+        {"first_block_rule": {"threshold": SOLVED, "per_sample": False}},
+        {"forecaster": {"basis": "newton", "order": 1, "what": "residual"}},
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    # -------------------------------------------------------------- other caches
+    other("diffusers FirstBlockCache", "FirstBlockCache", threshold=SOLVED),
+    other("diffusers MagCache", "MagCache", mag_ratios=RATIOS, threshold=SOLVED, max_skip_steps=6),
+    other("diffusers SeaCache", "SeaCache", threshold=SOLVED),
+    other(
+        "diffusers TaylorSeer lite",
+        "TaylorSeer",
+        INTERVAL,
+        cache_interval=SOLVED,
+        use_lite_mode=True,
+        taylor_factors_dtype=torch.float32,
+    ),
+    other(
+        "diffusers TaylorSeer",
+        "TaylorSeer",
+        INTERVAL,
+        parts=True,
+        cache_interval=SOLVED,
+        cache_identifiers=PARTS,
+        taylor_factors_dtype=torch.float32,
+    ),
+    other(
+        "diffusers PyramidAttentionBroadcast",
+        "PyramidAttentionBroadcast",
+        INTERVAL,
+        parts=True,
+        spatial_attention_block_skip_range=SOLVED,
+        cross_attention_block_skip_range=SOLVED,
+        spatial_attention_timestep_skip_range=ALL_TIMES,
+        cross_attention_timestep_skip_range=ALL_TIMES,
+    ),
+    other(
+        "diffusers FasterCache",
+        "FasterCache",
+        INTERVAL,
+        parts=True,
+        spatial_attention_block_skip_range=SOLVED,
+    ),
+    other(
+        "cache-dit DBCache F1B0",
+        "cache-dit",
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=SOLVED,
+    ),
+    other(
+        "cache-dit DBCache F1B0, TaylorSeer",
+        "cache-dit",
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=SOLVED,
+        calibrator_config="TaylorSeerCalibratorConfig",
+    ),
+    other(
+        "cache-dit DBCache F1B0, FoCa",
+        "cache-dit",
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=SOLVED,
+        calibrator_config="FoCaCalibratorConfig",
+    ),
+)
+
+UNLISTED: Mapping[str, str] = {
+    "fitted_schedule": "the schedule of fitted, which has a row",
+    "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
+    "prompttea_rule": "the rule of prompttea, which has a row",
+    "seacache_rule": "the rule of seacache, which has rows",
+    "every_branch_agrees": "an adapter of another rule, which changes nothing where one decides",
+    "probe_rule": "the rule of dicache, which has a row",
+    "refresh_interval": "the rule of taylorseer, hicache and fora, which have rows",
+    "teacache_rule": "the rule of teacache, which has rows",
+    "teacache_schedule": "the same steps as teacache on the timestep's embedding, known beforehand",
+}
+"""Installed skip rules and recipes without a row, and why."""

@@ -1,0 +1,1 @@
+"""Fitted reuse on the reference model."""

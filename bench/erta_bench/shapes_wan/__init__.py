@@ -1,0 +1,1 @@
+"""Training, checks and benches of the reference model."""

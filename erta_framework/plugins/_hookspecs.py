@@ -1,0 +1,97 @@
+"""The seven hooks: the manual of erta_framework.
+
+One step, as nested hook calls:
+
+* `pre_step(step)`
+* for each guidance branch:
+    * `decide(step, call)`, once a step unless a decision says `scope="branch"`;
+      not asked when some branch has nothing usable in its history
+    * `forward(step, call)`: predictors answer, then core (`x + residual`, or the network);
+      wrappers correct and observe
+* `adjust_interval(step, answers)`
+* guidance combines the branches and the solver integrates over the settled interval
+* `post_step(step, sample)`
+
+`on_session_start(session)` comes before the first step and `on_session_end(session, error)` after
+the last, also after an exception. Policies listed first are called first. A hook implementation
+may take any subset of the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from erta_framework.calibration import Profile
+    from erta_framework.session import Answer, Call, Decision, Interval, SessionInfo, Step
+
+PROJECT = "erta_framework"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+class HookSpecs:
+    """Specifications of the seven hooks; a policy implements any of them."""
+
+    @hookspec
+    def on_session_start(self, session: SessionInfo) -> None:
+        """Called once when a request begins, before the first step.
+
+        The place to check a profile against the run and to put tables on the device. Every
+        policy is called; results are ignored.
+        """
+
+    @hookspec
+    def pre_step(self, step: Step) -> None:
+        """The pre-step extension point: called when a step begins, before any forward.
+
+        Every policy is called; results are ignored.
+        """
+
+    @hookspec(firstresult=True)
+    def decide(self, step: Step, call: Call) -> Decision | None:
+        """Whether to run the network on this step: `Compute(reason)`, `Reuse(reason)` or None.
+
+        Stops at the first policy that answers; None passes the question on; core answers
+        `Compute` last. A wrapper sees and may replace the answer of the chain.
+        """
+
+    @hookspec(firstresult=True)
+    def forward(self, step: Step, call: Call) -> Tensor | None:
+        """The forward extension point: the output of one branch, `[B, C, ...]`.
+
+        Predictors answer when `call.reused`; core answers last with the network's output or with
+        `x + residual`. Wrappers (`@hookimpl(wrapper=True)`) correct reused outputs and observe;
+        what they return is never stored, since the raw output was recorded when it was computed.
+        """
+
+    @hookspec(firstresult=True)
+    def adjust_interval(self, step: Step, answers: Mapping[str, Answer]) -> Interval | None:
+        """How far to integrate, asked after the forwards and before the solver.
+
+        At most one policy of an engine may implement it. It may move `end` and `end_time`; the
+        last interval must end where the schedule ends.
+        """
+
+    @hookspec
+    def post_step(self, step: Step, sample: Tensor) -> None:
+        """The post-step extension point: called with the latents after the solver's step.
+
+        Every policy is called; results are ignored. The latents must not be written into.
+        """
+
+    @hookspec
+    def on_session_end(self, session: SessionInfo, error: BaseException | None) -> Profile | None:
+        """Called once when a request ends, also when it failed (`error` is then the reason).
+
+        A profiler returns the statistics of this request as a `Profile`; they are found in
+        `Session.emitted`. Every policy is called.
+        """
+
+
+HOOKS = tuple(name for name in vars(HookSpecs) if not name.startswith("_"))

@@ -1,0 +1,242 @@
+"""The sampling loop: one screen, seven extension points, no knowledge of any policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from erta_framework.calibration import Profile
+from erta_framework.errors import InputError, ProtocolError
+from erta_framework.plugins import Engine
+from erta_framework.sampling._guidance import Branch, Guidance, NoGuidance
+from erta_framework.sampling._solvers import Schedule, Solver
+from erta_framework.session import (
+    NO_FEATURES,
+    RESIZED,
+    TRIAL,
+    RowCompute,
+    SessionInfo,
+    StepTrace,
+    Trace,
+    Trial,
+)
+from erta_framework.session import _signals as signals
+
+Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A network: latents `[B, C, ...]`, times `[B]` and a condition to a prediction `[B, C, ...]`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """What one run of the loop is asked for.
+
+    Attributes:
+        latents: Latents at the first sigma, `[B, C, ...]`.
+        cond: Condition of the conditional branch, batch first.
+        uncond: Condition of the unconditional branch, where guidance needs one.
+        schedule: The nominal schedule.
+        first: Index of the first step; img2img starts later than 0.
+        model: Facts that identify the network, for profiles.
+        request_id: Name in traces.
+        prompts: What was encoded, one a sample, where it is known.
+    """
+
+    latents: Tensor
+    cond: Tensor
+    uncond: Tensor | None = None
+    schedule: Schedule
+    first: int = 0
+    model: Mapping[str, str] = field(default_factory=dict)
+    request_id: str = ""
+    prompts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """What one run of the loop gives.
+
+    Attributes:
+        sample: Latents at the end of the schedule, `[B, C, ...]`.
+        trace: What ran, and why.
+        emitted: Profiles that profilers emitted.
+    """
+
+    sample: Tensor
+    trace: Trace
+    emitted: tuple[Profile, ...]
+
+
+class SamplingLoop:
+    """Samples with any network, solver and guidance under an engine's policies.
+
+    Raises:
+        CapabilityError: A policy needs something that the solver cannot do.
+
+    Example:
+        >>> loop = SamplingLoop(Engine([]), FlowEuler(), CFG(scale=3.0))  # doctest: +SKIP
+    """
+
+    def __init__(self, engine: Engine, solver: Solver, guidance: Guidance | None = None) -> None:
+        self.engine = engine
+        self.solver = solver
+        self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
+        self._signals = signals.wanted(engine.policies)
+        # which signals there are depends on the network, which comes with each run
+        engine.check(offered(solver) | self._signals, type(solver).__name__)
+
+    @torch.no_grad()
+    def run(
+        self,
+        network: Denoiser,
+        request: Request,
+        observe: Callable[[StepTrace], None] | None = None,
+    ) -> Result:
+        """Sample one batch.
+
+        Args:
+            network: Predicts velocity or noise, as the solver expects.
+            request: Latents, conditions and schedule.
+            observe: Called with the trace of each finished step.
+
+        Raises:
+            InputError: The latents do not fit, or the start index is outside the schedule.
+        """
+        x, schedule, state = checked_latents(request), request.schedule, None
+        settled = schedule.interval(request.first)
+        found = signals.of_network(network) if self._signals else {}
+        with self.engine.session(self._info(request, found)) as session:
+            for index in range(request.first, schedule.num_steps):
+                if index > request.first:
+                    settled = schedule.interval(index, settled.end, settled.end_time)
+                branches = self.guidance.branches(
+                    request.cond, request.uncond, index, schedule.num_steps
+                )
+                session.begin(settled, [branch.name for branch in branches])
+                outputs = {}
+                for branch in branches:
+                    latents = branch.expand(x)
+                    compute = evaluation(network, latents, settled.time, branch)
+                    rows = row_evaluation(network, latents, settled.time, branch)
+                    features = self.features(found, latents, settled.time, branch)
+                    trial = other_evaluation(network, settled.time, branch)
+                    outputs[branch.name] = session.forward(
+                        latents,
+                        compute,
+                        branch=branch.name,
+                        rows=rows,
+                        features=features,
+                        trial=trial,
+                    )
+                settled = session.settle()
+                x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
+                session.end(x)
+                if observe is not None:
+                    observe(session.trace.steps[-1])
+        return Result(x, session.trace, tuple(session.emitted))
+
+    def features(
+        self, found: Mapping[str, signals.NetworkSignal], x: Tensor, time: float, branch: Branch
+    ) -> Mapping[str, Callable[[], Tensor]]:
+        """What policies may ask for in one call of `network`; nothing if none does."""
+        if not self._signals:
+            return NO_FEATURES
+        return signals.features(found, x, times_of(x, time), branch.condition)
+
+    def _info(
+        self, request: Request, found: Mapping[str, signals.NetworkSignal] | None = None
+    ) -> SessionInfo:
+        names = frozenset(signals.PREFIX + name for name in found or {})
+        return SessionInfo(
+            sigmas=request.schedule.sigmas,
+            times=request.schedule.times[:-1],
+            shape=tuple(request.latents.shape),
+            dtype=request.latents.dtype,
+            device=request.latents.device,
+            branches=self.guidance.names,
+            model=dict(request.model),
+            solver=repr(self.solver),
+            guidance=repr(self.guidance),
+            capabilities=offered(self.solver) | names,
+            first=request.first,
+            request_id=request.request_id,
+            time_of=self.solver.time_of,
+            divided=getattr(self.guidance, "divided", False),
+            prompts=request.prompts,
+        )
+
+
+def offered(solver: Solver) -> frozenset[str]:
+    """The capabilities of the loop with a solver: its own, trials of any size, and the text."""
+    return solver.capabilities | {TRIAL, RESIZED} | signals.TEXT
+
+
+def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:
+    """A thunk that runs the network on one branch and returns the dtype of the latents.
+
+    Raises:
+        ProtocolError: The network returned no tensor, or another shape than that of the latents.
+    """
+
+    def compute() -> Tensor:
+        output = network(x, times_of(x, time), branch.condition)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ProtocolError(
+                f"the network returned {given} for latents of {tuple(x.shape)} in branch "
+                f"{branch.name!r}; it must return one tensor of the shape of the latents"
+            )
+        return output if output.dtype == x.dtype else output.to(x.dtype)
+
+    return compute
+
+
+def times_of(x: Tensor, time: float) -> Tensor:
+    """The network time for every sample, `[B]`."""
+    return torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
+
+
+def row_evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> RowCompute:
+    """Runs the network on some samples of the batch, for per-sample decisions."""
+
+    def compute(rows: Tensor) -> Tensor:
+        return evaluation(network, x.index_select(0, rows), time, branch.select(rows))()
+
+    return compute
+
+
+def other_evaluation(network: Denoiser, time: float, branch: Branch) -> Trial:
+    """Runs the network on other latents and at other times, for trials of a policy."""
+
+    def compute(x: Tensor, other: float | None) -> Tensor:
+        return evaluation(network, x, time if other is None else other, branch)()
+
+    return compute
+
+
+def checked_latents(request: Request) -> Tensor:
+    """The latents, after checking them against the conditions and the schedule.
+
+    Raises:
+        InputError: Empty batch, unequal batch sizes, or a start index outside the schedule.
+    """
+    x = request.latents
+    conditions: Sequence[Tensor] = [c for c in (request.cond, request.uncond) if c is not None]
+    if x.ndim < 2 or x.shape[0] < 1 or not x.is_floating_point():
+        raise InputError(
+            f"latents must be floating [B, C, ...] with B >= 1, got {tuple(x.shape)} {x.dtype}"
+        )
+    for condition in conditions:
+        if condition.shape[0] != x.shape[0]:
+            raise InputError(
+                f"latents have batch {x.shape[0]}, a condition has batch {condition.shape[0]}; "
+                "give one condition per sample"
+            )
+    if not 0 <= request.first < request.schedule.num_steps:
+        raise InputError(
+            f"the first step is {request.first}, outside the {request.schedule.num_steps} steps "
+            "of the schedule"
+        )
+    return x

@@ -1,0 +1,68 @@
+"""Session: see the documentation."""
+
+from erta_framework.session._records import (
+    DDIM_LEVELS,
+    RESIZED,
+    TRIAL,
+    Answer,
+    Call,
+    Compute,
+    Decision,
+    Evaluation,
+    Interval,
+    Needs,
+    Reuse,
+    Seam,
+    SessionInfo,
+    Step,
+    Trial,
+)
+from erta_framework.session._selection import RowCompute
+from erta_framework.session._session import NO_FEATURES, Session
+from erta_framework.session._signals import (
+    AHEAD,
+    PREFIX,
+    PROMPT,
+    PROMPT_MASK,
+    TEXT,
+    NetworkSignal,
+    features,
+    holds_text,
+    tokens,
+    wanted,
+)
+from erta_framework.session._trace import CallTrace, StepTrace, Trace
+
+__all__ = [
+    "AHEAD",
+    "DDIM_LEVELS",
+    "NO_FEATURES",
+    "PREFIX",
+    "PROMPT",
+    "PROMPT_MASK",
+    "RESIZED",
+    "TEXT",
+    "TRIAL",
+    "Answer",
+    "Call",
+    "CallTrace",
+    "Compute",
+    "Decision",
+    "Evaluation",
+    "Interval",
+    "Needs",
+    "NetworkSignal",
+    "Reuse",
+    "RowCompute",
+    "Seam",
+    "Session",
+    "SessionInfo",
+    "Step",
+    "StepTrace",
+    "Trace",
+    "Trial",
+    "features",
+    "holds_text",
+    "tokens",
+    "wanted",
+]

@@ -1,0 +1,80 @@
+"""Signals that policies may ask for by name beside the latents, such as `signal:prompt`.
+
+A policy declares `requires = frozenset({"signal:prompt"})` and reads `call.feature("prompt")`. The
+own loop offers the text embeddings, and whatever its network offers by a method `signals`; a
+pipeline offers those of its network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from erta_framework.plugins import Policy
+
+PREFIX = "signal:"
+PROMPT = "prompt"
+"""Text embeddings of the call, `[B, tokens, D]`, padding included."""
+PROMPT_MASK = "prompt_mask"
+"""Which of them hold text, `[B, tokens]` booleans."""
+AHEAD = ":ahead"
+"""After a signal of the timestep: the signal of every step, `[T, ...]`, where a driver can tell it
+in advance; `[0]` where it turns out that it cannot."""
+TEXT = frozenset({PREFIX + PROMPT, PREFIX + PROMPT_MASK})
+
+NetworkSignal = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A signal of a network call from latents `[B, C, ...]`, times `[B]` and condition `[B, ...]`."""
+
+
+@runtime_checkable
+class OffersSignals(Protocol):
+    """A network of the own loop that offers signals, by name without prefix."""
+
+    def signals(self) -> Mapping[str, NetworkSignal]: ...
+
+
+def wanted(policies: Sequence[Policy]) -> frozenset[str]:
+    """The signals that some policy declares in `requires`, with prefix."""
+    return frozenset(r for policy in policies for r in policy.requires if r.startswith(PREFIX))
+
+
+def of_network(network: object) -> Mapping[str, NetworkSignal]:
+    """The signals of a network of the own loop; none if it offers none."""
+    return network.signals() if isinstance(network, OffersSignals) else {}
+
+
+def features(
+    signals: Mapping[str, NetworkSignal], x: Tensor, times: Tensor, condition: Tensor
+) -> dict[str, Callable[[], Tensor]]:
+    """What policies may ask for in one network call of the own loop, computed when they do."""
+    found: dict[str, Callable[[], Tensor]] = {
+        name: partial(signal, x, times, condition) for name, signal in signals.items()
+    }
+    found[PROMPT] = partial(tokens, condition)
+    found[PROMPT_MASK] = partial(holds_text, condition)
+    return found
+
+
+def tokens(condition: Tensor) -> Tensor:
+    """A condition as text embeddings `[B, tokens, D]`; `[B, D]` is one token."""
+    return condition.unsqueeze(1) if condition.ndim == 2 else condition.flatten(2)
+
+
+def holds_text(condition: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Which tokens hold text, `[B, tokens]`: those of the mask, else those that are not all zero.
+
+    Padding is zero where a pipeline cuts its embeddings to the length of the text and fills them
+    up again, as Wan's does.
+
+    Example:
+        >>> holds_text(torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]))
+        tensor([[ True, False]])
+    """
+    if mask is not None:
+        # additive masks are 0 where there is text
+        return mask >= 0 if mask.is_floating_point() and bool((mask < 0).any()) else mask > 0
+    return tokens(condition).abs().amax(dim=-1) > 0

@@ -1,0 +1,263 @@
+"""The fixed toy set-up that the checks run on, and two drivers besides `SamplingLoop`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from erta_framework.calibration import Profile
+from erta_framework.errors import PolicyError
+from erta_framework.plugins import Engine, Policy, flatten, hookimpl
+from erta_framework.sampling import (
+    CFG,
+    DDIM,
+    Denoiser,
+    FlowEuler,
+    Guidance,
+    Request,
+    Result,
+    SamplingLoop,
+    Solver,
+    other_evaluation,
+    row_evaluation,
+    sample_noise,
+    times_of,
+)
+from erta_framework.session import Decision, Reuse, Session, Step, features
+from erta_framework.testing._toys import GaussianEpsilon, GaussianMixtureFlow, Toy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToySetup:
+    """A toy, a solver, a guidance and a number of steps.
+
+    Attributes:
+        toy: Makes the network; a new one counts its calls from 0.
+        solver: How the trajectory is integrated.
+        guidance: How branches combine.
+        num_steps: Steps of the schedule.
+    """
+
+    toy: Callable[[], Toy]
+    solver: Solver
+    guidance: Guidance
+    num_steps: int
+
+    def request(
+        self,
+        *,
+        seed: int = 0,
+        batch: int = 2,
+        negative: str = "",
+        dtype: torch.dtype = torch.float32,
+        first: int = 0,
+    ) -> Request:
+        """A request that depends on nothing but these arguments."""
+        toy = self.toy()
+        seeds = [100 * seed + k for k in range(batch)]
+        return Request(
+            latents=sample_noise(toy.latent_shape, seeds).to(dtype),
+            cond=toy.encode([f"sample {number}" for number in seeds]),
+            uncond=toy.encode([negative] * batch),
+            schedule=self.solver.schedule(self.num_steps),
+            first=first,
+            model=toy.fingerprint(),
+            request_id=f"toy-{seed}",
+            prompts=tuple(f"sample {number}" for number in seeds),
+        )
+
+    def run(self, engine: Engine, request: Request, network: Denoiser | None = None) -> Result:
+        """The request through `SamplingLoop`."""
+        loop = SamplingLoop(engine, self.solver, self.guidance)
+        return loop.run(network if network is not None else self.toy(), request)
+
+    def session(self, engine: Engine, request: Request) -> Session:
+        """A session for the request, to be driven by hand."""
+        return engine.session(SamplingLoop(engine, self.solver, self.guidance)._info(request))
+
+
+FLOW = ToySetup(toy=GaussianMixtureFlow, solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=10)
+"""The set-up of every check: a mixture flow, 10 Euler steps, CFG with two branches."""
+
+NOISE = ToySetup(toy=GaussianEpsilon, solver=DDIM(), guidance=CFG(scale=2.0), num_steps=10)
+"""The set-up for policies that require `"epsilon"`."""
+
+
+class AlternateSteps(Policy):
+    """Reuses every odd step but the last, so that predictors and correctors have work to do.
+
+    Source: ours, part of the conformance kit.
+    """
+
+    static = True
+
+    @hookimpl
+    def decide(self, step: Step) -> Decision | None:
+        odd = step.index % 2 == 1 and step.index < step.num_steps - 1
+        return Reuse("odd step") if odd else None
+
+
+def setup_of(policy: Policy) -> ToySetup:
+    """The set-up whose solver offers what the policy requires."""
+    required = frozenset[str]().union(*(part.requires for part in flatten([policy])))
+    return NOISE if "epsilon" in required else FLOW
+
+
+def engine_of(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
+    """The engine that the checks run: `before`, the policy, and `AlternateSteps` if it helps.
+
+    A policy that decides nothing itself, emits nothing and implements `forward` or
+    `adjust_interval` is a predictor, corrector or adjuster: alone it would never be asked.
+    """
+    alone = Engine([policy])
+    acts = alone.implementers("forward") or alone.implementers("adjust_interval")
+    busy = alone.implementers("decide") or alone.implementers("on_session_end")
+    if acts and not busy:
+        return Engine([*before, policy, AlternateSteps()])
+    return Engine([*before, policy]) if before else alone
+
+
+def fresh(policy: Policy) -> Engine:
+    """An engine of a copy, which shares nothing with the policy but its class."""
+    return engine_of(copy.deepcopy(policy))
+
+
+def toy_run(policies: Sequence[Policy] = (), *, seed: int = 0, setup: ToySetup = FLOW) -> Result:
+    """Sample the toy under these policies, as the checks do.
+
+    Example:
+        >>> toy_run().trace.network_calls
+        20
+    """
+    return setup.run(Engine(policies), setup.request(seed=seed))
+
+
+def toy_profile(
+    profiler: Policy, *, seeds: Sequence[int] = (11, 12, 13), setup: ToySetup = FLOW
+) -> Profile:
+    """Calibrate on the toy, so that a policy that needs a profile can be checked.
+
+    Args:
+        profiler: Emits a profile from `on_session_end`.
+        seeds: One request of two samples each.
+        setup: The set-up of the checks.
+
+    Raises:
+        PolicyError: The profiler emitted nothing.
+
+    Example:
+        >>> toy_profile(MyProfiler())  # doctest: +SKIP
+        <Profile my_profiler 41d8cd98, 6 samples>
+    """
+    requests = [repeated(setup.request(seed=seed), profiler.copies) for seed in seeds]
+    emitted = [p for request in requests for p in setup.run(Engine([profiler]), request).emitted]
+    if not emitted:
+        raise PolicyError(
+            f"{profiler!r} emitted no profile: return one from on_session_end, and give at least "
+            f"one seed (got {list(seeds)})"
+        )
+    merged = Profile.merge(emitted)
+    after = profiler.following(merged)
+    return merged if after is None else toy_profile(after, seeds=seeds, setup=setup)
+
+
+def repeated(request: Request, copies: int) -> Request:
+    """A request that holds each sample several times, all after all; see `Policy.copies`."""
+    if copies == 1:
+        return request
+    assert request.uncond is not None
+    return replace(
+        request,
+        latents=torch.cat([request.latents] * copies),
+        cond=torch.cat([request.cond] * copies),
+        uncond=torch.cat([request.uncond] * copies),
+    )
+
+
+# ------------------------------------------------------------------------------- drivers
+@torch.no_grad()
+def plain_loop(setup: ToySetup, request: Request, network: Denoiser) -> Tensor:
+    """The bare sampling loop: no engine, no session, the network runs at every step."""
+    x, state = request.latents, None
+    for index in range(request.first, request.schedule.num_steps):
+        interval = request.schedule.interval(index)
+        outputs = {}
+        for branch in setup.guidance.branches(
+            request.cond, request.uncond, index, request.schedule.num_steps
+        ):
+            latents = branch.expand(x)
+            time = torch.full((latents.shape[0],), interval.time, device=x.device)
+            outputs[branch.name] = network(latents, time, branch.condition).to(x.dtype)
+        x, state = setup.solver.step(x, setup.guidance.combine(outputs), interval, state)
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a hand-driven session has just done: the verb, the step and the tensors it handled."""
+
+    name: str
+    index: int
+    tensors: tuple[Tensor, ...] = ()
+
+
+@torch.no_grad()
+def by_hand(
+    setup: ToySetup, session: Session, request: Request, network: Denoiser
+) -> Generator[Verb, None, Result]:
+    """Drive a session by hand, pausing after every verb; the generator returns the result."""
+    x, state, schedule = request.latents, None, request.schedule
+    settled = schedule.interval(request.first)
+    with session:
+        for index in range(request.first, schedule.num_steps):
+            if index > request.first:
+                settled = schedule.interval(index, settled.end, settled.end_time)
+            branches = setup.guidance.branches(
+                request.cond, request.uncond, index, schedule.num_steps
+            )
+            session.begin(settled, [branch.name for branch in branches])
+            yield Verb("begin", index)
+            outputs = {}
+            for branch in branches:
+                thunk = Thunk(network, branch.expand(x), settled.time, branch.condition)
+                rows = row_evaluation(network, thunk.x, settled.time, branch)
+                given = features({}, thunk.x, times_of(thunk.x, settled.time), branch.condition)
+                trial = other_evaluation(network, settled.time, branch)
+                outputs[branch.name] = session.forward(
+                    thunk.x, thunk, branch=branch.name, rows=rows, features=given, trial=trial
+                )
+                yield Verb("forward", index, (thunk.x, *thunk.raw, outputs[branch.name]))
+            settled = session.settle()
+            x, state = setup.solver.step(x, setup.guidance.combine(outputs), settled, state)
+            session.end(x)
+            yield Verb("end", index, (x,))
+    return Result(x, session.trace, tuple(session.emitted))
+
+
+class Thunk:
+    """One evaluation of the network, remembering its raw output."""
+
+    def __init__(self, network: Denoiser, x: Tensor, time: float, condition: Tensor) -> None:
+        self.network, self.x, self.time, self.condition = network, x, time, condition
+        self.raw: tuple[Tensor, ...] = ()
+
+    def __call__(self) -> Tensor:
+        """Run the network."""
+        times = torch.full((self.x.shape[0],), self.time, device=self.x.device)
+        output = self.network(self.x, times, self.condition)
+        self.raw = (output,)
+        return output
+
+
+def finished(driver: Generator[Verb, None, Result]) -> Result:
+    """Run a hand-driven session to its end."""
+    while True:
+        try:
+            next(driver)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result

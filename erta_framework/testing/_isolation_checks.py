@@ -1,0 +1,220 @@
+"""Checks that nothing leaks between requests, sessions, branches, or out of a failed request."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Generator
+
+import torch
+from torch import Tensor
+
+from erta_framework.plugins import Engine, Policy
+from erta_framework.sampling import Branch, Request, Result, other_evaluation
+from erta_framework.session import Trace, features
+from erta_framework.testing._bench import (
+    ToySetup,
+    Verb,
+    by_hand,
+    engine_of,
+    finished,
+    fresh,
+    setup_of,
+)
+from erta_framework.testing._compare import STATE, decisions, difference, fail
+from erta_framework.testing._toys import Toy
+
+
+class NetworkFailure(Exception):
+    """What the failing toy raises."""
+
+
+class FailingNetwork:
+    """A toy that raises at its n-th call."""
+
+    def __init__(self, toy: Toy, at: int, error: Exception) -> None:
+        self.toy, self.at, self.error = toy, at, error
+
+    def __call__(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
+        """The toy's prediction, until the n-th call."""
+        output = self.toy(x, timestep, embeds)
+        if self.toy.calls == self.at:
+            raise self.error
+        return output
+
+
+def check_requests_do_not_leak(policy: Policy) -> None:
+    """Requests on one engine, one of them abandoned mid-way, equal requests on fresh engines."""
+    setup, pristine = setup_of(policy), copy.deepcopy(policy)
+    one, other = setup.request(seed=21), setup.request(seed=22)
+    expected = {id(request): setup.run(fresh(pristine), request) for request in (other, one)}
+    engine = engine_of(policy)
+    for order, request in enumerate((one, other, one, other, one)):
+        problem = difference(setup.run(engine, request), expected[id(request)])
+        if problem is not None:
+            fail(policy, f"request {order + 1} on one engine changed: {problem}", STATE)
+        # an odd number of steps and forwards is left behind, so that counters end up out of step
+        driver = by_hand(setup, setup.session(engine, other), other, setup.toy())
+        for _ in range(4 * (2 * order + 1) + 2):
+            next(driver)
+        driver.close()
+
+
+def check_interleaved_sessions_agree(policy: Policy) -> None:
+    """Two sessions of one engine, driven in turns, agree with the same requests run alone."""
+    setup = setup_of(policy)
+    requests = [setup.request(seed=23), setup.request(seed=24)]
+    expected = [setup.run(fresh(policy), request) for request in requests]
+    engine = engine_of(policy)
+    drivers = [by_hand(setup, setup.session(engine, r), r, setup.toy()) for r in requests]
+    for _ in range(7):  # the first is a step and a half ahead
+        next(drivers[0])
+    for _ in range(4 * (setup.num_steps - 2)):
+        for driver in drivers:
+            next(driver)
+    for number, (driver, alone) in enumerate(zip(drivers, expected, strict=True)):
+        problem = difference(finished(driver), alone)
+        if problem is not None:
+            fail(policy, f"session {number + 1} of two interleaved ones changed: {problem}", STATE)
+
+
+def check_branches_are_isolated(policy: Policy) -> None:
+    """On given latents, what one branch is answered does not depend on another's condition.
+
+    A policy that declares `per_branch` or `revises` looks at the other branches by design.
+    """
+    if engine_of(policy).per_branch or engine_of(policy).revising:
+        return
+    setup = setup_of(policy)
+    request, other = setup.request(seed=25), setup.request(seed=26, negative="another")
+    base, trace = _branch_outputs(setup, fresh(policy), request)
+    swaps = {"cond": dataclasses.replace(request, uncond=other.uncond)}
+    if not engine_of(policy).corrects_computed:
+        swaps["uncond"] = dataclasses.replace(request, cond=other.cond)
+    for branch, swapped in swaps.items():
+        outputs, swapped_trace = _branch_outputs(setup, fresh(policy), swapped)
+        if decisions(trace) != decisions(swapped_trace):
+            if branch == "cond":
+                fail(
+                    policy,
+                    "decisions for branch 'cond' depend on the condition of 'uncond'",
+                    "decide from the branch that is asked; decisions are shared by the step",
+                )
+            continue  # the first branch decides for all
+        for index, (a, b) in enumerate(zip(base[branch], outputs[branch], strict=True)):
+            if not torch.equal(a, b):
+                fail(
+                    policy,
+                    f"the output of branch {branch!r} at step {index} changed with the condition "
+                    "of the other branch",
+                    "keep state in call.state_of, which is split by branch",
+                )
+
+
+def check_samples_are_independent(policy: Policy) -> None:
+    """A policy that decides per sample gives each sample of a batch what it gets alone."""
+    if not engine_of(policy).per_sample:
+        return
+    setup = setup_of(policy)
+    batch = setup.request(seed=27, batch=4)
+    together = setup.run(fresh(policy), batch)
+    for sample in range(4):
+        alone = setup.run(fresh(policy), _only(batch, sample))
+        calls = together.trace.calls_for(sample), alone.trace.calls_for(0)
+        if calls[0] != calls[1] or not torch.equal(together.sample[sample], alone.sample[0]):
+            fail(
+                policy,
+                f"sample {sample} of a batch took {calls[0]} network calls and alone {calls[1]}, "
+                "or its latents differ",
+                "reduce over all dimensions but the first, and keep one state a sample",
+            )
+
+
+def _only(request: Request, sample: int) -> Request:
+    assert request.uncond is not None
+    part = slice(sample, sample + 1)
+    return dataclasses.replace(
+        request,
+        latents=request.latents[part],
+        cond=request.cond[part],
+        uncond=request.uncond[part],
+    )
+
+
+@torch.no_grad()
+def _branch_outputs(
+    setup: ToySetup, engine: Engine, request: Request
+) -> tuple[dict[str, list[Tensor]], Trace]:
+    """Outputs of each branch along given latents, which do not depend on any output."""
+    toy, schedule = setup.toy(), request.schedule
+    assert request.uncond is not None
+    conditions = {"cond": request.cond, "uncond": request.uncond}
+    outputs: dict[str, list[Tensor]] = {name: [] for name in conditions}
+    settled = schedule.interval(0)
+    with setup.session(engine, request) as session:
+        for index in range(schedule.num_steps):
+            if index > 0:
+                settled = schedule.interval(index, settled.end, settled.end_time)
+            x = setup.solver.noised(0.3 * request.latents, request.latents, settled.start)
+            times = torch.full((x.shape[0],), settled.time)
+            session.begin(settled, list(conditions))
+            for name, condition in conditions.items():
+
+                def compute(
+                    x: Tensor = x, times: Tensor = times, condition: Tensor = condition
+                ) -> Tensor:
+                    return toy(x, times, condition)
+
+                trial = other_evaluation(toy, settled.time, Branch(name, condition))
+                given = features({}, x, times, condition)
+                answered = session.forward(x, compute, branch=name, features=given, trial=trial)
+                outputs[name].append(answered.clone())
+            settled = session.settle()
+            session.end(x)
+    return outputs, session.trace
+
+
+def check_exception_leaves_no_trace(policy: Policy) -> None:
+    """When the network raises, its own error comes through and nothing is left behind."""
+    setup, pristine = setup_of(policy), copy.deepcopy(policy)
+    request, toy = setup.request(seed=30), setup.toy()
+    expected = setup.run(fresh(pristine), request, toy)
+    engine = engine_of(policy)
+    for at in sorted({1, 2, toy.calls // 2, toy.calls}):
+        error = NetworkFailure(f"network call {at}")
+        session = setup.session(engine, request)
+        caught = _caught(by_hand(setup, session, request, FailingNetwork(setup.toy(), at, error)))
+        if caught is not error:
+            fail(
+                policy,
+                f"the network raised {error!r}, the caller saw {caught!r}",
+                "do not catch what call.compute() or yield raises",
+            )
+        if session.info.states._states or session._history.kept or session.emitted:
+            fail(
+                policy,
+                "state, history or an emitted profile outlived a failed request",
+                "return None from on_session_end when error is given",
+            )
+        if _caught(by_hand(setup, session, request, setup.toy())) is None:
+            fail(policy, "a failed session could be used again", "leave sessions to the driver")
+        problem = difference(setup.run(engine, request), expected)
+        if problem is not None:
+            fail(policy, f"after a failed request the next one changed: {problem}", STATE)
+
+
+def _caught(driver: Generator[Verb, None, Result]) -> Exception | None:
+    try:
+        finished(driver)
+    except Exception as error:
+        return error
+    return None
+
+
+ISOLATION_CHECKS = (
+    check_requests_do_not_leak,
+    check_interleaved_sessions_agree,
+    check_branches_are_isolated,
+    check_samples_are_independent,
+    check_exception_leaves_no_trace,
+)

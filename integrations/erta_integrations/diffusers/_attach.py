@@ -1,0 +1,215 @@
+"""`attach`: accelerate an unmodified diffusers pipeline for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import nn
+
+from erta_framework import Engine, Policy, Profile, Seam, Trace
+from erta_framework.budgets import promise
+from erta_framework.config import build_policies, build_policy, load_config
+from erta_framework.errors import CapabilityError, ConflictError, InputError
+from erta_integrations.diffusers.network import _trial as trials
+from erta_integrations.diffusers.network import find_networks, find_others, patched
+from erta_integrations.diffusers.pipeline import Driver, capabilities
+from erta_integrations.diffusers.trunk import _signals as signals
+
+Policies = str | Path | Policy | Engine | Sequence[Any]
+
+
+class Attachment:
+    """A pipeline with an engine attached; made by `attach`.
+
+    Attributes:
+        engine: The policies that decide.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        engine: Engine,
+        networks: dict[str, nn.Module],
+        seam: Seam = Seam.LATENT,
+    ) -> None:
+        self.engine = engine
+        self._driver = Driver(engine, pipe, networks, seam, find_others(pipe, networks))
+        signals.check(engine.policies, networks, self._driver.signals)
+        if seam is Seam.LATENT:
+            trials.check(engine.policies, networks)
+        scheduler = self._driver.scheduler
+        offered = capabilities(scheduler) | self._driver.offered
+        engine.check(offered, type(scheduler).__name__, seam)
+
+    def __enter__(self) -> Self:
+        driver = self._driver
+        for name, network in driver.parts.items():
+            if patched(network, "forward"):
+                raise ConflictError(
+                    f"{name} ({type(network).__name__}) has an engine attached already; leave "
+                    "that `with` block or call detach() first"
+                )
+        if patched(driver.scheduler, "step"):
+            raise ConflictError(
+                f"the scheduler ({type(driver.scheduler).__name__}) is driven by another "
+                "attachment; give this pipeline its own with "
+                "scheduler.from_config(scheduler.config)"
+            )
+        try:
+            driver.install()
+        except BaseException:
+            driver.patches.undo()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Put back the very same attributes and drop every state; safe to call twice."""
+        try:
+            self._driver.abort("detached before the last step")
+        finally:
+            self._driver.patches.undo()
+
+    @property
+    def traces(self) -> list[Trace]:
+        """One trace a finished (or aborted) request, oldest first."""
+        return self._driver.traces
+
+    @property
+    def newest(self) -> Trace | None:
+        """The trace of the request that runs, else of the last one; None before the first.
+
+        A pipeline's `callback_on_step_end` may read the step that just ended, `steps[-1]`.
+        """
+        return self._driver.newest
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the next request, for profilers that ask; a pipeline keeps none to read.
+
+        Set it before each call: `run.prompts = ["a cat"]; pipe("a cat")`.
+        """
+        return self._driver.prompts
+
+    @prompts.setter
+    def prompts(self, texts: Sequence[str]) -> None:
+        self._driver.prompts = tuple(texts)
+
+    @property
+    def emitted(self) -> list[Profile]:
+        """Profiles that profilers emitted, one a request."""
+        return self._driver.emitted
+
+    def profile(self) -> Profile:
+        """The emitted profiles of all requests so far, merged.
+
+        Raises:
+            ProfileError: Nothing was emitted.
+        """
+        return Profile.merge(self.emitted)
+
+    def summary(self) -> str:
+        """Real against reused calls of every request, with reasons, by sample if they differ.
+
+        Before the first, what each will cost, where a profile tells it.
+        """
+        if not self.traces:
+            return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
+        return "\n".join(trace.summary() for trace in self.traces)
+
+    def plot(self, path: str | Path, request: int = -1) -> Path:
+        """Draw which steps of a request were computed or reused, by sample where samples differed.
+
+        Args:
+            path: Picture to write; its ending gives the format.
+            request: Place in `traces`; the newest by default.
+
+        Raises:
+            InputError: There is no such request.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from erta_framework.report import SchedulePlot, schedule_plot
+
+        if not -len(self.traces) <= request < len(self.traces):
+            raise InputError(f"there is no request {request} to plot, {len(self.traces)} were made")
+        trace = self.traces[request]
+        title = f"{trace.request_id}: {trace.network_calls} network calls"
+        computed = [step.computed for step in trace.steps]
+        samples = [
+            [step.computed_for(sample) for step in trace.steps]
+            for sample in range(trace.batch if trace.samples_differed else 0)
+        ]
+        return schedule_plot(SchedulePlot(title, computed, samples=samples), path)
+
+
+def attach(
+    pipe: Any,
+    policies: Policies,
+    *,
+    networks: Sequence[str] | None = None,
+    seam: str = Seam.LATENT,
+    **options: Any,
+) -> Attachment:
+    """Attach policies to a diffusers pipeline that nobody changed.
+
+    Only attributes of this pipeline's scheduler and networks are replaced, and only within the
+    `with` block.
+
+    Args:
+        pipe: A pipeline with a `scheduler` and a denoising network.
+        policies: A policy's name, a policy, a list of either (or of `{name: options}`), a path to
+            a configuration file, or an `Engine`.
+        networks: Names of the components to drive; by default every module of the pipeline whose
+            `forward` takes latents and a time. Another network that the pipeline steps with, such
+            as Wan 2.2's second one, is then left alone: it always runs, and the trace says so.
+        seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` only its block
+            stack, so that embedders, final norm and head run at the current timestep.
+        options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.
+
+    Raises:
+        CapabilityError: The scheduler cannot be driven, lacks what a policy requires, the pipeline
+            has no network, a network was compiled in place, or it has no trunk or not the signal
+            that a policy requires.
+        InputError: `seam` is no seam of a pipeline.
+        ConflictError: On entering, when a network is attached already.
+
+    Example:
+        >>> with attach(pipe, "skip_policy", every=2) as run:  # doctest: +SKIP
+        ...     pipe("a cat")
+        >>> print(run.summary())  # doctest: +SKIP
+    """
+    engine = build_engine(policies, options)
+    scheduler = getattr(pipe, "scheduler", None)
+    if scheduler is None:
+        raise CapabilityError(
+            f"{type(pipe).__name__} has no scheduler; a diffusers pipeline is needed"
+        )
+    if seam not in (Seam.LATENT, Seam.TRUNK):
+        raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
+    capabilities(scheduler)  # refuses what cannot be driven, before anything else is looked at
+    return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam))
+
+
+def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:
+    """An engine from whatever `attach` was given."""
+    if isinstance(policies, Engine):
+        return policies
+    if isinstance(policies, Policy):
+        return Engine([policies])
+    if isinstance(policies, Path) or (
+        isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
+    ):
+        return Engine(load_config(policies).policies)
+    if isinstance(policies, str):
+        return Engine([build_policy({policies: options}, where="attach")])
+    return Engine(build_policies(policies))

@@ -1,0 +1,226 @@
+"""Whole pipelines by name: load one, calibrate it, sample it; what `erta ... --pipeline` runs."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erta_framework import Policy, Profile, Samples, Seam
+from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.optional_dependencies import require_extra
+from erta_framework.sampling import resolve_device
+from erta_integrations.diffusers._attach import attach
+
+ARGUMENTS = {
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class PipelineRun:
+    """A loaded pipeline that is calibrated or sampled, one prompt after another.
+
+    Attributes:
+        pipe: The diffusers pipeline.
+        source: Name of its folder, or its hub id.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+    """
+
+    def __init__(self, pipe: Any, source: str, seam: str = Seam.LATENT) -> None:
+        self.pipe = pipe
+        self.source = source
+        self.seam = seam
+
+    def calibrate(
+        self, prompts: Sequence[str], profiler: Policy, *, seed: int = 0, **options: Any
+    ) -> Profile:
+        """Run the full network on calibration prompts and merge what the profiler emits.
+
+        Args:
+            prompts: One a request.
+            profiler: Such as `ResidualProfiler()`.
+            seed: Prompt k draws its noise from `seed + k`.
+            options: `steps`, `guidance`, `height`, `width`, `frames`; None takes the pipeline's.
+
+        Raises:
+            InputError: No prompts, or an option that this pipeline does not have.
+            PolicyError: The profiler emitted nothing.
+        """
+        given = self._arguments(prompts, options)
+        with attach(self.pipe, [profiler], seam=self.seam) as run:
+            for number, prompt in enumerate(prompts):
+                run.prompts = [prompt]
+                self._call(prompt, seed + number, "latent", given, profiler.copies)
+        if not run.emitted:
+            raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")
+        merged = run.profile()
+        if (after := profiler.following(merged)) is not None:
+            return self.calibrate(prompts, after, seed=seed, **options)
+        return merged.with_provenance(
+            pipeline=f"{type(self.pipe).__name__} {self.source}",
+            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+            seeds=f"{seed}..{seed + len(prompts) - 1}",
+            date=datetime.now(UTC).date().isoformat(),
+            torch=torch.__version__,
+            machine=f"{platform.machine()} {self.pipe.device.type}",
+        )
+
+    def sample(
+        self, prompts: Sequence[str], policies: Sequence[Policy], *, seed: int = 0, **options: Any
+    ) -> Samples:
+        """Sample one output per prompt; images `[C, H, W]`, videos `[C, F, H, W]`, in [-1, 1].
+
+        Args:
+            prompts: One a request.
+            policies: In call order; empty computes every step.
+            seed: Prompt k draws its noise from `seed + k`.
+            options: As for `calibrate`.
+
+        Raises:
+            InputError: No prompts, or an option that this pipeline does not have.
+            NonFiniteError: A reused output was NaN or infinite.
+        """
+        given = self._arguments(prompts, options)
+        samples: list[Tensor] = []
+        seconds = 0.0
+        with attach(self.pipe, list(policies), seam=self.seam) as run:
+            for number, prompt in enumerate(prompts):
+                clock = time.perf_counter()
+                output = self._call(prompt, seed + number, "pt", given)
+                samples.append(as_sample(output, type(self.pipe).__name__))
+                seconds += time.perf_counter() - clock
+        for trace in run.traces:
+            trace.raise_if_nonfinite()
+        return Samples(
+            samples=torch.stack(samples),
+            prompts=tuple(prompts),
+            seeds=tuple(range(seed, seed + len(prompts))),
+            traces=tuple(run.traces),
+            seconds=seconds,
+            emitted=tuple(run.emitted),
+        )
+
+    def _arguments(self, prompts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        taken = inspect.signature(self.pipe.__call__).parameters
+        given = {name: value for name, value in options.items() if value is not None}
+        for name in given:
+            if ARGUMENTS.get(name) not in taken:
+                usable = [option for option, argument in ARGUMENTS.items() if argument in taken]
+                raise InputError(
+                    f"{type(self.pipe).__name__} has no {ARGUMENTS.get(name, name)}, so {name} "
+                    f"cannot be set; it has {', '.join(usable)}"
+                )
+        return {ARGUMENTS[name]: value for name, value in given.items()}
+
+    def _call(
+        self,
+        prompt: str,
+        seed: int,
+        output_type: str,
+        given: Mapping[str, Any],
+        copies: int = 1,
+    ) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
+        output = self.pipe(
+            prompt=prompt if copies == 1 else [prompt] * copies,
+            generator=generators[0] if copies == 1 else generators,
+            output_type=output_type,
+            return_dict=False,
+            **given,
+        )
+        return output[0]
+
+
+def load(
+    source: str,
+    *,
+    accelerator: str = "auto",
+    dtype: str | None = None,
+    seam: str = Seam.LATENT,
+) -> PipelineRun:
+    """Load a pipeline from a folder, or from the hub by its id.
+
+    A folder needs no network: nothing is fetched for it. A hub id is fetched once into the hub's
+    cache, and is found there offline (`HF_HUB_OFFLINE=1`).
+
+    Args:
+        source: Folder that `pipe.save_pretrained` wrote, or a hub id such as `owner/name`.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        dtype: `"float32"`, `"bfloat16"` or `"float16"`; None takes diffusers' default.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+
+    Raises:
+        InputError: There is no such folder, it holds no pipeline, the hub and its cache have no
+            such id, or the dtype is unknown.
+        CapabilityError: The accelerator is not there.
+        MissingExtraError: diffusers or transformers is not installed.
+    """
+    for module in ("diffusers", "transformers"):
+        require_extra(module, extra="diffusers", wanted_by="running a pipeline")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r} is unknown; give {', '.join(DTYPES)}")
+    from diffusers import DiffusionPipeline
+
+    folder = Path(source).expanduser()
+    local = folder.is_dir()
+    if not local and (source.startswith((".", "~", "/")) or source.count("/") != 1):
+        raise InputError(
+            f"no folder {source}; give the folder of a saved pipeline, or a hub id as owner/name"
+        )
+    if local and not (folder / "model_index.json").is_file():
+        raise InputError(
+            f"{source} holds no model_index.json; give a folder that pipe.save_pretrained wrote"
+        )
+    device = resolve_device(accelerator, devices=1)
+    chosen = {} if dtype is None else {"torch_dtype": DTYPES[dtype]}
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            str(folder) if local else source, local_files_only=local, **chosen
+        )
+    except OSError as error:
+        remedy = (
+            "save the pipeline again with pipe.save_pretrained"
+            if local
+            else f"check the id, fetch it once while online with `hf download {source}`, or give "
+            "the folder of a saved pipeline"
+        )
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
+    return PipelineRun(pipe.to(device), folder.name if local else source, seam)
+
+
+def as_sample(output: Any, pipeline: str) -> Tensor:
+    """One output of a pipeline as `[C, H, W]` or `[C, F, H, W]` in [-1, 1], on the CPU.
+
+    Args:
+        output: What the pipeline gave for `output_type="pt"`: `[1, C, H, W]` or `[1, F, C, H, W]`
+            in [0, 1].
+        pipeline: Class of the pipeline, for the message.
+
+    Raises:
+        CapabilityError: It is neither.
+    """
+    first = output[0] if isinstance(output, Tensor | list | tuple) and len(output) == 1 else None
+    if not isinstance(first, Tensor) or first.ndim not in (3, 4):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise CapabilityError(
+            f'{pipeline} gave {got} for output_type="pt"; one image [1, C, H, W] or one video '
+            "[1, F, C, H, W] can be written, so run this pipeline in Python with attach"
+        )
+    pixels = first if first.ndim == 3 else first.movedim(0, 1)
+    return pixels.detach().to("cpu", torch.float32) * 2 - 1

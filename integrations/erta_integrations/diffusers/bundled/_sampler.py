@@ -1,0 +1,249 @@
+"""`Sampler`'s verbs, with every request made through a model's unmodified pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import diffusers
+import torch
+from torch import Tensor
+
+from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
+from erta_framework.attach import Attached
+from erta_framework.errors import InputError, PolicyError
+from erta_framework.sampling import (
+    BatchEnd,
+    Callback,
+    Observers,
+    RunStart,
+    TextModel,
+    copied,
+    resolve_device,
+)
+from erta_framework.session import RESIZED, TEXT, TRIAL
+from erta_framework.session import wanted as signals_of
+from erta_integrations.diffusers import Attachment, attach
+from erta_integrations.diffusers.bundled._pipeline_model import (
+    InPipeline,
+    PipelineModel,
+    pipeline,
+    request,
+)
+from erta_integrations.diffusers.pipeline import capabilities
+
+
+class PipelineSampler:
+    """`Sampler`'s verbs on a bundled model, with every request made through its pipeline.
+
+    Args:
+        policies: In call order; empty computes every step.
+        callbacks: Observers, such as `ProgressBar()`.
+        through: How models of one class run inside a pipeline.
+        scheduler: A name of its `schedulers`; None is the default.
+        guidance_scale: Scale of classifier-free guidance.
+        num_steps: Steps of a request.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        batch_size: Samples a request.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        watched_by: What is attached to the pipeline instead of the policies, such as
+            `lambda pipe: bridge(pipe, "FirstBlockCache")`.
+
+    Raises:
+        CapabilityError: A policy needs something that the scheduler cannot do.
+        InputError: The scheduler is unknown, or a number is too small.
+
+    Example:
+        >>> sampler = PipelineSampler(through=WAN, scheduler="unipc")  # doctest: +SKIP
+        >>> result = sampler.sample(model, ["a red circle moving left"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        *,
+        through: PipelineModel,
+        scheduler: str | None = None,
+        guidance_scale: float = 3.0,
+        num_steps: int = 50,
+        accelerator: str = "auto",
+        batch_size: int = 16,
+        seam: str = Seam.LATENT,
+        watched_by: Callable[[Any], Attached] | None = None,
+    ) -> None:
+        for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
+            if value < 1:
+                raise InputError(f"{name} is {value}, it must be at least 1")
+        self.policies = tuple(policies)
+        self.engine = Engine(self.policies)
+        self.callbacks = tuple(callbacks)
+        self.through = through
+        self.scheduler = through.default if scheduler is None else scheduler
+        self.guidance_scale = guidance_scale
+        self.num_steps = num_steps
+        self.device = resolve_device(accelerator, devices=1)
+        self.batch_size = batch_size
+        self.seam = Seam(seam)
+        self._watched_by = watched_by
+        made = through.make_scheduler(scheduler)
+        # which signals the blocks offer is known, and checked, once the model is attached
+        inside = signals_of(self.engine.policies)
+        if self.seam is Seam.LATENT:
+            inside = TEXT | {TRIAL, RESIZED}
+        self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
+        self._class = type(made).__name__
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What samples, in words for a report."""
+        return {
+            "loop": f"{self.through.pipeline} of diffusers {diffusers.__version__}, unmodified",
+            "scheduler": f"{self._class}, {self.through.grid}",
+            "guidance": f"{self.through.guidance} {self.guidance_scale:g}",
+        }
+
+    def sample(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        title: str = "sampling",
+    ) -> Samples:
+        """Sample one video or image per prompt.
+
+        Args:
+            model: A model of the class that `through` describes.
+            prompts: One a sample.
+            seed: Sample k draws its noise from `seed + k`, as with `Sampler`.
+            seeds: A seed for each sample, instead of `seed`.
+            title: Shown by the progress bar.
+
+        Raises:
+            InputError: No prompts, or another model.
+            NonFiniteError: A reused output was NaN or infinite.
+        """
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        if not isinstance(model, self.through.kind) or not isinstance(model, InPipeline):
+            kind = self.through.kind.__name__
+            raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
+        names = tuple(prompts)
+        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
+        if len(numbers) != len(names):
+            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
+        pipe = pipeline(model.to(self.device), self.scheduler, self.through)
+        starts = range(0, len(names), self.batch_size)
+        start = RunStart(len(names), len(starts), self.num_steps, title)
+        done: list[BatchEnd] = []
+        with Observers(self.callbacks, start) as observers, self._attached(pipe) as run:
+
+            def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
+                observers.step(trace_of(run).steps[-1])
+                return {}
+
+            for begin in starts:
+                chosen = slice(begin, begin + self.batch_size)
+                if isinstance(run, Attachment):
+                    run.prompts = names[chosen]
+                clock = time.perf_counter()
+                asked = self._asked(model, names[chosen], numbers[chosen])
+                output = pipe(**asked, callback_on_step_end=stepped)
+                samples = self.through.samples(output).cpu()
+                seconds = time.perf_counter() - clock
+                trace = trace_of(run)
+                trace.raise_if_nonfinite()
+                done.append(BatchEnd(names[chosen], numbers[chosen], samples, trace, seconds))
+                observers.batch(replace(done[-1], samples=samples.clone(), trace=deepcopy(trace)))
+        return Samples(
+            samples=torch.cat([batch.samples for batch in done]),
+            prompts=names,
+            seeds=numbers,
+            traces=tuple(batch.trace for batch in done),
+            seconds=sum(batch.seconds for batch in done),
+            emitted=tuple(run.emitted),
+        )
+
+    def calibrate(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        profiler: Policy | None = None,
+    ) -> Profile:
+        """Run the full network on calibration prompts and merge what the profiler emits.
+
+        Args:
+            model: A model of the class that `through` describes.
+            prompts: Calibration prompts; keep them apart from those you test on.
+            seed: Sample k draws its noise from `seed + k`.
+            profiler: The profiler; by default the one that this sampler's policies ask for.
+
+        Raises:
+            PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
+        """
+        offered = (policy.calibrator() for policy in self.policies)
+        chosen = profiler or next((found for found in offered if found is not None), None)
+        if chosen is None:
+            raise PolicyError(
+                "none of the policies needs calibration; give calibrate(..., profiler=...), "
+                "such as ResidualProfiler()"
+            )
+        twin = PipelineSampler(
+            [chosen],
+            self.callbacks,
+            through=self.through,
+            scheduler=self.scheduler,
+            guidance_scale=self.guidance_scale,
+            num_steps=self.num_steps,
+            accelerator=self.device.type,
+            batch_size=self.batch_size * chosen.copies,
+            seam=self.seam,
+        )
+        names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
+        result = twin.sample(model, names, seeds=seeds, title="calibrating")
+        if not result.emitted:
+            raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
+        merged = Profile.merge(result.emitted)
+        if (after := chosen.following(merged)) is not None:
+            return self.calibrate(model, prompts, seed=seed, profiler=after)
+        return merged.with_provenance(
+            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
+            seeds=f"{seed}..{seed + len(prompts) - 1}",
+            date=datetime.now(UTC).date().isoformat(),
+            torch=torch.__version__,
+            diffusers=diffusers.__version__,
+            weights=model.fingerprint()["weights"],
+            machine=f"{platform.machine()} {self.device.type}",
+        )
+
+    def _attached(self, pipe: Any) -> Attachment | Attached:
+        if self._watched_by is not None:
+            return self._watched_by(pipe)
+        return attach(pipe, self.engine, seam=self.seam)
+
+    def _asked(
+        self, model: InPipeline, prompts: Sequence[str], seeds: Sequence[int]
+    ) -> dict[str, Any]:
+        return request(
+            model,
+            prompts,
+            seeds=seeds,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+        )
+
+
+def trace_of(run: Attachment | Attached) -> Trace:
+    """The trace of the request that runs or has just run."""
+    assert run.newest is not None
+    return run.newest

@@ -1,0 +1,85 @@
+"""What a driven pipeline must not do, checked while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from erta_framework import Policy
+from erta_framework.errors import CapabilityError, ProtocolError
+from erta_integrations.diffusers.network import compiled_in_place, given_as
+from erta_integrations.diffusers.pipeline._request import Request
+from erta_integrations.diffusers.pipeline._schedulers import index_of
+
+
+def require_output_reuse(
+    policies: Sequence[Policy],
+    name: str,
+    network: nn.Module,
+    output: tuple[int, ...],
+    latents: tuple[int, ...],
+) -> None:
+    """Refuse policies that compare latents with an output of another shape.
+
+    Raises:
+        CapabilityError: Names them and both shapes.
+    """
+    asking = [repr(policy) for policy in policies if policy.reads_latents]
+    if asking:
+        raise CapabilityError(
+            f"{name} ({type(network).__name__}) returns {output} for latents "
+            f"{latents}, so there is no residual, and {' and '.join(asking)} compares latents; "
+            "use policies that reuse the whole output, such as skip_policy"
+        )
+
+
+def check_clock(
+    scheduler: Any,
+    request: Request,
+    original: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> None:
+    """Refuse a scheduler's step that is not the one of the network calls before.
+
+    Raises:
+        ProtocolError: Names both.
+    """
+    timestep = given_as("timestep", original, args, kwargs)
+    if timestep is None:
+        return
+    found = index_of(scheduler, timestep, request.schedule, request.index)
+    if found is None or found == request.index:
+        return
+    carried = request.carried
+    if carried is None or carried.end_time == request.schedule.times[request.index]:
+        raise ProtocolError(
+            f"request {request.number}: the pipeline steps index {found} of its timesteps, "
+            f"the network was called for step {request.index}; this pipeline runs its steps "
+            "in an order that cannot be followed"
+        )
+
+
+def refuse_replaced_parts(pipe: Any, scheduler: Any, parts: Mapping[str, nn.Module]) -> None:
+    """Refuse a pipeline whose parts are no longer those that were attached.
+
+    Raises:
+        ProtocolError: The scheduler or a network was replaced.
+        CapabilityError: A network was compiled in place.
+    """
+    for name, part in {"scheduler": scheduler, **parts}.items():
+        now = getattr(pipe, name)
+        if now is not part:
+            raise ProtocolError(
+                f"the {name} of {type(pipe).__name__} was replaced after attach "
+                f"({type(part).__name__} / {type(now).__name__}); set it first, then attach"
+            )
+    for name, network in parts.items():
+        if compiled_in_place(network):
+            raise CapabilityError(
+                f"{name} ({type(network).__name__}) was compiled in place after attach, which "
+                "would trace the engine; compile first with "
+                f"pipe.{name} = torch.compile(pipe.{name}), then attach"
+            )
