@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from erta_framework.budgets import Forecast, exportable, forecast, write_export
+from erta_framework.budgets import StepSchedule, forecast, plan_export, write_export
 from erta_framework.calibration import Profile
 from erta_framework.cli.app import app
 from erta_framework.cli.common import Settings, console, profile_file, read_settings, with_seam
@@ -229,11 +229,11 @@ def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: 
     """
     if len(planned) != 1:
         raise InputError(f"--export writes one schedule, {len(planned)} were planned; give one")
-    written = write_export(exportable(planned[0], steps), form, path)
+    written = write_export(plan_export(planned[0], steps), form, path)
     typer.echo(f"wrote {written}", err=True)
 
 
-def show_schedule(out: Console, each: Forecast) -> None:
+def show_schedule(out: Console, each: StepSchedule) -> None:
     """The schedule as a strip of computed and reused steps, ten to a group."""
     out.print(
         f"{each.policy}: {each.calls} of {each.num_steps} steps computed",
@@ -251,7 +251,7 @@ def show_schedule(out: Console, each: Forecast) -> None:
     out.print()
 
 
-def table_of(found: Sequence[Forecast]) -> Table:
+def table_of(found: Sequence[StepSchedule]) -> Table:
     """One column a budget, one row a number."""
     table = Table(
         show_header=False,
@@ -268,18 +268,19 @@ def table_of(found: Sequence[Forecast]) -> Table:
         "predicted speed-up": [f"{each.speedup:.2f}x" for each in found],
         "threshold": ["-" if e.threshold is None else f"{e.threshold:.4g}" for e in found],
     }
-    names = dict.fromkeys(name for each in found for name in each.facts)
+    facts = [each.describe() for each in found]
+    names = dict.fromkeys(name for each in facts for name in each)
     for name in names:
         if name not in ("calls", "threshold"):  # stated above
-            values = [each.facts.get(name) for each in found]
+            values = [each.get(name) for each in facts]
             rows[name.replace("_", " ")] = ["-" if v is None else f"{v:.4g}" for v in values]
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
 
 
-def record(each: Forecast) -> dict[str, object]:
-    """A forecast as JSON holds it."""
+def record(each: StepSchedule) -> dict[str, object]:
+    """A schedule as JSON holds it."""
     return {
         "policy": each.policy,
         "steps": each.num_steps,
@@ -288,5 +289,5 @@ def record(each: Forecast) -> dict[str, object]:
         "threshold": each.threshold,
         "computed": list(each.computed),
         "sources": list(each.sources),
-        "facts": dict(each.facts),
+        "facts": each.describe(),
     }

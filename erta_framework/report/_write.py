@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from erta_framework.budgets import Forecast
+from erta_framework.budgets import StepSchedule
 from erta_framework.environment import machine, versions
 from erta_framework.plugins import Engine
 from erta_framework.report._comparison import Comparison
@@ -44,7 +44,7 @@ def write_report(
     *,
     title: str,
     setting: Mapping[str, str],
-    forecast: Forecast | None = None,
+    forecast: StepSchedule | None = None,
     device: torch.device | None = None,
 ) -> Report:
     """Write everything there is to see of a comparison into one folder.
@@ -109,7 +109,7 @@ def sheet_of(comparison: Comparison) -> Sheet:
     return Sheet(cells, comparison.prompts, captions)
 
 
-def plot_of(comparison: Comparison, forecast: Forecast | None) -> SchedulePlot:
+def plot_of(comparison: Comparison, forecast: StepSchedule | None) -> SchedulePlot:
     """The subject's first batch as a schedule plot."""
     row = comparison.rows[comparison.subject]
     return SchedulePlot(

@@ -22,7 +22,7 @@ from erta_bench.core.ablation import Setting
 from erta_bench.shapes_wan import calibrate
 from erta_bench.shapes_wan.bench import PipelineSetting, pipeline_ablation
 from erta_framework import Callback, Engine, FlowEuler, Interval, Policy, Profile, Sampler
-from erta_framework.budgets import MeasuredFront, forecast, front_of, measured_units
+from erta_framework.budgets import MeasuredFront, forecast, list_measured_units, plan_front
 from erta_framework.errors import (
     CapabilityError,
     InputError,
@@ -345,7 +345,7 @@ def test_the_shipped_profile_plans_for_every_cost_and_budget(cost: str) -> None:
     def planned(**budget: float) -> PlannedSchedule:
         return PlannedSchedule(profile=model_module.PROFILE, budget=budget, cost=cost)
 
-    rows = front_of([planned(calls=50)], 50, MeasuredFront.of(SHIPPED, planned(calls=1).unit))
+    rows = plan_front([planned(calls=50)], 50, MeasuredFront.of(SHIPPED, planned(calls=1).unit))
     assert [row.calls for row in rows if row.psnr is not None] == [8, 12, 17, 25]
     assert len(planned(speedup=4).plan(50).computed) == 12
     (quality,) = (row.psnr for row in rows if row.calls == 17)
@@ -380,7 +380,7 @@ def test_the_profile_can_be_made_again(tmp_path: Path, model: ShapesWan) -> None
     )
     made = Profile.load(written)
     assert (made.samples, made.fingerprint["num_steps"]) == (1, "3")
-    assert measured_units(made) == measured_units(SHIPPED)
+    assert list_measured_units(made) == list_measured_units(SHIPPED)
     assert made.provenance["weights"] == model.weights_hash
     assert made.provenance["seeds"] == "1000..1000"
 

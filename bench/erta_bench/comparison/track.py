@@ -30,7 +30,7 @@ from erta_bench.core.ablation import CALIBRATION_SEEDS
 from erta_bench.other_caches import Bridge, bridge
 from erta_bench.other_caches.work import watched
 from erta_framework import CFG, Policy, Profile, Sampler
-from erta_framework.budgets import Planner
+from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError
 from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
@@ -236,10 +236,9 @@ class Track:
                 "sigmas need FlowMatchEulerDiscreteScheduler"
             )
         (schedule,) = build_policies([on])
-        assert isinstance(schedule, Planner)
         full.set_timesteps(self.steps)
         grid = full.sigmas.tolist()
-        return tuple(grid[step] for step in schedule.plan(self.steps).computed)
+        return tuple(grid[step] for step in forecast([schedule], self.steps).computed)
 
     def _profile(self, made: MadeBy, whose: str, budget: int, options: dict[str, Any]) -> Profile:
         seam = made.seam or whose

@@ -26,12 +26,11 @@ from erta_bench.core.outcome import Outcome, record
 from erta_bench.core.report import Bench, Row, Value
 from erta_bench.core.variants import PROFILE, Spec, placed
 from erta_framework.budgets import (
-    Forecast,
     Replays,
     ReplaySetting,
-    cost_of,
+    StepSchedule,
+    count_replay_calls,
     forecast,
-    refined,
     with_steps,
 )
 from erta_framework.calibration import Profile
@@ -103,7 +102,7 @@ class Candidate:
     stands_in: str
     name: str
     policies: tuple[Policy, ...]
-    plan: Forecast
+    plan: StepSchedule
 
 
 def candidate(
@@ -150,8 +149,8 @@ def refinements(
     for stands_in, name in REFINED.items():
         policies = scheduled(name, number, stands_in, profile)
         plan = forecast(policies, steps)
-        values, _ = replays.quality(policies, plan.calls)
-        better, _ = refined(replays, policies, plan.computed, float(values.mean()), trials)
+        values, _ = replays.measure_quality(policies, plan.calls)
+        better, _ = replays.refine_steps(policies, plan.computed, float(values.mean()), trials)
         moved = with_steps(policies, better)
         found.append(candidate(number, stands_in, f"{name}, refined", moved, steps))
     return found
@@ -188,7 +187,7 @@ def budgets_bench(
     unique = dict.fromkeys(calls)
     rows = sum(map(len, COMPARED.values())) + len(REFINED)
     work = setting.steps * (batches + 2) + rows * batches * sum(unique)
-    work += len(REFINED) * (cost_of([*unique], setting.steps, trials) - setting.steps)
+    work += len(REFINED) * (count_replay_calls([*unique], setting.steps, trials) - setting.steps)
     done: list[int] = []
     with Overall(work, console) as bar:
         profile = calibrated(setting, bar, CALIBRATION_SEEDS + seed)
@@ -247,7 +246,7 @@ class Measured:
         facts: dict[str, Value] = {
             "budget": row.budget,
             "stands_in": row.stands_in,
-            "predicted": row.plan.facts.get("predicted"),
+            "predicted": row.plan.predicted,
             "threshold": row.plan.threshold,
             "steps": " ".join(map(str, row.plan.computed)),
             "same_as": same,

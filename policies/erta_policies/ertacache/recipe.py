@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from erta_framework import Policy, Profile
+from erta_framework.budgets import as_planner
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache.adjuster import TimestepAdjuster
 from erta_policies.ertacache.linearizer import ErrorLinearizer
 from erta_policies.ertacache.predictor import ResidualReuse
 from erta_policies.ertacache.profiler import ResidualProfiler
 from erta_policies.ertacache.skip import SkipPolicy
-from erta_policies.parts.budgets import Budgeted, settle
+from erta_policies.parts.budgets import BudgetedRecipe
 
 
-class ERTACache(Policy):
+class ERTACache(BudgetedRecipe):
     """Error-rectified, timestep-adjusted caching (ERTACache, arXiv 2508.21091) as a recipe.
 
     Stands for `SkipPolicy` + `ResidualReuse` + `TimestepAdjuster` + `ErrorLinearizer`, all on one
@@ -46,8 +47,9 @@ class ERTACache(Policy):
         ['skip_policy', 'residual_reuse', 'error_linearizer']
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("threshold", "calls")
+
     profile: str | Path | Profile | None = None
-    budget: Budgeted = None
     calls: int | None = None
     threshold: float | None = None
     skip: Policy | None = None
@@ -57,7 +59,6 @@ class ERTACache(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
         options = ("budget", "calls", "threshold", "skip")
         given = [n for n in options if getattr(self, n) is not None]
         if len(given) != 1:
@@ -66,15 +67,18 @@ class ERTACache(Policy):
                 "budget={calls: 20} (or speedup, psnr, seconds), calls=<network calls>, "
                 "threshold=<lambda> or skip=<policy>"
             )
+        self._settle_budget()
 
     def calibrator(self) -> Policy | None:
         return ResidualProfiler()
 
-    def with_calls(self, calls: int) -> Self:
+    def with_calls(self, calls: int) -> Self | None:
         """The same recipe for a number of network calls, with its own rule or the given one."""
-        if self.skip is not None and hasattr(self.skip, "with_calls"):
-            return dataclasses.replace(self, skip=self.skip.with_calls(calls))
-        return dataclasses.replace(self, budget=None, threshold=None, calls=calls)
+        if self.skip is None:
+            return super().with_calls(calls)
+        planner = as_planner(self.skip)
+        other = None if planner is None else planner.with_calls(calls)
+        return dataclasses.replace(self, skip=other) if isinstance(other, Policy) else None
 
     def parts(self) -> Sequence[Policy]:
         skip = self.skip or SkipPolicy(

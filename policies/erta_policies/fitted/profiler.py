@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework.budgets import as_planner, forecast
 from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError
 from erta_policies.fitted.march import RUNS, March
@@ -22,13 +23,6 @@ from erta_policies.parts.profiles import loaded, require, require_full, require_
 MOST = 6
 SHARES = {True: 1.0, False: 0.3}
 """Share of the trajectory target without memory and with it, where none is asked for."""
-
-
-class Planned(Protocol):
-    """What a schedule says for a number of steps."""
-
-    @property
-    def computed(self) -> tuple[int, ...]: ...
 
 
 class FittedProfiler(Policy):
@@ -107,7 +101,7 @@ class FittedProfiler(Policy):
                 f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
                 "negative, the bound must be positive"
             )
-        if self.schedule is not None and not hasattr(self.schedule, "plan"):
+        if self.schedule is not None and as_planner(self.schedule) is None:
             raise PolicyError(
                 f"FittedProfiler got the schedule {self.schedule!r}, which decides while sampling; "
                 "give one that is known before, such as SkipPolicy(calls=...)"
@@ -145,8 +139,7 @@ class FittedProfiler(Policy):
         """Computed steps of the schedule."""
         if self.schedule is None:
             return frozenset({*range(0, num_steps, 2), num_steps - 1})
-        plan: Planned = self.schedule.plan(num_steps)  # type: ignore[attr-defined]
-        return frozenset({0, *plan.computed})
+        return frozenset(forecast([self.schedule], num_steps).computed)
 
     def following(self, profile: Profile) -> Policy | None:
         """A sum of several batches is judged by the weights that it stands for."""

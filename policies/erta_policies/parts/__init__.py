@@ -2,7 +2,7 @@
 
 from erta_policies.parts.accumulator import Accumulator
 from erta_policies.parts.decisions import below
-from erta_policies.parts.fixed import FixedSchedule, StepPlan
+from erta_policies.parts.fixed import FixedSchedule
 from erta_policies.parts.leaders import Leaders
 from erta_policies.parts.signals import mean_magnitude, relative_l1
 
@@ -10,7 +10,6 @@ __all__ = [
     "Accumulator",
     "FixedSchedule",
     "Leaders",
-    "StepPlan",
     "below",
     "mean_magnitude",
     "relative_l1",

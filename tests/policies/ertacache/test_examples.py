@@ -10,11 +10,12 @@ import inspect
 import pytest
 
 from erta_policies import ertacache
-from erta_policies.ertacache import schedule, statistics
+from erta_policies.ertacache import predictions, schedule, statistics
 
 MODULES = (
     "adjuster",
     "linearizer",
+    "predictions",
     "predictor",
     "profiler",
     "recipe",
@@ -44,8 +45,9 @@ def test_every_policy_names_its_source_and_shows_an_example(policy: type) -> Non
 
 
 def test_every_function_of_a_profile_shows_an_example() -> None:
-    for name in statistics.__all__:
-        item = getattr(statistics, name)
+    found = [getattr(statistics, name) for name in statistics.__all__]
+    found += [predictions.total_error, predictions.predict_errors, predictions.errors_on_arrival]
+    found += [schedule.reused_pairs, schedule.walk, schedule.solve_threshold]
+    for item in found:
         if inspect.isfunction(item) or inspect.isclass(item):
-            assert ">>> " in (inspect.getdoc(item) or ""), name
-    assert statistics.walk is schedule.walk
+            assert ">>> " in (inspect.getdoc(item) or ""), item
