@@ -3,7 +3,7 @@
 from erta_framework.attach import attach
 from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError
-from erta_framework.plugins import Engine, Policy, hookimpl
+from erta_framework.plugins import Engine, Policy, Profiler, Traits, hookimpl
 from erta_framework.sampling import (
     CFG,
     DDIM,
@@ -27,12 +27,15 @@ from erta_framework.session import (
     Compute,
     Decision,
     Evaluation,
+    FunctionNetwork,
     Interval,
     Needs,
+    Network,
     Reuse,
     Seam,
     Session,
     SessionInfo,
+    Site,
     Step,
     Trace,
 )
@@ -51,12 +54,15 @@ __all__ = [
     "Evaluation",
     "FlowAdamsBashforth2",
     "FlowEuler",
+    "FunctionNetwork",
     "Interval",
     "Needs",
+    "Network",
     "NoGuidance",
     "PictureWriter",
     "Policy",
     "Profile",
+    "Profiler",
     "ProgressBar",
     "Request",
     "Result",
@@ -68,9 +74,11 @@ __all__ = [
     "Seam",
     "Session",
     "SessionInfo",
+    "Site",
     "Step",
     "Trace",
     "TraceLogger",
+    "Traits",
     "attach",
     "hookimpl",
 ]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Seam, hookimpl
+from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Seam, Traits, hookimpl
 from erta_framework import compatibility as composition
 from erta_framework.cli.app import main
 from erta_framework.compatibility import Role, overview, role_of
@@ -85,7 +85,7 @@ def runs(world, rule):
             assert decisions(trace) == decided, str(one)
             assert trace.network_calls == sum(computed for *_, computed in decided), str(one)
         reused = trace.network_samples < full.trace.network_samples
-        if reused or not one.engine.corrects_computed:
+        if reused or not one.engine.traits.corrects_computed:
             assert torch.equal(result.sample, full.sample) != reused, str(one)
         ran += 1
     return ran
@@ -214,7 +214,7 @@ def test_a_policy_that_nobody_registered_is_combined_as_well():
     class Odd(Policy):
         """Reuses odd steps."""
 
-        static = True
+        traits = Traits(static=True)
 
         @hookimpl
         def decide(self, step):
@@ -308,7 +308,7 @@ def on_a_pipeline(calibrated, seam="latent"):
         offered |= trials.offered({"transformer": pipe.transformer})
 
     def calibrate(profiler):
-        copies = profiler.copies
+        copies = profiler.calibration_copies
         same = {
             "generator": [torch.Generator().manual_seed(0) for _ in range(copies)],
             **{name: torch.cat([value] * copies) for name, value in family.inputs(1).items()},
@@ -349,7 +349,7 @@ def runs_on_a_pipeline(world, rule):
         (trace,) = run.traces
         assert sample.isfinite().all(), str(one)
         assert trace.network_calls == sum(call.computed for call in trace.calls()), str(one)
-        if one.engine.static and rule != "magcache":  # which decides for each branch
+        if one.engine.traits.static and rule != "magcache":  # which decides for each branch
             assert trace.network_calls == world.calls * len(trace.computed_steps), str(one)
         ran += 1
     return ran

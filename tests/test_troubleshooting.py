@@ -36,6 +36,7 @@ from erta_framework import (
     SamplingLoop,
     Session,
     SessionInfo,
+    Traits,
     hookimpl,
 )
 from erta_framework.budgets import MeasuredFront
@@ -248,10 +249,9 @@ def asking(*names: str, scribble: bool = False) -> Policy:
     """A policy that asks for signals, and may write into them."""
 
     class Asks(Policy):
-        requires = frozenset(f"signal:{name}" for name in names)
-
-        def needs(self) -> Needs:
-            return Needs(evaluations=1)
+        traits = Traits(
+            requires=frozenset(f"signal:{name}" for name in names), memory=Needs(evaluations=1)
+        )
 
         @hookimpl
         def decide(self) -> Compute:

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 from safetensors.torch import save_file
 
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, require_profiler
 from erta_framework.cli.app import app
 from erta_framework.cli.common import (
     Settings,
@@ -240,7 +240,7 @@ def calibrate(
     target = output if output is not None else output_of(asked)
     if target.exists() and not force:
         raise InputError(f"{target} exists; give --force to replace it, or another --output")
-    chosen = profiler_of(asked, profiler)
+    chosen = require_profiler(profiler_of(asked, profiler))
     require_seam(chosen, Seam(config.seam))
     if piped:
         if many(config):
@@ -319,10 +319,11 @@ def require_seam(profiler: Policy, seam: Seam) -> None:
     Raises:
         CapabilityError: Names both seams.
     """
-    if seam not in profiler.seams:
+    seams = profiler.traits.seams
+    if seam not in seams:
         raise CapabilityError(
-            f"{profiler!r} observes the {' and '.join(sorted(profiler.seams))} seam, not the "
-            f"{seam.value} seam; calibrate with --seam {min(profiler.seams)}, or another policy"
+            f"{profiler!r} observes the {' and '.join(sorted(seams))} seam, not the "
+            f"{seam.value} seam; calibrate with --seam {min(seams)}, or another policy"
         )
 
 

@@ -1,8 +1,8 @@
-"""Plugins: see the documentation."""
+"""Policies and what holds them together: hooks, traits, the engine, the catalogues."""
 
-from erta_framework.plugins._engine import Engine, hook_options
+from erta_framework.plugins._engine import Engine, find_hooks, hook_options
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
-from erta_framework.plugins._policy import Policy, flatten
+from erta_framework.plugins._policy import Policy, Profiler, flatten, owners_of
 from erta_framework.plugins._registry import (
     FIRST_PARTY,
     Catalogue,
@@ -14,23 +14,29 @@ from erta_framework.plugins._registry import (
     models,
     policies,
 )
+from erta_framework.plugins._traits import UNITS, Traits
 
 __all__ = [
     "FIRST_PARTY",
     "HOOKS",
     "PROJECT",
+    "UNITS",
     "Catalogue",
     "Engine",
     "Entry",
     "HookSpecs",
     "Policy",
+    "Profiler",
+    "Traits",
     "benches",
     "budgeted",
     "drivers",
+    "find_hooks",
     "flatten",
     "hook_options",
     "hookimpl",
     "launchers",
     "models",
+    "owners_of",
     "policies",
 ]

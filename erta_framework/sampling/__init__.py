@@ -1,4 +1,4 @@
-"""Sampling: see the documentation."""
+"""The own loop: solvers, guidance, `Sampler` and its callbacks."""
 
 from erta_framework.sampling._callbacks import (
     BatchEnd,
@@ -10,16 +10,12 @@ from erta_framework.sampling._callbacks import (
     TraceLogger,
 )
 from erta_framework.sampling._guidance import CFG, Branch, Guidance, NoGuidance
-from erta_framework.sampling._loop import (
+from erta_framework.sampling._loop import Request, Result, SamplingLoop, offered
+from erta_framework.sampling._network_call import (
     Denoiser,
-    Request,
-    Result,
-    SamplingLoop,
-    evaluation,
-    offered,
-    other_evaluation,
-    row_evaluation,
-    times_of,
+    DenoiserCall,
+    as_times,
+    call_denoiser,
 )
 from erta_framework.sampling._sampler import Sampler, Samples, TextSampler, copied, resolve_device
 from erta_framework.sampling._solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
@@ -32,6 +28,7 @@ __all__ = [
     "Branch",
     "Callback",
     "Denoiser",
+    "DenoiserCall",
     "FlowAdamsBashforth2",
     "FlowEuler",
     "Guidance",
@@ -50,12 +47,10 @@ __all__ = [
     "TextModel",
     "TextSampler",
     "TraceLogger",
+    "as_times",
+    "call_denoiser",
     "copied",
-    "evaluation",
     "offered",
-    "other_evaluation",
     "resolve_device",
-    "row_evaluation",
     "sample_noise",
-    "times_of",
 ]

@@ -21,6 +21,7 @@ from erta_framework import (
     Request,
     Reuse,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, InputError
@@ -178,7 +179,7 @@ def test_moving_the_interval_needs_a_first_order_solver():
 class Shrink(Policy):
     """Scales the nominal step of every interval; the last takes what remains."""
 
-    requires = frozenset({"first_order"})
+    traits = Traits(requires=frozenset({"first_order"}))
     phi: tuple[float, ...] = ()
 
     @hookimpl
@@ -206,7 +207,7 @@ def grids_with_phi(draw):
 @settings(max_examples=40, deadline=None)
 def test_every_phi_on_every_grid_ends_at_exactly_zero(kind, solver, case, reused):
     class Skip(Policy):
-        static = True
+        traits = Traits(static=True)
 
         @hookimpl
         def decide(self, step):

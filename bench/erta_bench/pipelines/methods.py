@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from erta_bench.other_caches import RIVALS, Target
-from erta_framework import Call, Compute, Decision, Policy, Reuse, Seam, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Policy, Reuse, Seam, Step, Traits, hookimpl
 from erta_integrations.diffusers import attach
 
 ALWAYS = 1e6
@@ -108,7 +108,7 @@ def trunk(target: Target, _: int) -> str:
 class Probing(Policy):
     """Looks at what the first block returns, and reuses every second step."""
 
-    requires = frozenset({"signal:probe:1"})
+    traits = Traits(requires=frozenset({"signal:probe:1"}))
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:
@@ -126,7 +126,7 @@ def probe(target: Target, _: int) -> str:
 class Alternating(Policy):
     """The first sample computes at even steps, the second at odd ones."""
 
-    per_sample = True
+    traits = Traits(decides="sample")
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 
-from erta_framework import Compute, Decision, Policy, Reuse, Step, hookimpl
+from erta_framework import Compute, Decision, Policy, Reuse, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.session import Call
 
@@ -38,7 +38,7 @@ class Budget(Policy):
         Budget(calls=20)
     """
 
-    static = True
+    traits = Traits(static=True)
     calls: int
 
     def __post_init__(self) -> None:
@@ -70,8 +70,3 @@ class Budget(Policy):
         wanted = decision.mask if isinstance(decision.mask, tuple) else (True,) * len(now)
         mask = tuple(w or e for w, e in zip(wanted, exhausted, strict=True))
         return replace(decision, mask=mask)
-
-    @property
-    def per_sample(self) -> bool:
-        """A mask arises only where another policy gave one before."""
-        return False

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from erta_framework import Compute, Decision, Reuse, Seam, SessionInfo, Step, hookimpl
+from dataclasses import replace
+
+from erta_framework import Compute, Decision, Reuse, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.session import Call
 from erta_policies.parts.around import AroundRule, asked
@@ -28,14 +30,9 @@ class EveryBranchAgrees(AroundRule):
     """
 
     @property
-    def seams(self) -> frozenset[Seam]:
-        """The latent seam, where the branches share their input."""
-        return self.policy.seams & {Seam.LATENT}
-
-    @property
-    def per_branch(self) -> bool:
-        """It asks for every branch."""
-        return True
+    def traits(self) -> Traits:
+        own = self.policy.traits  # the branches share their input at the latent seam only
+        return replace(own, seams=own.seams & {Seam.LATENT}, reads_peers=True)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:

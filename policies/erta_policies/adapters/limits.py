@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 
-from erta_framework import Compute, Decision, Policy, Reuse, Step, hookimpl
+from erta_framework import Compute, Decision, Policy, Reuse, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.session import Call
 
@@ -39,7 +39,7 @@ class WarmUp(Policy):
         10
     """
 
-    static = True
+    traits = Traits(static=True)
     steps: int | None = None
     fraction: float | None = None
 
@@ -81,7 +81,7 @@ class LastStep(Policy):
         LastStep(steps=1)
     """
 
-    static = True
+    traits = Traits(static=True)
     steps: int = 1
 
     def __post_init__(self) -> None:
@@ -112,7 +112,7 @@ class MaxConsecutive(Policy):
         MaxConsecutive(steps=2)
     """
 
-    static = True
+    traits = Traits(static=True)
     steps: int
 
     def __post_init__(self) -> None:
@@ -144,7 +144,7 @@ class OnlyBetween(Policy):
         OnlyBetween(high=0.9, low=0.1)
     """
 
-    static = True
+    traits = Traits(static=True)
     high: float = math.inf
     low: float = 0.0
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.adapters import LastStep, WarmUp
 from erta_policies.parts import Accumulator, below, mean_magnitude, relative_l1
@@ -67,12 +67,16 @@ class ProbeRule(Policy):
             raise PolicyError(f"the threshold of ProbeRule is {self.threshold}, below 0")
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The probe."""
-        return required_probe(self.depth)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=required_probe(self.depth),
+            memory=Needs(evaluations=1),
+            decides="sample"
+            if self.per_sample
+            else "branch"
+            if self.branches == "each"
+            else "step",
+        )
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:
@@ -132,12 +136,12 @@ class TwoAnchors(Policy):
             raise PolicyError(f"the limit of TwoAnchors is {self.limit}, it must be at least 1")
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The probe."""
-        return required_probe(self.depth)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=2)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=required_probe(self.depth),
+            memory=Needs(evaluations=2),
+            decides="sample" if self.per_sample else "step",
+        )
 
     @hookimpl
     def forward(self, call: Call) -> Tensor | None:

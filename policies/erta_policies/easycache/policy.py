@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from erta_framework import Compute, Decision, Evaluation, Needs, Policy, Step, hookimpl
+from erta_framework import Compute, Decision, Evaluation, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.session import Call
 from erta_policies.parts import Accumulator, below, mean_magnitude
@@ -74,8 +74,11 @@ class EasyCache(Policy):
                 "1 and 0"
             )
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=2, pairs=True)
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            memory=Needs(evaluations=2, pairs=True), decides="sample" if self.per_sample else "step"
+        )
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:

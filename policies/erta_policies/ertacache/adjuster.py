@@ -6,9 +6,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Literal
 
-from erta_framework import Answer, Interval, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Answer,
+    Interval,
+    Policy,
+    Profile,
+    Profiler,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache.source import loaded, require
 from erta_policies.ertacache.statistics import (
@@ -57,8 +67,7 @@ class TimestepAdjuster(Policy):
         'actual'
     """
 
-    static = True
-    requires: ClassVar[frozenset[str]] = frozenset({"first_order"})
+    traits = Traits(static=True, requires=frozenset({"first_order"}))
 
     profile: str | Path | Profile | None = None
     phi: tuple[float, ...] | None = None
@@ -80,7 +89,7 @@ class TimestepAdjuster(Policy):
         if self.phi is None:
             _ = self._table
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache.profiler import ResidualProfiler
 
         return ResidualProfiler() if self.phi is None else None

@@ -10,7 +10,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Needs, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Call,
+    Needs,
+    Policy,
+    Profile,
+    Profiler,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import ProfileError
 from erta_policies.ertacache.source import branches_of, loaded, require
 from erta_policies.ertacache.statistics import KIND, AffineFit, affine_fit
@@ -51,7 +61,7 @@ class ErrorLinearizer(Policy):
         'affine'
     """
 
-    static = True
+    traits = Traits(static=True, memory=Needs(evaluations=1))
 
     profile: str | Path | Profile | None = None
     granularity: Literal["scalar", "channel"] = "scalar"
@@ -62,10 +72,7 @@ class ErrorLinearizer(Policy):
         if self._fit.slope.shape[-1] == 1:
             _ = self._numbers
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
-
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache.profiler import ResidualProfiler
 
         return ResidualProfiler()

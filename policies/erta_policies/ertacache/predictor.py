@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from erta_framework import Call, Needs, Policy, hookimpl
+from erta_framework import Call, Needs, Policy, Traits, hookimpl
 
 
 class ResidualReuse(Policy):
@@ -18,10 +18,7 @@ class ResidualReuse(Policy):
         1
     """
 
-    static = True
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(static=True, memory=Needs(evaluations=1))
 
     @hookimpl
     def forward(self, call: Call) -> Tensor | None:

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Call, Profile, Profiler, SessionInfo, Step, hookimpl
 from erta_framework.calibration import fingerprint_of
 from erta_policies.ertacache.statistics import KIND
 from erta_policies.parts.profiles import require_full, require_whole
@@ -96,7 +96,7 @@ def phi(error: Tensor, size: Tensor) -> Tensor:
     return (1 - error / size.clamp(min=1e-8)).clamp(0, 1).sum()
 
 
-class ResidualProfiler(Policy):
+class ResidualProfiler(Profiler):
     """Observes full runs and logs what every possible reuse would have cost.
 
     For each branch and each pair of steps (j, i) it sums the relative L1 error of reusing residual

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from erta_framework import Policy, Profile
+from erta_framework import Policy, Profile, Profiler
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache.adjuster import TimestepAdjuster
 from erta_policies.ertacache.linearizer import ErrorLinearizer
@@ -67,7 +67,7 @@ class ERTACache(Policy):
                 "threshold=<lambda> or skip=<policy>"
             )
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return ResidualProfiler()
 
     def with_calls(self, calls: int) -> Self:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Call, Profile, Profiler, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache.profiler import (
@@ -30,7 +30,7 @@ class Replay:
     computed: set[int] = field(default_factory=set)
 
 
-class ReplayProfiler(Policy):
+class ReplayProfiler(Profiler):
     """ERTACache's walk in its replay reading: the residual is evaluated on the cached trajectory.
 
     The network runs at every step, but where the error of the cached residual is below the
@@ -54,7 +54,7 @@ class ReplayProfiler(Policy):
         >>> Sampler(batch_size=32).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 
-    corrects_computed = True
+    traits = Traits(corrects_computed=True)
 
     threshold: float
     warmup: int = 1

@@ -17,9 +17,11 @@ from erta_framework import (
     Needs,
     Policy,
     Profile,
+    Profiler,
     Reuse,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.budgets import unit_of
@@ -72,7 +74,7 @@ class SkipPolicy(Policy):
         (0, 2, 4)
     """
 
-    static = True
+    traits = Traits(static=True, memory=Needs(evaluations=1))
 
     profile: str | Path | Profile | None = None
     budget: Budgeted = None
@@ -122,10 +124,7 @@ class SkipPolicy(Policy):
                 )
             self.plan(int(self._profile.fingerprint["num_steps"]))
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
-
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache.profiler import ResidualProfiler
 
         return ResidualProfiler() if self._uses_profile else None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.parts import below, relative_l1
 from erta_policies.parts.probes import checked_depth, probed, required_probe
@@ -50,12 +50,12 @@ class FirstBlockRule(Policy):
             raise PolicyError(f"the threshold of FirstBlockRule is {self.threshold}, below 0")
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The probe."""
-        return required_probe(self.depth)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=required_probe(self.depth),
+            memory=Needs(evaluations=1),
+            decides="sample" if self.per_sample else "branch",
+        )
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:
@@ -97,12 +97,8 @@ class ProbeReuse(Policy):
         checked_depth(self.depth, "ProbeReuse")
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The probe."""
-        return required_probe(self.depth)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def traits(self) -> Traits:
+        return Traits(requires=required_probe(self.depth), memory=Needs(evaluations=1))
 
     @hookimpl
     def forward(self, call: Call) -> Tensor | None:

@@ -10,7 +10,17 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Call,
+    Policy,
+    Profile,
+    Profiler,
+    Seam,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError
 from erta_policies.fitted.march import RUNS, March
@@ -31,7 +41,7 @@ class Planned(Protocol):
     def computed(self) -> tuple[int, ...]: ...
 
 
-class FittedProfiler(Policy):
+class FittedProfiler(Profiler):
     """Fits, step by step, the weights with which cached velocities stand in under one schedule.
 
     At each step a few scalars combine the newest computed velocities and the latents, if asked also
@@ -79,9 +89,8 @@ class FittedProfiler(Policy):
         >>> Sampler(batch_size=16).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 
-    seams = frozenset({Seam.LATENT})
-    corrects_computed = True
-    copies = len(RUNS)
+    traits = Traits(seams=frozenset({Seam.LATENT}), corrects_computed=True)
+    calibration_copies = len(RUNS)
 
     schedule: Policy | None = None
     velocities: int = 4
@@ -148,7 +157,7 @@ class FittedProfiler(Policy):
         plan: Planned = self.schedule.plan(num_steps)  # type: ignore[attr-defined]
         return frozenset({0, *plan.computed})
 
-    def following(self, profile: Profile) -> Policy | None:
+    def next_profiler(self, profile: Profile) -> Profiler | None:
         """A sum of several batches is judged by the weights that it stands for."""
         judged = self.start is not None or Table.of(profile).judged
         return None if judged else replace(self, schedule=None, start=profile)

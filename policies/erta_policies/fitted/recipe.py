@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from erta_framework import Policy, Profile
+from erta_framework import Policy, Profile, Profiler
 from erta_policies.fitted.profiler import FittedProfiler
 from erta_policies.fitted.schedule import FittedSchedule
 from erta_policies.fitted.velocity import FittedVelocity
@@ -36,7 +36,7 @@ class FittedReuse(Policy):
     guard: bool = False
     allow: tuple[str, ...] = ()
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         if self.judge:
             return FittedProfiler(start=self.profile)
         return FittedProfiler(schedule=self.schedule)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from erta_framework import Policy, Profile, SessionInfo, hookimpl
+from erta_framework import Profile, Profiler, SessionInfo, hookimpl
 from erta_framework.errors import ProfileError
 from erta_policies.fitted.table import KIND, Table, require_judged
 from erta_policies.parts import FixedSchedule
@@ -36,7 +36,7 @@ class FittedSchedule(FixedSchedule):
     def prepare(self) -> None:
         require_judged(type(self).__name__, self._table)
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.fitted.profiler import FittedProfiler
 
         return FittedProfiler()

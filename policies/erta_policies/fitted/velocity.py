@@ -10,7 +10,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Needs, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Call,
+    Needs,
+    Policy,
+    Profile,
+    Profiler,
+    Seam,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import features
 from erta_policies.fitted.table import KIND, Table, require_judged
@@ -64,10 +75,6 @@ class FittedVelocity(Policy):
         False
     """
 
-    seams = frozenset({Seam.LATENT})
-    corrects_computed = True
-    reads_latents = True
-
     profile: str | Path | Profile | None = None
     guard: bool = False
     limit: float = 4.0
@@ -78,19 +85,20 @@ class FittedVelocity(Policy):
             raise PolicyError(f"FittedVelocity(limit={self.limit}): it must be positive")
 
     @property
-    def static(self) -> bool:
-        """Whether nothing is read back: without the guard."""
-        return not self.guard
+    def traits(self) -> Traits:
+        depth = self._table.settings.velocities if self.profile is not None else 1
+        return Traits(
+            seams=frozenset({Seam.LATENT}),
+            memory=Needs(evaluations=max(2, depth), pairs=True),
+            static=not self.guard,  # the guard reads values back
+            corrects_computed=True,
+        )
 
     def prepare(self) -> None:
         require_judged(type(self).__name__, self._table)
         _ = self._numbers
 
-    def needs(self) -> Needs:
-        depth = self._table.settings.velocities if self.profile is not None else 1
-        return Needs(evaluations=max(2, depth), pairs=True)
-
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.fitted.profiler import FittedProfiler
 
         return FittedProfiler()

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from erta_framework import Call, Evaluation, Needs, Policy, Seam, Step, hookimpl
+from erta_framework import Call, Evaluation, Needs, Policy, Seam, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.forecast import coefficients
 
@@ -44,7 +44,6 @@ class Forecaster(Policy):
         2
     """
 
-    static = True
     basis: Basis = "newton"
     order: int = 1
     over: Literal["sigma", "index"] = "sigma"
@@ -64,17 +63,13 @@ class Forecaster(Policy):
             raise PolicyError(f"the scale of Forecaster is {self.scale}, it must be positive")
 
     @property
-    def requires(self) -> frozenset[str]:
-        """A clean sample can be told from a velocity only."""
-        return frozenset({"velocity"}) if self.what == "x0" else frozenset()
-
-    @property
-    def seams(self) -> frozenset[Seam]:
-        """A clean sample is told from latents only."""
-        return frozenset({Seam.LATENT}) if self.what == "x0" else frozenset(Seam)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=self.order + 1, pairs=self.what != "residual")
+    def traits(self) -> Traits:
+        memory = Needs(evaluations=self.order + 1, pairs=self.what != "residual")
+        if self.what != "x0":
+            return Traits(static=True, memory=memory)
+        # a clean sample follows from latents and a velocity only
+        requires, seams = frozenset({"velocity"}), frozenset({Seam.LATENT})
+        return Traits(static=True, requires=requires, seams=seams, memory=memory)
 
     @hookimpl
     def forward(self, step: Step, call: Call) -> Tensor | None:
@@ -124,17 +119,20 @@ class MeanVelocity(Policy):
         2
     """
 
-    requires = frozenset({"first_order"})
-    static = True
-    corrects_computed = True
     order: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.order <= MOST:
             raise PolicyError(f"the order of MeanVelocity is {self.order}, outside 0 to {MOST}")
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=self.order + 1, pairs=True)
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            requires=frozenset({"first_order"}),
+            static=True,
+            corrects_computed=True,
+            memory=Needs(evaluations=self.order + 1, pairs=True),
+        )
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:

@@ -19,6 +19,7 @@ from erta_framework import (
     Seam,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
@@ -131,9 +132,6 @@ class LFCache(Policy):
         ['trial', 'trial:resized']
     """
 
-    requires = frozenset({TRIAL, RESIZED})
-    seams = frozenset({Seam.LATENT})
-    reads_latents = True
     alpha: float = 0.5
     factors: tuple[int, int, int] = (2, 4, 4)
     reference: Literal["adjacent", "last_full"] = "adjacent"
@@ -153,8 +151,15 @@ class LFCache(Policy):
                 "factors for frames, height and width, and a multiple, each at least 1"
             )
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            requires=frozenset({TRIAL, RESIZED}),
+            seams=frozenset({Seam.LATENT}),
+            reads_latents=True,
+            memory=Needs(evaluations=1),
+            decides="sample" if self.per_sample else "step",
+        )
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:

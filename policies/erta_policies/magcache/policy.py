@@ -15,9 +15,12 @@ from erta_framework import (
     Needs,
     Policy,
     Profile,
+    Profiler,
     Reuse,
+    Seam,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.budgets import unit_of
@@ -112,7 +115,7 @@ class MagCache(Policy):
         21
     """
 
-    static = True
+    traits = Traits(static=True, decides="branch", memory=Needs(evaluations=1))
 
     model: str | None = None
     ratios: tuple[float, ...] | None = None
@@ -162,10 +165,7 @@ class MagCache(Policy):
         if self._rule.experts is None:
             self.plan(len(next(iter(self._tables.ratios.values()))))
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
-
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return MagCacheProfiler()
 
     # ------------------------------------------------------------------ the schedule
@@ -292,7 +292,7 @@ class MagCache(Policy):
         if self.profile is not None:
             self._profile.require(session, self.allow)
             require_device(self, self._profile, session)
-        elif self.model is not None and not self.any_seam and session.model.get("seam") != "trunk":
+        elif self.model is not None and not self.any_seam and session.seam is not Seam.TRUNK:
             raise CapabilityError(
                 f"the table of {self.model!r} is for residuals of the block stack, this run reuses "
                 "at the latent seam; attach with seam='trunk', calibrate a profile for this seam, "

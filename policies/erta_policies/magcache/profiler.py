@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework import Call, Profile, Profiler, Seam, SessionInfo, Step, hookimpl
 from erta_framework.calibration import fingerprint_of
 from erta_policies.magcache.tables import KIND
 from erta_policies.parts.profiles import require_full, require_whole
@@ -59,7 +59,7 @@ class Sums:
         self.cosine[index] += cosine.flatten(1).mean(dim=1).sum()
 
 
-class MagCacheProfiler(Policy):
+class MagCacheProfiler(Profiler):
     """Observes full runs and sums up the ratio of residual magnitudes of neighbouring steps.
 
     For every branch and step: the norm over channels of each token's residual, divided by that at

@@ -8,7 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Call,
+    Profile,
+    Profiler,
+    Seam,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError
 from erta_policies.parts.profiles import require_full, require_whole
@@ -59,7 +68,7 @@ class Measured:
         return (y - x) / (later - sigma)
 
 
-class MeanCacheProfiler(Policy):
+class MeanCacheProfiler(Profiler):
     """Observes full trajectories and sums what each edge of a MeanCache path would cost.
 
     For steps i < j and a span K the cost is the mean magnitude of u(i..j) minus its estimate
@@ -83,9 +92,11 @@ class MeanCacheProfiler(Policy):
         >>> Sampler([MeanCacheProfiler()]).calibrate(model, prompts)  # doctest: +SKIP
     """
 
-    requires = frozenset({"velocity", "first_order"})
-    seams = frozenset({Seam.LATENT})
-    reads_latents = True
+    traits = Traits(
+        requires=frozenset({"velocity", "first_order"}),
+        seams=frozenset({Seam.LATENT}),
+        reads_latents=True,
+    )
     longest: int = 8
     spans: int = 6
 

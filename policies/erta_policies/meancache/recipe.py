@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Self
 
-from erta_framework import Policy, Profile
+from erta_framework import Policy, Profile, Profiler
 from erta_framework.errors import PolicyError
 from erta_policies.forecast import MeanVelocity
 from erta_policies.meancache.profiler import MeanCacheProfiler
@@ -70,7 +70,7 @@ class MeanCache(Policy):
             raise PolicyError(f"MeanCache(variant={self.variant!r}): it is A, B or C")
         self._schedule()
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return MeanCacheProfiler() if self.model is None and self.fresh is None else None
 
     def with_calls(self, calls: int) -> Self:

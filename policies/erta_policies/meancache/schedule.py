@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from erta_framework import Policy, Profile, SessionInfo, hookimpl
+from erta_framework import Profile, Profiler, SessionInfo, hookimpl
 from erta_framework.budgets import unit_of
 from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_policies.meancache.path import KIND, STEPS, EdgePath, edge_costs, planned, released
@@ -81,7 +81,7 @@ class MeanCacheSchedule(FixedSchedule):
     def prepare(self) -> None:
         _ = self.path
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.meancache.profiler import MeanCacheProfiler
 
         return MeanCacheProfiler() if self.model is None and self.fresh is None else None

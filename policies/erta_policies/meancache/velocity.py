@@ -7,7 +7,7 @@ from collections.abc import Generator
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Needs, Policy, Seam, SessionInfo, Step, hookimpl
+from erta_framework import Call, Needs, Policy, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.meancache.schedule import MeanCacheSchedule
 from erta_policies.meancache.trail import Trail, slope
@@ -48,19 +48,19 @@ class AverageVelocity(Policy):
         (3, 3, 3, 3)
     """
 
-    requires = VELOCITY
-    seams = LATENTS
-    static = True
-    reads_latents = True
+    traits = Traits(
+        requires=VELOCITY,
+        seams=LATENTS,
+        static=True,
+        reads_latents=True,
+        memory=Needs(evaluations=1),
+    )
     span: int = 2
     schedule: MeanCacheSchedule | None = None
 
     def __post_init__(self) -> None:
         if self.span < 1:
             raise PolicyError(f"AverageVelocity has span {self.span}, it must be at least 1")
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
 
     def spans(self, num_steps: int) -> tuple[int, ...]:
         """K of every step."""
@@ -121,11 +121,14 @@ class EdgeVelocity(Policy):
         'edge_velocity'
     """
 
-    requires = VELOCITY
-    seams = LATENTS
-    static = True
-    reads_latents = True
-    corrects_computed = True
+    traits = Traits(
+        requires=VELOCITY,
+        seams=LATENTS,
+        static=True,
+        reads_latents=True,
+        corrects_computed=True,
+        memory=Needs(evaluations=1),
+    )
     schedule: MeanCacheSchedule | None = None
 
     def __post_init__(self) -> None:
@@ -134,9 +137,6 @@ class EdgeVelocity(Policy):
                 "EdgeVelocity needs schedule=MeanCacheSchedule(...): its correction reaches to "
                 "the end of the edge; AverageVelocity does without"
             )
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:

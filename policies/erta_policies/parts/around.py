@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from erta_framework import Needs, Policy, Seam
+from erta_framework import Policy, Profiler, Traits
 from erta_framework.errors import PolicyError
 from erta_framework.plugins import flatten
 
@@ -34,29 +34,10 @@ class AroundRule(Policy):
             )
 
     @property
-    def requires(self) -> frozenset[str]:
-        """What the rule requires."""
-        return self.policy.requires
+    def traits(self) -> Traits:
+        return self.policy.traits
 
-    @property
-    def seams(self) -> frozenset[Seam]:
-        """As the rule."""
-        return self.policy.seams
-
-    @property
-    def static(self) -> bool:
-        """As the rule."""
-        return self.policy.static
-
-    @property
-    def per_sample(self) -> bool:
-        """As the rule."""
-        return self.policy.per_sample
-
-    def needs(self) -> Needs:
-        return self.policy.needs()
-
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return self.policy.calibrator()
 
     def prepare(self) -> None:

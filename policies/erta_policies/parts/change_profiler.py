@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Call, Profile, Profiler, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import fingerprint_of
 from erta_policies.parts.changes import Memory, Signal, read, required
 from erta_policies.parts.profiles import require_full, require_whole
@@ -105,7 +105,7 @@ class Observed:
     newest: int = -1
 
 
-class ChangeProfiler(Policy):
+class ChangeProfiler(Profiler):
     """Base of profilers that sum up, over full runs, a signal's change and the output's.
 
     For every two neighbouring steps it takes the relative L1 change of both, over all steps,
@@ -124,9 +124,10 @@ class ChangeProfiler(Policy):
     per_sample: bool = True
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The signal."""
-        return required(self.signal)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=required(self.signal), decides="sample" if self.per_sample else "step"
+        )
 
     def concerns(self, call: Call) -> bool:
         """Whether it observes a call."""

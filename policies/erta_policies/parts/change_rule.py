@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.session import AHEAD
 from erta_policies.parts.changes import TIMES, Memory, Signal, read, required
 from erta_policies.parts.decisions import below
@@ -36,6 +37,9 @@ class ChangeRule(Policy):
         """The predicted change at which the network runs again."""
         raise NotImplementedError(f"{type(self).__name__} does not say at which change it computes")
 
+    if TYPE_CHECKING:
+        per_sample: bool  # a setting of every subclass
+
     @property
     def apart(self) -> bool:
         """Whether every branch decides for itself."""
@@ -59,17 +63,13 @@ class ChangeRule(Policy):
         raise NotImplementedError(f"{type(self).__name__} does not predict")
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The signal."""
-        return required(self.watched)
-
-    @property
-    def reads_latents(self) -> bool:
-        """Only where they are the signal."""
-        return self.watched == "latents"
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=required(self.watched),
+            reads_latents=self.watched == "latents",
+            memory=Needs(evaluations=1),
+            decides="sample" if self.per_sample else "branch" if self.apart else "step",
+        )
 
     def _memory(self, step: Step, call: Call) -> Memory:
         if self.apart:
@@ -105,7 +105,7 @@ class ChangeRule(Policy):
     def _look_ahead(self, memory: Memory, step: Step, call: Call) -> None:
         """Where the signal follows from the step alone, know all of its changes at once."""
         name, memory.looked = self.watched + AHEAD, True
-        if self.watched in TIMES and name in call.features and on_grid(step):
+        if self.watched in TIMES and call.offers(name) and on_grid(step):
             signals = call.feature(name)
             if len(signals) == step.num_steps:
                 alone = self.per_sample and signals.shape[1] == call.x.shape[0]

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from erta_framework import Compute, Decision, Needs, Policy, Reuse, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Compute,
+    Decision,
+    Needs,
+    Policy,
+    Reuse,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import InputError
 
 
@@ -57,14 +67,11 @@ class FixedSchedule(Policy):
     Source: ours; the step mask that many published methods share.
     """
 
-    static = True
+    traits = Traits(static=True, memory=Needs(evaluations=1))
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The computed steps of a schedule; step 0 is computed in any case."""
         raise NotImplementedError(f"{type(self).__name__} does not say which steps are computed")
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
 
     def plan(self, num_steps: int) -> StepPlan:
         """The schedule for this number of steps."""

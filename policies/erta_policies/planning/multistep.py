@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from erta_framework import Policy, Profile, SessionInfo, hookimpl
+from erta_framework import Profile, Profiler, SessionInfo, hookimpl
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.ertacache.schedule import evenly
 from erta_policies.ertacache.statistics import KIND, Signal, combined, per_sample, presence
@@ -82,7 +82,7 @@ class MultistepSchedule(FixedSchedule):
     def prepare(self) -> None:
         _ = self._steps
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache.profiler import ResidualProfiler
 
         return ResidualProfiler()

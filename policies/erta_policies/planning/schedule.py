@@ -11,7 +11,7 @@ from typing import Self
 
 from torch import Tensor
 
-from erta_framework import Policy, Profile, SessionInfo, hookimpl
+from erta_framework import Profile, Profiler, SessionInfo, hookimpl
 from erta_framework.budgets import REMEDY, MeasuredFront
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.ertacache.statistics import KIND, Signal, pair_errors
@@ -86,7 +86,7 @@ class PlannedSchedule(FixedSchedule):
     def prepare(self) -> None:
         _ = self._steps
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache.profiler import ResidualProfiler
 
         return ResidualProfiler()

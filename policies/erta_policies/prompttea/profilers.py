@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Call, Profile, Profiler, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_policies.parts import relative_l1
@@ -78,7 +78,7 @@ class Pair:
         return cls(difference, samples)
 
 
-class CodebookProfiler(Policy):
+class CodebookProfiler(Profiler):
     """Observes full runs and sums up how far the second branch's residual is from the first's.
 
     For every step it takes `mean |R_branch - R_stands_in| / mean |R_stands_in|` of the residuals,
@@ -159,7 +159,7 @@ class Directions:
     samples: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
 
 
-class PromptProfiler(Policy):
+class PromptProfiler(Profiler):
     """Embeds reference prompts with the run's own text encoder, for `PromptThreshold`.
 
     Sample the reference prompts, one step is enough: the embeddings are read off the first call.
@@ -190,7 +190,7 @@ class PromptProfiler(Policy):
     branch: str | None = None
     half: prompts.Half | None = None
 
-    requires = prompts.REQUIRED
+    traits = Traits(requires=prompts.REQUIRED)
 
     def __post_init__(self) -> None:
         if not self.simple or not self.complex or set(self.simple) & set(self.complex):

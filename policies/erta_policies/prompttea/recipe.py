@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from erta_framework import Policy, Profile
+from erta_framework import Policy, Profile, Profiler
 from erta_framework.errors import PolicyError
 from erta_policies.adapters import LastStep, WarmUp
 from erta_policies.constants import published
@@ -108,7 +108,7 @@ class PromptTea(Policy):
     def _published(self) -> Mapping[str, Any]:
         return NOTHING if self.model is None else published("prompttea", self.model)
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return RegressionProfiler(signal=self.signal or "timestep_projection")
 
     def parts(self) -> Sequence[Policy]:

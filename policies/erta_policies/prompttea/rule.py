@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from erta_framework import Call, Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Call, Profile, Profiler, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.parts.changes import Signal
 from erta_policies.parts.fitted_rule import FittedChangeRule
@@ -111,7 +111,7 @@ class PromptTeaRule(FittedChangeRule):
             )
         return found
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return RegressionProfiler(signal=self.signal or "timestep_projection", network=self.network)
 
     def concerns(self, call: Call) -> bool:

@@ -17,9 +17,11 @@ from erta_framework import (
     Needs,
     Policy,
     Profile,
+    Profiler,
     Reuse,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
@@ -91,8 +93,9 @@ class BranchSubstitute(Policy):
         0.02
     """
 
-    static = True
-    revises = True
+    traits = Traits(
+        static=True, decides="branch", sees_every_branch=True, memory=Needs(evaluations=1)
+    )
     model: str | None = None
     codebook: tuple[float, ...] | None = None
     profile: str | Path | Profile | None = None
@@ -142,9 +145,6 @@ class BranchSubstitute(Policy):
         """
         return threshold_of(self, self.source.threshold, "difference")
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
-
     def prepare(self) -> None:
         _ = self.source, self.effective_threshold
         if self._profile is not None:
@@ -156,7 +156,7 @@ class BranchSubstitute(Policy):
                     "stands_in=...)"
                 )
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return CodebookProfiler(branch=self.branch, stands_in=self.stands_in)
 
     # ------------------------------------------------------------------ the hooks

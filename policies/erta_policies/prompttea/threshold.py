@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from erta_framework import (
     Decision,
     Policy,
     Profile,
+    Profiler,
     Reuse,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.calibration import fingerprint_of
@@ -120,25 +122,22 @@ class PromptThreshold(AroundRule):
         return loaded(self, self.references, (prompts.KIND,))
 
     @property
-    def requires(self) -> frozenset[str]:
-        """The text, and what the rule requires."""
-        return self.policy.requires | prompts.REQUIRED
-
-    @property
-    def per_sample(self) -> bool:
-        """As the rule, and where samples have thresholds of their own."""
-        return self._apart or self.policy.per_sample
-
-    @property
     def _apart(self) -> bool:
-        return self.policy.per_sample if self.each_sample is None else self.each_sample
+        return (
+            self.policy.traits.decides == "sample" if self.each_sample is None else self.each_sample
+        )
 
     @property
-    def static(self) -> bool:
-        """Never: the threshold is known once the prompt is."""
-        return False
+    def traits(self) -> Traits:
+        own = self.policy.traits
+        return replace(
+            own,
+            requires=own.requires | prompts.REQUIRED,
+            decides="sample" if self._apart else own.decides,
+            static=False,  # the threshold is known once the prompt is
+        )
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return PromptProfiler(tokens=self.tokens, branch=self.branch, half=self.half)
 
     def prepare(self) -> None:
@@ -148,7 +147,7 @@ class PromptThreshold(AroundRule):
                 f"PromptThreshold averages {self.tokens} tokens, its references were averaged over "
                 f"{made}; embed them again with PromptProfiler(tokens={self.tokens!r})"
             )
-        _ = self.requires
+        _ = self.traits
         self._with(self.low).prepare()
 
     @cached_property
@@ -192,6 +191,7 @@ class PromptThreshold(AroundRule):
         tuned.choice = tuple(found) if own else (min(found),)
         for threshold in sorted(set(tuned.choice)):
             rule = tuned.rules[threshold] = self._with(threshold)
+            step.session.adopt(rule)
             rule.prepare()
             if hasattr(rule, "on_session_start"):
                 asked(rule, "on_session_start", session=step.session)

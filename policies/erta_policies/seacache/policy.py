@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
-from erta_framework import Call, Seam, SessionInfo, Step, hookimpl
+from erta_framework import Call, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_policies.parts.change_rule import ChangeRule
 from erta_policies.parts.changes import Signal
@@ -45,7 +46,10 @@ class SeaCacheRule(ChangeRule):
         SeaCacheRule(threshold=0.2, power=2.0, mixing=None, per_sample=True)
     """
 
-    seams = frozenset({Seam.LATENT})
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, seams=frozenset({Seam.LATENT}))
+
     threshold: float = 0.25
     power: float = 3.0
     mixing: Mixing | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import FlowEuler, Profile, Schedule, SessionInfo
 from erta_framework.errors import InputError
-from erta_framework.sampling import Branch, Solver, TextModel, evaluation, sample_noise
+from erta_framework.sampling import Branch, Solver, TextModel, call_denoiser, sample_noise
 from erta_policies.sencache.sensitivity import Sums, latent_sensitivity, time_sensitivity
 
 NOISED = "noised clean latents"
@@ -72,10 +72,10 @@ def measure_noised(
         noise = sample_noise(clean.shape[1:], seeds).to(clean)
         interval = schedule.interval(index)
         x = integrator.noised(clean, noise, interval.start)
-        here = evaluation(model, x, interval.time, branch)()
+        here = call_denoiser(model, x, interval.time, branch)
         moved, _ = integrator.step(x, here, interval, None)
-        there = evaluation(model, moved, interval.time, branch)()
-        later = evaluation(model, x, interval.end_time, branch)()
+        there = call_denoiser(model, moved, interval.time, branch)
+        later = call_denoiser(model, x, interval.end_time, branch)
         jx = latent_sensitivity(there - here, moved - x)
         jt = time_sensitivity(later - here, interval.end_time - interval.time)
         sums.add(index, interval.time, jx, jt)

@@ -17,9 +17,11 @@ from erta_framework import (
     Needs,
     Policy,
     Profile,
+    Profiler,
     Seam,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError, ProfileMismatchError
@@ -163,11 +165,6 @@ class SenCache(Policy):
             return given
         return GENERIC[name] if self.model is None else published("sencache", self.model)[name]
 
-    @property
-    def reads_latents(self) -> bool:
-        """It measures how far they have moved."""
-        return True
-
     @cached_property
     def _profile(self) -> Profile:
         return loaded(self, self.profile, (KIND,))
@@ -183,10 +180,15 @@ class SenCache(Policy):
     def prepare(self) -> None:
         _ = self._table, self._settings
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    @property
+    def traits(self) -> Traits:
+        return Traits(
+            reads_latents=True,
+            memory=Needs(evaluations=1),
+            decides="sample" if self.per_sample else "branch" if self.each_branch else "step",
+        )
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         return SensitivityProfiler()
 
     def tolerance(self, index: int, num_steps: int) -> float:
@@ -284,7 +286,7 @@ def latents_of(call: Call) -> Tensor:
     """
     if call.seam is Seam.LATENT:
         return call.x
-    if "latents" not in call.features:
+    if not call.offers("latents"):
         raise CapabilityError(
             f"SenCache looks at the latents, which this driver does not show at the "
             f"{call.seam.value} seam; use the latent seam"

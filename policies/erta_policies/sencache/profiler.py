@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, Seam, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Call,
+    Profile,
+    Profiler,
+    Seam,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import InputError
 from erta_framework.session import TRIAL
 from erta_policies.parts import Leaders
@@ -36,7 +45,7 @@ class Running:
     leaders: Leaders = field(default_factory=Leaders)
 
 
-class SensitivityProfiler(Policy):
+class SensitivityProfiler(Profiler):
     """Observes full runs and measures how sensitive the network is to its latents and its time.
 
     Between two neighbouring steps (x, t) and (x', t') it runs the network once more, at (x', t),
@@ -64,9 +73,7 @@ class SensitivityProfiler(Policy):
         ['trial']
     """
 
-    requires = frozenset({TRIAL})
-    seams = frozenset({Seam.LATENT})
-    reads_latents = True
+    traits = Traits(requires=frozenset({TRIAL}), seams=frozenset({Seam.LATENT}), reads_latents=True)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:

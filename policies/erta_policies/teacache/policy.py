@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from erta_framework import Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Profile, Profiler, SessionInfo, Step, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.parts.changes import Signal
 from erta_policies.parts.fitted_rule import FittedChangeRule
@@ -99,7 +99,7 @@ class TeaCacheRule(FittedChangeRule):
             return self.each_branch
         return super().apart
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         # the one signal that every driver has, `erta calibrate` on a bundled model among them
         return TeaCacheProfiler(signal=self.signal or "latents")
 

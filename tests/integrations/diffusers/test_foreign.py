@@ -15,7 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
-from erta_framework import Interval, Policy, hookimpl
+from erta_framework import Interval, Policy, Traits, hookimpl
 from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.session import Trace
 from erta_integrations.diffusers import attach
@@ -507,7 +507,7 @@ def test_times_as_fractions() -> None:
 class Halves(Policy):
     """Ends each step a little early."""
 
-    requires = frozenset({"first_order"})
+    traits = Traits(requires=frozenset({"first_order"}))
 
     @hookimpl
     def adjust_interval(self, step: Any, answers: Any) -> Interval | None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach, inspect
 from erta_integrations.diffusers.trunk import discover
@@ -41,11 +41,11 @@ class Probing(Policy):
     seen: Any = None
 
     @property
-    def requires(self) -> frozenset[str]:
-        return frozenset(f"signal:probe:{depth}" for depth in self.depths)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=frozenset(f"signal:probe:{depth}" for depth in self.depths),
+            memory=Needs(evaluations=1),
+        )
 
     def look(self, step: Step, call: Call) -> None:
         for depth in self.depths:
@@ -163,8 +163,7 @@ def test_a_reused_call_runs_the_probed_block_and_no_other(name: str) -> None:
 class SkipEvery(Policy):
     """Reuses every second step without a probe."""
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(memory=Needs(evaluations=1))
 
     @hookimpl
     def decide(self, step: Step) -> Decision:

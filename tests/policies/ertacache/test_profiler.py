@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_framework import CFG, NoGuidance, Profile, Reuse, hookimpl
+from erta_framework import CFG, NoGuidance, Profile, Reuse, Traits, hookimpl
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.plugins import Policy
 from erta_framework.sampling import Branch
@@ -235,7 +235,7 @@ def test_a_trajectory_that_starts_later_is_refused(world: SimpleNamespace) -> No
 
 def test_the_raw_output_is_logged_whatever_other_policies_return(world: SimpleNamespace) -> None:
     class Louder(Policy):
-        corrects_computed = True
+        traits = Traits(corrects_computed=True)
 
         @hookimpl(wrapper=True)
         def forward(self) -> Any:

@@ -248,7 +248,7 @@ def test_a_weight_a_channel(field):
 
 def test_no_synchronisation(field, profile):
     engine = Engine([FittedReuse(profile=profile)])
-    assert engine.static
+    assert engine.traits.static
     request = field.request(dtype=torch.float32)
     loop = SamplingLoop(engine, FlowEuler(), CFG(scale=2.0))
     with SyncCounter() as counted:
@@ -260,7 +260,7 @@ def test_no_synchronisation(field, profile):
 
 def test_the_guard_computes_and_says_so(field, profile):
     engine = Engine([FittedReuse(profile=profile, guard=True)])
-    assert not engine.static
+    assert not engine.traits.static
     calm = field.run([FittedReuse(profile=profile, guard=True)])
     assert torch.equal(calm.sample, field.run([FittedReuse(profile=profile)]).sample)
     parts = [

@@ -222,8 +222,8 @@ def test_a_static_rule_becomes_one_that_follows_the_prompt() -> None:
     profile = sample([ResidualProfiler()], request("0.5")).emitted[0]
     rule = SkipPolicy(profile=profile, threshold=0.1)
     policy = around(rule, low=0.01, high=0.5)
-    assert rule.static
-    assert not policy.static
+    assert rule.traits.static
+    assert not policy.traits.static
     counts = [sample([policy], request(p)).trace.network_calls for p in ("0.1", "0.9")]
     assert counts[0] < counts[1]
 

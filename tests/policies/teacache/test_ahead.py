@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from erta_bench.core.syncs import SyncCounter
-from erta_framework import Call, Interval, Policy, Step, hookimpl
+from erta_framework import Call, Interval, Policy, Step, Traits, hookimpl
 from erta_policies.teacache import TeaCache
 
 pytest.importorskip("diffusers")
@@ -158,7 +158,7 @@ def test_the_offset_of_cogvideox_1_5_is_added_to_the_embedding_of_the_timestep()
     seen: list[torch.Tensor] = []
 
     class Look(Policy):
-        requires = frozenset({"signal:timestep_embedding"})
+        traits = Traits(requires=frozenset({"signal:timestep_embedding"}))
 
         @hookimpl
         def decide(self, call: Call) -> None:
@@ -188,7 +188,7 @@ def test_lumina_2_looks_at_text_and_image_tokens_together() -> None:
     seen: list[int] = []
 
     class Look(Policy):
-        requires = frozenset({"signal:modulated_input"})
+        traits = Traits(requires=frozenset({"signal:modulated_input"}))
 
         @hookimpl
         def decide(self, call: Call) -> None:

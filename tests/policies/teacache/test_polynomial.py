@@ -96,9 +96,9 @@ def test_every_published_polynomial_names_its_source_and_signal() -> None:
         assert constants["paper"] == "arXiv 2411.19108"
         policy = TeaCache(model=model)
         assert policy.effective_threshold == min(constants["thresholds"])
-        assert policy.requires == {f"signal:{constants['signal']}"}
+        assert policy.traits.requires == {f"signal:{constants['signal']}"}
     retention = TeaCache(model="wan2.1-i2v-720p-retention")
-    assert retention.requires == {"signal:timestep_projection"}
+    assert retention.traits.requires == {"signal:timestep_projection"}
     assert [part.name for part in retention.parts()] == ["warm_up", "tea_cache_rule"]
     assert retention.parts()[0].count(40) == 5  # type: ignore[attr-defined]
     hidream = TeaCache(model="hidream-i1-full")

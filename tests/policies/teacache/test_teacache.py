@@ -334,7 +334,7 @@ def test_a_schedule_from_a_profile_is_known_beforehand() -> None:
     assert list(plan.computed) == expected
     trace = sample([policy], request(batch=1)).trace
     assert tuple(trace.computed_steps) == plan.computed
-    assert Engine([policy]).static
+    assert Engine([policy]).traits.static
     fits = TeaCacheSchedule(profile=calibrated(), threshold=0.2)
     assert 2 < len(fits.plan(20).computed) < 20
     with pytest.raises(PolicyError, match=r"'flux\.1-dev' is for the signal 'modulated_input'"):
@@ -352,9 +352,9 @@ def test_a_profiler_refuses_what_it_cannot_observe() -> None:
     for cls in (TeaCache, TeaCacheRule, TeaCacheSchedule):
         found = object.__new__(cls).calibrator()
         assert isinstance(found, TeaCacheProfiler)
-        assert found.requires == frozenset()
+        assert found.traits.requires == frozenset()
     chosen = TeaCache(profile="later.safetensors", threshold=0.1, signal="modulated_input")
-    assert chosen.calibrator().requires == {"signal:modulated_input"}
+    assert chosen.calibrator().traits.requires == {"signal:modulated_input"}
 
 
 # ------------------------------------------------------------------ at the trunk seam

@@ -12,7 +12,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Policy, Reuse, SessionInfo, Step, hookimpl
+from erta_framework import (
+    Call,
+    Compute,
+    Decision,
+    Policy,
+    Reuse,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import InputError, NonFiniteError
 from erta_framework.plugins import flatten
 from erta_integrations.fabric.agreement.wire import (
@@ -67,7 +77,7 @@ class Agreement(Policy):
         >>> Engine([Agreement(group=group), EasyCache()])  # doctest: +SKIP
     """
 
-    agrees = True
+    traits = Traits(collective=True)
 
     group: dist.ProcessGroup
     timeout: float = DEFAULT_TIMEOUT
@@ -187,7 +197,7 @@ def agreed(
     if group is None or group.size() == 1:
         log.info("no agreement: no other rank shares the samples of this one")
         return listed
-    if all(policy.static for policy in flatten(listed)):
+    if all(policy.traits.static for policy in flatten(listed)):
         log.info("no agreement: the schedule is static, so that %s know it", names(group))
         return listed
     log.info("%s agree on each decision", names(group))

@@ -19,6 +19,7 @@ from erta_framework import (
     Request,
     Reuse,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
 from erta_integrations.fabric.agreement import Agreement, agreed, group_of
@@ -35,8 +36,7 @@ class Shard(Policy):
     own: int
     wanted: list[bool]
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(memory=Needs(evaluations=1))
 
     @hookimpl
     def pre_step(self, step):
@@ -62,7 +62,7 @@ class Shard(Policy):
 class Listed(Policy):
     """Computes the listed steps."""
 
-    static = True
+    traits = Traits(static=True)
 
     steps: tuple[int, ...]
 

@@ -126,8 +126,8 @@ def test_an_agreement_stands_before_policies_that_decide_while_sampling(
     assert (first.group, first.timeout, rest) == (three, 9, [guess])
     assert "ranks 0, 1, 2 agree on each decision" in caplog.text
     engine = Engine([first, guess])
-    assert engine.agrees
-    assert not engine.static
+    assert engine.traits.collective
+    assert not engine.traits.static
     assert "decide            [agreement] -> guess -> core" in engine.explain()
     assert "0  Agreement(group of 3 ranks, timeout=9)" in engine.explain()
 

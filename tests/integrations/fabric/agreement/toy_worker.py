@@ -26,6 +26,7 @@ from erta_framework import (
     Result,
     Reuse,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import ErtaError, NonFiniteError
@@ -66,14 +67,13 @@ class Wants(Policy):
             return Compute("wanted", scope)
         return Reuse("wanted", scope, self.table[step.index])
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(memory=Needs(evaluations=1))
 
 
 class SampleWants(Wants):
     """The same, sample by sample."""
 
-    per_sample = True
+    traits = Traits(decides="sample")
 
 
 def wants(steps: Sequence[int] | Mapping[int, Any], scope: Any = None) -> Wants:
