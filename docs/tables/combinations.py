@@ -11,7 +11,7 @@ from tables.markdown import cell, left_aligned
 def combinations_section() -> str:
     """Which policies can stand beside which: parts, refused pairs, and what was left out."""
     from erta_framework.calibration import Profile
-    from erta_framework.compatibility import OWN, Driver, overview
+    from erta_framework.compatibility import OWN, Driver, make_overview
     from erta_framework.plugins import Policy
     from erta_framework.session import Seam, wanted
     from erta_integrations.diffusers import attach
@@ -34,7 +34,7 @@ def combinations_section() -> str:
     inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
     euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
     whole = euler | trials.offered({"transformer": pipe.transformer})
-    found = overview(
+    found = make_overview(
         calibrated,
         (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
     )

@@ -48,10 +48,10 @@ def list_policies(
 
 def show_combinations() -> None:
     """The parts that policies play, and which of them cannot stand together, for each solver."""
-    from erta_framework.compatibility import overview
+    from erta_framework.compatibility import make_overview
     from erta_framework.testing import toy_profile
 
-    found = overview(toy_profile)
+    found = make_overview(toy_profile)
     table = Table(caption="one `when`, and at most one of each other part, may be combined freely")
     for heading in ("part", "policy", *(driver.name for driver in found.drivers)):
         table.add_column(heading, no_wrap=heading in ("part", "policy"), overflow="fold")
