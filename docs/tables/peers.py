@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erta_bench.comparison.peers_page import full_row, lead_row
+from erta_bench.comparison.peers_page import make_lead_row
 from erta_bench.comparison.standings import EFFICIENCY, KINDS, Standing, standings
+from erta_bench.core.page import find_full_run
 from tables.data import Record, Row
 from tables.markdown import caption, cell, left_aligned, table
 
 
 def peers_summary(record: Record) -> str:
     """Who leads at each number of calls, and whether the goals are reached."""
-    full = full_row(record)
+    full = find_full_run(record)
     headings = ["calls", "our best", "PSNR", "over the best peer", "over the best plain"]
     headings += ["over the best recombination", "oracle", "efficiency"]
     found = standings(record["rows"])
@@ -29,7 +30,7 @@ def peers_summary(record: Record) -> str:
 
 def lead_line(standing: Standing) -> list[str]:
     """One number of calls."""
-    row = lead_row(standing)
+    row = make_lead_row(standing)
 
     def over(kind: str) -> str:
         lead = standing.lead(kind)
@@ -69,7 +70,7 @@ def verdicts(found: Sequence[Standing]) -> str:
 
 def peers_section(record: Record) -> str:
     """Every row, by number of calls and kind, and those that are not as asked for."""
-    full = full_row(record)
+    full = find_full_run(record)
     headings = ["", "calls", "PSNR", "± sets", "SSIM", "as prompted", "fine"]
     headings += ["speed-up", "efficiency", "work", "calibration"]
     parts = [

@@ -22,6 +22,7 @@ from erta_framework.cli.app import app
 from erta_framework.cli.common import console, demo_prompts, load_model, shipped_profile
 from erta_framework.cli.demo_methods import methods_of, sampler_for, through_pipeline
 from erta_framework.config import build_policies
+from erta_framework.environment import use_fastest_threads
 from erta_framework.errors import InputError, ProfileMismatchError
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.plugins import Policy
@@ -30,7 +31,6 @@ from erta_framework.report import (
     Method,
     Report,
     compare,
-    fastest_threads,
     write_report,
 )
 from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
@@ -54,7 +54,7 @@ def demo(
     show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
     """Sample held-out prompts with and without ERTACache; writes pictures and a report."""
-    for module in ("PIL", "matplotlib", "torchmetrics"):
+    for module in ("PIL", "jinja2", "matplotlib", "torchmetrics"):
         require_extra(module, extra="report", wanted_by="erta demo")
     if calls > steps:
         raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
@@ -74,6 +74,7 @@ def demo(
             setting=setting_of(model, network, comparison, origin),
             forecast=plan,
             device=device,
+            command="erta demo",
         )
     show_results(out, comparison, report)
     if show:
@@ -94,7 +95,7 @@ def threads_for(
         with torch.no_grad():
             return model(x, times, condition)
 
-    return fastest_threads(call)
+    return use_fastest_threads(call)
 
 
 def prompts_for_demo(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
@@ -192,7 +193,7 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
                 seed=SEED,
                 rounds=rounds,
                 callbacks=[bar],
-                sampler_of=made,
+                make_sampler=made,
             )
         except ProfileMismatchError as error:
             error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")

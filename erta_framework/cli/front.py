@@ -37,7 +37,7 @@ from erta_framework.cli.pipeline import PipelineOptions, PipelineReplayer
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
 from erta_framework.plugins import Policy, flatten
-from erta_framework.report import front_plot
+from erta_framework.report import write_front_plot
 
 CALLS = (0.5, 0.34, 0.24)
 """What is measured unless numbers of calls are asked for, as parts of the steps."""
@@ -89,7 +89,7 @@ def show_front(
     rows = front_of(policies, num_steps, held)
     if options.plot is not None:
         names = ", ".join(part.name for part in flatten(policies))
-        front_plot(f"front of {names}", rows, options.plot)
+        write_front_plot(f"front of {names}", rows, options.plot)
     if options.as_json:
         typer.echo(json.dumps([row.record() for row in rows], indent=2))
         return

@@ -188,11 +188,8 @@ def write_picture(sample: Tensor, path: Path) -> Path:
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    from erta_framework.report import images, write_gif
+    from erta_framework.report import write_gif, write_png
 
     if sample.ndim == 4:
         return write_gif(sample, path, scale=1)
-    (picture,) = images(sample)
-    target = path.with_name(f"{path.name}.png")
-    picture.save(target)
-    return target
+    return write_png(sample, path)

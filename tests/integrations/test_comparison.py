@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from erta_bench.core import cli
 from erta_bench.core.ablation import Setting
-from erta_bench.core.pareto import Point, frontier, pareto_plot
+from erta_bench.core.pareto import Point, find_frontier, write_pareto_plot
 from erta_framework import Policy, Reuse, hookimpl
 from erta_framework.compatibility import Role, role_of
 from erta_framework.config import build_policies
@@ -32,7 +32,7 @@ from erta_bench.comparison.budget import TRIES, Solver, planned_calls
 from erta_bench.comparison.contender import BUDGET, SOLVED, Contender, Search, filled, made_by, mix
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
 from erta_bench.comparison.memory import live_bytes, only_new
-from erta_bench.comparison.page import heading, write_page
+from erta_bench.comparison.page import make_heading, write_page
 from erta_bench.other_caches import RIVALS
 from erta_bench.shapes_image import load_flux, load_unet
 from erta_integrations.shapes_wan import ShapesWan, load
@@ -168,7 +168,7 @@ def test_bytes_are_those_of_new_storages() -> None:
 # -------------------------------------------------------------------------- the picture
 def test_the_frontier_holds_what_nobody_beats() -> None:
     found = [Point(str(k), "policy", c, q) for k, (c, q) in enumerate([(2, 30), (1, 20), (3, 29)])]
-    assert [point.name for point in frontier(found)] == ["1", "0"]
+    assert [point.name for point in find_frontier(found)] == ["1", "0"]
 
 
 def test_a_plot_leaves_out_what_has_no_number(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_plot_leaves_out_what_has_no_number(tmp_path: Path) -> None:
         {"name": "y", "group": "other", "calls": 5, "processor_speedup": 2.0, "psnr_mean": 30.0},
     ]
     for dark in (False, True):
-        assert pareto_plot(rows, tmp_path / f"{dark}.png", dark=dark).stat().st_size > 5000
+        assert write_pareto_plot(rows, tmp_path / f"{dark}.png", dark=dark).stat().st_size > 5000
 
 
 # -------------------------------------------------------------------------- a run
@@ -327,7 +327,7 @@ def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) 
     rows = {row["name"]: row for row in found["rows"]}
     assert list(rows) == ["full", *(c.name for c in CONTENDERS if c.name in IMAGE_ROWS)]
     assert found["settings"]["scheduler"] == image.pipeline_model().default
-    assert image.name in heading(found)
+    assert image.name in make_heading(found)
     flux = image.name == "shapes-flux"
     for name in IMAGE_ROWS[:3]:
         assert (rows[name]["status"], rows[name]["calls"]) == ("measured", CALLS)

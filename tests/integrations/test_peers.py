@@ -18,7 +18,7 @@ from erta_bench.comparison.contender import mix, plain
 from erta_bench.comparison.contenders import SCHEDULE
 from erta_bench.comparison.fixed_sigmas import on_sigmas
 from erta_bench.comparison.peers import GRIDS, ORACLE, OURS, joined, peers, peers_bench
-from erta_bench.comparison.peers_page import lead_row, write_peers_page
+from erta_bench.comparison.peers_page import make_lead_row, write_peers_page
 from erta_bench.comparison.standings import GOALS, KINDS, comparable, standings
 from erta_bench.comparison.track import Track
 from erta_bench.core import cli
@@ -85,8 +85,8 @@ def test_the_best_of_each_kind_leads() -> None:
     rows[3]["psnr_mean"] = 44.0
     (standing,) = standings(rows)
     assert standing.reached is True
-    assert lead_row(standing)["reached"] == "yes"
-    assert lead_row(standing)["efficiency"] == 0.99
+    assert make_lead_row(standing)["reached"] == "yes"
+    assert make_lead_row(standing)["efficiency"] == 0.99
 
 
 def test_a_cache_of_parts_counts_by_its_work() -> None:

@@ -15,11 +15,12 @@ from erta_bench.comparison.standings import NEAR
 from erta_bench.comparison.track import BRANCHES, Ran, Ready, Track
 from erta_bench.core.ablation import SEEDS_APART, Overall, Setting, checked, shared_settings
 from erta_bench.core.outcome import Outcome, average, finite, record
-from erta_bench.core.report import Bench, Row, Value, versions
+from erta_bench.core.report import Bench, Row, Value
 from erta_bench.other_caches import RIVALS
 from erta_bench.pipelines.families import rival_versions
 from erta_framework import CFG
 from erta_framework.compatibility import Role, role_of
+from erta_framework.environment import collect_versions
 from erta_framework.errors import CapabilityError, ErtaError, InputError, suggestion
 from erta_framework.metrics import psnr
 from erta_framework.optional_dependencies import MissingExtraError
@@ -224,7 +225,7 @@ def compare(
         columns,
         facts,
         section="budget",
-        versions={**versions(), **rival_versions()},
+        versions={**collect_versions(), **rival_versions()},
     )
 
 

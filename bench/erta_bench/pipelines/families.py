@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from erta_bench.core.report import Bench, Row, versions
+from erta_bench.core.report import Bench, Row
 from erta_bench.pipelines.cell import measured, row
 from erta_bench.pipelines.isolated import GoneError, isolated
 from erta_bench.pipelines.methods import METHODS
+from erta_framework.environment import collect_versions
 from erta_framework.errors import InputError, suggestion
 from tiny_pipelines import FAMILIES
 
@@ -78,7 +79,7 @@ def families(
         COLUMNS,
         {"steps": steps, "timeout_seconds": timeout},
         section="family",
-        versions={**versions(), **rival_versions()},
+        versions={**collect_versions(), **rival_versions()},
     )
 
 

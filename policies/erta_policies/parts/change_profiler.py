@@ -12,9 +12,9 @@ from torch import Tensor
 
 from erta_framework import Call, Profile, Profiler, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import fingerprint_of
+from erta_framework.metrics import relative_l1
 from erta_policies.parts.changes import Memory, Signal, read, required
 from erta_policies.parts.profiles import require_full, require_whole
-from erta_policies.parts.signals import relative_l1
 
 Target = Literal["output", "residual"]
 DEGREE = 4

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call
+from erta_framework.metrics import relative_l1
 from erta_policies.parts.accumulator import Accumulator
-from erta_policies.parts.signals import relative_l1
 
 Signal = Literal["modulated_input", "timestep_embedding", "timestep_projection", "latents"]
 TIMES = ("timestep_embedding", "timestep_projection")

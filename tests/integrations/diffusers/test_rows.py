@@ -119,8 +119,8 @@ def test_what_each_sample_got_is_shown(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from erta_framework import report as media
 
-    shown, real = [], media.schedule_plot
-    monkeypatch.setattr(media, "schedule_plot", lambda p, path: shown.append(p) or real(p, path))
+    name, shown, real = "write_schedule_plot", [], media.write_schedule_plot
+    monkeypatch.setattr(media, name, lambda p, path: shown.append(p) or real(p, path))
     family = FAMILIES["wan-euler"]
     pipe = family.build()
     with attach(pipe, [Listed(steps=SCHEDULES[:3])]) as run:

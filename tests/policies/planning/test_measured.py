@@ -24,7 +24,7 @@ from erta_framework.budgets import (
 from erta_framework.budgets._measured_front import device_facts, levelled
 from erta_framework.budgets._replay import for_calls, moves, rank_correlation
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_framework.report import front_plot
+from erta_framework.report import write_front_plot
 from erta_framework.testing import AlternateSteps, GaussianMixtureFlow
 from erta_policies.ertacache import (
     ErrorLinearizer,
@@ -249,7 +249,7 @@ def test_a_front_has_no_plan_that_another_beats(profile, plan, tmp_path):
     assert all(row.seconds is not None for row in rows)
     json.dumps([row.record() for row in rows], allow_nan=False)
     pytest.importorskip("matplotlib")
-    assert front_plot("toy", rows, tmp_path / "front.png").stat().st_size > 10_000
+    assert write_front_plot("toy", rows, tmp_path / "front.png").stat().st_size > 10_000
 
 
 def test_what_cannot_be_replayed_is_refused(profile):
