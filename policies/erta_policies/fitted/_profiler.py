@@ -79,7 +79,8 @@ class FittedProfiler(RunProfiler):
         InputError: The trajectory does not start at step 0.
 
     Example:
-        >>> profiler = FittedProfiler(schedule=SkipPolicy(profile="wan.safetensors", calls=17))
+        >>> schedule = SkipPolicy(profile="wan.safetensors", calls=17)  # doctest: +SKIP
+        >>> profiler = FittedProfiler(schedule=schedule)  # doctest: +SKIP
         >>> Sampler(batch_size=16).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 

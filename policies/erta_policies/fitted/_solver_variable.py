@@ -35,7 +35,7 @@ class SolverVariable:
             latents, or their noise `"level"`.
 
     Example:
-        >>> [SolverVariable(kind).node(0.6) for kind in ("flow", "ratio", "level")]
+        >>> [round(SolverVariable(kind).node(0.6), 6) for kind in ("flow", "ratio", "level")]
         [0.6, 0.6, 0.75]
         >>> SolverVariable("flow").scale(0.6), SolverVariable("level").scale(0.6)
         (1.0, 1.25)
