@@ -14,7 +14,7 @@ from erta_framework.plugins._registry import (
     models,
     policies,
 )
-from erta_framework.plugins._traits import UNITS, Traits
+from erta_framework.plugins._traits import UNITS, Traits, finest_unit
 
 __all__ = [
     "FIRST_PARTY",
@@ -32,6 +32,7 @@ __all__ = [
     "budgeted",
     "drivers",
     "find_hooks",
+    "finest_unit",
     "flatten",
     "hook_options",
     "hookimpl",

@@ -14,6 +14,18 @@ UNITS: tuple[Unit, ...] = ("step", "branch", "sample")
 """From the coarsest to the finest; each may decide for those before it as well."""
 
 
+def finest_unit(each_sample: bool, each_branch: bool = False) -> Unit:
+    """What a decision holds for, by the settings of a policy that can decide for less than a step.
+
+    Example:
+        >>> finest_unit(False, each_branch=True)
+        'branch'
+    """
+    if each_sample:
+        return "sample"
+    return "branch" if each_branch else "step"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
     """What the engine must know of a policy before anything runs.

@@ -24,9 +24,8 @@ from erta_integrations.diffusers.bundled import PipelineSampler
 from erta_integrations.shapes_wan import ShapesWan, load
 from erta_integrations.shapes_wan.pipeline import WAN, pipeline, request
 from erta_policies.ertacache import ResidualReuse, SkipPolicy
-from erta_policies.fitted import FittedProfiler, FittedReuse
-from erta_policies.fitted.march import RUNS
-from erta_policies.fitted.table import Table
+from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
+from erta_policies.fitted._cached_run import RUNS
 
 STEPS = 6
 WanSampler = partial(PipelineSampler, through=WAN)
@@ -110,7 +109,11 @@ def test_one_prompt_after_another_gets_copies_and_is_judged(
     )
     # both again: the sum of two batches is judged
     assert seen == [[prompt] * len(RUNS) for prompt in prompts[0][:2]] * 2
-    assert (found.samples, Table.of(found).batches, Table.of(found).judged) == (2, 2, True)
+    assert (found.samples, FittedTable.of(found).batches, FittedTable.of(found).judged) == (
+        2,
+        2,
+        True,
+    )
 
 
 def test_batches_are_copied_whole() -> None:
@@ -121,7 +124,7 @@ def test_batches_are_copied_whole() -> None:
     model, prompts = GaussianMixtureFlow(), [f"p {k}" for k in range(3)]
     sampler = Sampler(num_steps=5, batch_size=2, guidance=CFG(scale=2.0), accelerator="cpu")
     found = sampler.calibrate(model, prompts, profiler=FittedProfiler())
-    assert (found.samples, Table.of(found).batches) == (3, 2)
+    assert (found.samples, FittedTable.of(found).batches) == (3, 2)
 
 
 CONFIG = """
@@ -139,7 +142,7 @@ def test_the_command_line_fits_and_samples(tmp_path: Path, monkeypatch: pytest.M
     words = ["-p", "a red circle moving left", "-p", "a blue square moving up"]
     made = runner.invoke(app, ["calibrate", "run.yaml", *words])
     assert made.exit_code == 0, made.output
-    assert Table.of(Profile.load("fitted.st")).computed == (0, 2, 3)
+    assert FittedTable.of(Profile.load("fitted.st")).computed == (0, 2, 3)
     done = runner.invoke(app, ["sample", "run.yaml", *words[:2], "--no-gifs", "-o", "out"])
     assert done.exit_code == 0, done.output
     assert "6 network calls" in done.output

@@ -23,9 +23,7 @@ from erta_framework.plugins import models
 from erta_framework.sampling import DDIM, FlowAdamsBashforth2, Solver, TextModel
 from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.ertacache import ERTACache, ResidualProfiler, ResidualReuse, SkipPolicy
-from erta_policies.fitted.profiler import FittedProfiler
-from erta_policies.fitted.recipe import FittedReuse
-from erta_policies.fitted.table import Table
+from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
 from erta_policies.forecast import Forecaster
 from erta_policies.planning import MultistepSchedule, PlannedSchedule
 
@@ -188,7 +186,7 @@ class Measured:
 
     def fitted(self, name: str, profile: Profile, base: Tensor, facts: Facts) -> None:
         """Measure a fit, with its error on its own calibration samples."""
-        table = Table.of(profile)
+        table = FittedTable.of(profile)
         self.add(
             name,
             "ours",

@@ -11,15 +11,8 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.ertacache.statistics import (
-    Signal,
-    affine_fit,
-    combined,
-    pair_errors,
-    per_sample,
-    presence,
-)
-from erta_policies.parts.paths import falling
+from erta_policies.ertacache import Signal, affine_fit, combined, pair_errors, per_sample, presence
+from erta_policies.shared import falling
 
 Cost = Literal["reuse", "grouping", "integrated", "corrected", "forecast"]
 

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from erta_framework import Profile, Profiler, SessionInfo, hookimpl
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.ertacache.schedule import evenly
-from erta_policies.ertacache.statistics import KIND, Signal, combined, per_sample, presence
-from erta_policies.parts import FixedSchedule
-from erta_policies.parts.budgets import Budgeted, PlanBudget, budget_of, settle
-from erta_policies.parts.profiles import loaded, require
+from erta_policies.ertacache import KIND, Signal, combined, evenly, per_sample, presence
 from erta_policies.planning.costs import required, sigmas
 from erta_policies.planning.plans import front, within
+from erta_policies.shared import Budgeted, FixedSchedule, PlanBudget, budget_of, settle
+from erta_policies.shared import load_profile as loaded
+from erta_policies.shared import require_match as require
 
 RIDGE = 1e-4
 """Keeps the weights of almost equal velocities small; relative to the square of each difference."""
@@ -83,7 +82,7 @@ class MultistepSchedule(FixedSchedule):
         _ = self._steps
 
     def calibrator(self) -> Profiler | None:
-        from erta_policies.ertacache.profiler import ResidualProfiler
+        from erta_policies.ertacache import ResidualProfiler
 
         return ResidualProfiler()
 

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache.statistics import Signal
-from erta_policies.parts.paths import Path, cheapest
+from erta_policies.ertacache import Signal
 from erta_policies.planning.costs import Cost, edges
+from erta_policies.shared import Path, cheapest
 
 GAMMA = 2.0
 """Power of the edge costs: our choice, between a plain sum (1) and MeanCache's best (4)."""

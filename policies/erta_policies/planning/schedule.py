@@ -14,13 +14,20 @@ from torch import Tensor
 from erta_framework import Profile, Profiler, SessionInfo, hookimpl
 from erta_framework.budgets import REMEDY, MeasuredFront
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.ertacache.statistics import KIND, Signal, pair_errors
-from erta_policies.parts import FixedSchedule
-from erta_policies.parts.budgets import Budgeted, PlanBudget, budget_of, require_device, settle
-from erta_policies.parts.paths import Path
-from erta_policies.parts.profiles import loaded, require
+from erta_policies.ertacache import KIND, Signal, pair_errors
 from erta_policies.planning.costs import FAMILIES, Cost, edges
 from erta_policies.planning.plans import GAMMA, edge_costs, front, within
+from erta_policies.shared import (
+    Budgeted,
+    FixedSchedule,
+    Path,
+    PlanBudget,
+    budget_of,
+    require_device,
+    settle,
+)
+from erta_policies.shared import load_profile as loaded
+from erta_policies.shared import require_match as require
 
 
 class PlannedSchedule(FixedSchedule):
@@ -87,7 +94,7 @@ class PlannedSchedule(FixedSchedule):
         _ = self._steps
 
     def calibrator(self) -> Profiler | None:
-        from erta_policies.ertacache.profiler import ResidualProfiler
+        from erta_policies.ertacache import ResidualProfiler
 
         return ResidualProfiler()
 

@@ -22,9 +22,8 @@ from erta_framework import (
     SamplingLoop,
 )
 from erta_framework.errors import CapabilityError, ConflictError, PolicyError
-from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
-from erta_policies.ertacache.schedule import Plan
-from erta_policies.ertacache.statistics import phi_table
+from erta_policies.ertacache import Plan, SkipPolicy, TimestepAdjuster
+from erta_policies.ertacache._statistics import phi_table
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -17,7 +17,7 @@ from erta_framework.errors import InputError, PolicyError
 from erta_framework.plugins import Policy
 from erta_framework.sampling import Branch
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
-from erta_policies.ertacache.profiler import Sums
+from erta_policies.ertacache._profiler import PairSums
 
 STEPS = 8
 
@@ -172,14 +172,14 @@ def test_observing_changes_nothing(world: SimpleNamespace) -> None:
 def test_nothing_of_the_trajectory_outlives_the_session(
     world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[weakref.ref[Sums]] = []
-    build = Sums.__init__
+    made: list[weakref.ref[PairSums]] = []
+    build = PairSums.__init__
 
-    def counted(self: Sums, *arguments: Any) -> None:
+    def counted(self: PairSums, *arguments: Any) -> None:
         build(self, *arguments)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(Sums, "__init__", counted)
+    monkeypatch.setattr(PairSums, "__init__", counted)
     profiler = ResidualProfiler()
     for seed in range(3):
         emitted = world.run([profiler], latents=world.noise(seed=seed)).emitted

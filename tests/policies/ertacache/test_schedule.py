@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache.schedule import (
-    Plan,
+from erta_policies.ertacache import Plan, evenly
+from erta_policies.ertacache._schedule import (
     distinct_thresholds,
-    evenly,
     reused_pairs,
     solve_threshold,
     walk,

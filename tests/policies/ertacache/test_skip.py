@@ -12,9 +12,16 @@ import torch
 from erta_framework import CFG, Engine, FlowEuler
 from erta_framework.budgets import forecast
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_policies.ertacache import ERTACache, ReplayProfiler, ResidualReuse, SkipPolicy
-from erta_policies.ertacache.schedule import Plan, solve_threshold, walk
-from erta_policies.ertacache.statistics import describe, pair_errors
+from erta_policies.ertacache import (
+    ERTACache,
+    Plan,
+    ReplayProfiler,
+    ResidualReuse,
+    SkipPolicy,
+    describe,
+    pair_errors,
+)
+from erta_policies.ertacache._schedule import solve_threshold, walk
 
 STEPS = 8
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from erta_framework import CFG, Profile
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache.schedule import Plan
-from erta_policies.ertacache.statistics import affine_fit, describe, pair_errors, phi_table
+from erta_policies.ertacache import Plan, affine_fit, describe, pair_errors
+from erta_policies.ertacache._statistics import phi_table
 
 STEPS = 4
 

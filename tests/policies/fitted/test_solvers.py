@@ -11,10 +11,9 @@ from erta_framework import CFG, Engine, NoGuidance, SamplingLoop, SessionInfo
 from erta_framework.errors import PolicyError
 from erta_framework.sampling import DDIM, FlowAdamsBashforth2
 from erta_policies.ertacache import ResidualReuse, SkipPolicy
-from erta_policies.fitted import FittedProfiler, FittedReuse
-from erta_policies.fitted.march import RUNS
-from erta_policies.fitted.table import Table
-from erta_policies.fitted.variable import Variable
+from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
+from erta_policies.fitted._cached_run import RUNS
+from erta_policies.fitted._solver_variable import SolverVariable
 
 STEPS = SkipPolicy(steps=(0, 1, 2, 6, 11))
 
@@ -54,7 +53,7 @@ def test_a_solver_with_memory_is_fitted_with_a_share_of_the_trajectory_target(fi
     given = (field.mixture, FlowAdamsBashforth2(), CFG(scale=2.0))
     profiler = FittedProfiler(schedule=STEPS)
     found = run(field, [profiler], *given, batch=8, copies=len(RUNS)).emitted[0]
-    table = Table.of(found)
+    table = FittedTable.of(found)
     assert (table.settings.trajectory, table.settings.averaged) == (0.3, 0)
     cached, plain, full = (
         run(field, policies, *given, batch=8)
@@ -87,4 +86,4 @@ def test_what_sigma_is_shows_without_capabilities(sigmas, times, kind):
         dtype=torch.float32,
         device=torch.device("cpu"),
     )
-    assert Variable.of(session).kind == kind
+    assert SolverVariable.of(session).kind == kind

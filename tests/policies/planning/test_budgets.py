@@ -15,7 +15,8 @@ from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.magcache import MagCache, MagCacheProfiler
 from erta_policies.meancache import MeanCache, MeanCacheProfiler, MeanCacheSchedule
-from erta_policies.planning import MultistepSchedule, PlanBudget, PlannedSchedule
+from erta_policies.planning import MultistepSchedule, PlannedSchedule
+from erta_policies.shared import PlanBudget
 from erta_policies.taylorseer import FORA, HiCache, RefreshInterval, TaylorSeer
 from erta_policies.teacache import TeaCacheProfiler, TeaCacheSchedule
 

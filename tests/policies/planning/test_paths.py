@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erta_policies.parts import paths
-from erta_policies.parts.paths import banded, cheapest, falling
+from erta_policies.shared import _paths, banded, cheapest, falling
 
 INF = float("inf")
 
@@ -113,8 +112,8 @@ def test_the_work_grows_with_calls_steps_and_the_longest_edge(monkeypatch):
         powered, scale = prepared(edges, gamma)
         return powered.as_subclass(Counting), scale
 
-    prepared = paths.prepared
-    monkeypatch.setattr(paths, "prepared", counting)
+    prepared = _paths.prepared
+    monkeypatch.setattr(_paths, "prepared", counting)
     for steps, longest, gaps in [(20, 5, 1), (20, 10, 1), (40, 5, 1), (20, 5, 5)]:
         counted.clear()
         edges = table(steps, longest, gaps, seed=0)
