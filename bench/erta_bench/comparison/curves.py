@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erta_bench.comparison.standings import KINDS, comparable, standings
+from erta_bench.comparison._leaders import KINDS
+from erta_bench.comparison._leaders import find_leaders as standings
+from erta_bench.comparison._leaders import is_comparable as comparable
 from erta_framework.report import sheet
 
 COLOURS = {

@@ -7,8 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from erta_bench.comparison._leaders import EFFICIENCY, KINDS
+from erta_bench.comparison._leaders import Leaders as Standing
+from erta_bench.comparison._leaders import find_leaders as standings
 from erta_bench.comparison.curves import curves_plot
-from erta_bench.comparison.standings import EFFICIENCY, KINDS, Standing, standings
 from erta_bench.core.page import kinds_tables, origin, rows_table, write_report
 from erta_framework.report import facts
 
