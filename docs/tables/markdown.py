@@ -19,12 +19,12 @@ def render_words(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escape_cell(text: str | None) -> str:
-    """Text that may stand in a table."""
+    """Text with whatever would break a table's cell escaped."""
     return (text or "").replace("|", "\\|").replace("\n", " ")
 
 
 def format_caption(record: Record) -> str:
-    """Where the numbers come from: command, machine, versions and date."""
+    """The origin of numbers: command, machine, versions and date."""
     machine, versions = record["machine"], record["versions"]
     place = machine.get("accelerator") or machine.get("processor") or machine.get("system")
     cores = f", {machine['cores']} cores" if machine.get("cores") else ""

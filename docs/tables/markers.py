@@ -1,4 +1,4 @@
-"""What stands in a page for each marker, such as `<!-- table:ablation -->`.
+"""The text that replaces each marker of a page, such as `<!-- table:ablation -->`.
 
 A table of a new file in `docs/data/` is a function of its record and one line of `SECTIONS`.
 """
@@ -29,7 +29,7 @@ from tables.support import render_checks, render_pipelines, render_schedulers
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What a function makes of the records of some files, read when a page asks.
+    """A function and the files whose records it renders; they are read when a page needs them.
 
     Attributes:
         make: Takes one record a file.

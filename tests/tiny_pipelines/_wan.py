@@ -136,7 +136,7 @@ def build_vace() -> Any:
 
 
 def build_anyflow() -> Any:
-    """AnyFlow, whose network is also told where the step ends."""
+    """AnyFlow, whose network also takes the timestep at which the step ends."""
     network = build_model(
         "AnyFlowTransformer3DModel",
         num_attention_heads=2,

@@ -162,6 +162,7 @@ def find_policy_names(value: Any) -> Iterator[str]:
                         yield from find_policy_names([held])
 
 
+# constructors of rows, each named after the group that it makes
 def plain(name: str, scheduler: str = "", *, order: int = 1, on: Spec | None = None) -> Contender:
     """A row of as many steps as calls, nothing cached; with `on` on the sigmas of a schedule."""
     return Contender(name=name, group="plain", scheduler=scheduler, order=order, on=on)

@@ -112,7 +112,7 @@ class Preparation:
         value: float | None,
         profile: Callable[[CalibratedBy, dict[str, Any]], Profile] | None = None,
     ) -> Prepared:
-        """Replace every placeholder, however deep it stands in the settings."""
+        """Replace every placeholder, at every depth of the settings."""
         profile_of = profile or (
             lambda made, options: self._profile(made, contender.seam, budget, options)
         )

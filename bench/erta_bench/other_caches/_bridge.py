@@ -47,10 +47,9 @@ class Bridge:
     """A pipeline with another project's cache switched on; made by `bridge`.
 
     Such a cache skips blocks, or parts of them, inside a network that the pipeline calls at every
-    step. The traces therefore count runs of the block stack: a call is `computed` if its last
-    block really ran, and `Trace.network_calls` are those calls, which is what the same number
-    means for our policies. `forwards` are the calls of the network itself. What the cache holds in
-    memory is not known here: `Trace.history_bytes` is 0.
+    step. The traces therefore count runs of the block stack: a call is `computed` if the last
+    block really ran, and `Trace.network_calls` counts such calls, as it does for our policies.
+    `forwards` counts the calls of the network itself. `Trace.history_bytes` is 0: not known here.
 
     Attributes:
         work: Runs of the layers of the network, and the elements that they computed, since the
@@ -129,7 +128,6 @@ class Bridge:
             for trace, forwards in zip(self.traces, self.forwards, strict=True)
         )
 
-    # ------------------------------------------------------------------ counting
     def _last_block(self, network: nn.Module, undo: ExitStack) -> Callable[[], int]:
         """How often the last block of a stack has run; of a network without one, any layer."""
         try:
@@ -190,7 +188,7 @@ class Bridge:
     def _step(
         self, step: StepTrace, ran: Sequence[bool], newest: dict[tuple[str, str], int]
     ) -> StepTrace:
-        # fewer network calls than branches: they went through it in one batch
+        # with fewer network calls than branches, the branches went through in one batch
         each = ran if len(ran) == len(step.calls) else [any(ran)] * len(step.calls)
         seen: list[CallTrace] = []
         for call, computed in zip(step.calls, each, strict=True):
