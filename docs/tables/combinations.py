@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 
-from tables.markdown import cell, left_aligned
+from tables.markdown import escape_cell, render_words
 
 
 @functools.cache
-def combinations_section() -> str:
+def render_combinations() -> str:
     """Which policies can stand beside which: parts, refused pairs, and what was left out."""
     from erta_framework.calibration import Profile
     from erta_framework.compatibility import OWN, Driver, make_overview
@@ -46,19 +46,19 @@ def combinations_section() -> str:
     counts = [found.counts(driver) for driver in found.drivers]
     rows.append(["", "combinations allowed", *(f"{a} of {made}" for a, made in counts)])
     pairs = [
-        [" + ".join(f"`{name}`" for name in chosen), "; ".join(where), cell(reason)]
+        [" + ".join(f"`{name}`" for name in chosen), "; ".join(where), escape_cell(reason)]
         for chosen, where, reason in found.refused()
     ]
-    absent = [[f"`{name}`", cell(reason)] for name, reason in found.absent.items()]
-    parts = [left_aligned(["Part", "Policy", *names], rows)]
+    absent = [[f"`{name}`", escape_cell(reason)] for name, reason in found.absent.items()]
+    parts = [render_words(["Part", "Policy", *names], rows)]
     if pairs:
         parts += [
             "Not together, although each may stand alone:",
-            left_aligned(["Policies", "Where", "Why"], pairs),
+            render_words(["Policies", "Where", "Why"], pairs),
         ]
     if absent:
         parts += [
             "Not among them, since they cannot be made without a setting of yours:",
-            left_aligned(["Policy", "Why"], absent),
+            render_words(["Policy", "Why"], absent),
         ]
     return "\n\n".join(parts)

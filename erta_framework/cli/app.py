@@ -95,7 +95,7 @@ def bench(ctx: typer.Context) -> None:
     """Run a benchmark; without a name, list them all."""
     from importlib import import_module
 
-    bench_app = import_module("erta_bench.core.cli").app
+    bench_app = import_module("erta_bench.cli").app
     code = bench_app(args=ctx.args or ["--help"], prog_name="erta bench", standalone_mode=False)
     raise typer.Exit(code if isinstance(code, int) else 0)
 

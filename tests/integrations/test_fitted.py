@@ -1,8 +1,7 @@
-"""Fitted reuse through unmodified pipelines, from the command line, and its bench."""
+"""Fitted reuse through unmodified pipelines, and from the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from erta_bench.fitted.bench import Study, opened, repeated, study_of
 from erta_framework import CFG, Profile, Sampler
 from erta_framework.cli import app
-from erta_framework.errors import InputError, PolicyError, ProfileMismatchError
+from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_framework.sampling import copied
 from erta_framework.testing import GaussianMixtureFlow
@@ -151,55 +149,3 @@ def test_the_command_line_fits_and_samples(tmp_path: Path, monkeypatch: pytest.M
     )
     assert plain.exit_code == 0, plain.output
     assert Profile.load("plain.st").kind == "fitted_profiler"
-
-
-@pytest.fixture(scope="module")
-def study() -> Callable[..., list[dict[str, Any]]]:
-    flow, calibration, held_out = opened("mixture")
-
-    def run(part: str) -> list[dict[str, Any]]:
-        found = Study(
-            model=flow,
-            calibration=calibration,
-            held_out=held_out,
-            measured=3,
-            samples=4,
-            steps=8,
-        )
-        return [dict(row) for row in study_of(found, [part], [5], 4, "a test").rows]
-
-    return run
-
-
-def test_the_study_measures_each_row(study: Callable[..., list[dict[str, Any]]]) -> None:
-    rows = study("calls")
-    assert [row["kind"] for row in rows] == ["plain", "plain", "peer", "composed", "ours"]
-    assert {row["calls"] for row in rows} == {5}
-    assert {row["samples"] for row in rows} == {3}
-    assert rows[-1]["gain_mean"] == pytest.approx(rows[-1]["psnr_mean"] - rows[-2]["psnr_mean"])
-
-
-def test_the_study_fits_on_other_schedules_and_under_other_solvers(
-    study: Callable[..., list[dict[str, Any]]],
-) -> None:
-    rows = study("schedules")
-    assert [row["kind"] for row in rows] == ["composed", "ours"] * 5
-    assert {row["calls"] for row in rows} == {5}
-    rows = study("solvers")
-    assert [row["where"] for row in rows[2::3]] == [
-        "20 steps, Euler",
-        "30 steps, Euler",
-        "8 steps, Adams-Bashforth 2",
-    ]
-    assert [row["calls"] for row in rows[2::3]] == [10, 15, 4]
-
-
-def test_the_study_measures_what_was_not_seen(
-    study: Callable[..., list[dict[str, Any]]],
-) -> None:
-    rows = study("robust")
-    assert len(rows) == 4 * 3
-    assert {row["budget"] for row in rows} == {4}
-    with pytest.raises(InputError, match="unknown part"):
-        study("everything")
-    assert repeated(["a", "b"], 3) == ["a", "b", "a"]

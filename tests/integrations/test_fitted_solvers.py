@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_unet
-from erta_bench.shapes_image.pipeline import NOISE, pipeline, request, samples_of
+from erta_bench.shapes_image._unet import NOISE
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.diffusers.pipeline import capabilities
 from erta_integrations.diffusers.pipeline._schedulers import read_schedule
 from erta_policies.ertacache import SkipPolicy

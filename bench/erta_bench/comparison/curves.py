@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from erta_bench.comparison.standings import KINDS, comparable, standings
+from erta_bench.comparison._leaders import KINDS, find_leaders, is_comparable
 from erta_framework.report import Figure, new_figure
 
 COLOURS = {
@@ -45,7 +45,7 @@ def write_curves_plot(
     figure = new_figure(12, 6.4, dark=dark, wanted_by="write_curves_plot")
     axis = figure.mpl.subplots()
     steps = int(next(row for row in rows if row.get("budget") is None)["steps"])
-    found = standings(rows)
+    found = find_leaders(rows)
     budgets = [standing.budget for standing in found]
     axis.set_xticks(budgets)
     axis.set_xlim(max(0, min(budgets) - 5), max(budgets) + 2)  # names need room on the left
@@ -54,7 +54,7 @@ def write_curves_plot(
         marks = [
             (row["budget"] + shift, row["psnr_mean"])
             for row in rows
-            if row.get("kind") == kind and comparable(row, steps)
+            if row.get("kind") == kind and is_comparable(row, steps)
         ]
         best = [(s.budget + shift, s.best[kind]) for s in found if kind in s.best]
         if best:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from erta_bench.comparison._leaders import EFFICIENCY, KINDS, Leaders, find_leaders
 from erta_bench.comparison.curves import write_curves_plot
-from erta_bench.comparison.standings import EFFICIENCY, KINDS, Standing, standings
 from erta_bench.core.page import (
     Columns,
     describe_samples,
@@ -98,7 +98,7 @@ def write_peers_page(record: Record, folder: str | Path) -> Path:
         note=NOTE,
         sections=make_sections(rows, "kind", KINDS, SHOWN),
         explained=EXPLAINED,
-        leaders=make_table([make_lead_row(standing) for standing in standings(rows)], LEADS),
+        leaders=make_table([make_lead_row(standing) for standing in find_leaders(rows)], LEADS),
         full=make_table([find_full_run(record)], SHOWN),
     )
 
@@ -112,7 +112,7 @@ def make_heading(record: Record) -> str:
     return f"Everyone on {record['settings']['model']}, {asked} of {full['steps']} network calls"
 
 
-def make_lead_row(standing: Standing) -> Record:
+def make_lead_row(standing: Leaders) -> Record:
     """Who leads at one number of calls, as a flat record."""
     best = standing.best
     ours = best.get("ours", {})

@@ -20,8 +20,7 @@ from erta_integrations.diffusers import attach, inspect
 from erta_integrations.diffusers.trunk import discover
 from erta_integrations.diffusers.trunk._signals import attention_of
 from erta_policies.ertacache import SkipPolicy
-from tiny_pipelines import FAMILIES, flow
-from tiny_pipelines.family import filled
+from tiny_pipelines import FAMILIES, fill_zeros, flow
 
 STEPS = 6
 PROBED = ("wan-euler", "wan22", "wan-i2v", "flux-true-cfg", "qwen-image", "sd3", "cogvideox",
@@ -81,7 +80,7 @@ def deeper(name: str, **layers: int) -> Any:
     pipe = FAMILIES[name].build()
     config = {k: v for k, v in pipe.transformer.config.items() if not k.startswith("_")}
     torch.manual_seed(3)
-    pipe.transformer = filled(type(pipe.transformer).from_config({**config, **layers}))
+    pipe.transformer = fill_zeros(type(pipe.transformer).from_config({**config, **layers}))
     return pipe
 
 

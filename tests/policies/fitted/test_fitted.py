@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from erta_bench.core.syncs import SyncCounter
+from erta_bench.overhead import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile, SamplingLoop
 from erta_framework.errors import (
     NonFiniteError,

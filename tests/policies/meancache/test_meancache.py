@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from erta_bench.core.syncs import SyncCounter
+from erta_bench.overhead import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_framework.sampling import DDIM, FlowAdamsBashforth2
