@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,15 @@ from erta_framework.sampling import (
     TextModel,
     sample_noise,
 )
-from erta_framework.session import Session, SessionInfo, Trace
+from erta_framework.session import (
+    Call,
+    FunctionNetwork,
+    Network,
+    Session,
+    SessionInfo,
+    Site,
+    Trace,
+)
 
 PER_SAMPLE, SAFE, MEAN, ALONE = "per sample", "safe maximum", "batch mean", "one by one"
 MODES = (PER_SAMPLE, SAFE, MEAN, ALONE)
@@ -31,9 +38,10 @@ MODES = (PER_SAMPLE, SAFE, MEAN, ALONE)
 class WholeBatchSession(Session):
     """A session whose driver cannot run the network on part of a batch."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def ask(self, site: Site, x: Tensor, network: Network, *, started: float | None = None) -> Call:
         """Compute all samples where one must be computed."""
-        return super().forward(*args, **{**kwargs, "rows": "the benchmark runs whole batches"})
+        whole = FunctionNetwork(network.run, undivided="the benchmark runs whole batches")
+        return super().ask(site, x, whole, started=started)
 
 
 class WholeBatchEngine(Engine):

@@ -24,6 +24,7 @@ from erta_bench.setting import (
     require_measurable,
 )
 from erta_framework import CFG
+from erta_framework.environment import collect_versions
 from erta_framework.errors import InputError
 from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins import policies
@@ -147,7 +148,7 @@ def compare_contenders(
         columns,
         facts,
         section="budget",
-        versions={**versions(), **read_rival_versions()},
+        versions={**collect_versions(), **read_rival_versions()},
     )
 
 
