@@ -5,12 +5,7 @@ from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError
 from erta_framework.plugins import Engine, Policy, Profiler, Traits, hookimpl
 from erta_framework.sampling import (
-    CFG,
-    DDIM,
     Callback,
-    FlowAdamsBashforth2,
-    FlowEuler,
-    NoGuidance,
     PictureWriter,
     ProgressBar,
     Request,
@@ -18,9 +13,10 @@ from erta_framework.sampling import (
     Sampler,
     Samples,
     SamplingLoop,
-    Schedule,
     TraceLogger,
 )
+from erta_framework.sampling.guidance import CFG, NoGuidance
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule
 from erta_framework.session import (
     Answer,
     Call,

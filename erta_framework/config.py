@@ -19,23 +19,14 @@ from omegaconf.errors import OmegaConfBaseException
 from erta_framework.calibration import Profile
 from erta_framework.errors import ConfigError, ErtaError, suggestion
 from erta_framework.jobs import FabricConfig, JobConfig
-from erta_framework.plugins import Policy, budgeted
+from erta_framework.plugins import Catalogue, Policy, budgeted
+from erta_framework.plugins import guidance as guidance_catalogue
 from erta_framework.plugins import policies as policy_catalogue
-from erta_framework.sampling import (
-    CFG,
-    DDIM,
-    FlowAdamsBashforth2,
-    FlowEuler,
-    Guidance,
-    NoGuidance,
-    Solver,
-)
+from erta_framework.plugins import solvers as solver_catalogue
+from erta_framework.sampling.guidance import CFG, Guidance
+from erta_framework.sampling.solvers import FlowEuler, Solver
 
 T = TypeVar("T")
-SOLVERS: Mapping[str, type] = types.MappingProxyType(
-    {"flow_euler": FlowEuler, "flow_ab2": FlowAdamsBashforth2, "ddim": DDIM}
-)
-GUIDANCE: Mapping[str, type] = types.MappingProxyType({"none": NoGuidance, "cfg": CFG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,11 +83,11 @@ def load_config(
     Args:
         path: The file; None starts from the defaults.
         overrides: `key=value`, dotted, in YAML syntax; applied in order.
-        only: Third-party distributions whose policies may be loaded; see `registry.Catalogue`.
+        only: Third-party distributions whose code may be loaded; see `registry.Catalogue`.
 
     Raises:
         ConfigError: The file cannot be read, a key is unknown or a value of the wrong type.
-        RegistryError: A policy is not installed.
+        RegistryError: A policy is not installed, or a part does not load.
     """
     try:
         loaded = OmegaConf.load(path) if path is not None else OmegaConf.create({})
@@ -140,22 +131,49 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
 
     Raises:
         ConfigError: A key is unknown or a value of the wrong type.
+        RegistryError: A policy is not installed, or a part does not load.
     """
     values = dict(values)
     if "policies" in values:
         values["policies"] = build_policies(values["policies"] or [], only)
-    for key, table in (("solver", SOLVERS), ("guidance", GUIDANCE)):
-        if key in values:
-            name, options = named(values[key], where=key)
-            if name not in table:
-                raise ConfigError(f"unknown {key} {name!r}; " + suggestion(name, table))
-            values[key] = construct(table[name], options, where=f"{key}.{name}")
+    if "solver" in values:
+        values["solver"] = build_solver(values["solver"], only)
+    if "guidance" in values:
+        values["guidance"] = build_guidance(values["guidance"], only)
     for key, section in (("fabric", FabricConfig), ("job", JobConfig)):
         if key in values:
             if not isinstance(values[key], Mapping):
                 raise ConfigError(f"{key} is {values[key]!r}; write {key}.option=value")
             values[key] = construct(section, values[key], where=key)
     return construct(RunConfig, values, where="configuration")
+
+
+def build_solver(spec: object, only: Collection[str] | None = None) -> Solver:
+    """A solver of the catalogue from `name` or `{name: {option: value}}`.
+
+    Raises:
+        ConfigError: The name or an option is unknown, or a value of the wrong type.
+        RegistryError: The class does not load.
+    """
+    solver: Solver = build_part(spec, "solver", solver_catalogue(only), only)
+    return solver
+
+
+def build_guidance(spec: object, only: Collection[str] | None = None) -> Guidance:
+    """A guidance rule of the catalogue, likewise."""
+    guidance: Guidance = build_part(spec, "guidance", guidance_catalogue(only), only)
+    return guidance
+
+
+def build_part(
+    spec: object, key: str, catalogue: Catalogue, only: Collection[str] | None = None
+) -> Any:
+    """The part that the configuration names under `key`."""
+    name, options = named(spec, where=key)
+    known = catalogue.names()
+    if name not in known:
+        raise ConfigError(f"unknown {key} {name!r}{catalogue.limit}; " + suggestion(name, known))
+    return construct(catalogue.load(name), options, where=f"{key}.{name}", only=only)
 
 
 def build_policies(specs: object, only: Collection[str] | None = None) -> tuple[Policy, ...]:

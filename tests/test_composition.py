@@ -23,8 +23,8 @@ from erta_framework.compatibility import (
 from erta_framework.compatibility._specimens import list_variants
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.plugins import policies
-from erta_framework.sampling import DDIM, FlowAdamsBashforth2
 from erta_framework.sampling import _loop as loop
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
 from erta_policies.easycache import EasyCache

@@ -14,14 +14,8 @@ from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
 from erta_framework.plugins import Policy
 from erta_framework.report import Method
-from erta_framework.sampling import (
-    Callback,
-    FlowAdamsBashforth2,
-    Sampler,
-    Solver,
-    TextModel,
-    TextSampler,
-)
+from erta_framework.sampling import Callback, Sampler, TextModel, TextSampler
+from erta_framework.sampling.solvers import FlowAdamsBashforth2, Solver
 
 
 def through_pipeline(model: TextModel) -> bool:

@@ -10,9 +10,11 @@ from erta_framework.plugins._registry import (
     benches,
     budgeted,
     drivers,
+    guidance,
     launchers,
     models,
     policies,
+    solvers,
 )
 from erta_framework.plugins._traits import UNITS, Traits, finest_unit
 
@@ -34,10 +36,12 @@ __all__ = [
     "find_hooks",
     "finest_unit",
     "flatten",
+    "guidance",
     "hook_options",
     "hookimpl",
     "launchers",
     "models",
     "owners_of",
     "policies",
+    "solvers",
 ]

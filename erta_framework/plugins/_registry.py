@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from erta_framework.errors import RegistryError, suggestion
 from erta_framework.plugins._policy import Policy
+from erta_framework.sampling.guidance import Guidance
+from erta_framework.sampling.solvers import Solver
 
 FIRST_PARTY = "erta-framework"
 LIMIT_VARIABLE = "ERTA_PLUGINS"
@@ -81,6 +83,13 @@ class Catalogue:
         """Names in the catalogue, without importing anything."""
         return sorted({entry.name for entry in self.entries()})
 
+    @property
+    def limit(self) -> str:
+        """The limit on what may be loaded, in brackets, for messages; empty if there is none."""
+        if self._only is not None:
+            return f" (only {', '.join(self._only) or 'first-party code'} may be loaded)"
+        return f" ({LIMIT_VARIABLE} limits what loads)" if third_party_limit() is not None else ""
+
     def load(self, name: str) -> Any:
         """Import one entry.
 
@@ -90,13 +99,8 @@ class Catalogue:
         """
         matches = [entry for entry in self.entries() if entry.name == name]
         if not matches:
-            limit = ""
-            if self._only is not None:
-                limit = f" (only {', '.join(self._only) or 'first-party code'} may be loaded)"
-            elif third_party_limit() is not None:
-                limit = f" ({LIMIT_VARIABLE} limits what loads)"
             raise RegistryError(
-                f"no installed distribution provides {name!r} in {self.group}{limit}; "
+                f"no installed distribution provides {name!r} in {self.group}{self.limit}; "
                 + suggestion(name, self.names())
             )
         if len(matches) > 1:
@@ -123,6 +127,27 @@ def _policy_problem(loaded: object) -> str | None:
     if isinstance(loaded, type) and issubclass(loaded, Policy):
         return None
     return f"is {loaded!r}, not a subclass of erta_framework.Policy"
+
+
+def _part_problem(loaded: object, protocol: type) -> str | None:
+    """What is wrong with a class of a part, which the configuration makes by its fields."""
+    where = f"{protocol.__module__.partition('._')[0]}.{protocol.__name__}"
+    if not isinstance(loaded, type) or not is_dataclass(loaded):
+        return f"is {loaded!r}, not a dataclass that offers what {where} describes"
+    wanted = sorted(name for name in vars(protocol) if not name.startswith("_"))
+    fields_held = {field.name for field in fields(loaded)}
+    missing = [name for name in wanted if not hasattr(loaded, name) and name not in fields_held]
+    if missing:
+        return f"is {loaded!r}, which lacks {', '.join(missing)} of {where}"
+    return None
+
+
+def _solver_problem(loaded: object) -> str | None:
+    return _part_problem(loaded, Solver)
+
+
+def _guidance_problem(loaded: object) -> str | None:
+    return _part_problem(loaded, Guidance)
 
 
 def _model_problem(loaded: object) -> str | None:
@@ -157,6 +182,16 @@ def budgeted() -> list[str]:
         if hasattr(cls, "with_calls") and any(field.name == "budget" for field in fields(cls)):
             found.add(entry.name)
     return sorted(found)
+
+
+def solvers(only: Collection[str] | None = None) -> Catalogue:
+    """The catalogue of solvers (`erta_framework.solvers`): dataclasses that offer `Solver`."""
+    return Catalogue("erta_framework.solvers", _solver_problem, only)
+
+
+def guidance(only: Collection[str] | None = None) -> Catalogue:
+    """The catalogue of guidance rules (`erta_framework.guidance`): they offer `Guidance`."""
+    return Catalogue("erta_framework.guidance", _guidance_problem, only)
 
 
 def models(only: Collection[str] | None = None) -> Catalogue:

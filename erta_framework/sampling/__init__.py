@@ -9,7 +9,6 @@ from erta_framework.sampling._callbacks import (
     RunStart,
     TraceLogger,
 )
-from erta_framework.sampling._guidance import CFG, Branch, Guidance, NoGuidance
 from erta_framework.sampling._loop import Request, Result, SamplingLoop, offered
 from erta_framework.sampling._network_call import (
     Denoiser,
@@ -18,8 +17,9 @@ from erta_framework.sampling._network_call import (
     call_denoiser,
 )
 from erta_framework.sampling._sampler import Sampler, Samples, TextSampler, copied, resolve_device
-from erta_framework.sampling._solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
 from erta_framework.sampling._text_model import TextModel, sample_noise
+from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
 
 __all__ = [
     "CFG",

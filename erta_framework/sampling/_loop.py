@@ -11,9 +11,9 @@ from torch import Tensor
 from erta_framework.calibration import Profile
 from erta_framework.errors import InputError
 from erta_framework.plugins import Engine
-from erta_framework.sampling._guidance import Guidance, NoGuidance
 from erta_framework.sampling._network_call import Denoiser, DenoiserCall
-from erta_framework.sampling._solvers import Schedule, Solver
+from erta_framework.sampling.guidance import Guidance, NoGuidance
+from erta_framework.sampling.solvers import Schedule, Solver
 from erta_framework.session import (
     PREFIX,
     RESIZED,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import ProtocolError
-from erta_framework.sampling._guidance import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_framework.session import (
     PROMPT,
     PROMPT_MASK,

@@ -33,10 +33,10 @@ from erta_framework.jobs import (
 )
 from erta_framework.plugins import Engine, Policy, Profiler
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
-from erta_framework.sampling._guidance import CFG, Guidance
 from erta_framework.sampling._loop import Request, SamplingLoop
-from erta_framework.sampling._solvers import FlowEuler, Schedule, Solver
 from erta_framework.sampling._text_model import TextModel, sample_noise
+from erta_framework.sampling.guidance import CFG, Guidance
+from erta_framework.sampling.solvers import FlowEuler, Schedule, Solver, suggest_solver
 from erta_framework.session import Trace
 
 PRECISIONS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -195,7 +195,7 @@ class Sampler:
             raise CapabilityError(
                 f"{type(model).__name__} predicts {predicted}, {self.solver!r} offers "
                 f"{', '.join(sorted(self.solver.capabilities))}; use a solver that offers "
-                f"{predicted}, such as {'DDIM()' if predicted == 'epsilon' else 'FlowEuler()'}"
+                f"{predicted}, such as {suggest_solver(predicted)}"
             )
         if self.fabric.many:
             raise CapabilityError(
@@ -219,7 +219,9 @@ class Sampler:
             )
         if init is not None:
             check_latents("init", init, noise.shape)
-        start = self.solver.noised(init, noise, self.schedule.sigmas[first])
+        # latents given for a later step are noised already; pure noise may still need a scale
+        noised = init is None and first > 0
+        start = noise if noised else self.solver.noised(init, noise, self.schedule.sigmas[first])
         if isinstance(model, nn.Module):
             model.to(self.device)
         starts = range(0, len(names), self.batch_size)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from erta_framework import Traits
 from erta_framework.plugins import Policy, hookimpl
-from erta_framework.sampling import CFG, NoGuidance, Request, Result
+from erta_framework.sampling import Request, Result
+from erta_framework.sampling.guidance import CFG, NoGuidance
 from erta_framework.session import Call, Compute, Decision, Step
 from erta_framework.testing._bench import (
     ToySetup,

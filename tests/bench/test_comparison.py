@@ -19,7 +19,7 @@ from erta_framework.compatibility import Role, role_of
 from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import policies
-from erta_framework.sampling import NoGuidance
+from erta_framework.sampling.guidance import NoGuidance
 from erta_framework.testing import GaussianMixtureFlow
 
 pytest.importorskip("diffusers")

@@ -19,7 +19,9 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import ConflictError, PolicyError
-from erta_framework.sampling import FlowAdamsBashforth2, NoGuidance, Request, SamplingLoop
+from erta_framework.sampling import Request, SamplingLoop
+from erta_framework.sampling.guidance import NoGuidance
+from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.session import Evaluation, Interval
 from erta_framework.session._history import History
 from erta_framework.session._selection import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from erta_bench.setting import PROFILE, Spec, build_policy
 from erta_framework.calibration import Profile
 from erta_framework.plugins import Policy, flatten
-from erta_framework.sampling import FlowAdamsBashforth2, FlowEuler, Solver
+from erta_framework.sampling.solvers import FlowAdamsBashforth2, FlowEuler, Solver
 
 Key = tuple[str, int, tuple[str, ...]]
 """Solver, steps and the settings of every part."""

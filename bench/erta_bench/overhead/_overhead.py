@@ -21,15 +21,9 @@ from erta_framework.calibration import Profile
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError
 from erta_framework.plugins import Engine, Policy, hookimpl
-from erta_framework.sampling import (
-    CFG,
-    Denoiser,
-    FlowEuler,
-    Guidance,
-    NoGuidance,
-    Request,
-    SamplingLoop,
-)
+from erta_framework.sampling import Denoiser, Request, SamplingLoop
+from erta_framework.sampling.guidance import CFG, Guidance, NoGuidance
+from erta_framework.sampling.solvers import FlowEuler
 from erta_framework.session import Call, Compute, Decision, Reuse
 
 SHAPE = (1, 4, 8, 8)

@@ -21,7 +21,7 @@ from erta_bench.shapes_image._flux import ShapesFlux
 from erta_bench.shapes_image._model import ShapesImage, load_model
 from erta_bench.shapes_image._unet import ShapesUNet
 from erta_framework import CFG, Sampler
-from erta_framework.sampling import DDIM, FlowEuler
+from erta_framework.sampling.solvers import DDIM, FlowEuler
 from erta_integrations.shapes_wan.data import COLORS, SHAPES
 
 CHANCE = {"color": 1 / len(COLORS), "shape": 1 / len(SHAPES), "place": 1 / len(PLACES)}

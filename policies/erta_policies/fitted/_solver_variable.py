@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from erta_framework import SessionInfo
+from erta_framework.errors import PolicyError
+from erta_framework.sampling.solvers import VARIANCE_EXPLODING
 from erta_framework.session import DDIM_LEVELS
 from erta_policies.shared import read_mixing
 
@@ -31,8 +33,8 @@ class SolverVariable:
     """How a driver's sigma becomes nodes and scales.
 
     Attributes:
-        kind: What sigma is: of a `"flow"`, the noise-to-clean `"ratio"` of variance-preserving
-            latents, or their noise `"level"`.
+        kind: What sigma is: of a `"flow"` (or variance exploding, where v is the noise), the
+            noise-to-clean `"ratio"` of variance-preserving latents, or their noise `"level"`.
 
     Example:
         >>> [round(SolverVariable(kind).node(0.6), 6) for kind in ("flow", "ratio", "level")]
@@ -45,11 +47,23 @@ class SolverVariable:
 
     @classmethod
     def of(cls, session: SessionInfo) -> SolverVariable:
-        """The variable that the driver declares; for other solvers, what its sigmas suggest."""
+        """What the driver declares, or for other solvers what its sigmas look like.
+
+        Raises:
+            PolicyError: The network predicts something in which no step is an Euler step.
+        """
+        strange = session.capabilities & {"sample", "v_prediction"}
+        if strange:
+            raise PolicyError(
+                f"fitted reuse weighs outputs in which a step is an Euler step, but under "
+                f"{session.solver or 'this driver'} the network predicts {', '.join(strange)}; "
+                "convert the output with erta_framework.sampling.networks.convert_prediction and "
+                "use a solver that integrates velocity or noise"
+            )
         if "velocity" in session.capabilities:
             return cls("flow")
-        if "epsilon" in session.capabilities:
-            return cls("ratio")
+        if "epsilon" in session.capabilities:  # variance-exploding latents need no scale, as flows
+            return cls("flow" if VARIANCE_EXPLODING in session.capabilities else "ratio")
         if DDIM_LEVELS in session.capabilities:
             return cls("level")
         if read_mixing(session) == "flow":

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from erta_framework import CFG, Engine, Policy, Reuse, Traits, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.sampling import FlowEuler
+from erta_framework.sampling.solvers import FlowEuler
 from erta_framework.session import Compute
 from erta_framework.testing import GaussianMixtureFlow, toy_run
 from erta_framework.testing._bench import ToySetup

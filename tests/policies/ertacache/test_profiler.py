@@ -15,7 +15,7 @@ from torch import Tensor
 from erta_framework import CFG, NoGuidance, Profile, Reuse, Traits, hookimpl
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.plugins import Policy
-from erta_framework.sampling import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 from erta_policies.ertacache._profiler import PairSums
 

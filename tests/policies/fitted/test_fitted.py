@@ -16,7 +16,7 @@ from erta_framework.errors import (
     ProfileError,
     ProfileMismatchError,
 )
-from erta_framework.sampling import FlowAdamsBashforth2
+from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.testing import AffineFlow, toy_profile
 from erta_framework.testing._bench import FLOW, plain_loop
 from erta_policies.easycache import EasyCache

@@ -11,7 +11,7 @@ import torch
 from erta_bench.overhead import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import CapabilityError, InputError, PolicyError
-from erta_framework.sampling import DDIM, FlowAdamsBashforth2
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_framework.testing._bench import FLOW, AlternateSteps
 from erta_policies.easycache import EasyCache

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Policy, Request, Result, SamplingLoop
 from erta_framework.errors import CapabilityError, PolicyError, ProfileError
-from erta_framework.sampling import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_framework.testing._bench import FLOW
 from erta_policies.adapters import MaxConsecutive, WarmUp

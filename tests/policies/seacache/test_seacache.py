@@ -12,7 +12,7 @@ from torch import Tensor
 
 from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.sampling import DDIM
+from erta_framework.sampling.solvers import DDIM
 from erta_framework.testing import GaussianMixtureFlow
 from erta_framework.testing._bench import FLOW
 from erta_policies.adapters import WarmUp

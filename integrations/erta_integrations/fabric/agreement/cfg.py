@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erta_framework import CFG
 from erta_framework.errors import InputError
-from erta_framework.sampling import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_integrations.fabric.agreement.wire import (
     DEFAULT_TIMEOUT,
     Ledger,

@@ -37,16 +37,36 @@ class Branch:
 
 
 class Guidance(Protocol):
-    """What the sampling loop needs of a guidance rule."""
+    """What the sampling loop needs of a guidance rule. Write your own by offering these members.
+
+    To be named in a configuration it must be a frozen dataclass, whose fields are the options,
+    registered under the entry-point group `erta_framework.guidance`. Its `repr` is in profiles.
+    """
 
     @property
-    def names(self) -> tuple[str, ...]: ...
+    def names(self) -> tuple[str, ...]:
+        """Every branch that some step may evaluate."""
+        ...
 
     def branches(
         self, cond: Tensor, uncond: Tensor | None, index: int, num_steps: int
-    ) -> tuple[Branch, ...]: ...
+    ) -> tuple[Branch, ...]:
+        """The branches of step `index`, in the order in which they are evaluated.
 
-    def combine(self, outputs: Mapping[str, Tensor]) -> Tensor: ...
+        Args:
+            cond: Condition of every sample, batch first.
+            uncond: Unconditional condition of every sample, if the request has one.
+            index: Step in the schedule, 0 is the noisiest.
+            num_steps: Steps of the schedule.
+
+        Raises:
+            InputError: The step needs a condition that there is none of.
+        """
+        ...
+
+    def combine(self, outputs: Mapping[str, Tensor]) -> Tensor:
+        """The guided output `[B, C, ...]` of the step's branches, by name."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
