@@ -15,10 +15,8 @@ from erta_bench.cli import app
 from erta_bench.scale import Scenario, SimulationError
 from erta_bench.scale._file_calls import FileCalls, Killed
 from erta_bench.scale._simulate import require_whole, simulate_job
-from erta_bench.scale._simulated_job import Job
-from erta_integrations.fabric.jobs import Claims, Item, Store, Tally
-from erta_integrations.fabric.jobs.division import SHARD
-from erta_integrations.fabric.jobs.manifest import finish
+from erta_bench.scale._simulated_job import Job, Rank, find_part
+from erta_integrations.fabric.jobs import SHARD, Claim, Claims, Item, Store, Tally, write_manifest
 
 
 def items(count: int) -> tuple[Item, ...]:
@@ -105,22 +103,33 @@ def test_a_thousand_ranks_ask_little_of_the_file_system(tmp_path: Path) -> None:
     assert row["operations"] * 5120 / 1024 < 800
 
 
-def test_few_look_where_nothing_is_left(tmp_path: Path) -> None:
-    job = Job(Scenario(ranks=24, samples=6 * SHARD), tmp_path / "job", items(6 * SHARD))
-    outcome = job.run()
+def test_few_look_where_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lists: Counter[Rank] = Counter()
+    turn = Job.turn
+
+    def counted(self: Job, rank: Rank, operations: int | None) -> None:
+        before = self.calls.counts["list"]
+        turn(self, rank, operations)
+        lists[rank] += self.calls.counts["list"] - before
+
+    monkeypatch.setattr(Job, "turn", counted)
+    outcome = Job(Scenario(ranks=24, samples=6 * SHARD), tmp_path / "job", items(6 * SHARD)).run()
     leaders = [rank for rank in outcome.ranks if rank.position[0] == 0]
     assert len(leaders) == 1
-    lists = Counter({k: rank.claims.calls["list"] for k, rank in enumerate(outcome.ranks)})
-    del lists[0]  # stays, and looks at everything again and again
-    # 6 shards and as many marks; then the marks, and both folders of at most 6 shards
-    assert max(lists.values()) <= 2 * 6 + 1 + 2 * 6
+    for rank in outcome.ranks:
+        if rank is not leaders[0]:  # stays, and looks at everything again and again
+            begin, end = find_part(rank.position[0], 24, 6 * SHARD)
+            others = [index for index in rank.made if not begin <= index < end]
+            # one for each sample of another rank's part, and again where a third was quicker; each
+            # shard until it has no more; then the outputs of each, and the claims of at most four
+            assert lists[rank] <= 2 * (len(others) + 1) + 6 + 6 + 4
 
 
 # ------------------------------------------------------------------- a check that can fail
 def done(folder: Path, count: int = 40) -> tuple[Job, Callable[[], None]]:
     job = Job(Scenario(ranks=4, samples=count), folder, items(count))
     outcome = job.run()
-    finish(folder, job.items, Store(folder), Tally(folder))
+    write_manifest(folder, job.items, Store(folder), Tally(folder))
     return job, lambda: require_whole(outcome, folder, job.items)
 
 
@@ -158,16 +167,16 @@ def test_what_is_lost_torn_or_left_is_seen(tmp_path: Path) -> None:
 def test_a_sample_that_two_ranks_have_is_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, both: bool, message: str
 ) -> None:
-    found = Claims._abandoned
+    found = Claims._is_abandoned
     mistakes: list[int] = []
 
-    def abandoned(self: Claims, index: int, *rest: object) -> bool:
+    def abandoned(self: Claims, claim: Claim, *rest: object) -> bool:
         if mistakes:
-            return found(self, index, *rest)  # type: ignore[arg-type]
-        mistakes.append(index)
+            return found(self, claim, *rest)  # type: ignore[arg-type]
+        mistakes.append(claim.index)
         return True
 
-    monkeypatch.setattr(Claims, "_abandoned", abandoned)
+    monkeypatch.setattr(Claims, "_is_abandoned", abandoned)
     if both:
         monkeypatch.setattr(Claims, "holds", lambda *_: True)
     with pytest.raises(SimulationError, match=message):

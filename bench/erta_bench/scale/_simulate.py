@@ -16,9 +16,14 @@ from rich.console import Console
 from erta_bench.core import Bench, Row, Value
 from erta_bench.scale._simulated_job import Job, Outcome, Scenario, SimulationError
 from erta_bench.setting import time_call
-from erta_integrations.fabric.jobs import Item, Store, Tally, load_items
-from erta_integrations.fabric.jobs.job import committed
-from erta_integrations.fabric.jobs.manifest import finish
+from erta_integrations.fabric.jobs import (
+    Item,
+    Store,
+    Tally,
+    count_committed,
+    load_items,
+    write_manifest,
+)
 
 COLUMNS = {
     "name": "",
@@ -46,7 +51,7 @@ def simulate_job(scenario: Scenario, folder: Path) -> Row:
     outcome, real = time_call(lambda: Job(scenario, folder, items).run())
     tally = Tally(folder)
     _, tallied = time_call(tally.read)
-    _, finished = time_call(lambda: finish(folder, items, Store(folder), tally))
+    _, finished = time_call(lambda: write_manifest(folder, items, Store(folder), tally))
     require_whole(outcome, folder, items)
     files, largest = measure_folder(folder)
     claims = sorted(seconds for rank in outcome.ranks for seconds in rank.claim_seconds)
@@ -58,7 +63,7 @@ def simulate_job(scenario: Scenario, folder: Path) -> Row:
         "samples": scenario.samples,
         "processes": len(outcome.ranks),
         "deaths": outcome.deaths,
-        "lost": len(items) - committed(Store(folder), len(items)),
+        "lost": len(items) - count_committed(Store(folder), len(items)),
         "made_twice": sum(n - 1 for n in count_outputs(outcome).values()),
         "begun_again": again,
         "minutes": outcome.makespan / 60,
@@ -111,7 +116,7 @@ def require_whole(outcome: Outcome, folder: Path, items: Sequence[Item]) -> None
                 f"{len(indices)} samples of {len(items)} {what}, such as {indices[:5]}; the job is "
                 f"in {folder}"
             )
-    if committed(store, len(items)) != len(items):
+    if count_committed(store, len(items)) != len(items):
         raise SimulationError(f"{folder} holds other outputs than those of the job")
 
 

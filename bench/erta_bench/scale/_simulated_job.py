@@ -26,9 +26,16 @@ import torch
 from erta_bench.scale._file_calls import FileCalls, Killed
 from erta_framework.errors import ErtaError
 from erta_framework.jobs import JobConfig
-from erta_integrations.fabric.jobs import Claim, Claims, Item, Made, Runner, Worker
-from erta_integrations.fabric.jobs.manifest import Log
-from erta_integrations.fabric.jobs.store import open_folder
+from erta_integrations.fabric.jobs import (
+    Claim,
+    Claims,
+    Item,
+    JobRunner,
+    SampledItem,
+    Worker,
+    WorkerLog,
+    open_folder,
+)
 
 REACH = 14
 """A rank that dies at work dies within so many file operations: a commit and a claim."""
@@ -86,15 +93,17 @@ class NumberSource:
     def check(self, overrides: object) -> None:
         return None
 
-    def sample(self, items: Sequence[Item]) -> list[Made]:
+    def sample(self, items: Sequence[Item]) -> list[SampledItem]:
         trace = {"network_calls": 1, "branch_calls": 1}
         return [
-            Made({"sample": torch.tensor([item.seed])}, {"seed": item.seed, "trace": trace}, 0.0)
+            SampledItem(
+                {"sample": torch.tensor([item.seed])}, {"seed": item.seed, "trace": trace}, 0.0
+            )
             for item in items
         ]
 
 
-class Rank(Runner):
+class Rank(JobRunner):
     """A rank whose turns the simulation takes one at a time.
 
     Attributes:
@@ -115,7 +124,7 @@ class Rank(Runner):
         self.worker = Worker(
             job.folder, lease=job.config.lease, host=f"node-{node}", clock=lambda: job.now
         )
-        self.log = Log(job.folder, self.worker.name).__enter__()
+        self.log = WorkerLog(job.folder, self.worker.name).__enter__()
         self.claims = Claims(
             job.folder,
             len(job.items),

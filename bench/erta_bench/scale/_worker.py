@@ -26,9 +26,9 @@ from erta_framework.plugins import models
 from erta_framework.plugins import policies as policy_catalogue
 from erta_framework.sampling import Callback, TextModel, sample_noise
 from erta_framework.session import StepTrace
-from erta_integrations.fabric import build, sample_job
-from erta_integrations.fabric.agreement import agreed
-from erta_integrations.fabric.jobs import Item, Made, SamplerWork, run_job
+from erta_integrations.fabric import build_fabric, sample_job
+from erta_integrations.fabric.agreement import add_agreement
+from erta_integrations.fabric.jobs import Item, SampledItem, SamplerSource, run_job
 
 CPU = torch.device("cpu")
 SCALE = 3.0
@@ -64,14 +64,14 @@ class SampleMarks:
         }
 
 
-class MarkedWork(SamplerWork):
+class MarkedWork(SamplerSource):
     """Samples as a job does, and marks when each sample begins."""
 
     def __init__(self, sampler: Sampler, model: TextModel, marks: SampleMarks) -> None:
         super().__init__(sampler, model, CPU)
         self._marks = marks
 
-    def sample(self, items: Sequence[Item]) -> list[Made]:
+    def sample(self, items: Sequence[Item]) -> list[SampledItem]:
         """The samples of one batch."""
         self._marks.add()
         return super().sample(items)
@@ -185,7 +185,7 @@ def count_traffic(folder: Path, name: str, steps: int) -> None:
     """Count what two ranks send in a job, and sharing a sample under two kinds of policies."""
     torch.set_num_threads(1)
     sent = TrafficCounter()
-    fabric = build(FabricConfig(accelerator="cpu", strategy="ddp"))
+    fabric = build_fabric(FabricConfig(accelerator="cpu", strategy="ddp"))
     fabric.launch()
     model: TextModel = models().load(name)()
     settings: dict[str, Any] = {"num_steps": steps, "accelerator": "cpu"}
@@ -201,7 +201,7 @@ def count_traffic(folder: Path, name: str, steps: int) -> None:
         "agreed": known.load("easycache")(threshold=0.05, warmup=1),
     }
     for kind, policy in policies.items():
-        shared = Sampler(agreed([policy], group), [sent], **settings)
+        shared = Sampler(add_agreement([policy], group), [sent], **settings)
         found[kind] = sent.during(partial(shared.sample, model, repeat_demo_prompts(model, 1)))
     (folder / f"{fabric.global_rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from erta_framework.errors import InputError
-from erta_integrations.fabric.agreement.wire import AgreementError
+from erta_integrations.fabric.agreement._collectives import AgreementError
 
 HOW = (
     "give a DeviceMesh with the names of its dimensions, a process group, or the ranks that share "
@@ -18,12 +18,12 @@ HOW = (
 )
 
 
-def group_of(
+def find_group(
     source: Any, dims: str | Sequence[str] = (), *, timeout: float | None = None
 ) -> dist.ProcessGroup | None:
-    """The group of this rank that shares one sample, or the weights of the network.
+    """Find the ranks that compute one sample, or one network, together with this rank.
 
-    Data-parallel ranks are no such group: None says that nobody has to agree.
+    Data-parallel ranks are no such group. For them the result is None: nobody has to agree.
 
     Args:
         source: A launched `Fabric` (or its strategy), a `DeviceMesh`, a process group, or a list
@@ -41,26 +41,30 @@ def group_of(
     Example:
         >>> mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "context"))
         ... # doctest: +SKIP
-        >>> group_of(mesh, "context")  # doctest: +SKIP
+        >>> find_group(mesh, "context")  # doctest: +SKIP
     """
     if isinstance(source, dist.ProcessGroup):
-        return source if timeout is None else made(dist.get_process_group_ranks(source), timeout)
+        return (
+            source
+            if timeout is None
+            else create_group(dist.get_process_group_ranks(source), timeout)
+        )
     if isinstance(source, DeviceMesh):
-        return of_mesh(source, (dims,) if isinstance(dims, str) else tuple(dims), timeout)
+        return find_mesh_group(source, (dims,) if isinstance(dims, str) else tuple(dims), timeout)
     if isinstance(source, Sequence) and not isinstance(source, str):
-        return made([int(rank) for rank in source], timeout)
+        return create_group([int(rank) for rank in source], timeout)
     strategy = getattr(source, "strategy", source)
     if type(strategy).__module__.split(".")[0] not in ("lightning", "lightning_fabric"):
-        raise InputError(f"group_of got {source!r}; {HOW}")
-    found = of_strategy(strategy, (dims,) if isinstance(dims, str) else tuple(dims))
+        raise InputError(f"find_group got {source!r}; {HOW}")
+    found = find_strategy_group(strategy, (dims,) if isinstance(dims, str) else tuple(dims))
     if isinstance(found, tuple):
-        return of_mesh(*found, timeout)
+        return find_mesh_group(*found, timeout)
     if found is None or timeout is None:
         return found
-    return made(dist.get_process_group_ranks(found), timeout)
+    return create_group(dist.get_process_group_ranks(found), timeout)
 
 
-def of_mesh(
+def find_mesh_group(
     mesh: DeviceMesh, dims: tuple[str, ...], timeout: float | None
 ) -> dist.ProcessGroup | None:
     """The group of some dimensions of a mesh."""
@@ -73,15 +77,15 @@ def of_mesh(
     if not dims and mesh.ndim > 1:
         raise InputError(
             f"the mesh has the dimensions {', '.join(known) or mesh.shape}; name those over which "
-            f"a sample is split, such as group_of(mesh, {(known or ('name',))[-1]!r})"
+            f"a sample is split, such as find_group(mesh, {(known or ('name',))[-1]!r})"
         )
     if len(dims) < 2 and timeout is None:
         return mesh.get_group(dims[0] if dims else None)
     chosen = mesh[dims] if dims else mesh
-    return made(chosen.mesh.flatten().tolist(), timeout)
+    return create_group(chosen.mesh.flatten().tolist(), timeout)
 
 
-def of_strategy(
+def find_strategy_group(
     strategy: Any, dims: tuple[str, ...]
 ) -> dist.ProcessGroup | tuple[DeviceMesh, tuple[str, ...]] | None:
     """The group of a strategy of Fabric, or the dimensions of its mesh."""
@@ -96,7 +100,7 @@ def of_strategy(
     if whole and not isinstance(strategy, DeepSpeedStrategy):
         return None
     if isinstance(strategy, ModelParallelStrategy):
-        mesh = launched(strategy).device_mesh
+        mesh = require_launched(strategy).device_mesh
         several = tuple(n for n in mesh.mesh_dim_names or () if mesh[n].size() > 1)
         if not dims and len(several) > 1:
             raise InputError(
@@ -108,13 +112,13 @@ def of_strategy(
         chosen = dims or several
         return (mesh, chosen) if chosen else None
     if isinstance(strategy, FSDPStrategy):
-        return of_fsdp(launched(strategy), dims)
+        return find_fsdp_group(require_launched(strategy), dims)
     raise InputError(
         f"the ranks of {type(strategy).__name__} that compute together are not known; {HOW}"
     )
 
 
-def of_fsdp(
+def find_fsdp_group(
     strategy: Any, dims: tuple[str, ...]
 ) -> dist.ProcessGroup | tuple[DeviceMesh, tuple[str, ...]]:
     """The ranks between which FSDP divides the weights: replicas of the whole stay apart."""
@@ -135,8 +139,8 @@ def of_fsdp(
     return world
 
 
-def launched(strategy: Any) -> Any:
-    """The strategy, if its processes are there.
+def require_launched(strategy: Any) -> Any:
+    """The strategy, if its processes are running.
 
     Raises:
         InputError: They are not.
@@ -144,12 +148,12 @@ def launched(strategy: Any) -> Any:
     if not dist.is_initialized():
         raise InputError(
             f"the processes of {type(strategy).__name__} do not exist yet; call fabric.launch() "
-            "before group_of(fabric)"
+            "before find_group(fabric)"
         )
     return strategy
 
 
-def made(ranks: Sequence[int], timeout: float | None) -> dist.ProcessGroup:
+def create_group(ranks: Sequence[int], timeout: float | None) -> dist.ProcessGroup:
     """A new group over these ranks; only they call this.
 
     Raises:
@@ -168,7 +172,7 @@ def made(ranks: Sequence[int], timeout: float | None) -> dist.ProcessGroup:
     except RuntimeError as error:
         raise AgreementError(
             f"rank {rank} could not make a group of the ranks {list(ranks)}: {error}. One of them "
-            "died, or did not call group_of with the same ranks as often as the others"
+            "died, or did not call find_group with the same ranks as often as the others"
         ) from error
     assert isinstance(group, dist.ProcessGroup)
     return group

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +17,12 @@ OWN_KEYS = ("prompt", "seed")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One sample of a job.
+    """One sample of a job, before it is sampled.
 
     Attributes:
         index: Its place in the prompts, which names its files.
         prompt: The prompt.
-        seed: Where its noise is drawn from, whichever rank samples it.
+        seed: Decides its noise, whichever rank samples it.
         overrides: Settings of this request alone, such as `{"steps": 30}`.
     """
 
@@ -42,44 +43,43 @@ def load_items(
     known: Collection[str],
     check: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> tuple[Item, ...]:
-    """The samples of a job.
+    """Read the samples of a job.
 
     Args:
         prompts: A `.jsonl` file with an object a line, any other file with a prompt a line, or a
             sequence of prompts.
         seed: Sample k has `seed + k` unless its line gives one.
         known: Keys that a line may override.
-        check: Refuses impossible overrides by raising; asked once for each different set.
+        check: Raises on impossible overrides; called once for each different set.
 
     Raises:
-        InputError: A line is wrong; names the file, the line, and what would be right.
+        InputError: A line is wrong. The message names the file, the line, and what would be right.
 
     Example:
         >>> load_items(["a cat", "a dog"], seed=7, known=())[1].seed
         8
     """
-    if not isinstance(prompts, str | Path):
-        items = [Item(k, prompt, seed + k) for k, prompt in enumerate(prompts)]
-        places = [f"prompt {k}" for k in range(len(items))]
+    if isinstance(prompts, str | Path):
+        placed = read_file(Path(prompts), seed, known)
     else:
-        items, places = read_file(Path(prompts), seed, known)
-    if not items:
+        placed = [(f"prompt {k}", Item(k, prompt, seed + k)) for k, prompt in enumerate(prompts)]
+    if not placed:
         raise InputError(f"{prompts} holds no prompts; write one a line")
-    seen: set[str] = set()
-    for item, place in zip(items, places, strict=True):
+    checked: set[str] = set()
+    for place, item in placed:
         if not isinstance(item.prompt, str):
             raise InputError(f"{place}: the prompt is {item.prompt!r}; it must be a string")
-        if check is not None and item.settings not in seen:
-            seen.add(item.settings)
+        if check is not None and item.settings not in checked:
+            checked.add(item.settings)
             try:
                 check(item.overrides)
             except ErtaError as error:
                 raise InputError(f"{place}: {error}") from error
-    return tuple(items)
+    return tuple(item for _, item in placed)
 
 
-def read_file(path: Path, seed: int, known: Collection[str]) -> tuple[list[Item], list[str]]:
-    """The items of a file and the line each stands on; empty lines are passed over.
+def read_file(path: Path, seed: int, known: Collection[str]) -> list[tuple[str, Item]]:
+    """The items of a file, each with the line it stands on; empty lines are skipped.
 
     Raises:
         InputError: The file cannot be read, or a line is wrong.
@@ -88,66 +88,58 @@ def read_file(path: Path, seed: int, known: Collection[str]) -> tuple[list[Item]
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the prompts {path}: {error}") from error
-    items: list[Item] = []
-    places: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            place = f"{path} line {number}"
-            index = len(items)
-            if path.suffix == ".jsonl":
-                items.append(parsed(line, place, index, seed + index, known))
-            else:
-                items.append(Item(index, line.strip(), seed + index))
-            places.append(place)
-    return items, places
+    places = [(f"{path} line {k}", line.strip()) for k, line in enumerate(lines, 1) if line.strip()]
+    if path.suffix != ".jsonl":
+        return [(place, Item(k, line, seed + k)) for k, (place, line) in enumerate(places)]
+    return [
+        (place, parse_line(line, place, k, seed + k, known))
+        for k, (place, line) in enumerate(places)
+    ]
 
 
-def parsed(line: str, place: str, index: int, seed: int, known: Collection[str]) -> Item:
-    """One line of a `.jsonl` file.
+def parse_line(line: str, place: str, index: int, seed: int, known: Collection[str]) -> Item:
+    """The item of one line of a `.jsonl` file.
 
     Raises:
-        InputError: It is no object, a key is unknown or twice there, or prompt or seed is wrong.
+        InputError: It is no object, a key is unknown or occurs twice, or prompt or seed is wrong.
     """
     try:
-        values = json.loads(line, object_pairs_hook=unique, parse_constant=refused)
+        values = json.loads(
+            line, object_pairs_hook=require_unique_keys, parse_constant=refuse_constant
+        )
     except ValueError as error:
         raise InputError(
             f'{place}: {error}; write an object such as {{"prompt": "a cat", "seed": 7}}'
         ) from error
     if not isinstance(values, dict):
-        raise InputError(
-            f'{place} is {line.strip()[:60]!r}; write an object such as {{"prompt": "a cat"}}'
-        )
+        raise InputError(f'{place} is {line[:60]!r}; write an object such as {{"prompt": "a cat"}}')
     for key in values:
         if key not in OWN_KEYS and key not in known:
             raise InputError(
                 f"{place}: unknown key {key!r}; " + suggestion(key, [*OWN_KEYS, *known])
             )
-    if not isinstance(values.get("prompt"), str):
-        raise InputError(f"{place}: prompt is {values.get('prompt')!r}; it must be a string")
-    chosen = values.get("seed", seed)
+    prompt, chosen = values.pop("prompt", None), values.pop("seed", seed)
+    if not isinstance(prompt, str):
+        raise InputError(f"{place}: prompt is {prompt!r}; it must be a string")
     if type(chosen) is not int or not -(2**63) <= chosen < 2**64:
         raise InputError(f"{place}: seed is {chosen!r}; it must be an integer of 64 bits")
-    overrides = {key: value for key, value in values.items() if key not in OWN_KEYS}
-    return Item(index, values["prompt"], chosen, overrides)
+    return Item(index, prompt, chosen, values)
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, where a key stands once.
+def require_unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; Python alone would keep the last of two equal keys in silence.
 
     Raises:
-        ValueError: A key stands twice.
+        ValueError: A key occurs twice.
     """
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
+    for key, count in Counter(key for key, _ in pairs).items():
+        if count > 1:
             raise ValueError(f"the key {key!r} is there twice")
-        found[key] = value
-    return found
+    return dict(pairs)
 
 
-def refused(name: str) -> float:
-    """NaN and the infinities, which are no JSON and no setting.
+def refuse_constant(name: str) -> float:
+    """Refuse NaN and the infinities, which Python reads although they are no JSON.
 
     Raises:
         ValueError: Always.
@@ -155,7 +147,7 @@ def refused(name: str) -> float:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def digest(items: Sequence[Item]) -> str:
+def hash_items(items: Sequence[Item]) -> str:
     """Hash of the prompts, seeds and overrides of a job, in order."""
     sha = hashlib.sha256()
     for item in items:

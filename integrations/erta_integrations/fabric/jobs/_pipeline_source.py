@@ -1,4 +1,4 @@
-"""Requests of a job that a whole pipeline samples, as `erta sample --pipeline` has it."""
+"""Samples of a job that a whole pipeline makes, as `erta sample --pipeline` loads it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ import torch
 from erta_framework.config import build_policies, construct
 from erta_framework.plugins import Policy
 from erta_framework.session import Seam
-from erta_integrations.fabric.jobs.prompts import Item
-from erta_integrations.fabric.jobs.work import Made, described, made
+from erta_integrations.fabric.jobs._prompts import Item
+from erta_integrations.fabric.jobs._sample_source import (
+    SampledItem,
+    describe_setting,
+    pair_samples,
+)
 
 
-class PipelineWork:
-    """A loaded pipeline, as `erta sample --pipeline` has it.
+class PipelineSource:
+    """A loaded pipeline; it samples the requests of a batch one after another.
 
     Args:
-        run: Its `sample(prompts, policies, seed=..., **options)` gives `Samples`.
+        run: Its `sample(prompts, policies, seed=..., **options)` returns `Samples`.
         policies: In call order.
         options: Those of every request that overrides none; None takes the pipeline's own.
     """
@@ -41,43 +45,44 @@ class PipelineWork:
             **({} if seam == Seam.LATENT else {"seam": str(seam)}),
             "pipeline": f"{type(self._run.pipe).__name__} {Path(self._run.source).name}",
             "dtype": str(getattr(self._run.pipe, "dtype", "unknown")).removeprefix("torch."),
-            "options": dict(sorted(self._options.items())),
-            "policies": [described(policy) for policy in self._policies],
+            **describe_request(self._options, self._policies),
         }
 
-    def check(self, overrides: Mapping[str, Any]) -> tuple[Policy, ...]:
-        """The policies of these overrides.
+    def check(self, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Policy, ...]]:
+        """The options and policies of these overrides.
 
         Raises:
             ConfigError: A value is of the wrong type or names something unknown.
         """
-        construct(
-            PipelineOptions, {k: v for k, v in overrides.items() if k != "policies"}, "request"
-        )
-        if "policies" not in overrides:
-            return self._policies
-        found: tuple[Policy, ...] = self._cached(json.dumps(overrides["policies"]))
-        return found
+        changes = {key: value for key, value in overrides.items() if key != "policies"}
+        construct(PipelineOverrides, changes, "request")
+        policies = self._policies
+        if "policies" in overrides:
+            policies = self._cached(json.dumps(overrides["policies"]))
+        return {**self._options, **changes}, policies
 
-    def sample(self, items: Sequence[Item]) -> list[Made]:
-        """Sample requests of equal overrides, one after another."""
-        policies = self.check(items[0].overrides)
-        changes = {k: v for k, v in items[0].overrides.items() if k != "policies"}
-        options = {**self._options, **changes}
-        settings = {
-            **self.identity(),
-            "options": dict(sorted(options.items())),
-            "policies": [described(policy) for policy in policies],
-        }
-        found: list[Made] = []
+    def sample(self, items: Sequence[Item]) -> list[SampledItem]:
+        """Sample requests of equal overrides."""
+        options, policies = self.check(items[0].overrides)
+        settings = {**self.identity(), **describe_request(options, policies)}
+        device = torch.device(self._run.pipe.device)
+        found: list[SampledItem] = []
         for item in items:
             result = self._run.sample([item.prompt], policies, seed=item.seed, **options)
-            found += made([item], result, settings, torch.device(self._run.pipe.device))
+            found += pair_samples([item], result, settings, device)
         return found
+
+
+def describe_request(options: Mapping[str, Any], policies: Sequence[Policy]) -> dict[str, Any]:
+    """Options and policies as JSON holds them."""
+    return {
+        "options": dict(sorted(options.items())),
+        "policies": [describe_setting(policy) for policy in policies],
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PipelineOptions:
+class PipelineOverrides:
     """What a request may ask of a pipeline."""
 
     steps: int | None = None

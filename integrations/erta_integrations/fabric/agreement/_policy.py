@@ -1,4 +1,4 @@
-"""`Agreement`: ranks that share a sample decide alike."""
+"""`Agreement`: ranks that share a sample make the same decisions."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from erta_framework import (
 )
 from erta_framework.errors import InputError, NonFiniteError
 from erta_framework.plugins import flatten
-from erta_integrations.fabric.agreement.wire import (
+from erta_integrations.fabric.agreement._collectives import (
     DEFAULT_TIMEOUT,
     AgreementError,
     Ledger,
-    device_for,
-    largest,
-    names,
+    choose_device,
+    format_ranks,
+    reduce_max,
 )
 
 log = logging.getLogger(__name__)
@@ -47,25 +47,25 @@ class Votes:
 
 
 class Agreement(Policy):
-    """Makes the ranks that share a sample decide alike: one that wants to compute, all compute.
+    """Makes the ranks that share a sample decide alike: if one wants to compute, all compute.
 
-    Without it, ranks whose policies look at different shards (or at different samples of a network
-    whose weights are divided between them) answer differently, and the one that computes waits
-    forever in a collective of the network for the one that reuses. It is a wrapper around `decide`
-    and belongs first in the list; `agreed` puts it there.
+    Ranks that share a sample see different numbers: other tokens, another branch, or another sample
+    of a network whose weights are divided. Without an agreement one computes and another reuses,
+    and the first waits forever in a collective of the network that the second never enters.
 
-    Each decision costs one reduction of a few bytes: one a step, or one a branch where a policy
-    decides for its branch only. A per-sample mask is agreed sample by sample in the same
-    reduction: a sample is reused only where every rank would. Where core decides by itself nothing
-    is sent, because all ranks then know the same: a first step is a first step for all of them.
+    `Agreement` wraps `decide` and belongs first in the list; `add_agreement` puts it there. Each
+    decision costs one reduction of a few bytes: one a step, or one a branch where a policy decides
+    for its branch only. Per-sample masks are agreed in the same reduction: a sample is reused only
+    if every rank would reuse it. Steps that the framework computes without asking, such as the
+    first, send nothing, since they are the same steps on every rank.
 
-    A reused output that is not finite is not recomputed on the spot, since one rank alone cannot
-    run a network that computes together: at the next decision every rank raises, and after the
-    last step `Trace.raise_if_nonfinite` does. A predictor that calls `call.compute()` for reasons
-    of its own must have the same reasons on every rank.
+    A reused output that is not finite cannot be recomputed on the spot, because one rank alone
+    cannot run the network. Every rank raises at the next decision instead; after the last step
+    `Trace.raise_if_nonfinite` does. A predictor that calls `call.compute()` must do so on every
+    rank.
 
     Attributes:
-        group: The ranks that share the sample, such as `group_of(mesh, "context")`.
+        group: The ranks that share the sample, such as `find_group(mesh, "context")`.
         timeout: Seconds to wait for the slowest rank before giving up.
         ledger: Counts of what was sent.
 
@@ -94,40 +94,42 @@ class Agreement(Policy):
     def on_session_start(self, session: SessionInfo) -> None:
         session.state_of(self, Votes)
         facts = (session.num_steps, session.first, session.shape[0])
-        device = device_for(self.group, session.device)
+        device = choose_device(self.group, session.device)
         both = torch.tensor([*facts, *(-fact for fact in facts)], device=device)
         where = f"at the start of request {session.request_id!r}"
         self.ledger.handshakes += 1
         self.ledger.bytes += both.nbytes
-        found = largest(both, self.group, self.timeout, where).tolist()
+        found = reduce_max(both, self.group, self.timeout, where).tolist()
         for name, mine, high, low in zip(FACTS, facts, found[:3], found[3:], strict=True):
             if high != -low:
                 raise AgreementError(
                     f"{where}: the {name} is {mine} on rank {dist.get_rank()}, but from "
-                    f"{-low} to {high} within its group ({names(self.group)}); ranks that share a "
-                    "sample run the same schedule and batch, others belong in another group"
+                    f"{-low} to {high} within its group ({format_ranks(self.group)}); ranks that "
+                    "share a sample run the same schedule and batch, others belong in another group"
                 )
 
     @hookimpl(wrapper=True)
     def decide(self, step: Step, call: Call) -> Generator[None, Decision, Decision]:
+        # every rank gets here at the same steps and sends one ballot, whatever it wants: a rank
+        # that left before the vote would let the others wait
         wanted = yield
         if not isinstance(wanted, Compute | Reuse):
-            return wanted  # core says what is wrong with it
+            return wanted  # the same policies are wrong on every rank; the session says how
         rows = call.x.shape[0]
         votes = step.session.state_of(self, Votes)
         ballot = self._ballot(wanted, rows, votes, call.x)
         where = f"at step {step.index} of request {step.session.request_id!r}"
         self.ledger.votes += 1
         self.ledger.bytes += ballot.nbytes
-        branch, broken, *computes = largest(ballot, self.group, self.timeout, where).tolist()
+        branch, broken, *computes = reduce_max(ballot, self.group, self.timeout, where).tolist()
         votes.peak = None
         if broken:
             raise NonFiniteError(
                 f"{where}: an output that was reused since the last decision is not finite on some "
-                f"rank of the group ({names(self.group)}); compute more steps, or sample in a "
-                "wider dtype"
+                f"rank of the group ({format_ranks(self.group)}); compute more steps, or sample in "
+                "a wider dtype"
             )
-        return merged(wanted, "branch" if branch else "step", computes)
+        return merge_votes(wanted, "branch" if branch else "step", computes)
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
@@ -136,8 +138,8 @@ class Agreement(Policy):
         except Exception as error:
             if call.compute.failure is error:
                 error.add_note(
-                    f"{names(self.group)} compute together; if another of them failed or died, "
-                    "look at its log first"
+                    f"{format_ranks(self.group)} compute together; if another of them failed or "
+                    "died, look at its log first"
                 )
             raise
         if not call.ran:
@@ -153,14 +155,20 @@ class Agreement(Policy):
         if len(own) != rows:  # core refuses this mask below; the others must not wait for that
             own = [True] * rows
         ballot = torch.tensor([wanted.scope == "branch", False, *own], dtype=torch.uint8)
-        ballot = ballot.to(device_for(self.group, x.device))
+        ballot = ballot.to(choose_device(self.group, x.device))
         if votes.peak is not None:
             ballot[1] = ~votes.peak.isfinite()
         return ballot
 
 
-def merged(wanted: Decision, scope: str, computes: Sequence[int]) -> Decision:
-    """The decision of the group, in this rank's words where it agrees with them."""
+def merge_votes(wanted: Decision, scope: str, computes: Sequence[int]) -> Decision:
+    """The decision of the group, with this rank's reason.
+
+    Args:
+        wanted: What this rank's policies decided.
+        scope: `"step"` or `"branch"`, the narrowest that a rank asked for.
+        computes: For each sample of the batch, whether some rank computes it.
+    """
     if all(computes):
         if isinstance(wanted, Compute):
             return Compute(wanted.reason, scope)
@@ -172,7 +180,7 @@ def merged(wanted: Decision, scope: str, computes: Sequence[int]) -> Decision:
     return Reuse(wanted.reason, scope, keep, lent)
 
 
-def agreed(
+def add_agreement(
     policies: Sequence[Policy],
     group: dist.ProcessGroup | None,
     *,
@@ -180,17 +188,21 @@ def agreed(
 ) -> list[Policy]:
     """The policies, with an `Agreement` before them where ranks might decide differently.
 
-    Nothing is added, and so nothing is ever sent, where no group is given (data-parallel ranks
-    never agree), where the group is one rank, and where every policy is static: a schedule that is
-    known before sampling is the same on every rank. A log line (INFO) says which.
+    Nothing is added, and so nothing is ever sent, where
+
+    * there is no group: data-parallel ranks decide alone,
+    * the group is one rank, or
+    * every policy is static: a schedule that is known before sampling is the same on every rank.
+
+    A log line (INFO) says which.
 
     Args:
         policies: As for `Engine`.
-        group: The ranks that share the sample; see `group_of`.
+        group: The ranks that share the sample; see `find_group`.
         timeout: Seconds to wait for the slowest rank of the group.
 
     Example:
-        >>> agreed([], group=None)
+        >>> add_agreement([], group=None)
         []
     """
     listed = list(policies)
@@ -198,7 +210,7 @@ def agreed(
         log.info("no agreement: no other rank shares the samples of this one")
         return listed
     if all(policy.traits.static for policy in flatten(listed)):
-        log.info("no agreement: the schedule is static, so that %s know it", names(group))
+        log.info("no agreement: the schedule is static, so that %s know it", format_ranks(group))
         return listed
-    log.info("%s agree on each decision", names(group))
+    log.info("%s agree on each decision", format_ranks(group))
     return [Agreement(group=group, timeout=timeout), *listed]

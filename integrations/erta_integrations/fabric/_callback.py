@@ -18,16 +18,15 @@ STAGES = ("validate", "test", "predict")
 class PolicyCallback(Callback):
     """Attaches policies to a module's pipeline while it validates, tests or predicts.
 
-    Training never sees them: they are attached when a loop of evaluation begins, also the one
-    within `fit`, and detached when it ends or fails. What ran is written to the module's loggers
-    at the end of the loop, under `erta/<stage>/`: `network_calls`, `reused_calls` and `speedup`,
-    the branch calls answered for each network call made. With several data-parallel ranks these
-    are the numbers of rank 0.
+    They are attached when an evaluation loop begins, also the one within `fit`, and detached when
+    it ends or fails; training never sees them. At the end of the loop the module's loggers get
+    `erta/<stage>/network_calls`, `erta/<stage>/reused_calls` and `erta/<stage>/speedup`, the branch
+    calls answered for each network call made. With several data-parallel ranks these are the
+    numbers of rank 0.
 
     Args:
         policies: As for `erta_framework.attach`.
-        pipeline: Name of the module's attribute that holds the pipeline, such as `"pipe"`; a
-            dotted path is followed.
+        pipeline: Name of the module's attribute that holds the pipeline, or a dotted path to it.
         stages: In which loops to attach.
         prefix: What the names of the metrics begin with.
         options: Options of the policy and of the driver, as for `attach`.
@@ -95,7 +94,7 @@ class PolicyCallback(Callback):
         self._detach()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Detach, should anything have gone another way."""
+        """Detach, if the loop ended in another way."""
         self._detach()
 
     # -------------------------------------------------------------- internals
@@ -103,7 +102,7 @@ class PolicyCallback(Callback):
         self._detach()
         self.traces = []
         if stage in self.stages:
-            attached = attach(pipeline_of(module, self.pipeline), self.policies, **self.options)
+            attached = attach(find_pipeline(module, self.pipeline), self.policies, **self.options)
             self._attached = attached.__enter__()
 
     def _end(self, stage: str, trainer: Trainer) -> None:
@@ -113,7 +112,8 @@ class PolicyCallback(Callback):
         if not self.traces or trainer.sanity_checking:
             return
         metrics = {
-            f"{self.prefix}/{stage}/{name}": value for name, value in totals(self.traces).items()
+            f"{self.prefix}/{stage}/{name}": value
+            for name, value in sum_traces(self.traces).items()
         }
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
@@ -125,11 +125,11 @@ class PolicyCallback(Callback):
             self.traces = list(attached.traces)
 
 
-def totals(traces: Sequence[Trace]) -> dict[str, float]:
+def sum_traces(traces: Sequence[Trace]) -> dict[str, float]:
     """Network calls made, branch calls reused, and branch calls for each network call.
 
     Example:
-        >>> totals([Trace(network_calls=4)])
+        >>> sum_traces([Trace(network_calls=4)])
         {'network_calls': 4.0, 'reused_calls': 0.0, 'speedup': 0.0}
     """
     made = sum(trace.network_calls for trace in traces)
@@ -142,7 +142,7 @@ def totals(traces: Sequence[Trace]) -> dict[str, float]:
     }
 
 
-def pipeline_of(module: LightningModule, path: str) -> Any:
+def find_pipeline(module: LightningModule, path: str) -> Any:
     """The pipeline in an attribute of a module.
 
     Raises:

@@ -1,4 +1,10 @@
-"""What the ranks of a group send each other, with a limit on how long anyone waits."""
+"""What the ranks of a group send each other, with a limit on how long anyone waits.
+
+A collective works only if every rank of the group calls it, in the same order as all its other
+collectives of that group. Two rules follow. Whether a rank sends must depend only on what all
+ranks know alike (the step, the schedule, the list of policies), never on what it alone has seen.
+And a rank that finds an error of its own takes part first and raises afterwards.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +29,7 @@ class AgreementError(ErtaError):
 
 @dataclass(slots=True)
 class Ledger:
-    """What was sent, over all requests of this process.
+    """What this process sent, over all requests.
 
     Attributes:
         handshakes: Reductions at the start of a request.
@@ -38,11 +44,11 @@ class Ledger:
     bytes: int = 0
 
 
-def largest(tensor: Tensor, group: dist.ProcessGroup, timeout: float, where: str) -> Tensor:
+def reduce_max(tensor: Tensor, group: dist.ProcessGroup, timeout: float, where: str) -> Tensor:
     """The elementwise maximum of a small tensor over the group, in place.
 
     Args:
-        tensor: Of the same shape and type on every rank.
+        tensor: Of the same shape and dtype on every rank.
         group: Ranks that share a sample.
         timeout: Seconds to wait for the slowest of them.
         where: What was going on, for the error.
@@ -54,24 +60,26 @@ def largest(tensor: Tensor, group: dist.ProcessGroup, timeout: float, where: str
     def start() -> Any:
         return dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group, async_op=True)
 
-    waited(start, group, timeout, where)
+    run_collective(start, group, timeout, where)
     return tensor
 
 
-def gathered(
+def gather(
     tensor: Tensor, group: dist.ProcessGroup, timeout: float, where: str
 ) -> Sequence[Tensor]:
-    """The tensor of every rank of the group, in the order of the group; errors as in `largest`."""
+    """The tensor of every rank in the order of the group; arguments and errors of `reduce_max`."""
     parts = [torch.empty_like(tensor) for _ in range(group.size())]
 
     def start() -> Any:
         return dist.all_gather(parts, tensor, group=group, async_op=True)
 
-    waited(start, group, timeout, where)
+    run_collective(start, group, timeout, where)
     return parts
 
 
-def waited(start: Callable[[], Any], group: dist.ProcessGroup, timeout: float, where: str) -> None:
+def run_collective(
+    start: Callable[[], Any], group: dist.ProcessGroup, timeout: float, where: str
+) -> None:
     """Start a collective and wait for it.
 
     Raises:
@@ -82,7 +90,7 @@ def waited(start: Callable[[], Any], group: dist.ProcessGroup, timeout: float, w
         if work is not None:
             work.wait(timedelta(seconds=timeout))
     except RuntimeError as error:  # what torch raises for a timeout and for a lost connection
-        ranks, mine = names(group), dist.get_rank()
+        ranks, mine = format_ranks(group), dist.get_rank()
         raise AgreementError(
             f"{where}: rank {mine} did not hear from all ranks of its group ({ranks}), with a "
             f"timeout of {timeout:g} s: {str(error).splitlines()[0][:200]}. One of them died, "
@@ -91,13 +99,13 @@ def waited(start: Callable[[], Any], group: dist.ProcessGroup, timeout: float, w
         ) from error
 
 
-def names(group: dist.ProcessGroup) -> str:
+def format_ranks(group: dist.ProcessGroup) -> str:
     """The global ranks of a group, such as `ranks 2, 3`."""
     return "ranks " + ", ".join(map(str, dist.get_process_group_ranks(group)))
 
 
-def device_for(group: dist.ProcessGroup, device: torch.device) -> torch.device:
+def choose_device(group: dist.ProcessGroup, device: torch.device) -> torch.device:
     """Where a message must live: with the latents if the backend works there, else the CPU."""
-    served = dict(part.split(":") for part in dist.get_backend_config(group).split(","))
+    backends = dict(part.split(":") for part in dist.get_backend_config(group).split(","))
     # gloo copies through the CPU, and cannot gather elsewhere
-    return torch.device("cpu") if served.get(device.type, "gloo") == "gloo" else device
+    return torch.device("cpu") if backends.get(device.type, "gloo") == "gloo" else device

@@ -9,30 +9,30 @@ from torch import Tensor
 
 from erta_framework import CFG
 from erta_framework.errors import InputError
-from erta_framework.sampling.guidance import Branch
-from erta_integrations.fabric.agreement.wire import (
+from erta_framework.sampling import Branch
+from erta_integrations.fabric.agreement._collectives import (
     DEFAULT_TIMEOUT,
     Ledger,
-    device_for,
-    gathered,
-    names,
+    choose_device,
+    format_ranks,
+    gather,
 )
 
 
 class CFGParallel:
     """Evaluates the conditional branch on the first rank of a group and the other on the second.
 
-    For the own loop: it stands in for `CFG` in a `Sampler` or `SamplingLoop`. Each rank runs its
-    own branch, keeps the history of that branch only, and exchanges the predictions once a step;
-    both ranks then combine the same two tensors and go on with the same latents. A profile of
-    `CFG` serves, since a run is described by the guidance and not by where it is computed. A policy
-    that decides while sampling sees one branch only on each rank: give `agreed(policies, group)`.
+    Use it instead of `CFG` in a `Sampler` or `SamplingLoop`. Each rank runs one branch, keeps the
+    history of that branch only, and exchanges the predictions once a step. Both ranks then combine
+    the same two tensors and go on with the same latents.
 
-    Calibrate with `CFG`: a profiler would see one branch here, and refuses.
+    Profiles that were calibrated with `CFG` of the same scale serve here. Calibrate with `CFG`: a
+    profiler would see one branch, and refuses. A policy that decides while sampling sees one branch
+    on each rank, so it needs `add_agreement(policies, group)`.
 
     Args:
-        cfg: Scale. Guidance on a part of the steps would leave the second rank with nothing to do
-            outside it, and a batched branch has nothing to divide; both are refused.
+        cfg: The scale. Guidance on part of the steps is refused, since the second rank would have
+            nothing to do outside of it; so are both branches in one batch.
         group: Two ranks.
         timeout: Seconds to wait for the other rank.
 
@@ -40,12 +40,12 @@ class CFGParallel:
         InputError: The group has not two ranks, or the guidance cannot be divided.
 
     Example:
-        >>> guidance = CFGParallel(CFG(scale=5.0), group_of(mesh, "cfg"))  # doctest: +SKIP
-        >>> Sampler(agreed([policy], group), guidance=guidance)  # doctest: +SKIP
+        >>> guidance = CFGParallel(CFG(scale=5.0), find_group(mesh, "cfg"))  # doctest: +SKIP
+        >>> Sampler(add_agreement([policy], group), guidance=guidance)  # doctest: +SKIP
     """
 
     divided = True
-    """Tells policies that each process evaluates some of the branches only."""
+    """Tells policies that each process evaluates only some of the branches."""
 
     def __init__(
         self, cfg: CFG, group: dist.ProcessGroup | None, *, timeout: float = DEFAULT_TIMEOUT
@@ -67,7 +67,8 @@ class CFGParallel:
         self._index = 0
 
     def __repr__(self) -> str:
-        return repr(self.cfg)  # what a profile is calibrated for
+        # a run is described by its guidance, not by where that is computed: profiles of CFG serve
+        return repr(self.cfg)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,9 +93,9 @@ class CFGParallel:
             AgreementError: The other rank is gone or late.
         """
         (mine,) = outputs.values()
-        where = f"exchanging the branches of step {self._index} ({names(self.group)})"
+        where = f"exchanging the branches of step {self._index} ({format_ranks(self.group)})"
         self.ledger.exchanges += 1
         self.ledger.bytes += mine.nbytes
-        sent = mine.contiguous().to(device_for(self.group, mine.device))
-        parts = [part.to(mine.device) for part in gathered(sent, self.group, self.timeout, where)]
+        sent = mine.contiguous().to(choose_device(self.group, mine.device))
+        parts = [part.to(mine.device) for part in gather(sent, self.group, self.timeout, where)]
         return self.cfg.combine(dict(zip(self.names, parts, strict=True)))

@@ -1,4 +1,4 @@
-"""Launching with Lightning Fabric: its names, its precedence, and any launcher outside."""
+"""Jobs through Lightning Fabric: its names, its precedence, and any launcher outside."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, ConfigError, InputError
 from erta_framework.jobs import CalibrationRequest, FabricConfig, JobRequest, Summary
 from erta_framework.sampling import Sampler, TextModel
-from erta_integrations.fabric.calibration import calibrate_shares
-from erta_integrations.fabric.jobs.job import run_job
-from erta_integrations.fabric.jobs.pipelines import PipelineWork
-from erta_integrations.fabric.jobs.work import SamplerWork, Work
+from erta_integrations.fabric._calibration import calibrate_share
+from erta_integrations.fabric.jobs import PipelineSource, SamplerSource, SampleSource, run_job
 
 T = TypeVar("T")
 PRECISIONS = {"32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
@@ -41,7 +39,7 @@ class FabricLauncher:
             ConfigError: Fabric refuses the settings; says why.
             CapabilityError: The strategy splits one sample over ranks.
         """
-        return launched(build(request.fabric), partial(sample_part, request=request))
+        return launch(build_fabric(request.fabric), partial(sample_part, request=request))
 
     def calibrate(self, request: CalibrationRequest) -> tuple[Profile, bool]:
         """The profile of all prompts, on every rank, and whether this is rank 0.
@@ -50,17 +48,17 @@ class FabricLauncher:
             ConfigError: Fabric refuses the settings; says why.
             CapabilityError: The strategy splits one sample over ranks.
         """
-        return launched(build(request.fabric), partial(calibrate_part, request=request))
+        return launch(build_fabric(request.fabric), partial(calibrate_part, request=request))
 
 
-def build(config: FabricConfig) -> Fabric:
+def build_fabric(config: FabricConfig) -> Fabric:
     """A `Fabric` of these settings; a launcher outside decides what they leave open.
 
-    `fabric run` sets `LT_*` variables, which Fabric reads itself and which it refuses to have
-    contradicted; torchrun and srun say how many processes there are.
+    `fabric run` sets `LT_*` variables, which Fabric reads itself and refuses to have contradicted.
+    torchrun and srun say how many processes there are.
 
     Raises:
-        ConfigError: Fabric refuses them; says why.
+        ConfigError: Fabric refuses the settings; says why.
     """
     given = {
         name: value
@@ -68,16 +66,14 @@ def build(config: FabricConfig) -> Fabric:
         if (value := getattr(config, name)) is not None
     }
     if "LT_CLI_USED" not in os.environ:
-        for name, value in processes().items():
-            given.setdefault(name, value)
-        given.setdefault("devices", 1)
+        given = {"devices": 1, **read_launch(), **given}
     try:
         return Fabric(**given)
     except Exception as error:
         raise ConfigError(f"Lightning Fabric refuses {given}: {error}") from error
 
 
-def processes() -> dict[str, int]:
+def read_launch() -> dict[str, int]:
     """Devices and machines as a launcher outside arranged them; empty if there is none."""
     if TorchElasticEnvironment.detect():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -88,8 +84,8 @@ def processes() -> dict[str, int]:
     return {}
 
 
-def launched(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
-    """What a function gives in this process, once Fabric has launched the others."""
+def launch(fabric: Fabric, function: Callable[[Fabric], T]) -> T:
+    """Start the other processes and return what a function returns in this one."""
     require_whole_samples(fabric)
     if "LT_CLI_USED" in os.environ:  # `fabric run` made the processes, and Fabric its group
         return function(fabric)
@@ -115,15 +111,15 @@ def require_whole_samples(fabric: Fabric) -> None:
 
 
 def setup(fabric: Fabric, model: Any) -> Any:
-    """Put a model on this rank's device, as its Fabric's strategy needs it for sampling.
+    """Put a model on this rank's device, as the strategy of its Fabric needs it for sampling.
 
-    Where each rank holds the whole model, it is moved and put into evaluation mode, and not
-    wrapped: DistributedDataParallel synchronises gradients, of which sampling has none, and hides
+    Where each rank holds the whole model, the model is moved and put into evaluation mode, and not
+    wrapped. DistributedDataParallel synchronises gradients, of which sampling has none, and hides
     the methods of the model. Any other strategy, such as FSDP, gets `fabric.setup_module`.
 
     Args:
         fabric: A launched Fabric.
-        model: A module, or anything else, which stays as it is.
+        model: A module; anything else is returned as it is.
 
     Returns:
         The same model, or what the strategy made of it.
@@ -141,14 +137,21 @@ def setup(fabric: Fabric, model: Any) -> Any:
 
 
 def sample_job(fabric: Fabric, sampler: Sampler, model: TextModel, request: JobRequest) -> Summary:
-    """Run this rank's part of a job with a Fabric that the caller made and launched.
+    """Run this rank's part of a job with a Fabric that you made and launched.
+
+    Args:
+        fabric: A launched Fabric.
+        sampler: Its settings serve every request that overrides none.
+        model: Encodes the prompts and predicts.
+        request: Prompts, folder and settings; `open` and `fabric` are ignored.
 
     Raises:
-        CapabilityError: The strategy splits one sample over ranks, or there is no such precision.
-        InputError: As of `run_job`.
+        CapabilityError: The strategy splits one sample over ranks.
+        InputError: The prompts are wrong, or the folder holds another job, or one and no resume was
+            asked for.
     """
     require_whole_samples(fabric)
-    return take_part(fabric, SamplerWork(sampler, setup(fabric, model), fabric.device), request)
+    return take_part(fabric, SamplerSource(sampler, setup(fabric, model), fabric.device), request)
 
 
 def sample_part(fabric: Fabric, request: JobRequest) -> Summary:
@@ -159,33 +162,31 @@ def sample_part(fabric: Fabric, request: JobRequest) -> Summary:
     """
     if request.open is None:
         raise InputError("this request opens no model; use sample_job(fabric, sampler, model, ...)")
-    return take_part(fabric, opened(fabric, request.open), request)
+    return take_part(fabric, open_source(fabric, request.open), request)
 
 
-def opened(fabric: Fabric, make: Callable[[str, str], Any]) -> Work:
-    """What samples on this rank."""
-    made = make(fabric.device.type, precision_of(fabric))
-    if isinstance(made, tuple) and len(made) == 2:
-        sampler, model = made
-        return SamplerWork(sampler, setup(fabric, model), fabric.device)
-    run, policies, options = made
-    return PipelineWork(run, policies, options)
+def open_source(fabric: Fabric, make: Callable[[str, str], Any]) -> SampleSource:
+    """What samples on this rank: a sampler and its model, or a pipeline."""
+    opened = make(fabric.device.type, to_precision(fabric))
+    if isinstance(opened, tuple) and len(opened) == 2:
+        sampler, model = opened
+        return SamplerSource(sampler, setup(fabric, model), fabric.device)
+    return PipelineSource(*opened)
 
 
-def take_part(fabric: Fabric, work: Work, request: JobRequest) -> Summary:
-    """One rank's part of a job."""
+def take_part(fabric: Fabric, source: SampleSource, request: JobRequest) -> Summary:
+    """One rank's part of a job, with what samples on it."""
 
-    def agree(fine: bool) -> bool:
-        if fabric.world_size == 1:
-            return fine
-        ready = torch.tensor([float(fine)], device=fabric.device)
-        total: Any = fabric.all_reduce(ready, reduce_op="sum")
+    def agree(ready: bool) -> bool:
+        total: Any = fabric.all_reduce(
+            torch.tensor([float(ready)], device=fabric.device), reduce_op="sum"
+        )
         return float(total) == fabric.world_size
 
-    return run_job(request, work, (fabric.global_rank, fabric.world_size), agree)
+    return run_job(request, source, (fabric.global_rank, fabric.world_size), agree)
 
 
-def precision_of(fabric: Fabric) -> str:
+def to_precision(fabric: Fabric) -> str:
     """The `Sampler`'s name of a Fabric's precision.
 
     Raises:
@@ -199,8 +200,8 @@ def precision_of(fabric: Fabric) -> str:
 
 def calibrate_part(fabric: Fabric, request: CalibrationRequest) -> tuple[Profile, bool]:
     """One rank's part of a calibration, once it is launched."""
-    sampler, model = request.open(fabric.device.type, precision_of(fabric))
+    sampler, model = request.open(fabric.device.type, to_precision(fabric))
     twin = copy.copy(sampler)
     twin.device = fabric.device
-    profile = calibrate_shares(fabric, twin, setup(fabric, model), request)
+    profile = calibrate_share(fabric, twin, setup(fabric, model), request)
     return profile, fabric.global_rank == 0

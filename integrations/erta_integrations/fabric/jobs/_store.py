@@ -1,4 +1,4 @@
-"""The outputs of a job: one file a sample that is there whole or not at all."""
+"""The outputs of a job: one file a sample, which is there whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from erta_framework.errors import InputError
-from erta_integrations.fabric.jobs.division import SHARD
 
+SHARD = 256
+"""Samples whose files share a folder."""
 SCHEMA = "erta_framework.job/1"
 METADATA = "erta"
 """Key of the safetensors metadata that holds the JSON facts of a sample."""
@@ -25,20 +26,29 @@ METADATA = "erta"
 class Store:
     """The samples in a job's folder, `samples/<shard>/<index>.safetensors`.
 
-    A file holds the tensors of a sample and, in its header, the JSON facts that belong to it, so
-    that renaming it into place is the one moment at which the sample is done. It holds nothing
-    that depends on when or where it was made: equal requests give equal bytes.
+    A file holds the tensors of a sample and, in its header, the JSON facts about it. Renaming the
+    file into place is therefore the one moment at which the sample is done. A file holds nothing
+    that depends on when or where it was made, so equal requests give equal bytes.
 
     Args:
         folder: The job's folder.
+
+    Example:
+        >>> store = Store("runs/job")  # doctest: +SKIP
+        >>> store.load(0)["sample"].shape  # doctest: +SKIP
+        torch.Size([3, 16, 32, 32])
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / "samples"
 
     def path(self, index: int) -> Path:
-        """Where the output of a sample is."""
+        """The file of a sample."""
         return self.folder / f"{index // SHARD:05d}" / f"{index:07d}.safetensors"
+
+    def partial(self, index: int, generation: int) -> Path:
+        """The file that one claim writes before it renames it into place."""
+        return self.path(index).with_name(f".{index:07d}.{generation}.partial")
 
     def has(self, index: int) -> bool:
         """Whether a sample is done."""
@@ -59,29 +69,30 @@ class Store:
         tensors: Mapping[str, Tensor],
         facts: Mapping[str, Any],
     ) -> Path:
-        """Write a sample: afterwards it is done, even if the power fails.
+        """Write a sample. Once this returns, the sample is done, even if the power fails.
+
+        Args:
+            index: Number of the sample.
+            generation: Of the claim that made it. The partial files of earlier claims are removed.
+            tensors: What was sampled.
+            facts: What JSON can hold and the request alone decides.
 
         Raises:
-            OSError: It could not be written; nothing of it is left.
+            OSError: The file could not be written; nothing of it is left.
         """
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         data = save(held, {METADATA: json.dumps(facts, sort_keys=True)})
-        path = self.path(index)
-        # a successor takes the remains of its predecessors away
         for earlier in range(generation):
             self.partial(index, earlier).unlink(missing_ok=True)
+        path = self.path(index)
         write_atomically(path, data, self.partial(index, generation))
         return path
 
-    def partial(self, index: int, generation: int) -> Path:
-        """The file that a claim writes to before it is done."""
-        return self.path(index).with_name(f".{index:07d}.{generation}.partial")
-
     def facts(self, index: int) -> dict[str, Any]:
-        """What the file of a sample says about it, from its header alone.
+        """The facts of a sample; reads the header of its file alone.
 
         Raises:
-            InputError: There is no such file, or it is none of a job.
+            InputError: There is no such file, or it is no sample of a job.
         """
         path = self.path(index)
         try:
@@ -92,7 +103,7 @@ class Store:
         return found
 
     def load(self, index: int) -> dict[str, Tensor]:
-        """The tensors of a sample.
+        """The tensors of a sample; a sampler's is named `"sample"`, `[C, F, H, W]` for a video.
 
         Raises:
             InputError: There is no such file, or it is not readable.
@@ -103,18 +114,33 @@ class Store:
             raise InputError(f"{self.path(index)} is not readable: {error!r}") from error
 
 
+def list_shards(total: int) -> range:
+    """The shards of a job of `total` samples."""
+    return range((total + SHARD - 1) // SHARD)
+
+
+def count_committed(store: Store, total: int) -> int:
+    """How many of a job's `total` samples are done."""
+    return sum(len(store.committed(shard)) for shard in list_shards(total))
+
+
 def write_atomically(path: Path, data: bytes, partial: Path) -> None:
-    """Write a file that is there whole or not at all, and stays after a power failure.
+    """Write a file that is there whole or not at all, and survives a power failure.
+
+    Args:
+        path: The file.
+        data: Its bytes.
+        partial: Where they are written first: a name in the same folder that no other process uses.
 
     Raises:
-        OSError: It could not be written; what was begun is removed.
+        OSError: It could not be written; the partial file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # the bytes must be on the disk before the name is
         os.replace(partial, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -122,25 +148,25 @@ def write_atomically(path: Path, data: bytes, partial: Path) -> None:
         raise
     handle = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(handle)  # the name itself
     finally:
         os.close(handle)
 
 
 def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> bool:
-    """Begin a job in a folder, or check that the one in it is the same.
+    """Begin a job in a folder, or check that the job in it is the same one.
 
     Args:
         folder: The job's folder.
-        identity: Facts that decide what is made, as JSON holds them.
+        identity: The facts that decide what is made, as JSON holds them.
         resume: Whether a job may be there already.
 
     Returns:
-        Whether there was one.
+        Whether one was there.
 
     Raises:
-        InputError: A job is there and `resume` was not given, or it is another one; names every
-            fact that differs as folder / run.
+        InputError: A job is there and `resume` is false, or it is another job. The message names
+            every fact that differs with both values.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
@@ -148,20 +174,23 @@ def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> bool
     partial = folder / f".job.{os.getpid()}.{time.monotonic_ns()}.partial"
     try:
         write_atomically(partial, json.dumps(facts, indent=2, sort_keys=True).encode(), partial)
-        os.link(partial, path)  # unlike a rename, it never replaces another's
+        os.link(partial, path)  # unlike a rename, a link never replaces another's file
         return False
     except FileExistsError:
         pass
     finally:
         partial.unlink(missing_ok=True)
-    found = read_identity(path)
     if not resume:
         raise InputError(
             f"{folder} holds a job already; give --resume to continue it, or another --output"
         )
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {error}") from error
     differing = [
         f"  {name}: folder {there!r} / run {here!r}"
-        for name, there, here in differences(found, facts)
+        for name, there, here in list_differences(found, facts)
     ]
     if differing:
         raise InputError(
@@ -171,32 +200,17 @@ def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> bool
     return True
 
 
-def read_identity(path: Path) -> dict[str, Any]:
-    """What the job in a folder is.
-
-    Raises:
-        InputError: The file is no identity of a job.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds {found!r}, not the facts of a job")
-    return found
-
-
-def differences(one: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+def list_differences(one: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:
     """The places at which two JSON values differ, with both values.
 
     Example:
-        >>> differences({"a": {"b": 1}}, {"a": {"b": 2}})
+        >>> list_differences({"a": {"b": 1}}, {"a": {"b": 2}})
         [('a.b', 1, 2)]
     """
     if isinstance(one, dict) and isinstance(other, dict):
         found = []
         for key in sorted({*one, *other}):
             place = f"{where}.{key}" if where else key
-            found += differences(one.get(key, "nothing"), other.get(key, "nothing"), place)
+            found += list_differences(one.get(key, "nothing"), other.get(key, "nothing"), place)
         return found
     return [] if one == other else [(where, one, other)]
