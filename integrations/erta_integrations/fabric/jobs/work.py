@@ -16,8 +16,8 @@ from torch import Tensor
 
 import erta_framework
 from erta_framework.calibration import Profile
-from erta_framework.config import GUIDANCE, build_policies, construct, named
-from erta_framework.errors import ConfigError, suggestion
+from erta_framework.config import build_guidance, build_policies, construct
+from erta_framework.errors import ConfigError
 from erta_framework.plugins import Policy
 from erta_framework.sampling import CFG, Guidance, Sampler, Samples, TextModel
 from erta_framework.session import Trace
@@ -145,11 +145,7 @@ def guidance_of(overrides: Mapping[str, Any], default: Guidance) -> Guidance:
                 "{cfg: {scale: ...}}"
             )
         return dataclasses.replace(default, scale=float(value))
-    name, options = named(value, where="guidance")
-    if name not in GUIDANCE:
-        raise ConfigError(f"unknown guidance {name!r}; " + suggestion(name, GUIDANCE))
-    found: Guidance = construct(GUIDANCE[name], options, where=f"guidance.{name}")
-    return found
+    return build_guidance(value)
 
 
 def made(
