@@ -171,4 +171,26 @@ def test_limit_given_in_code_comes_before_the_environment(site, monkeypatch):
 
 @pytest.mark.parametrize("name", ["Erta-Toy", "erta_toy", "erta.toy", "erta-_.toy", " ERTA__TOY "])
 def test_normalised_names(name):
-    assert registry.normalized(name) == "erta-toy"
+    assert registry.normalize_name(name) == "erta-toy"
+
+
+# ------------------------------------------------------------------- the project's own code
+@pytest.mark.parametrize("name", ["erta-framework", "erta-bench"])
+def test_no_limit_hides_the_projects_own_distributions(monkeypatch, name):
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    found = [*registry.models().entries(), *registry.commands().entries()]
+    assert name in {entry.distribution for entry in found}
+
+
+def test_what_the_limit_hides_is_known(site, monkeypatch):
+    site("erta-toy", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    assert registry.policies().hidden() == []
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    assert [entry.name for entry in registry.policies().hidden()] == ["toy"]
+
+
+def test_installing_a_package_does_not_change_the_default_policy(site):
+    expected = registry.default_policy()
+    site("erta-toy", {"policy": "erta_toy:Toy"}, group="erta_framework.defaults")
+    site("erta-tie", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    assert registry.default_policy() == expected == "ertacache"

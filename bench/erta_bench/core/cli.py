@@ -1,44 +1,25 @@
-"""`erta bench`: benchmarks as commands; each prints a table and takes `--json FILE`."""
+"""Measure caching methods; each benchmark prints a table and takes `--json FILE`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from erta_bench.core import batch
 from erta_bench.core.ablation import Setting, ablation
 from erta_bench.core.budgets import budgets_bench, lambda_bench
 from erta_bench.core.overhead import overhead
+from erta_framework.cli import BenchGroup
 from erta_framework.errors import InputError
-from erta_framework.plugins import benches, models
+from erta_framework.plugins import models
 from erta_framework.sampling import TextModel
 
-
-class Benches(TyperGroup):
-    """Our own benchmarks, and those of installed packages, imported when one is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *self.installed()]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in self.installed():
-            single = typer.Typer(add_completion=False)
-            single.command(cmd_name)(benches().load(cmd_name))
-            return typer.main.get_command(single)
-        return super().get_command(ctx, cmd_name)
-
-    def installed(self) -> list[str]:
-        """Names in the catalogue that are not our own."""
-        return [name for name in benches().names() if name not in self.commands]
-
-
 app = typer.Typer(
-    cls=Benches,
-    help="Benchmarks; each prints a table and takes --json FILE.",
+    cls=BenchGroup,
+    help="Measure caching methods; each benchmark prints a table and takes --json FILE.",
     no_args_is_help=True,
     add_completion=False,
 )
