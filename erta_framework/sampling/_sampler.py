@@ -275,8 +275,7 @@ class Sampler:
         )
         if chosen is None:
             raise PolicyError(
-                "none of the policies needs calibration; give calibrate(..., profiler=...), "
-                "such as ResidualProfiler()"
+                "none of the policies needs calibration; give calibrate(..., profiler=...)"
             )
         if self.fabric.many:
             request = CalibrationRequest(
