@@ -10,7 +10,7 @@ import torch
 
 from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Seam, Traits, hookimpl
 from erta_framework import compatibility as composition
-from erta_framework.cli.app import main
+from erta_framework.cli import main
 from erta_framework.compatibility import (
     PLACES,
     Composer,

@@ -105,7 +105,16 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         for requirement in metadata.get_all("Requires-Dist") or []
         if "extra ==" not in requirement
     }
-    assert core == {"numpy", "omegaconf", "pluggy", "rich", "safetensors", "torch", "typer"}
+    assert core == {
+        "cattrs",
+        "numpy",
+        "omegaconf",
+        "pluggy",
+        "rich",
+        "safetensors",
+        "torch",
+        "typer",
+    }
     extras = set(metadata.get_all("Provides-Extra") or [])
     assert {"diffusers", "fabric", "report", "demo", "docs", "dev"} == extras
 

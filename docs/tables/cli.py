@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
@@ -10,15 +9,20 @@ from tables.markdown import escape_cell, render_words
 
 
 def load_cli() -> Any:
-    """The `erta` command as click sees it; `erta bench` hands over to a group of its own."""
+    """The `erta` command as click sees it, with the commands of installed distributions."""
     import typer
 
-    def command(module: str) -> Any:
-        return typer.main.get_command(importlib.import_module(module).app)
+    from erta_framework.cli import app
 
-    root = command("erta_framework.cli")
-    root.commands["bench"] = command("erta_bench.cli")
-    return root
+    return load_below(typer.main.get_command(app))
+
+
+def load_below(command: Any) -> Any:
+    """A command with the installed ones below it imported, which `erta` does when one runs."""
+    command = command.load() if hasattr(command, "load") else command
+    for name, inner in getattr(command, "commands", {}).items():
+        command.commands[name] = load_below(inner)
+    return command
 
 
 def render_cli() -> str:

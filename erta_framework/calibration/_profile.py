@@ -56,7 +56,7 @@ class Profile:
     """Calibration statistics of one kind, for one model, grid and guidance.
 
     Attributes:
-        kind: Name of the profiler that emitted it, such as `"residual_profiler"`.
+        kind: Name of the profiler that emitted it, such as `"my_profiler"`.
         fingerprint: Facts of the run, from `fingerprint_of`.
         statistics: Sums over samples; two profiles merge by adding them.
         samples: Number of samples in the sums.

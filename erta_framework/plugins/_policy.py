@@ -102,7 +102,7 @@ class Profiler(Policy):
 
 
 def snake_case(name: str) -> str:
-    """`ErrorLinearizer` as `error_linearizer`, `ERTACache` as `erta_cache`."""
+    """`EveryOther` as `every_other`, `ABCache` as `ab_cache`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 

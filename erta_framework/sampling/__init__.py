@@ -9,6 +9,7 @@ from erta_framework.sampling._callbacks import (
     RunStart,
     TraceLogger,
 )
+from erta_framework.sampling._catalogues import guidance_catalogue, solver_catalogue
 from erta_framework.sampling._loop import Request, Result, SamplingLoop, offered
 from erta_framework.sampling._network_call import (
     Denoiser,
@@ -50,7 +51,9 @@ __all__ = [
     "as_times",
     "call_denoiser",
     "copied",
+    "guidance_catalogue",
     "offered",
     "resolve_device",
     "sample_noise",
+    "solver_catalogue",
 ]

@@ -11,6 +11,7 @@ import pytest
 from erta_framework.config import build_run
 from erta_framework.errors import ConfigError, InputError, RegistryError
 from erta_framework.plugins import _registry as registry
+from erta_framework.sampling import guidance_catalogue, solver_catalogue
 from erta_framework.sampling.solvers import (
     ContinuousVPSolver,
     EDMSolver,
@@ -179,7 +180,7 @@ def test_limit_given_in_code_comes_before_the_environment(site, monkeypatch):
 
 @pytest.mark.parametrize("name", ["Erta-Toy", "erta_toy", "erta.toy", "erta-_.toy", " ERTA__TOY "])
 def test_normalised_names(name):
-    assert registry.normalized(name) == "erta-toy"
+    assert registry.normalize_name(name) == "erta-toy"
 
 
 # -------------------------------------------------------------------- solvers and guidance
@@ -229,7 +230,7 @@ class Twice:
 
 
 def test_first_party_solvers_and_guidance_come_through_the_same_door():
-    solvers, guidance = registry.solvers(only=[]), registry.guidance(only=[])
+    solvers, guidance = solver_catalogue(only=[]), guidance_catalogue(only=[])
     assert {"flow_euler", "flow_ab2", "ddim", "flow", "vp", "vp_continuous", "ve", "edm"} == set(
         solvers.names()
     )
@@ -268,7 +269,7 @@ def test_an_installed_solver_is_not_active(site):
         modules={"erta_bomb": "raise RuntimeError('imported')"},
         group="erta_framework.solvers",
     )
-    assert "bomb" in registry.solvers().names()
+    assert "bomb" in solver_catalogue().names()
     build_run({"solver": "flow_euler"})
     assert "erta_bomb" not in sys.modules
     with pytest.raises(RegistryError, match=r"'bomb' of erta-bomb 1\.0 .*failed to import"):
@@ -285,7 +286,7 @@ def test_the_limit_holds_for_solvers_and_guidance(site, monkeypatch):
     with pytest.raises(ConfigError, match=r"unknown solver 'halved' \(only first-party code may"):
         build_run({"solver": "halved"}, only=[])
     monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
-    assert "halved" not in registry.solvers().names()
+    assert "halved" not in solver_catalogue().names()
     with pytest.raises(ConfigError, match=r"unknown solver 'halved' \(ERTA_PLUGINS limits what"):
         build_run({"solver": "halved"})
     assert "erta_half" not in sys.modules
@@ -361,3 +362,25 @@ def test_a_prediction_that_the_process_does_not_have_names_its_place():
     with pytest.raises(InputError, match="with Flow a network predicts velocity") as error:
         build_run({"solver": {"flow": {"prediction": "epsilon"}}})
     assert error.value.__notes__ == ["in the configuration at solver.flow"]
+
+
+# ------------------------------------------------------------------- the project's own code
+@pytest.mark.parametrize("name", ["erta-framework", "erta-bench"])
+def test_no_limit_hides_the_projects_own_distributions(monkeypatch, name):
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    found = [*registry.models().entries(), *registry.commands().entries()]
+    assert name in {entry.distribution for entry in found}
+
+
+def test_what_the_limit_hides_is_known(site, monkeypatch):
+    site("erta-toy", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    assert registry.policies().hidden() == []
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    assert [entry.name for entry in registry.policies().hidden()] == ["toy"]
+
+
+def test_installing_a_package_does_not_change_the_default_policy(site):
+    expected = registry.default_policy()
+    site("erta-toy", {"policy": "erta_toy:Toy"}, group="erta_framework.defaults")
+    site("erta-tie", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    assert registry.default_policy() == expected == "ertacache"

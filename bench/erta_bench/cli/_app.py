@@ -1,43 +1,23 @@
-"""`erta bench`: benchmarks as commands; each prints a table and takes `--json FILE`."""
+"""Measure caching methods; each benchmark prints a table and takes `--json FILE`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from typer.core import TyperGroup
 
 from erta_bench.ablation import run_ablation
 from erta_bench.batch import BatchSetting, compare_modes
 from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.overhead import measure_overhead
 from erta_bench.setting import Setting, open_model
-from erta_framework.plugins import benches
-
-
-class Benches(TyperGroup):
-    """Our own benchmarks, and those of installed packages, imported when one is asked for."""
-
-    def list_commands(self, ctx: Any) -> list[str]:
-        return [*super().list_commands(ctx), *self.installed()]
-
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in self.installed():
-            single = typer.Typer(add_completion=False)
-            single.command(cmd_name)(benches().load(cmd_name))
-            return typer.main.get_command(single)
-        return super().get_command(ctx, cmd_name)
-
-    def installed(self) -> list[str]:
-        """Names in the catalogue that are not our own."""
-        return [name for name in benches().names() if name not in self.commands]
-
+from erta_framework.cli import BenchGroup
 
 app = typer.Typer(
-    cls=Benches,
-    help="Benchmarks; each prints a table and takes --json FILE.",
+    cls=BenchGroup,
+    help="Measure caching methods; each benchmark prints a table and takes --json FILE.",
     no_args_is_help=True,
     add_completion=False,
 )

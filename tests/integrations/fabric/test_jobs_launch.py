@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from erta_framework import Sampler, Samples, Trace
 from erta_framework.cli import app
-from erta_framework.cli.jobs import fabric_of
+from erta_framework.cli._jobs import merge_fabric
 from erta_framework.config import load_config
 from erta_framework.errors import CapabilityError, ConfigError, InputError, PolicyError
 from erta_framework.jobs import CalibrationRequest, FabricConfig, JobConfig, JobRequest
@@ -171,13 +171,13 @@ def test_calibration_of_one_rank_is_that_of_the_sampler():
 # ----------------------------------------------------------------------------- command line
 def test_outer_keys_complete_the_section():
     config = load_config(None, ["accelerator=cpu", "devices=2", "fabric.devices=3"])
-    assert fabric_of(config) == FabricConfig(accelerator="cpu", devices=3)
-    assert fabric_of(load_config(None, ["precision=bf16-mixed"])).precision == "bf16-mixed"
-    assert fabric_of(load_config()) == FabricConfig()
+    assert merge_fabric(config) == FabricConfig(accelerator="cpu", devices=3)
+    assert merge_fabric(load_config(None, ["precision=bf16-mixed"])).precision == "bf16-mixed"
+    assert merge_fabric(load_config()) == FabricConfig()
 
 
 def test_a_file_of_requests_is_a_job(tmp_path, monkeypatch):
-    from erta_framework.cli import jobs
+    from erta_framework.cli import _jobs as jobs
 
     monkeypatch.setattr(jobs, "load_model", lambda name: AffineFlow())
     monkeypatch.chdir(tmp_path)
@@ -203,7 +203,7 @@ def test_a_file_of_requests_is_a_job(tmp_path, monkeypatch):
 
 
 def test_one_device_without_requests_is_no_job(tmp_path, monkeypatch):
-    from erta_framework.cli import runs
+    from erta_framework.cli import _sample as runs
 
     monkeypatch.setattr(runs, "load_model", lambda name: AffineFlow())
     monkeypatch.setattr(runs, "sample_job", lambda *_: pytest.fail("a job"))

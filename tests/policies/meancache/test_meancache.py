@@ -302,7 +302,7 @@ def test_a_profile_is_used_through_the_recipe():
 
 
 def test_the_command_line_finds_the_profiler_by_the_name_of_the_recipe():
-    from erta_framework.cli.runs import blank_policy
+    from erta_framework.cli._calibrate import make_blank_policy
 
     for name in ("meancache", "meancache_schedule"):
-        assert isinstance(blank_policy(name).calibrator(), MeanCacheProfiler)
+        assert isinstance(make_blank_policy(name).calibrator(), MeanCacheProfiler)

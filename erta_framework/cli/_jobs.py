@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.table import Table
 
 from erta_framework.calibration import Profile
-from erta_framework.cli.common import console, load_model, prompts_of, sampler_of
-from erta_framework.cli.pipeline import PipelineOptions, write_picture
+from erta_framework.cli._models import load_model
+from erta_framework.cli._options import JobOptions, PipelineOptions, RequestOptions
+from erta_framework.cli._pipeline import (
+    load_pipeline,
+    to_arguments,
+    wants_pipeline,
+    write_picture,
+)
+from erta_framework.cli._samplers import make_console, make_sampler, require_own_loop
+from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
 from erta_framework.jobs import (
@@ -28,58 +36,19 @@ from erta_framework.jobs import (
 from erta_framework.plugins import Policy
 from erta_framework.sampling import Sampler, TextModel
 
-PANEL = "For many prompts and devices"
 
-Resume = Annotated[
-    bool,
-    typer.Option(
-        "--resume",
-        help="Continue the job in the output folder, or join it while it runs.",
-        rich_help_panel=PANEL,
-    ),
-]
-LogJson = Annotated[
-    bool,
-    typer.Option(
-        "--log-json", help="Print JSON lines instead of a progress bar.", rich_help_panel=PANEL
-    ),
-]
+def is_job(options: JobOptions, prompts: Path | None, config: RunConfig) -> bool:
+    """Whether `erta sample` is asked for a job, not for a few prompts in one process."""
+    requests = prompts is not None and prompts.suffix == ".jsonl"
+    return requests or options.resume or options.log_json or is_distributed(config)
 
 
-@dataclass(frozen=True, slots=True)
-class JobOptions:
-    """What the command line says of a job."""
-
-    prompts: Path | None
-    output: Path
-    resume: bool
-    log_json: bool
-
-    def wanted(self, config: RunConfig) -> bool:
-        """Whether this is a job, and not a handful of prompts in one process."""
-        lines = self.prompts is not None and self.prompts.suffix == ".jsonl"
-        return lines or self.resume or self.log_json or many(config)
-
-
-def many(config: RunConfig) -> bool:
+def is_distributed(config: RunConfig) -> bool:
     """Whether a configuration, or whoever started this process, asks for several processes."""
     return config.devices != 1 or config.fabric.many or launched()
 
 
-def require_own_loop(config: RunConfig) -> None:
-    """Refuse the trunk seam for a bundled model on several devices, which run the own loop.
-
-    Raises:
-        InputError: Says so.
-    """
-    if config.seam != "latent":
-        raise InputError(
-            f"seam is {config.seam!r}, but a job and several devices run a bundled model in the "
-            "own loop, at the latent seam; use one device, or --pipeline FOLDER"
-        )
-
-
-def fabric_of(config: RunConfig) -> FabricConfig:
+def merge_fabric(config: RunConfig) -> FabricConfig:
     """The section `fabric`, completed by the keys of the same names outside of it."""
     default = RunConfig()
     outer = {
@@ -87,48 +56,51 @@ def fabric_of(config: RunConfig) -> FabricConfig:
         for name in ("accelerator", "devices", "precision")
         if getattr(config, name) != getattr(default, name)
     }
-    said = {name: value for name, value in asdict(config.fabric).items() if value is not None}
-    return FabricConfig(**{**outer, **said})
+    section = {name: value for name, value in asdict(config.fabric).items() if value is not None}
+    return FabricConfig(**{**outer, **section})
 
 
 def sample_job(
     options: JobOptions,
     pipeline: PipelineOptions,
+    request: RequestOptions,
     config: RunConfig,
     settings: Sequence[str] | None,
     prompt: Sequence[str] | None,
-    gifs: bool,
+    folder: Path,
+    pictures: bool,
 ) -> None:
-    """What `erta sample` does with a job.
+    """Sample a job, and print how it stands.
 
     Raises:
         InputError: Prompts twice, or none.
-        Exit: With 1 where a sample failed or is missing.
+        Exit: With status 1 where a sample failed or is missing.
     """
-    if options.prompts is not None and prompt:
+    if request.prompts is not None and prompt:
         raise InputError("got --prompt and --prompts; give one of them")
-    piped = replace(pipeline, prompts=None).wanted(config, settings)
+    piped = wants_pipeline(pipeline, replace(request, prompts=None), config, settings)
     if not piped:
         require_own_loop(config)
-    prompts = options.prompts or prompts_of(config, prompt, fallback=())
+    prompts = request.prompts or choose_prompts(config, prompt, fallback=())
+    open_piped = partial(open_pipeline, config, pipeline, request.steps)
     summary = load_launcher().sample(
         JobRequest(
-            open=partial(open_pipeline, config, pipeline) if piped else partial(open_model, config),
+            open=open_piped if piped else partial(open_model, config),
             prompts=prompts,
-            output=options.output,
+            output=folder,
             seed=pipeline.seed if piped and pipeline.seed is not None else config.seed,
             resume=options.resume,
             log_json=options.log_json,
-            fabric=fabric_of(config),
+            fabric=merge_fabric(config),
             job=config.job,
-            picture=picture(piped) if gifs else None,
+            picture=choose_writer(piped) if pictures else None,
         )
     )
-    report(summary, options)
+    show_summary(summary, folder, options.log_json)
 
 
-def picture(piped: bool) -> Callable[[Any, Path], object]:
-    """What draws a sample."""
+def choose_writer(piped: bool) -> Callable[[Any, Path], object]:
+    """The function that writes the picture of a sample."""
     if piped:
         return write_picture
     from erta_framework.report import write_gif
@@ -141,46 +113,51 @@ def open_model(config: RunConfig, accelerator: str, precision: str) -> tuple[Sam
     own = replace(
         config, accelerator=accelerator, precision=precision, devices=1, fabric=FabricConfig()
     )
-    return sampler_of(own, own.policies), load_model(own.model)
+    return make_sampler(own, own.policies), load_model(own.model)
 
 
 def open_pipeline(
-    config: RunConfig, options: PipelineOptions, accelerator: str, precision: str
+    config: RunConfig,
+    options: PipelineOptions,
+    steps: int | None,
+    accelerator: str,
+    precision: str,
 ) -> tuple[Any, tuple[Policy, ...], dict[str, Any]]:
     """The loaded pipeline, its policies and options, for one process of a job.
 
     Raises:
-        InputError: Fabric's precision is asked for, which a pipeline does not take.
+        InputError: Fabric's precision is set, which a pipeline does not take.
     """
     if precision != "32":
         raise InputError(f"precision {precision} has no effect on a pipeline; use --dtype")
-    arguments = options.arguments(config)
+    arguments = to_arguments(options, steps, config)
     del arguments["seed"]
-    return options.open(replace(config, accelerator=accelerator)), config.policies, arguments
+    run = load_pipeline(options, replace(config, accelerator=accelerator))
+    return run, config.policies, arguments
 
 
-def report(summary: Summary, options: JobOptions) -> None:
-    """Say how the job stands, on rank 0.
+def show_summary(summary: Summary, folder: Path, log_json: bool) -> None:
+    """Print how the job stands, on rank 0.
 
     Raises:
-        Exit: With 1 where a sample failed or is missing.
+        Exit: With status 1 where a sample failed or is missing.
     """
     if not summary.leader:
         return  # a launcher would stop every other rank if this one exited with an error
-    if options.log_json:
+    if log_json:
         typer.echo(json.dumps({"event": "end", **asdict(summary)}))
     else:
-        out = console()
-        out.print(table_of(summary))
+        out = make_console()
+        out.print(make_table(summary))
         for index, error in summary.failed:
             out.print(f"sample {index} failed: {error}", style="red", markup=False, soft_wrap=True)
-        out.print(f"written to {options.output}", markup=False, soft_wrap=True)
+        out.print(f"written to {folder}", markup=False, soft_wrap=True)
     if not summary.complete:
         raise typer.Exit(1)
 
 
-def table_of(summary: Summary) -> Table:
-    """One line of numbers."""
+def make_table(summary: Summary) -> Table:
+    """The numbers of a job in one row."""
     table = Table()
     missing = summary.total - summary.done - len(summary.failed)
     cells = {
@@ -204,13 +181,13 @@ def table_of(summary: Summary) -> Table:
 def calibrate_job(
     config: RunConfig, prompts: Sequence[str], profiler: Policy
 ) -> tuple[Profile, bool]:
-    """What `erta calibrate` does over several devices: the profile, and whether this is rank 0."""
+    """Calibrate over several devices: the profile, and whether this is rank 0."""
     return load_launcher().calibrate(
         CalibrationRequest(
             open=partial(open_model, config),
             prompts=tuple(prompts),
             profiler=profiler,
             seed=config.seed,
-            fabric=fabric_of(config),
+            fabric=merge_fabric(config),
         )
     )

@@ -1,4 +1,4 @@
-"""What `erta demo` compares, and through which loop.
+"""The methods that `erta demo` compares, and the loop that samples them.
 
 A model may offer `pipeline_sampler(policies, callbacks, *, scheduler, num_steps, batch_size)`,
 which gives a `TextSampler` that runs it through an unmodified pipeline. The demo then samples with
@@ -18,12 +18,12 @@ from erta_framework.sampling import Callback, Sampler, TextModel, TextSampler
 from erta_framework.sampling.solvers import FlowAdamsBashforth2, Solver
 
 
-def through_pipeline(model: TextModel) -> bool:
+def runs_in_pipeline(model: TextModel) -> bool:
     """Whether the model offers to be sampled through a pipeline."""
     return getattr(model, "pipeline_sampler", None) is not None
 
 
-def sampler_for(
+def make_sampler(
     model: TextModel,
     policies: Sequence[Policy],
     callbacks: Sequence[Callback],
@@ -43,7 +43,7 @@ def sampler_for(
     return made
 
 
-def methods_of(profile: Path, calls: int, steps: int, *, pipeline: bool) -> list[Method]:
+def list_methods(profile: Path, calls: int, steps: int, *, pipeline: bool) -> list[Method]:
     """The full run and four ways to spend the same number of network calls; ERTACache last.
 
     The schedule of ERTACache may come out below `calls`; the others then get as few.
@@ -63,7 +63,7 @@ def methods_of(profile: Path, calls: int, steps: int, *, pipeline: bool) -> list
             detail=f"{number} plain steps on the same kind of schedule, nothing is cached.",
             steps=number,
         ),
-        second_order(number, pipeline),
+        make_second_order(number, pipeline),
         Method(
             name="Uniform reuse",
             detail=f"{steps} steps; {number} evenly spread ones run the network, the others "
@@ -82,7 +82,7 @@ def methods_of(profile: Path, calls: int, steps: int, *, pipeline: bool) -> list
     ]
 
 
-def second_order(number: int, pipeline: bool) -> Method:
+def make_second_order(number: int, pipeline: bool) -> Method:
     """As many plain steps of a second-order solver: the pipeline's, or that of the own loop."""
     same = "nothing is cached: a second-order plain solver at the same number of network calls."
     if pipeline:

@@ -1,4 +1,4 @@
-"""What `erta plan` does with a whole front: show it, draw it, and measure it by replays."""
+"""The front of all budgets in `erta plan`: shown, drawn, and measured by replays."""
 
 from __future__ import annotations
 
@@ -25,53 +25,43 @@ from erta_framework.budgets import (
     unit_of,
 )
 from erta_framework.calibration import Profile
-from erta_framework.cli.common import (
-    console,
-    demo_prompts,
-    load_model,
-    prompts_of,
-    run_at_seam,
-    sampler_of,
-)
-from erta_framework.cli.pipeline import PipelineOptions, PipelineReplayer
+from erta_framework.cli._models import find_profile_path, get_demo_prompts, load_model
+from erta_framework.cli._options import FrontOptions, PipelineOptions
+from erta_framework.cli._pipeline import PipelineReplayer, load_pipeline, to_arguments
+from erta_framework.cli._samplers import make_console, make_sampler, make_sampler_at_seam
+from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
 from erta_framework.plugins import Policy, flatten
 from erta_framework.report import write_front_plot
 
 CALLS = (0.5, 0.34, 0.24)
-"""What is measured unless numbers of calls are asked for, as parts of the steps."""
+"""The numbers of calls that are measured by default, as parts of the steps."""
 
 
-@dataclass(frozen=True, slots=True)
-class FrontOptions:
-    """What `erta plan` was asked to do with a front.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontRequest:
+    """A front to show, and to measure first if that is asked for.
 
     Attributes:
-        calls: Numbers of network calls to measure.
-        measure: Whether to replay plans.
-        refine: Trials of moved steps for each.
-        prompts: Calibration prompts to replay.
-        output: Where the profile goes; by default where it was.
-        plot: Picture to draw.
+        options: The options of the front.
+        calls: Numbers of network calls to measure; by default some parts of the steps.
+        output: File for the measured profile; by default the profile itself.
         as_json: Whether to print JSON.
-        bundled: Model whose bundled profile this is, which is of the model's own pipeline.
+        bundled: Model whose bundled profile this is; its own pipeline replays.
         pipeline: A pipeline to replay in.
     """
 
+    options: FrontOptions
     calls: Sequence[int]
-    measure: bool
-    refine: int
-    prompts: int
     output: Path | None
-    plot: Path | None
     as_json: bool
-    bundled: str | None = None
-    pipeline: PipelineOptions | None = None
+    bundled: str | None
+    pipeline: PipelineOptions | None
 
 
 def show_front(
-    config: RunConfig, policies: Sequence[Policy], num_steps: int, options: FrontOptions
+    config: RunConfig, policies: Sequence[Policy], num_steps: int, request: FrontRequest
 ) -> None:
     """Print the front of these policies, measured first if that was asked for.
 
@@ -79,100 +69,91 @@ def show_front(
         PolicyError: None of the policies takes a budget.
         InputError: There is nothing to write what was measured to.
     """
-    profile = profile_of(policies)
-    if options.measure:
-        profile = measured(config, policies, num_steps, options)
+    profile = load_profile(policies)
+    if request.options.measured:
+        profile = measure_front(config, policies, num_steps, request)
     planner = next((part for part in flatten(policies) if isinstance(part, Planner)), None)
     held = None
     if profile is not None and planner is not None:
         held = MeasuredFront.of(profile, unit_of(planner))
     rows = front_of(policies, num_steps, held)
-    if options.plot is not None:
+    if request.options.plot is not None:
         names = ", ".join(part.name for part in flatten(policies))
-        write_front_plot(f"front of {names}", rows, options.plot)
-    if options.as_json:
+        write_front_plot(f"front of {names}", rows, request.options.plot)
+    if request.as_json:
         typer.echo(json.dumps([row.record() for row in rows], indent=2))
         return
-    out = console()
-    out.print(front_table(rows, held))
-    if options.plot is not None:
-        out.print(f"drawn in {options.plot}", markup=False, soft_wrap=True)
+    out = make_console()
+    out.print(make_front_table(rows, held))
+    if request.options.plot is not None:
+        out.print(f"drawn in {request.options.plot}", markup=False, soft_wrap=True)
 
 
-def profile_of(policies: Sequence[Policy]) -> Profile | None:
+def load_profile(policies: Sequence[Policy]) -> Profile | None:
     """The profile of the first policy that has one."""
-    path = path_of(policies)
+    path = find_profile_path(policies)
     return None if path is None else Profile.load(path)
 
 
-def path_of(policies: Sequence[Policy]) -> Path | None:
-    """The profile file of the first policy that has one."""
-    for policy in policies:
-        named = getattr(policy, "profile", None)
-        if isinstance(named, str | Path):
-            return Path(named)
-    return None
-
-
-def measured(
-    config: RunConfig, policies: Sequence[Policy], num_steps: int, options: FrontOptions
+def measure_front(
+    config: RunConfig, policies: Sequence[Policy], num_steps: int, request: FrontRequest
 ) -> Profile:
     """Replay plans on calibration prompts, and write what they gave into the profile."""
-    source = path_of(policies)
+    source = find_profile_path(policies)
     if source is None:
         raise InputError(
-            "what --measure finds is kept in a profile, and none of these policies has the file of "
-            "one; give --profile FILE, or a policy with profile: FILE"
+            "what --measure finds is kept in a profile, and none of these policies reads one from "
+            "a file; give --profile FILE, or a policy with profile: FILE"
         )
-    if options.bundled is not None and options.output is None:
+    if request.bundled is not None and request.output is None:
         raise InputError(
-            f"--profile {options.bundled} is a file of the installed package; give --output FILE "
+            f"--profile {request.bundled} is a file of the installed package; give --output FILE "
             "for the profile with what is measured"
         )
     profile = Profile.load(source)
-    setting = setting_of(config, num_steps, options)
-    calls = sorted({*(options.calls or [max(2, round(part * num_steps)) for part in CALLS])})
+    setting = make_setting(config, num_steps, request)
+    calls = sorted({*(request.calls or [max(2, round(part * num_steps)) for part in CALLS])})
     out = typer.get_text_stream("stderr")
     batches = -(-len(setting.prompts) // setting.batch)
-    most = cost_of(calls, num_steps, options.refine) * batches
+    most = cost_of(calls, num_steps, request.options.refine) * batches
     print(f"at most {most} network calls a branch", file=out)
     found = measure(
         setting,
         policies,
         num_steps,
         calls,
-        options.refine,
+        request.options.refine,
         progress=lambda text: print(text, file=out),
     )
     made = found.added_to(profile)
-    made.save(options.output if options.output is not None else source)
+    made.save(request.output if request.output is not None else source)
     return made
 
 
-def setting_of(config: RunConfig, num_steps: int, options: FrontOptions) -> ReplaySetting:
+def make_setting(config: RunConfig, num_steps: int, request: FrontRequest) -> ReplaySetting:
     """What replays share: a pipeline, the model of a bundled profile, or that of the config.
 
     Raises:
         InputError: There are no prompts.
     """
-    if options.pipeline is not None:
-        run = options.pipeline.open(config)
-        arguments = {**options.pipeline.arguments(config), "steps": num_steps}
+    if request.pipeline is not None:
+        run = load_pipeline(request.pipeline, config)
+        arguments = to_arguments(request.pipeline, num_steps, config)
         return ReplaySetting(
             sampler=lambda policies: PipelineReplayer(run, policies, arguments),
             model=None,
-            prompts=prompts_of(config, None, fallback=())[: options.prompts],
+            prompts=choose_prompts(config, None, fallback=())[: request.options.prompts],
             seed=arguments["seed"],
             batch=1,
             device=config.accelerator,
         )
-    model: Any = load_model(options.bundled or config.model)
-    offered = demo_prompts(model)
-    prompts = prompts_of(config, None, fallback=offered[0] if offered is not None else ())
-    if options.bundled is None:
-        sampler: MakeSampler = own_loop(sampler_of(config, ()))
+    model: Any = load_model(request.bundled or config.model)
+    offered = get_demo_prompts(model)
+    prompts = choose_prompts(config, None, fallback=offered[0] if offered is not None else ())
+    if request.bundled is None:
+        sampler: MakeSampler = own_loop(make_sampler(config, ()))
         if config.seam != "latent":
-            sampler = lambda policies: run_at_seam(config, model, policies, ())  # noqa: E731
+            sampler = lambda policies: make_sampler_at_seam(config, model, policies, ())  # noqa: E731
     else:
         sampler = lambda policies: model.pipeline_sampler(  # noqa: E731
             policies,
@@ -183,14 +164,14 @@ def setting_of(config: RunConfig, num_steps: int, options: FrontOptions) -> Repl
     return ReplaySetting(
         sampler=sampler,
         model=model,
-        prompts=prompts[: options.prompts],
+        prompts=prompts[: request.options.prompts],
         seed=config.seed,
         batch=config.batch_size,
         device=config.accelerator,
     )
 
 
-def front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Table:
+def make_front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Table:
     """One row a plan, with columns for what was measured."""
     caption = "speed-up is steps over network calls"
     if held is not None:
@@ -202,9 +183,9 @@ def front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Table:
         "calls": [str(row.calls) for row in rows],
         "speed-up": [f"{row.num_steps / row.calls:.2f}x" for row in rows],
         "predicted": [f"{row.predicted:.4g}" for row in rows],
-        "PSNR": [said("{:.1f} ± {:.1f}", row.psnr, row.psnr_std) for row in rows],
-        "refined": [said("{:.1f}", row.refined_psnr) for row in rows],
-        "seconds": [said("{:.3g}", row.seconds) for row in rows],
+        "PSNR": [format_numbers("{:.1f} ± {:.1f}", row.psnr, row.psnr_std) for row in rows],
+        "refined": [format_numbers("{:.1f}", row.refined_psnr) for row in rows],
+        "seconds": [format_numbers("{:.3g}", row.seconds) for row in rows],
     }
     shown = {name: column for name, column in cells.items() if any(column)}
     for name, column in shown.items():
@@ -221,6 +202,6 @@ def front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Table:
     return table
 
 
-def said(form: str, *values: float | None) -> str:
+def format_numbers(form: str, *values: float | None) -> str:
     """Numbers in this form, nothing where one was not measured."""
     return "" if None in values else form.format(*values)

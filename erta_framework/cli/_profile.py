@@ -10,18 +10,19 @@ import typer
 from rich.table import Table
 
 from erta_framework.calibration import Profile
-from erta_framework.cli.app import app
-from erta_framework.cli.common import console
+from erta_framework.cli._options import Force, Json
+from erta_framework.cli._samplers import make_console
 from erta_framework.errors import InputError
 
-group = typer.Typer(help="Look at calibration profiles, and add them up.", no_args_is_help=True)
-app.add_typer(group, name="profile")
+profile_app = typer.Typer(
+    help="Look at calibration profiles, and add them up.", no_args_is_help=True
+)
 
 
-@group.command()
+@profile_app.command()
 def show(
     file: Annotated[Path, typer.Argument(help="A profile.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Show what a profile was calibrated for, where it comes from and what it holds."""
     profile = Profile.load(file)
@@ -46,16 +47,16 @@ def show(
         for name, value in section.items():
             table.add_row(name, value)
         table.add_section()
-    console().print(table)
+    make_console().print(table)
 
 
-@group.command()
+@profile_app.command()
 def merge(
     files: Annotated[list[Path], typer.Argument(help="Two or more profiles.", show_default=False)],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)
     ],
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    force: Force = False,
 ) -> None:
     """Add up profiles of one run made apart: batches, ranks, machines.
 
@@ -67,4 +68,4 @@ def merge(
         raise InputError(f"{output} exists; give --force to replace it")
     merged = Profile.merge([Profile.load(file) for file in files])
     merged.save(output)
-    console().print(f"{merged!r} written to {output}", markup=False, soft_wrap=True)
+    make_console().print(f"{merged!r} written to {output}", markup=False, soft_wrap=True)

@@ -18,9 +18,12 @@ from rich.table import Table
 
 from erta_framework.budgets import forecast
 from erta_framework.calibration import Profile
-from erta_framework.cli.app import app
-from erta_framework.cli.common import console, demo_prompts, load_model, shipped_profile
-from erta_framework.cli.demo_methods import methods_of, sampler_for, through_pipeline
+from erta_framework.cli import (
+    find_shipped_profile,
+    get_demo_prompts,
+    load_model,
+    make_console,
+)
 from erta_framework.config import build_policies
 from erta_framework.environment import use_fastest_threads
 from erta_framework.errors import InputError, ProfileMismatchError
@@ -35,11 +38,15 @@ from erta_framework.report import (
 )
 from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
 from erta_framework.session import StepTrace
+from erta_integrations.shapes_wan.demo._methods import (
+    list_methods,
+    make_sampler,
+    runs_in_pipeline,
+)
 
 CALIBRATION_PROMPTS, CALIBRATION_SEED, SEED = 8, 1000, 5000
 
 
-@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(
         "runs/demo"
@@ -58,20 +65,20 @@ def demo(
         require_extra(module, extra="report", wanted_by="erta demo")
     if calls > steps:
         raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
-    out = console()
+    out = make_console()
     network = load_model(model)
-    calibration, held_out = prompts_for_demo(network, model, prompts)
+    calibration, held_out = choose_prompts(network, model, prompts)
     device = resolve_device("auto", 1)
-    with threads_for(network, held_out, device):
-        profile, origin = profile_for_demo(network, calibration, steps, output, out, recalibrate)
-        methods = methods_of(profile, calls, steps, pipeline=through_pipeline(network))
+    with choose_threads(network, held_out, device):
+        profile, origin = choose_profile(network, calibration, steps, output, out, recalibrate)
+        methods = list_methods(profile, calls, steps, pipeline=runs_in_pipeline(network))
         plan = forecast(methods[-1].policies, steps)
         comparison = run_methods(network, methods, held_out)
         report = write_report(
             comparison,
             output,
             title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
-            setting=setting_of(model, network, comparison, origin),
+            setting=describe_setting(model, network, comparison, origin),
             forecast=plan,
             device=device,
             command="erta demo",
@@ -81,7 +88,7 @@ def demo(
         webbrowser.open(report.html.resolve().as_uri())
 
 
-def threads_for(
+def choose_threads(
     model: TextModel, prompts: list[str], device: torch.device
 ) -> AbstractContextManager[object]:
     """The number of CPU threads that suits the model on this machine right now."""
@@ -98,13 +105,13 @@ def threads_for(
     return use_fastest_threads(call)
 
 
-def prompts_for_demo(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
+def choose_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
     """Calibration prompts and `count` held-out ones.
 
     Raises:
         InputError: The model brings no prompts, or fewer than were asked for.
     """
-    offered = demo_prompts(model)
+    offered = get_demo_prompts(model)
     if offered is None:
         raise InputError(
             f"the model {name!r} brings no prompts for a demo (demo_prompts); use `erta sample`"
@@ -117,7 +124,7 @@ def prompts_for_demo(model: TextModel, name: str, count: int) -> tuple[list[str]
     return calibration, held_out[:count]
 
 
-def profile_for_demo(
+def choose_profile(
     model: TextModel,
     calibration: list[str],
     steps: int,
@@ -126,7 +133,7 @@ def profile_for_demo(
     recalibrate: bool,
 ) -> tuple[Path, str]:
     """The shipped profile, or a new one from a few prompts; says which."""
-    shipped = None if recalibrate else shipped_profile(model)
+    shipped = None if recalibrate else find_shipped_profile(model)
     if shipped is not None and (known := Profile.load(shipped)).fingerprint["num_steps"] == str(
         steps
     ):
@@ -137,7 +144,7 @@ def profile_for_demo(
         out.print(f"using the profile {origin}", soft_wrap=True)
         return shipped, origin
     few = calibration[:CALIBRATION_PROMPTS]
-    sampler = sampler_for(model, (), [ProgressBar()], steps=steps)
+    sampler = make_sampler(model, (), [ProgressBar()], steps=steps)
     (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
     profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
     path = profile.save(output / "profile.safetensors")
@@ -165,13 +172,13 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
     """
     rounds = min(2, len(prompts))
 
-    def made(
+    def sampler_of(
         method: Method,
         policies: Sequence[Policy],
         callbacks: Sequence[Callback],
         batch_size: int,
     ) -> TextSampler:
-        return sampler_for(
+        return make_sampler(
             model,
             policies,
             callbacks,
@@ -193,16 +200,18 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
                 seed=SEED,
                 rounds=rounds,
                 callbacks=[bar],
-                make_sampler=made,
+                make_sampler=sampler_of,
             )
         except ProfileMismatchError as error:
             error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")
             raise
 
 
-def setting_of(name: str, model: TextModel, comparison: Comparison, origin: str) -> dict[str, str]:
+def describe_setting(
+    name: str, model: TextModel, comparison: Comparison, origin: str
+) -> dict[str, str]:
     """The facts of the run that the report states."""
-    sampler = sampler_for(model, (), (), steps=comparison.methods[0].steps)
+    sampler = make_sampler(model, (), (), steps=comparison.methods[0].steps)
     shape = " x ".join(map(str, model.latent_shape))
     return {
         "model": f"{name}, samples of {shape}",
