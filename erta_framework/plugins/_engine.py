@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 from torch import Tensor
 
-from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError, suggestion
 from erta_framework.plugins._dispatch import (
     Hook,
@@ -30,6 +29,9 @@ from erta_framework.session import (
     SessionInfo,
     Step,
 )
+
+if TYPE_CHECKING:
+    from erta_framework.calibration import Profile
 
 
 class CoreDefaults:

@@ -34,10 +34,10 @@ LACKS = {
 TRUNK = {
     repr(found): name
     for name, found in PROFILERS.items()
-    if found is not None and Seam.TRUNK in found.seams
+    if found is not None and Seam.TRUNK in found.traits.seams
 }
 """One policy for each profiler that observes the trunk seam."""
-LATENT_ONLY = [n for n, found in PROFILERS.items() if found and Seam.TRUNK not in found.seams]
+LATENT_ONLY = [n for n, found in PROFILERS.items() if found and Seam.TRUNK not in found.traits.seams]
 
 
 @pytest.fixture(scope="module")
