@@ -83,7 +83,7 @@ def runs(world, rule):
         trace = result.trace
         assert result.sample.isfinite().all(), str(one)
         assert toy.calls == trace.network_calls + trace.trial_calls, str(one)
-        if alone.static:
+        if alone.traits.static:
             assert decisions(trace) == decided, str(one)
             assert trace.network_calls == sum(computed for *_, computed in decided), str(one)
         reused = trace.network_samples < full.trace.network_samples

@@ -12,8 +12,8 @@ def render_combinations() -> str:
     """Which policies can stand beside which: parts, refused pairs, and what was left out."""
     from erta_framework.calibration import Profile
     from erta_framework.compatibility import OWN, Driver, make_overview
-    from erta_framework.plugins import Policy
-    from erta_framework.session import Seam, wanted
+    from erta_framework.plugins import Engine, Policy
+    from erta_framework.session import Seam
     from erta_integrations.diffusers import attach
     from erta_integrations.diffusers.network import _trial as trials
     from erta_integrations.diffusers.pipeline import capabilities
@@ -25,7 +25,7 @@ def render_combinations() -> str:
     pipe = family.build()
 
     def calibrated(profiler: Policy) -> Profile:
-        seam = Seam.TRUNK if wanted([profiler]) else Seam.LATENT
+        seam = Seam.TRUNK if Engine([profiler]).signals else Seam.LATENT
         with attach(pipe, [profiler], seam=seam) as run:
             family.run(pipe, steps=8)
         return run.profile()

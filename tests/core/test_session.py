@@ -67,6 +67,7 @@ class ByBranch(Policy):
     """Reuses the unconditional branch only."""
 
     scope: str = "branch"
+    traits = Traits(decides="branch")
 
     @hookimpl
     def decide(self, call):

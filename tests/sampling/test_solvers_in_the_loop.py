@@ -119,7 +119,7 @@ def test_moving_the_interval_needs_a_first_order_solver(any_solver, sample):
 def test_policies_that_integrate_themselves_are_refused_by_multistep_solvers(
     any_solver, policy, sample
 ):
-    needed = policy.requires - any_solver.capabilities
+    needed = policy.traits.requires - any_solver.capabilities
     assert ("first_order" in needed) == (any_solver.integrator != "euler")
     if needed:
         with pytest.raises(CapabilityError, match=r"requires (first_order|velocity)"):

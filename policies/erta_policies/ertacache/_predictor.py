@@ -14,7 +14,7 @@ class ResidualReuse(Policy):
     Source: ERTACache, arXiv 2508.21091; the same rule as EasyCache, arXiv 2507.02860.
 
     Example:
-        >>> ResidualReuse().needs().evaluations
+        >>> ResidualReuse().traits.memory.evaluations
         1
     """
 

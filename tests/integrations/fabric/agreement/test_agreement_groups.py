@@ -142,7 +142,7 @@ def test_nothing_is_added_where_nobody_can_differ(
     assert caplog.text.count("no other rank shares the samples") == 2
     assert add_agreement([static], three) == [static]
     assert "the schedule is static, so that ranks 0, 1, 2 know it" in caplog.text
-    assert not Engine([static]).agrees
+    assert not Engine([static]).traits.collective
     assert len(add_agreement([static, guess], three)) == 3
 
 

@@ -67,13 +67,13 @@ class Wants(Policy):
             return Compute("wanted", scope)
         return Reuse("wanted", scope, self.table[step.index])
 
-    traits = Traits(memory=Needs(evaluations=1))
+    traits = Traits(decides="branch", memory=Needs(evaluations=1))
 
 
 class SampleWants(Wants):
     """The same, sample by sample."""
 
-    traits = Traits(decides="sample")
+    traits = Traits(decides="sample", memory=Needs(evaluations=1))
 
 
 def wants(steps: Sequence[int] | Mapping[int, Any], scope: Any = None) -> Wants:
