@@ -10,7 +10,7 @@ from __future__ import annotations
 from mkdocs.exceptions import PluginError
 
 from tables.data import MissingDataError
-from tables.markers import filled
+from tables.markers import fill_markers
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -20,6 +20,6 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         PluginError: What a page shows is missing; ends the build with one line.
     """
     try:
-        return filled(markdown)
+        return fill_markers(markdown)
     except MissingDataError as error:
         raise PluginError(str(error)) from error

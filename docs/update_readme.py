@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables.ablation import ablation_summary
-from tables.data import Record, load
-from tables.peers import peers_summary
+from tables.ablation import render_ablation_summary
+from tables.data import Record, load_record
+from tables.peers import render_peers_summary
 
 README = Path(__file__).parents[1] / "README.md"
 SUMMARIES: Mapping[str, Callable[[Record], str]] = {
-    "peers": peers_summary,
-    "ablation": ablation_summary,
+    "peers": render_peers_summary,
+    "ablation": render_ablation_summary,
 }
 """What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of `docs/data/NAME.json`."""
 
 
-def rendered(text: str) -> str:
+def fill_summaries(text: str) -> str:
     """The text of the README with the tables of `docs/data/` between their markers.
 
     Raises:
@@ -30,9 +30,9 @@ def rendered(text: str) -> str:
             raise ValueError(f"the README must hold {begin} and {end} once")
         before, rest = text.split(begin)
         after = rest.split(end)[1]
-        text = f"{before}{begin}\n{summary(load(name))}\n{end}{after}"
+        text = f"{before}{begin}\n{summary(load_record(name))}\n{end}{after}"
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text(encoding="utf-8")), encoding="utf-8")
+    README.write_text(fill_summaries(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -3,14 +3,9 @@
 from erta_framework.attach import attach
 from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError
-from erta_framework.plugins import Engine, Policy, hookimpl
+from erta_framework.plugins import Engine, Policy, Profiler, Traits, hookimpl
 from erta_framework.sampling import (
-    CFG,
-    DDIM,
     Callback,
-    FlowAdamsBashforth2,
-    FlowEuler,
-    NoGuidance,
     PictureWriter,
     ProgressBar,
     Request,
@@ -18,21 +13,25 @@ from erta_framework.sampling import (
     Sampler,
     Samples,
     SamplingLoop,
-    Schedule,
     TraceLogger,
 )
+from erta_framework.sampling.guidance import CFG, NoGuidance
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule
 from erta_framework.session import (
     Answer,
     Call,
     Compute,
     Decision,
     Evaluation,
+    FunctionNetwork,
     Interval,
     Needs,
+    Network,
     Reuse,
     Seam,
     Session,
     SessionInfo,
+    Site,
     Step,
     Trace,
 )
@@ -51,12 +50,15 @@ __all__ = [
     "Evaluation",
     "FlowAdamsBashforth2",
     "FlowEuler",
+    "FunctionNetwork",
     "Interval",
     "Needs",
+    "Network",
     "NoGuidance",
     "PictureWriter",
     "Policy",
     "Profile",
+    "Profiler",
     "ProgressBar",
     "Request",
     "Result",
@@ -68,9 +70,11 @@ __all__ = [
     "Seam",
     "Session",
     "SessionInfo",
+    "Site",
     "Step",
     "Trace",
     "TraceLogger",
+    "Traits",
     "attach",
     "hookimpl",
 ]

@@ -1,4 +1,8 @@
-"""What a measurement depends on besides the code: machine and versions."""
+"""What a measurement depends on besides the code: the machine and the installed versions.
+
+Reports and benchmarks describe both with the functions here, so that their records have the same
+keys everywhere.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,16 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("erta-framework", "torch", "diffusers", "torchmetrics")
+__all__ = ["collect_versions", "describe_machine", "read_processor_name", "use_fastest_threads"]
+
+PACKAGES = ("erta-framework", "torch", "numpy", "diffusers", "torchmetrics")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter; absent packages are left out.
+def collect_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result; absent packages are left out.
 
     Example:
-        >>> "torch" in versions()
+        >>> "torch" in collect_versions()
         True
     """
     found = {"python": platform.python_version()}
@@ -31,31 +37,53 @@ def versions() -> dict[str, str]:
     return found
 
 
-def machine(device: torch.device | None = None) -> dict[str, str]:
-    """Processor, usable cores, threads of torch, and the accelerator where one is used."""
+def describe_machine(device: torch.device | None = None) -> dict[str, str | int | None]:
+    """The machine as a flat record for JSON.
+
+    Keys: `system`, `processor`, `cores` (those this process may use), `torch_threads`, and
+    `accelerator`, which is None where the CPU computes.
+
+    Args:
+        device: Where the work runs; by default the GPU if torch sees one.
+
+    Example:
+        >>> describe_machine(torch.device("cpu"))["accelerator"] is None
+        True
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts = {
+    return {
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor(),
-        "cores": str(cores),
-        "torch threads": str(torch.get_num_threads()),
-        "device": "cpu" if device is None else device.type,
+        "processor": read_processor_name(),
+        "cores": cores,
+        "torch_threads": torch.get_num_threads(),
+        "accelerator": _name_accelerator(device),
     }
-    if device is not None and device.type == "cuda":
-        facts["accelerator"] = torch.cuda.get_device_name(device)
-    return facts
+
+
+def read_processor_name() -> str:
+    """Model name of the processor where the system gives it, else its architecture."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 @contextmanager
-def fastest_threads(work: Callable[[], object], repeats: int = 3) -> Iterator[int]:
-    """Within the context torch uses one thread or its default number, whichever is faster here.
+def use_fastest_threads(work: Callable[[], object], repeats: int = 3) -> Iterator[int]:
+    """Let torch use one thread or its default number within the context, whichever is faster.
 
-    A small network gains little from threads, and where other programs keep the cores busy its
-    threads wait for each other: many times slower than one thread alone.
+    A small network gains little from threads. Where other programs keep the cores busy, threads
+    wait for each other and can be many times slower than one alone.
 
     Args:
-        work: What is timed, such as one network call; it runs `2 * (repeats + 1)` times.
-        repeats: Timed runs each; the best counts.
+        work: What is timed, such as one network call. It runs `2 * (repeats + 1)` times.
+        repeats: Timed runs of each setting; the best counts.
+
+    Yields:
+        The chosen number of threads. The earlier number is restored afterwards.
     """
     before = torch.get_num_threads()
     try:
@@ -63,7 +91,7 @@ def fastest_threads(work: Callable[[], object], repeats: int = 3) -> Iterator[in
         for threads in sorted({1, before}):
             torch.set_num_threads(threads)
             work()
-            seconds[threads] = min(_seconds(work) for _ in range(repeats))
+            seconds[threads] = min(_time_once(work) for _ in range(repeats))
         chosen = min(seconds, key=lambda threads: seconds[threads])
         torch.set_num_threads(chosen)
         yield chosen
@@ -71,18 +99,15 @@ def fastest_threads(work: Callable[[], object], repeats: int = 3) -> Iterator[in
         torch.set_num_threads(before)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _time_once(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
-def processor() -> str:
-    """Name of the processor, as well as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return value.strip()
-    return platform.processor() or platform.machine()
+def _name_accelerator(device: torch.device | None) -> str | None:
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return None if device.type == "cpu" else device.type

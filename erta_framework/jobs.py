@@ -1,4 +1,4 @@
-"""Jobs over many devices, as the core knows them: their settings, and who can run them."""
+"""Jobs over many devices as the core knows them: settings, requests and launchers."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from erta_framework.errors import InputError, RegistryError
-from erta_framework.optional_dependencies import MissingExtraError
-from erta_framework.plugins import FIRST_PARTY, launchers
+from erta_framework.errors import InputError
+from erta_framework.plugins import launchers, load_with_extra
 
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
@@ -22,7 +21,7 @@ LAUNCHER = "fabric"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricConfig:
-    """Where a job runs, in the names of Lightning Fabric; None was not said.
+    """Where a job runs, in the names of Lightning Fabric; None means not set.
 
     Attributes:
         accelerator: `"auto"`, `"cpu"`, `"cuda"`, `"gpu"` or `"mps"`.
@@ -59,7 +58,7 @@ class JobConfig:
     Attributes:
         batch_size: Samples a batch. At 1 a sample depends on its prompt and seed alone; larger
             batches may change the last bits of its numbers.
-        lease: Seconds after which a worker that gives no sign of life loses what it claimed.
+        lease: Seconds without a heartbeat after which a worker loses the samples it claimed.
 
     Raises:
         InputError: A value is not above 0.
@@ -77,14 +76,14 @@ class JobConfig:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """How a job stands when a process leaves it; other ranks than 0 only know what they did.
+    """The state of a job when a process leaves it; ranks other than 0 know their own part only.
 
     Attributes:
         total: Samples of the job.
-        done: Samples whose output is in the folder; on other ranks, those that this one made.
+        done: Samples whose output is in the folder; on other ranks, those made by this rank.
         failed: Index and error of each sample that failed.
-        network_calls: Mean network calls a sample that is done.
-        speedup: Branch calls asked for over network calls made, over what is done.
+        network_calls: Mean network calls of the done samples.
+        speedup: Branch calls requested over network calls made, for the done samples.
         seconds: Wall seconds in this process.
         leader: Whether this process reports for all (rank 0).
     """
@@ -105,12 +104,12 @@ class Summary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobRequest:
-    """What a launcher is asked for.
+    """A sampling job, as a launcher receives it.
 
     Attributes:
-        open: Gives what samples, for a kind of device and a precision such as `("cuda", "32")`:
-            `(sampler, model)`, or `(run, policies, options)` of a pipeline. Called in each process
-            once that has its device; None where the caller brings sampler and model.
+        open: Makes `(sampler, model)`, or `(run, policies, options)` of a pipeline, for a kind of
+            device and a precision such as `("cuda", "32")`. Each process calls it once it has its
+            device. None where the caller brings sampler and model.
         prompts: A `.jsonl` file of requests, a text file with one prompt a line, or prompts.
         output: Folder of the job.
         seed: Sample k has seed + k unless its line says otherwise.
@@ -119,7 +118,7 @@ class JobRequest:
         quiet: Print nothing.
         fabric: Where it runs.
         job: How it is divided.
-        picture: Writes a picture `(sample [C, ...], path without suffix) -> path`.
+        picture: Writes the picture of a sample: `(sample [C, ...], path without suffix) -> path`.
     """
 
     open: Callable[[str, str], Any] | None = None
@@ -154,7 +153,7 @@ class CalibrationRequest:
 
 
 class Launcher(Protocol):
-    """What an entry of `erta_framework.launchers` offers."""
+    """Runs jobs over several devices; made by an entry of `erta_framework.launchers`."""
 
     def sample(self, request: JobRequest) -> Summary:
         """Run this process's part of a sampling job."""
@@ -166,7 +165,7 @@ class Launcher(Protocol):
 
 
 def launched() -> bool:
-    """Whether something outside, such as torchrun or srun, started this process among others."""
+    """Whether torchrun, srun or the like started this process as one of several."""
     environ = os.environ
     if "LOCAL_RANK" in environ and environ.get("WORLD_SIZE", "1") != "1":
         return True
@@ -175,22 +174,11 @@ def launched() -> bool:
 
 
 def load_launcher(name: str = LAUNCHER) -> Launcher:
-    """An entry of the catalogue of launchers.
+    """A launcher of the catalogue.
 
     Raises:
         MissingExtraError: What ours imports is not installed; names the extra.
         RegistryError: No distribution provides it, or its import failed otherwise.
     """
-    catalogue = launchers()
-    try:
-        found: Launcher = catalogue.load(name)()
-    except RegistryError as error:
-        cause = error.__cause__
-        ours = any(e.name == name and e.distribution == FIRST_PARTY for e in catalogue.entries())
-        if not ours or not isinstance(cause, ImportError) or isinstance(cause, MissingExtraError):
-            raise
-        raise MissingExtraError(
-            f"the launcher {name!r} cannot be imported ({cause}); pip install "
-            f'"erta-framework[{name}]"'
-        ) from cause
-    return found
+    launcher: Launcher = load_with_extra(launchers(), name, extra=name, what="launcher")()
+    return launcher

@@ -1,7 +1,9 @@
-"""Fidelity of samples against reference samples, one value a sample, always computed in float64.
+"""How far samples are from reference samples, one value a sample.
 
 `a` is what is judged and `b` the reference; both are `[B, ...]`, such as videos
-`[B, C, F, H, W]` or images `[B, C, H, W]`.
+`[B, C, F, H, W]` or images `[B, C, H, W]`. `psnr` and `ssim` judge results: they compute in
+float64 on the host. `relative_l1` and `mean_magnitude` are also the signals that caching policies
+decide by: they stay on the tensors' device and read nothing back.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from torch import Tensor
 
 from erta_framework.errors import InputError
 from erta_framework.optional_dependencies import require_extra
+
+__all__ = ["mean_magnitude", "psnr", "relative_l1", "ssim"]
 
 SSIM_WINDOW = 11
 """Side of SSIM's Gaussian window in pixels; smaller frames have no SSIM."""
@@ -34,7 +38,7 @@ def psnr(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
         >>> psnr(torch.zeros(1, 4), torch.full((1, 4), 0.25), data_range=2.5).item()
         20.0
     """
-    a, b = _checked(a, b, data_range)
+    a, b = _prepare(a, b, data_range)
     error = (a - b).square().flatten(1).mean(dim=1)
     return 10 * torch.log10(data_range**2 / error)
 
@@ -58,7 +62,7 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     require_extra("torchmetrics", extra="report", wanted_by="ssim")
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    a, b = _checked(a, b, data_range)
+    a, b = _prepare(a, b, data_range)
     if a.ndim not in (4, 5):
         raise InputError(
             f"ssim takes images [B, C, H, W] or videos [B, C, F, H, W], got {tuple(a.shape)}"
@@ -76,32 +80,70 @@ def ssim(a: Tensor, b: Tensor, data_range: float = 2.0) -> Tensor:
     return frames.mean(dim=1)
 
 
-def relative_l1(a: Tensor, b: Tensor) -> Tensor:
-    """`||a - b||_1 / ||b||_1` of each sample, `[B]`; 0 where both are zero.
+def relative_l1(a: Tensor, b: Tensor, per_sample: bool = True) -> Tensor:
+    """Relative L1 change from `b` to `a`, `mean |a - b| / mean |b|`, `[B]`.
+
+    Two equal samples give 0, even if both are zero; a change from a zero `b` gives infinity. So
+    the value is 0 exactly where nothing changed, and no constant decides what counts as zero: the
+    result does not depend on the scale of the tensors. A caching rule that compares it with a
+    threshold reuses where nothing changed and computes where there is nothing to compare with. NaN
+    stays NaN, which is below no threshold.
+
+    The difference is taken in the tensors' own precision and averaged in float32, or in float64 if
+    they are float64. Nothing is read back to the host.
+
+    Args:
+        a: Samples `[B, ...]`.
+        b: Reference samples of the same shape.
+        per_sample: Whether every sample has a value of its own; otherwise the whole batch has one,
+            `[1]`.
 
     Raises:
         InputError: The shapes differ.
 
     Example:
-        >>> relative_l1(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 2.0]])).item()
-        0.5
+        >>> relative_l1(torch.tensor([[1.0, 3.0]]), torch.tensor([[2.0, 2.0]]))
+        tensor([0.5000])
+        >>> relative_l1(torch.tensor([[0.0], [1.0]]), torch.zeros(2, 1))
+        tensor([0., inf])
     """
-    a, b = _checked(a, b, data_range=None)
-    difference = (a - b).abs().flatten(1).sum(dim=1)
-    size = b.abs().flatten(1).sum(dim=1)
-    return torch.where(difference == 0, difference, difference / size)
+    _require_one_shape(a, b, dims=2 if per_sample else 1)
+    if not (a.is_floating_point() and b.is_floating_point()):
+        a, b = a.double(), b.double()  # unsigned integers would wrap around
+    change = mean_magnitude(a - b, per_sample)
+    return torch.where(change == 0, 0.0, change / mean_magnitude(b, per_sample))
 
 
-def _checked(a: Tensor, b: Tensor, data_range: float | None) -> tuple[Tensor, Tensor]:
-    if a.shape != b.shape or a.ndim < 2:
-        raise InputError(
-            f"samples {tuple(a.shape)} and reference {tuple(b.shape)} must have one shape [B, ...]"
-        )
+def mean_magnitude(values: Tensor, per_sample: bool = True) -> Tensor:
+    """Mean magnitude of each sample, `[B]`; with `per_sample=False` of the whole batch, `[1]`.
+
+    Averaged in float32, or in float64 if `values` are float64.
+
+    Example:
+        >>> mean_magnitude(torch.tensor([[1.0, -3.0], [0.0, 0.0]]))
+        tensor([2., 0.])
+    """
+    magnitude = values.abs()
+    if magnitude.dtype != torch.float64:
+        magnitude = magnitude.float()
+    return magnitude.flatten(1).mean(1) if per_sample else magnitude.mean().reshape(1)
+
+
+def _prepare(a: Tensor, b: Tensor, data_range: float) -> tuple[Tensor, Tensor]:
+    """Both in float64 on the host, after the checks that every fidelity needs."""
+    _require_one_shape(a, b, dims=2)
     integers = not (a.is_floating_point() and b.is_floating_point())
-    if data_range is not None and data_range <= 2.0 and integers:
-        # 0..255 measured against a range of 2 would be 42 dB off without a word
+    if data_range <= 2.0 and integers:
+        # 0..255 measured against a range of 2 would silently be 42 dB off
         raise InputError(
             f"samples of {a.dtype} / {b.dtype} with data_range={data_range}; "
             "8-bit images have data_range=255"
         )
     return a.detach().to("cpu", torch.float64), b.detach().to("cpu", torch.float64)
+
+
+def _require_one_shape(a: Tensor, b: Tensor, dims: int) -> None:
+    if a.shape != b.shape or a.ndim < dims:
+        raise InputError(
+            f"samples {tuple(a.shape)} and reference {tuple(b.shape)} must have one shape [B, ...]"
+        )

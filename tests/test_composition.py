@@ -8,21 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Seam, hookimpl
+from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Seam, Traits, hookimpl
 from erta_framework import compatibility as composition
-from erta_framework.cli.app import main
-from erta_framework.compatibility import Role, overview, role_of
-from erta_framework.compatibility._compatibility import (
+from erta_framework.cli import main
+from erta_framework.compatibility import (
     PLACES,
     Composer,
     Overview,
-    specimens,
-    variants,
+    Role,
+    collect_specimens,
+    make_overview,
+    role_of,
 )
+from erta_framework.compatibility._specimens import list_variants
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.plugins import policies
-from erta_framework.sampling import DDIM, FlowAdamsBashforth2
 from erta_framework.sampling import _loop as loop
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
 from erta_policies.easycache import EasyCache
@@ -63,7 +65,7 @@ def settings(width):
 @cache
 def on_the_toy(vary=()):
     calibrate = partial(toy_profile, setup=SETUP, seeds=(11,))
-    found = specimens(calibrate, settings=settings(2), vary=vary, catalogue=CATALOGUE)
+    found = collect_specimens(calibrate, settings=settings(2), vary=vary, catalogue=CATALOGUE)
     return SimpleNamespace(absent=found.absent, composer=Composer(found.groups))
 
 
@@ -81,11 +83,11 @@ def runs(world, rule):
         trace = result.trace
         assert result.sample.isfinite().all(), str(one)
         assert toy.calls == trace.network_calls + trace.trial_calls, str(one)
-        if alone.static:
+        if alone.traits.static:
             assert decisions(trace) == decided, str(one)
             assert trace.network_calls == sum(computed for *_, computed in decided), str(one)
         reused = trace.network_samples < full.trace.network_samples
-        if reused or not one.engine.corrects_computed:
+        if reused or not one.engine.traits.corrects_computed:
             assert torch.equal(result.sample, full.sample) != reused, str(one)
         ran += 1
     return ran
@@ -214,7 +216,7 @@ def test_a_policy_that_nobody_registered_is_combined_as_well():
     class Odd(Policy):
         """Reuses odd steps."""
 
-        static = True
+        traits = Traits(static=True)
 
         @hookimpl
         def decide(self, step):
@@ -227,7 +229,7 @@ def test_a_policy_that_nobody_registered_is_combined_as_well():
 
 
 def test_other_choices_of_a_setting_are_found_by_its_type():
-    labels = [label for label, _ in variants(Forecaster)]
+    labels = [label for label, _ in list_variants(Forecaster)]
     assert labels == [
         "basis=taylor",
         "basis=hermite",
@@ -264,7 +266,7 @@ def test_the_overview_counts_what_the_combinations_say():
 def test_the_command_prints_the_overview(monkeypatch, capsys):
     world = on_the_toy()
     found = Overview(world.composer, {"nobody": "needs a friend"})
-    monkeypatch.setattr(composition, "overview", lambda calibrate: found)
+    monkeypatch.setattr(composition, "make_overview", lambda calibrate: found)
     with pytest.raises(SystemExit) as ended:
         main(["policies", "--combine"])
     assert ended.value.code == 0
@@ -276,7 +278,7 @@ def test_the_command_prints_the_overview(monkeypatch, capsys):
 
 
 def test_an_installed_policy_without_settings_is_left_out_by_name():
-    found = overview(uncalibrated).absent
+    found = make_overview(uncalibrated).absent
     assert found["magcache"] == "MagCacheProfiler() is not asked here"
     assert "edge_velocity" in found
     assert "skip_policy" not in found
@@ -308,7 +310,7 @@ def on_a_pipeline(calibrated, seam="latent"):
         offered |= trials.offered({"transformer": pipe.transformer})
 
     def calibrate(profiler):
-        copies = profiler.copies
+        copies = profiler.calibration_copies
         same = {
             "generator": [torch.Generator().manual_seed(0) for _ in range(copies)],
             **{name: torch.cat([value] * copies) for name, value in family.inputs(1).items()},
@@ -318,7 +320,7 @@ def on_a_pipeline(calibrated, seam="latent"):
         return run.profile()
 
     given = settings(pipe.transformer.config.text_dim)
-    found = specimens(
+    found = collect_specimens(
         calibrate if calibrated else uncalibrated,
         settings=given if calibrated else {**given, "skip_policy": {"evenly": 5}},
         vary=(),
@@ -349,7 +351,7 @@ def runs_on_a_pipeline(world, rule):
         (trace,) = run.traces
         assert sample.isfinite().all(), str(one)
         assert trace.network_calls == sum(call.computed for call in trace.calls()), str(one)
-        if one.engine.static and rule != "magcache":  # which decides for each branch
+        if one.engine.traits.static and rule != "magcache":  # which decides for each branch
             assert trace.network_calls == world.calls * len(trace.computed_steps), str(one)
         ran += 1
     return ran

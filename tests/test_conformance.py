@@ -196,7 +196,7 @@ def test_every_registered_policy_is_covered():
 
 def test_what_the_kit_cannot_run_really_needs_a_probe():
     for policy in PROBES:
-        required = frozenset().union(*(part.requires for part in flatten([policy])))
+        required = frozenset().union(*(part.traits.requires for part in flatten([policy])))
         assert required == {"signal:probe:1"}
 
 

@@ -16,13 +16,13 @@ import yaml
 import update_readme
 from erta_framework.config import RunConfig, load_config
 from erta_framework.plugins import models, policies
-from tables.ablation import LADDER, ablation_section, ablation_table, findings
-from tables.budgets import budgets_section, lambda_section
-from tables.cli import cli_reference, cli_root
-from tables.data import DATA, MissingDataError, command, load
-from tables.markers import SECTIONS, commands, filled
-from tables.pipeline import pipeline_section
-from tables.policies import policies_section
+from tables.ablation import LADDER, describe_findings, render_ablation, render_ladder
+from tables.budgets import render_budgets, render_lambda
+from tables.cli import load_cli, render_cli
+from tables.data import DATA, MissingDataError, find_command, load_record
+from tables.markers import SECTIONS, fill_markers, list_commands
+from tables.pipeline import render_pipeline
+from tables.policies import render_policies
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -110,13 +110,13 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
         assert line == 'pip install -c constraints.txt -e ".[demo]"'
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", list_commands())
 def test_a_file_of_numbers_has_a_command(line: str) -> None:
     test_a_command_of_the_docs_exists(line)
     name = Path(line.split()[-1]).stem
-    assert line == command(name)
+    assert line == find_command(name)
     if (DATA / f"{name}.json").is_file():
-        assert load(name)["command"].split(" --")[0] == line.split(" --")[0]
+        assert load_record(name)["command"].split(" --")[0] == line.split(" --")[0]
 
 
 def test_every_file_of_numbers_is_shown() -> None:
@@ -125,7 +125,7 @@ def test_every_file_of_numbers_is_shown() -> None:
 
 
 def assert_is_command(words: list[str]) -> None:
-    command = cli_root()
+    command = load_cli()
     while hasattr(command, "commands") and words and not words[0].startswith("-"):
         assert words[0] in command.list_commands(None), f"erta has no command {words[0]!r}"
         command = command.get_command(None, words.pop(0))
@@ -134,8 +134,8 @@ def assert_is_command(words: list[str]) -> None:
 
 
 def test_the_command_line_page_lists_every_command() -> None:
-    page = cli_reference()
-    root = cli_root()
+    page = render_cli()
+    root = load_cli()
     assert isinstance(root, typer.core.TyperGroup)
     for name in root.commands:
         assert f"erta {name}" in page
@@ -177,7 +177,7 @@ def measured() -> dict[str, Any]:
 
 
 def test_the_ablation_table_shows_the_numbers_and_marks_the_best() -> None:
-    lines = ablation_table(measured()).splitlines()
+    lines = render_ladder(measured()).splitlines()
     assert lines[0] == "|  | 25 of 50 calls | 12 of 50 calls |"
     assert "| plain Adams-Bashforth 2 | 29.0 ± 1.0 | **28.0 ± 1.0** |" in lines
     assert "| ertacache (recipe default) | **34.0 ± 1.0** | 27.0 ± 1.0 |" in lines
@@ -185,7 +185,7 @@ def test_the_ablation_table_shows_the_numbers_and_marks_the_best() -> None:
 
 
 def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
-    said = findings(measured()).splitlines()
+    said = describe_findings(measured()).splitlines()
     assert len(said) == 7
     assert "uniform reuse: **better** (+2.0 / +2.0 dB at 25 and 12 network calls)" in said[0]
     assert "Timestep adjustment, added to it: **worse at 25** (-0.5 / +0.0 dB" in said[1]
@@ -194,7 +194,7 @@ def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
 
 
 def test_the_details_name_the_machine_and_the_day() -> None:
-    section = ablation_section(measured())
+    section = render_ablation(measured())
     assert "`erta bench ablation`, 2026-01-02, a processor, 2 cores; torch 2.13.0." in section
     assert "| full | 50 | 4.0 | 1.00 x | reference |  |" in section
     assert "4 held-out prompts × 3 seed sets" in section
@@ -204,12 +204,12 @@ def test_a_row_that_is_missing_is_an_error() -> None:
     record = measured()
     record["rows"] = [row for row in record["rows"] if row["name"] != "uniform"]
     with pytest.raises(MissingDataError, match="no row 'uniform'"):
-        findings(record)
+        describe_findings(record)
 
 
 def test_the_readme_shows_the_measured_ablation() -> None:
     text = README.read_text(encoding="utf-8")
-    assert update_readme.rendered(text) == text, "run `python docs/update_readme.py`"
+    assert update_readme.fill_summaries(text) == text, "run `python docs/update_readme.py`"
 
 
 def through_pipeline() -> dict[str, Any]:
@@ -239,7 +239,7 @@ def through_pipeline() -> dict[str, Any]:
 
 
 def test_the_pipeline_stands_beside_the_own_loop() -> None:
-    section = pipeline_section(through_pipeline(), measured())
+    section = render_pipeline(through_pipeline(), measured())
     assert "| plain steps | 30.0 ± 1.0 | 30.0 | yes | 30.0 ± 1.0 |" in section
     assert "| + timestep adjustment | 26.0 ± 1.0 | 26.0 | within 3e-06 | refused |" in section
     assert "same bits in 9 of 11 runs. The others (+ timestep adjustment) differ" in section
@@ -264,12 +264,12 @@ def scheduled() -> dict[str, Any]:
 
 
 def test_schedules_are_compared_by_what_stands_in() -> None:
-    section = budgets_section(scheduled())
+    section = render_budgets(scheduled())
     assert "| residual: threshold walk | 32.5 ± 1.0 | 31.2 ± 1.0 |" in section
     assert "| residual: reuse | **33.5 ± 1.0** | **32.2 ± 1.0** |" in section
     assert "| forecast: forecast | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
     assert "tried 3 moves on 2 calibration samples, 99 network calls" in section
-    said = lambda_section(scheduled())
+    said = render_lambda(scheduled())
     assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 33.5 ± 1.0 |" in said
 
 
@@ -277,7 +277,7 @@ def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
     record = through_pipeline()
     record["rows"] = [row for row in record["rows"] if row["name"] != "plain UniPC"]
     with pytest.raises(MissingDataError, match="other rows of flow_euler than of unipc"):
-        pipeline_section(record, measured())
+        render_pipeline(record, measured())
 
 
 def at_equal_calls() -> dict[str, Any]:
@@ -299,7 +299,7 @@ def at_equal_calls() -> dict[str, Any]:
 
 
 def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
-    section = policies_section(at_equal_calls())
+    section = render_policies(at_equal_calls())
     assert "* Best at 25 calls: **Both**. By group, fewer steps: plain UniPC (37.0 dB); " in section
     assert "fewer steps at 25 calls: 1 of 2 rows." in section
     assert (
@@ -315,10 +315,10 @@ def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
 @pytest.mark.parametrize("name", ["ablation", "accuracy", "overhead", "pipeline", "policies"])
 def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) -> None:
     with pytest.raises(MissingDataError, match=f"{name}.json.*write it with"):
-        load(name, tmp_path)
+        load_record(name, tmp_path)
     (tmp_path / f"{name}.json").write_text('{"rows": []}', encoding="utf-8")
     with pytest.raises(MissingDataError, match="no rows"):
-        load(name, tmp_path)
+        load_record(name, tmp_path)
 
 
 def test_every_marker_of_a_page_is_replaced() -> None:
@@ -326,13 +326,13 @@ def test_every_marker_of_a_page_is_replaced() -> None:
     for page in DOCS.rglob("*.md"):
         text = page.read_text(encoding="utf-8")
         seen.update(re.findall(r"<!-- ([a-z:]+) -->", text))
-        assert "<!--" not in filled(text), named(page)
+        assert "<!--" not in fill_markers(text), named(page)
     assert seen == set(SECTIONS)
 
 
 def test_a_misspelt_marker_is_an_error() -> None:
     with pytest.raises(MissingDataError, match="table:abaltion"):
-        filled("<!-- table:abaltion -->")
+        fill_markers("<!-- table:abaltion -->")
 
 
 # -------------------------------------------------------------------------------- tables

@@ -1,10 +1,11 @@
-"""What is built from the tree: the wheel, the sdist, the entry points and the version."""
+"""What is built from the tree: wheels and sdists of both distributions, and what each holds."""
 
 from __future__ import annotations
 
 import email
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ import tomllib
 import zipfile
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,12 +25,19 @@ PACKAGES = {
     "erta_policies": ROOT / "policies/erta_policies",
     "erta_integrations": ROOT / "integrations/erta_integrations",
 }
+BENCH = ROOT / "bench"
+BENCH_PACKAGES = {
+    "erta_bench": BENCH / "erta_bench",
+    "tiny_pipelines": ROOT / "tests/tiny_pipelines",
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+BENCH_PROJECT = tomllib.loads((BENCH / "pyproject.toml").read_text(encoding="utf-8"))
 
 
-def build(kind: str, folder: Path) -> Path:
+def build(kind: str, folder: Path, source: Path = ROOT) -> Path:
+    """Build without the network, and without what an isolated environment would fetch."""
     command = [sys.executable, "-m", "build", kind, "--no-isolation", "--outdir", str(folder)]
-    done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (built,) = folder.iterdir()
     return built
@@ -39,8 +48,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     return zipfile.ZipFile(build("--wheel", tmp_path_factory.mktemp("wheel")))
 
 
-def entry_points() -> list[tuple[str, str]]:
-    groups = {**PROJECT["project"]["entry-points"], "scripts": PROJECT["project"]["scripts"]}
+@pytest.fixture(scope="module")
+def bench_wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    return zipfile.ZipFile(build("--wheel", tmp_path_factory.mktemp("bench_wheel"), BENCH))
+
+
+def entry_points(project: dict[str, Any] = PROJECT) -> list[tuple[str, str]]:
+    groups = {
+        **project["project"]["entry-points"],
+        "scripts": project["project"].get("scripts", {}),
+    }
     return [(f"{group}:{name}", to) for group, held in groups.items() for name, to in held.items()]
 
 
@@ -88,7 +105,16 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         for requirement in metadata.get_all("Requires-Dist") or []
         if "extra ==" not in requirement
     }
-    assert core == {"numpy", "omegaconf", "pluggy", "rich", "safetensors", "torch", "typer"}
+    assert core == {
+        "cattrs",
+        "numpy",
+        "omegaconf",
+        "pluggy",
+        "rich",
+        "safetensors",
+        "torch",
+        "typer",
+    }
     extras = set(metadata.get_all("Provides-Extra") or [])
     assert {"diffusers", "fabric", "report", "demo", "docs", "dev"} == extras
 
@@ -110,7 +136,7 @@ def test_the_sdist_can_be_worked_on(tmp_path: Path) -> None:
     assert not {name for name in names if name.startswith(("runs/", ".venv/", "site/"))}
 
 
-@pytest.mark.parametrize(("name", "target"), entry_points())
+@pytest.mark.parametrize(("name", "target"), entry_points() + entry_points(BENCH_PROJECT))
 def test_an_entry_point_is_importable(name: str, target: str) -> None:
     module, _, attribute = target.partition(":")
     assert callable(getattr(importlib.import_module(module), attribute)), name
@@ -136,3 +162,102 @@ def test_every_pin_of_the_constraints_belongs_to_a_dependency() -> None:
     names -= {"erta-framework"}
     assert set(pins) >= names, "a dependency without a known version"
     assert pins["torch"] == "2.13.0"
+
+
+# ---------------------------------------------------------------------------- erta-bench
+def test_the_bench_wheel_holds_its_packages_whole_and_nothing_else(
+    bench_wheel: zipfile.ZipFile,
+) -> None:
+    info = f"erta_bench-{erta_framework.__version__}.dist-info"
+    names = set(bench_wheel.namelist())
+    assert {name.split("/")[0] for name in names} == {*BENCH_PACKAGES, info}
+    for package, folder in BENCH_PACKAGES.items():
+        packed = {name for name in names if name.startswith(f"{package}/")}
+        assert packed == sources(folder), package
+    weights = {name for name in names if name.endswith(".safetensors")}
+    folder = "erta_bench/shapes_image/weights"
+    assert weights == {f"{folder}/shapes-flux.safetensors", f"{folder}/shapes-unet.safetensors"}
+    assert all(bench_wheel.getinfo(name).file_size < 6e6 for name in weights)
+
+
+def test_no_file_is_in_both_wheels(wheel: zipfile.ZipFile, bench_wheel: zipfile.ZipFile) -> None:
+    assert not set(wheel.namelist()) & set(bench_wheel.namelist())
+
+
+def test_the_bench_wheel_needs_the_framework_and_carries_its_entry_points(
+    bench_wheel: zipfile.ZipFile,
+) -> None:
+    (path,) = (name for name in bench_wheel.namelist() if name.endswith("/METADATA"))
+    metadata = email.message_from_bytes(bench_wheel.read(path))
+    assert (metadata["Name"], metadata["Version"]) == ("erta-bench", erta_framework.__version__)
+    assert metadata.get_all("Requires-Dist") == ["erta-framework[diffusers,fabric,report]"]
+    (path,) = (name for name in bench_wheel.namelist() if name.endswith("/entry_points.txt"))
+    written = bench_wheel.read(path).decode().splitlines()
+    for name, target in entry_points(BENCH_PROJECT):
+        assert f"{name.partition(':')[2]} = {target}" in written
+
+
+def test_the_bench_sdist_builds_the_same_wheel_far_from_the_checkout(
+    bench_wheel: zipfile.ZipFile, tmp_path: Path
+) -> None:
+    with tarfile.open(build("--sdist", tmp_path / "sdist", BENCH)) as archive:
+        archive.extractall(tmp_path / "source", filter="data")
+    (source,) = (tmp_path / "source").iterdir()
+    again = zipfile.ZipFile(build("--wheel", tmp_path / "wheel", source))
+    assert set(again.namelist()) == set(bench_wheel.namelist())
+    path = next(name for name in again.namelist() if name.endswith("/METADATA"))
+    assert again.read(path) == bench_wheel.read(path)
+
+
+def test_a_bench_without_the_tiny_pipelines_is_not_built(tmp_path: Path) -> None:
+    shutil.copytree(BENCH, tmp_path / "bench", ignore=shutil.ignore_patterns("erta_bench", "dist"))
+    (tmp_path / "bench/erta_bench").mkdir()
+    (tmp_path / "erta_framework").mkdir()
+    shutil.copy(ROOT / "erta_framework/__init__.py", tmp_path / "erta_framework")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(tmp_path / "bench")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "erta-bench needs tiny_pipelines" in done.stdout + done.stderr
+
+
+def test_an_editable_install_of_the_bench_copies_nothing(tmp_path: Path) -> None:
+    hook = "import sys; from hatchling.build import build_editable; build_editable(sys.argv[1])"
+    command = [sys.executable, "-c", hook, str(tmp_path)]
+    done = subprocess.run(command, cwd=BENCH, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (built,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(built).namelist()
+    assert not [name for name in names if name.startswith(("tiny_pipelines", "erta_bench/"))]
+    (path,) = (name for name in names if name.endswith(".pth"))
+    folders = zipfile.ZipFile(built).read(path).decode().splitlines()
+    assert [Path(folder).resolve() for folder in folders] == [BENCH, ROOT / "tests"]
+
+
+HIDDEN = """
+import importlib, importlib.abc, pkgutil, sys
+
+class Hide(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("erta_bench", "tiny_pipelines"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return None
+
+sys.meta_path.insert(0, Hide())
+count = 0
+for package in sys.argv[1:]:
+    held = importlib.import_module(package)
+    for module in pkgutil.walk_packages(held.__path__, package + "."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+            count += 1
+print(count)
+"""
+
+
+def test_every_module_of_the_users_wheel_imports_without_the_bench() -> None:
+    command = [sys.executable, "-c", HIDDEN, *PACKAGES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 150
+    done = subprocess.run([*command, "erta_bench"], capture_output=True, text=True, check=False)
+    assert "No module named 'erta_bench'" in done.stderr, "the finder hides nothing"

@@ -36,6 +36,7 @@ from erta_framework import (
     SamplingLoop,
     Session,
     SessionInfo,
+    Traits,
     hookimpl,
 )
 from erta_framework.budgets import MeasuredFront
@@ -44,7 +45,7 @@ from erta_framework.errors import ErtaError
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
-from erta_integrations.diffusers.network import Given, OutputForm, Trials, read_output
+from erta_integrations.diffusers.network import CallArguments, OutputForm, TrialRunner, read_output
 from erta_integrations.diffusers.trunk import Chain
 from erta_integrations.diffusers.trunk._discovery import Block
 from erta_integrations.diffusers.trunk._layout import Returned, Stage
@@ -248,10 +249,9 @@ def asking(*names: str, scribble: bool = False) -> Policy:
     """A policy that asks for signals, and may write into them."""
 
     class Asks(Policy):
-        requires = frozenset(f"signal:{name}" for name in names)
-
-        def needs(self) -> Needs:
-            return Needs(evaluations=1)
+        traits = Traits(
+            requires=frozenset(f"signal:{name}" for name in names), memory=Needs(evaluations=1)
+        )
 
         @hookimpl
         def decide(self) -> Compute:
@@ -406,8 +406,9 @@ def _() -> None:
 def tried(form: OutputForm, x: Tensor, time: float | None = None, **arguments: Any) -> None:
     """A trial in a call whose latents are `[1, 3, 2]`."""
     latents = torch.ones(1, 3, 2)
-    given = Given({"hidden_states": latents, **arguments}, 0, Bare().forward, None)
-    Trials("transformer", Bare(), given, latents, form, {1000.0: 1}, 1000.0)(x, time)
+    every = {"hidden_states": latents, **arguments}
+    given = CallArguments(Bare().forward, (), every, every, None)
+    TrialRunner("transformer", Bare(), given, latents, form, {1000.0: 1}, 1000.0).run(x, time)
 
 
 def form(*shape: int) -> OutputForm:
@@ -441,11 +442,10 @@ def _() -> None:
 )
 def _() -> None:
     latents = torch.ones(1, 3, 2)
-    given = Given(
-        {"hidden_states": latents}, 0, lambda hidden_states: hidden_states + latents, None
-    )
-    trials = Trials("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
-    trials(torch.ones(1, 5, 2), None)
+    every = {"hidden_states": latents}
+    given = CallArguments(lambda hidden_states: hidden_states + latents, (), every, every, None)
+    runner = TrialRunner("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
+    runner.run(torch.ones(1, 5, 2), None)
 
 
 @says(
@@ -459,9 +459,10 @@ def _() -> None:
 @says("no trial of {network} ({class}) at another time: its forward takes none")
 def _() -> None:
     latents = torch.ones(1, 3, 2)
-    given = Given({"hidden_states": latents}, 0, Pass().forward, None)
-    told = {1000.0: 1, 500.0: 1}
-    Trials("transformer", Pass(), given, latents, form(1, 3, 2), told, 500.0)(latents, 1000.0)
+    every, used = {"hidden_states": latents}, {1000.0: 1, 500.0: 1}
+    given = CallArguments(Pass().forward, (), every, every, None)
+    runner = TrialRunner("transformer", Pass(), given, latents, form(1, 3, 2), used, 500.0)
+    runner.run(latents, 1000.0)
 
 
 @says('{pipeline} gave {shape} for output_type="pt"')

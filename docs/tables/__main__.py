@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tables.markers import commands
+from tables.markers import list_commands
 
 if __name__ == "__main__":
-    print("\n".join(commands()))
+    print("\n".join(list_commands()))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tables.data import MissingDataError, Record, Row, command
-from tables.markdown import caption, listed, table
-from tables.rows import budgets, full_run, quality, samples, verdict
+from tables.data import MissingDataError, Record, Row, find_command
+from tables.markdown import format_caption, join_numbers, render_table
+from tables.rows import count_samples, find_full_run, format_quality, judge_gaps, list_budgets
 
 LADDER = ("plain", "ablation", "recipe")
 """Groups of rows that every number of calls has; the others vary one choice at one number."""
 RECIPE = "ertacache (recipe default)"
 
 
-def ladder(record: Record) -> dict[str, dict[int, Row]]:
+def collect_ladder(record: Record) -> dict[str, dict[int, Row]]:
     """Rows of the ablation proper, by name and number of calls, in the order of the file.
 
     Raises:
@@ -24,59 +24,69 @@ def ladder(record: Record) -> dict[str, dict[int, Row]]:
         if row.get("budget") is not None and row["group"] in LADDER:
             found.setdefault(row["name"], {})[row["budget"]] = row
     for name, rows in found.items():
-        if set(rows) != set(budgets(record)):
+        if set(rows) != set(list_budgets(record)):
             raise MissingDataError(
                 f"ablation.json has {name!r} at {sorted(rows)} calls, not at all of "
-                f"{budgets(record)}; write it with `{command('ablation')}`"
+                f"{list_budgets(record)}; write it with `{find_command('ablation')}`"
             )
     return found
 
 
-def ablation_table(record: Record) -> str:
+def render_ladder(record: Record) -> str:
     """PSNR of the ablation: a row a method, a column a number of calls; the best is bold."""
-    rows, columns = ladder(record), budgets(record)
+    rows, columns = collect_ladder(record), list_budgets(record)
     best = {n: max(rows, key=lambda name: float(rows[name][n]["psnr_mean"])) for n in columns}
     lines = [
-        [name, *(f"**{quality(r[n])}**" if best[n] == name else quality(r[n]) for n in columns)]
+        [
+            name,
+            *(
+                f"**{format_quality(r[n])}**" if best[n] == name else format_quality(r[n])
+                for n in columns
+            ),
+        ]
         for name, r in rows.items()
     ]
-    steps = full_run(record)["steps"]
-    return table(["", *(f"{n} of {steps} calls" for n in columns)], lines)
+    steps = find_full_run(record)["steps"]
+    return render_table(["", *(f"{n} of {steps} calls" for n in columns)], lines)
 
 
-def ablation_summary(record: Record) -> str:
+def render_ablation_summary(record: Record) -> str:
     """The table of the README, with where it comes from and what it says."""
     return "\n\n".join(
-        [ablation_table(record), f"{samples(record)}; {caption(record)}", findings(record)]
+        [
+            render_ladder(record),
+            f"{count_samples(record)}; {format_caption(record)}",
+            describe_findings(record),
+        ]
     )
 
 
-def ablation_section(record: Record) -> str:
+def render_ablation(record: Record) -> str:
     """Every row that was measured: the ablation, its times, and the open choices."""
-    full = full_run(record)
+    full = find_full_run(record)
     parts = [
         f"PSNR in dB against the full run of {full['steps']} steps from the same noise, mean and "
-        f"standard deviation over {samples(record)}. Network calls are those of each branch; the "
-        "speed-up is the ratio of processor seconds, which other load changes least.",
-        ablation_table(record),
-        caption(record),
+        f"standard deviation over {count_samples(record)}. Network calls are those of each branch; "
+        "the speed-up is the ratio of processor seconds, which other load changes least.",
+        render_ladder(record),
+        format_caption(record),
     ]
-    for budget in budgets(record):
+    for budget in list_budgets(record):
         rows = [row for row in record["rows"] if row.get("budget") == budget]
         headings = ["", "calls made", "processor s", "speed-up", "PSNR", "SSIM"]
         shown = [full, *(row for row in rows if row["group"] in LADDER)]
-        parts += [f"### {budget} network calls", table(headings, map(details, shown))]
+        parts += [f"### {budget} network calls", render_table(headings, map(format_details, shown))]
         choices = [row for row in rows if row["group"] not in LADDER]
         if choices:
             parts += [
                 f"The choices that are left open, at {budget} calls; each starts from the offline "
                 "policy:",
-                table(headings, map(details, choices)),
+                render_table(headings, map(format_details, choices)),
             ]
     return "\n\n".join(parts)
 
 
-def details(row: Row) -> list[str]:
+def format_details(row: Row) -> list[str]:
     """One row with its calls, times and both measures; the full run is the reference."""
     reference = row["psnr_mean"] is None
     return [
@@ -84,14 +94,14 @@ def details(row: Row) -> list[str]:
         f"{row['calls']:g}",
         f"{row['processor_seconds']:.1f}",
         f"{row['processor_speedup']:.2f} x",
-        "reference" if reference else quality(row),
+        "reference" if reference else format_quality(row),
         "" if reference else f"{row['ssim_mean']:.3f}",
     ]
 
 
-def findings(record: Record) -> str:
+def describe_findings(record: Record) -> str:
     """What the numbers say, as sentences whose words follow from the numbers."""
-    rows, columns = ladder(record), budgets(record)
+    rows, columns = collect_ladder(record), list_budgets(record)
     asked = [
         ("The offline policy against uniform reuse", "+ offline policy", "uniform"),
         ("Timestep adjustment, added to it", "+ timestep adjustment", "+ offline policy"),
@@ -105,15 +115,16 @@ def findings(record: Record) -> str:
     ]
     lines = []
     for title, one, other in asked:
-        gaps = {n: gap(rows, one, other, n) for n in columns}
+        gaps = {n: measure_gap(rows, one, other, n) for n in columns}
         numbers = " / ".join(f"{value:+.1f}" for value in gaps.values())
         lines.append(
-            f"* {title}: **{verdict(gaps)}** ({numbers} dB at {listed(columns)} network calls)."
+            f"* {title}: **{judge_gaps(gaps)}** ({numbers} dB at {join_numbers(columns)} network "
+            "calls)."
         )
-    return "\n".join([*lines, *choice_findings(record)])
+    return "\n".join([*lines, *describe_choices(record)])
 
 
-def gap(rows: Mapping[str, Mapping[int, Row]], one: str, other: str, budget: int) -> float:
+def measure_gap(rows: Mapping[str, Mapping[int, Row]], one: str, other: str, budget: int) -> float:
     """Mean PSNR of one row minus another's.
 
     Raises:
@@ -125,7 +136,7 @@ def gap(rows: Mapping[str, Mapping[int, Row]], one: str, other: str, budget: int
     return float(rows[one][budget]["psnr_mean"]) - float(rows[other][budget]["psnr_mean"])
 
 
-def choice_findings(record: Record) -> list[str]:
+def describe_choices(record: Record) -> list[str]:
     """The best and the worst of each open choice, beside the offline policy alone."""
     lines = []
     names = {"phi": "Forms of phi and network time", "correction": "Forms of the correction"}
@@ -134,7 +145,7 @@ def choice_findings(record: Record) -> list[str]:
         if not rows:
             raise MissingDataError(f"ablation.json has no rows of group {group!r}")
         budget = rows[0]["budget"]
-        alone = ladder(record)["+ offline policy"][budget]["psnr_mean"]
+        alone = collect_ladder(record)["+ offline policy"][budget]["psnr_mean"]
         ranked = sorted(rows, key=lambda row: float(row["psnr_mean"]))
         lines.append(
             f"* {title}, at {budget} calls, where the offline policy alone has {alone:.1f} dB: "

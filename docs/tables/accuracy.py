@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tables.data import Record
-from tables.markdown import caption, table
+from tables.markdown import format_caption, render_table
 
 
-def accuracy_section(record: Record) -> str:
+def render_accuracy(record: Record) -> str:
     """What the reference model gets right."""
     lines = [
         [
@@ -20,10 +20,10 @@ def accuracy_section(record: Record) -> str:
         for row in record["rows"]
     ]
     headings = ["", "right", "share", "asked for", "of rendered videos", "by chance"]
-    return f"{table(headings, lines)}\n\n{caption(record)}"
+    return f"{render_table(headings, lines)}\n\n{format_caption(record)}"
 
 
-def image_accuracy_section(record: Record) -> str:
+def render_image_accuracy(record: Record) -> str:
     """What the image models get right."""
     lines = [
         [
@@ -35,4 +35,4 @@ def image_accuracy_section(record: Record) -> str:
         for row in record["rows"]
     ]
     headings = ["", "share", "of rendered images", "by chance"]
-    return f"{table(headings, lines)}\n\n{caption(record)}"
+    return f"{render_table(headings, lines)}\n\n{format_caption(record)}"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tables.data import Record, Row
-from tables.markdown import caption, table
+from tables.markdown import format_caption, render_table
 
 
-def batch_section(record: Record) -> str:
+def render_batch(record: Record) -> str:
     """Four ways to run a batch, for each batch and threshold, and how mixed the batch is."""
     parts = []
     for name in dict.fromkeys(row["batch"] for row in record["rows"]):
@@ -20,9 +20,9 @@ def batch_section(record: Record) -> str:
         parts += [
             f"### Prompts {name}",
             f"Calls of each branch that a prompt takes alone: {spread}.",
-            table(
+            render_table(
                 ["", "threshold", "samples", "calls", "speed", "PSNR", "worst", "hard half"],
-                map(batch_row, rows),
+                map(format_mode, rows),
             ),
         ]
         same = [row for row in rows if row["name"] == "per sample"]
@@ -32,10 +32,10 @@ def batch_section(record: Record) -> str:
             f"{' and '.join(str(row['same_calls_as_alone']) for row in same)} of "
             f"{same[0]['prompts']}; largest difference of a value: {far:g}."
         )
-    return "\n\n".join([*parts, caption(record)])
+    return "\n\n".join([*parts, format_caption(record)])
 
 
-def batch_row(row: Row) -> list[str]:
+def format_mode(row: Row) -> list[str]:
     """One way of running a batch; the full run is the reference."""
     reference = row["name"] == "full"
     return [

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from tables.data import Record, Row
-from tables.markdown import caption, table
-from tables.rows import budgets, full_run, quality, samples
+from tables.markdown import format_caption, render_table
+from tables.rows import count_samples, find_full_run, format_quality, list_budgets
 
 
-def budgets_section(record: Record) -> str:
-    """PSNR of every schedule, a row a schedule and what stands in, a column a number of calls."""
-    columns = budgets(record)
+def render_budgets(record: Record) -> str:
+    """PSNR: a row for each schedule and predictor, a column for each number of calls."""
+    columns = list_budgets(record)
     rows: dict[tuple[str, str], dict[int, Row]] = {}
     for row in record["rows"]:
         if row["budget"] is not None:
@@ -21,19 +21,19 @@ def budgets_section(record: Record) -> str:
     }
     lines = []
     for (kind, name), found in rows.items():
-        cells = [quality(found[n]) for n in columns]
+        cells = [format_quality(found[n]) for n in columns]
         marked = [
             f"**{cell}**" if found[n]["psnr_mean"] == best[kind, n] else cell
             for cell, n in zip(cells, columns, strict=True)
         ]
         lines.append([f"{kind}: {name}", *marked])
-    full = full_run(record)
+    full = find_full_run(record)
     settings = record["settings"]
     parts = [
         f"PSNR in dB against the full run of {full['calls']} calls, mean and standard deviation "
-        f"over {samples(record)}; {settings['calibration_samples']} calibration samples. The best "
-        "of each group is bold.",
-        table(["", *(f"{n} calls" for n in columns)], lines),
+        f"over {count_samples(record)}; {settings['calibration_samples']} calibration samples. The "
+        "best of each group is bold.",
+        render_table(["", *(f"{n} calls" for n in columns)], lines),
     ]
     if settings["refine_trials"]:
         parts.append(
@@ -41,24 +41,24 @@ def budgets_section(record: Record) -> str:
             f"{settings['refine_samples']} calibration samples, {settings['refine_calls']} network "
             "calls of a branch in all."
         )
-    return "\n\n".join([*parts, caption(record)])
+    return "\n\n".join([*parts, format_caption(record)])
 
 
-def lambda_section(record: Record) -> str:
+def render_lambda(record: Record) -> str:
     """What a fifth less and more of lambda does."""
     lines = [
         [
             f"{row['budget']} calls asked, lambda {row['name']}",
             f"{row['threshold']:.4f}",
             f"{row['calls']:g}",
-            quality(row),
+            format_quality(row),
         ]
         for row in record["rows"]
         if row["budget"] is not None
     ]
     return "\n\n".join(
         [
-            table(["", "lambda", "network calls", "PSNR"], lines),
-            f"{samples(record)}; {caption(record)}",
+            render_table(["", "lambda", "network calls", "PSNR"], lines),
+            f"{count_samples(record)}; {format_caption(record)}",
         ]
     )

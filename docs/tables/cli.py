@@ -2,63 +2,71 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from typing import Any
 
-from tables.markdown import cell, left_aligned
+from tables.markdown import escape_cell, render_words
 
 
-def cli_root() -> Any:
-    """The `erta` command as click sees it; `erta bench` hands over to a group of its own."""
+def load_cli() -> Any:
+    """The `erta` command as click sees it, with the commands of installed distributions."""
     import typer
 
-    def command(module: str) -> Any:
-        return typer.main.get_command(importlib.import_module(module).app)
+    from erta_framework.cli import app
 
-    root = command("erta_framework.cli")
-    root.commands["bench"] = command("erta_bench.core.cli")
-    return root
+    return load_below(typer.main.get_command(app))
 
 
-def cli_reference() -> str:
+def load_below(command: Any) -> Any:
+    """A command with the installed ones below it imported, which `erta` does when one runs."""
+    command = command.load() if hasattr(command, "load") else command
+    for name, inner in getattr(command, "commands", {}).items():
+        command.commands[name] = load_below(inner)
+    return command
+
+
+def render_cli() -> str:
     """The help of every command."""
-    return "\n\n".join(command_help(cli_root(), "erta", level=2))
+    return "\n\n".join(render_command(load_cli(), "erta", level=2))
 
 
-def command_help(command: Any, path: str, level: int) -> list[str]:
+def render_command(command: Any, path: str, level: int) -> list[str]:
     """Heading, usage, text and options of a command and of those below it."""
     shown = [p for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
     arguments = [p for p in shown if p.param_type_name == "argument"]
     names = command.list_commands(None) if hasattr(command, "list_commands") else []
     below = {name: command.get_command(None, name) for name in names}
-    usage = [path, *(["COMMAND"] if below else []), *map(metavar, arguments), "[OPTIONS]"]
+    usage = [path, *(["COMMAND"] if below else []), *map(format_argument, arguments), "[OPTIONS]"]
     rows = [
-        [f"`{metavar(p) if p in arguments else spelled(p)}`", cell(p.help), default(p)]
+        [
+            f"`{format_argument(p) if p in arguments else format_option(p)}`",
+            escape_cell(p.help),
+            format_default(p),
+        ]
         for p in shown
     ]
     parts = [
         f"{'#' * level} `{path}`",
         inspect.cleandoc(command.help or ""),
         f"```text\n{' '.join(usage)}\n```",
-        left_aligned(["", "Meaning", "Default"], rows) if rows else "",
+        render_words(["", "Meaning", "Default"], rows) if rows else "",
     ]
     for name, sub in below.items():
-        parts += command_help(sub, f"{path} {name}", level + 1)
+        parts += render_command(sub, f"{path} {name}", level + 1)
     return [part for part in parts if part]
 
 
-def metavar(argument: Any) -> str:
+def format_argument(argument: Any) -> str:
     """How a positional argument is written."""
     return str(argument.metavar or f"{argument.name.upper()}{'...' * (argument.nargs != 1)}")
 
 
-def spelled(option: Any) -> str:
+def format_option(option: Any) -> str:
     """How an option is written, with its other names and its opposite."""
     return ", ".join([*option.opts, *option.secondary_opts])
 
 
-def default(parameter: Any) -> str:
+def format_default(parameter: Any) -> str:
     """The default of an option, where it has one to show."""
     value = parameter.default
     if value is None or isinstance(value, bool) or callable(value) or not parameter.show_default:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import functools
 
-from tables.markdown import cell, left_aligned
+from tables.markdown import escape_cell, render_words
 
 
 @functools.cache
-def combinations_section() -> str:
+def render_combinations() -> str:
     """Which policies can stand beside which: parts, refused pairs, and what was left out."""
     from erta_framework.calibration import Profile
-    from erta_framework.compatibility import OWN, Driver, overview
-    from erta_framework.plugins import Policy
-    from erta_framework.session import Seam, wanted
+    from erta_framework.compatibility import OWN, Driver, make_overview
+    from erta_framework.plugins import Engine, Policy
+    from erta_framework.session import Seam
     from erta_integrations.diffusers import attach
     from erta_integrations.diffusers.network import _trial as trials
     from erta_integrations.diffusers.pipeline import capabilities
@@ -25,7 +25,7 @@ def combinations_section() -> str:
     pipe = family.build()
 
     def calibrated(profiler: Policy) -> Profile:
-        seam = Seam.TRUNK if wanted([profiler]) else Seam.LATENT
+        seam = Seam.TRUNK if Engine([profiler]).signals else Seam.LATENT
         with attach(pipe, [profiler], seam=seam) as run:
             family.run(pipe, steps=8)
         return run.profile()
@@ -34,7 +34,7 @@ def combinations_section() -> str:
     inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
     euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
     whole = euler | trials.offered({"transformer": pipe.transformer})
-    found = overview(
+    found = make_overview(
         calibrated,
         (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
     )
@@ -46,19 +46,19 @@ def combinations_section() -> str:
     counts = [found.counts(driver) for driver in found.drivers]
     rows.append(["", "combinations allowed", *(f"{a} of {made}" for a, made in counts)])
     pairs = [
-        [" + ".join(f"`{name}`" for name in chosen), "; ".join(where), cell(reason)]
+        [" + ".join(f"`{name}`" for name in chosen), "; ".join(where), escape_cell(reason)]
         for chosen, where, reason in found.refused()
     ]
-    absent = [[f"`{name}`", cell(reason)] for name, reason in found.absent.items()]
-    parts = [left_aligned(["Part", "Policy", *names], rows)]
+    absent = [[f"`{name}`", escape_cell(reason)] for name, reason in found.absent.items()]
+    parts = [render_words(["Part", "Policy", *names], rows)]
     if pairs:
         parts += [
             "Not together, although each may stand alone:",
-            left_aligned(["Policies", "Where", "Why"], pairs),
+            render_words(["Policies", "Where", "Why"], pairs),
         ]
     if absent:
         parts += [
             "Not among them, since they cannot be made without a setting of yours:",
-            left_aligned(["Policy", "Why"], absent),
+            render_words(["Policy", "Why"], absent),
         ]
     return "\n\n".join(parts)

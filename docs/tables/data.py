@@ -32,13 +32,13 @@ class MissingDataError(Exception):
     """A table's JSON file is not there, or does not hold what a page shows of it."""
 
 
-def command(name: str) -> str:
+def find_command(name: str) -> str:
     """The command that writes the record of a name."""
     made = COMMANDS.get(name, f"erta bench {name.replace('_', '-')}")
     return f"{made} --json docs/data/{name}.json"
 
 
-def load(name: str, folder: Path = DATA) -> Record:
+def load_record(name: str, folder: Path = DATA) -> Record:
     """The record of a benchmark.
 
     Raises:
@@ -46,8 +46,8 @@ def load(name: str, folder: Path = DATA) -> Record:
     """
     path = folder / f"{name}.json"
     if not path.is_file():
-        raise MissingDataError(f"no {path.name} in docs/data; write it with `{command(name)}`")
+        raise MissingDataError(f"no {path.name} in docs/data; write it with `{find_command(name)}`")
     record: Record = json.loads(path.read_text(encoding="utf-8"))
     if not record.get("rows"):
-        raise MissingDataError(f"{path.name} holds no rows; write it with `{command(name)}`")
+        raise MissingDataError(f"{path.name} holds no rows; write it with `{find_command(name)}`")
     return record

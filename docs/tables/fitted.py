@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tables.data import MissingDataError, Record, Row, command
-from tables.markdown import caption, table
-from tables.rows import EQUAL, budgets, quality
+from tables.data import MissingDataError, Record, Row, find_command
+from tables.markdown import format_caption, render_table
+from tables.rows import EQUAL, format_quality, list_budgets
 
 FITTED_PARTS = {
     "calls": "At several numbers of network calls",
@@ -15,7 +15,7 @@ FITTED_PARTS = {
 }
 
 
-def fitted_section(record: Record) -> str:
+def render_fitted(record: Record) -> str:
     """Every row of the study of fitted reuse, a table a part."""
     shared = record["settings"]
     parts = [
@@ -24,20 +24,20 @@ def fitted_section(record: Record) -> str:
         f"Fits have {shared['fitted_samples']} samples unless said otherwise. The gain is over the "
         "same schedule under a first-order Taylor forecast; the last column is the root of the "
         "mean squared error that the fit ended with on its own calibration samples.",
-        caption(record),
+        format_caption(record),
     ]
     for part, title in FITTED_PARTS.items():
         rows = [row for row in record["rows"] if row["part"] == part]
         if not rows:
             raise MissingDataError(
-                f"fitted.json has no part {part!r}; write it with `{command('fitted')}`"
+                f"fitted.json has no part {part!r}; write it with `{find_command('fitted')}`"
             )
         headings = [title, "calls", "PSNR", "worst", "gain", "calibration"]
-        parts.append(table(headings, map(fitted_line, rows)))
-    return "\n\n".join([*parts, fitted_findings(record)])
+        parts.append(render_table(headings, map(format_fit, rows)))
+    return "\n\n".join([*parts, describe_fits(record)])
 
 
-def fitted_shapes(*records: Record, model: str = "shapes-wan") -> str:
+def render_fitted_on(*records: Record, model: str = "shapes-wan") -> str:
     """Rows of studies of fitted reuse on a trained model, from one or more files."""
     shared = records[0]["settings"]
     headings = [model, "calls", "PSNR", "worst", "gain", "calibration"]
@@ -46,29 +46,29 @@ def fitted_shapes(*records: Record, model: str = "shapes-wan") -> str:
         f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
         "are those of the tables below."
     )
-    notes = [caption(record) for record in records]
-    return "\n\n".join([said, table(headings, map(fitted_line, rows)), *notes])
+    notes = [format_caption(record) for record in records]
+    return "\n\n".join([said, render_table(headings, map(format_fit, rows)), *notes])
 
 
-def fitted_line(row: Row) -> list[str]:
+def format_fit(row: Row) -> list[str]:
     """One row; a profile that stands for a rule says so."""
     kept = row.get("kept", "fitted")
     gain, own = row["gain_mean"], row.get("fitted_error")
     return [
         row["name"] + ("" if kept == "fitted" else f" (stands for {kept} reuse)"),
         f"{row['calls']:g}",
-        quality(row),
+        format_quality(row),
         f"{row['psnr_worst']:.1f}",
         "" if gain is None else f"{gain:+.1f}",
         "" if own is None else f"{own:.4f}",
     ]
 
 
-def fitted_findings(record: Record) -> str:
+def describe_fits(record: Record) -> str:
     """Where the fit is ahead of the best other row, and where it is not."""
     lines = []
     calls = [row for row in record["rows"] if row["part"] == "calls"]
-    for budget in budgets({"rows": calls}):
+    for budget in list_budgets({"rows": calls}):
         rows = [row for row in calls if row["budget"] == budget]
         ours = next(row for row in rows if row["kind"] == "ours")
         best = max(

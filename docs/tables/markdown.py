@@ -7,24 +7,24 @@ from collections.abc import Iterable, Sequence
 from tables.data import Record
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def render_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column is left-aligned, the others right-aligned."""
     rules = ["---", *["---:"] * (len(headings) - 1)]
     return "\n".join("| " + " | ".join(line) + " |" for line in (headings, rules, *rows))
 
 
-def left_aligned(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def render_words(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table of words."""
-    return table(headings, rows).replace("---:", "---", len(headings))
+    return render_table(headings, rows).replace("---:", "---", len(headings))
 
 
-def cell(text: str | None) -> str:
-    """Text that may stand in a table."""
+def escape_cell(text: str | None) -> str:
+    """Text with whatever would break a table's cell escaped."""
     return (text or "").replace("|", "\\|").replace("\n", " ")
 
 
-def caption(record: Record) -> str:
-    """Where the numbers come from: command, machine, versions and date."""
+def format_caption(record: Record) -> str:
+    """The origin of numbers: command, machine, versions and date."""
     machine, versions = record["machine"], record["versions"]
     place = machine.get("accelerator") or machine.get("processor") or machine.get("system")
     cores = f", {machine['cores']} cores" if machine.get("cores") else ""
@@ -32,7 +32,7 @@ def caption(record: Record) -> str:
     return f"`{record['command']}`, {record['date']}, {place}{cores}; {software}."
 
 
-def listed(numbers: Sequence[int]) -> str:
+def join_numbers(numbers: Sequence[int]) -> str:
     """Numbers in words: `25, 17 and 12`."""
     *first, last = (str(number) for number in numbers)
     return f"{', '.join(first)} and {last}" if first else last

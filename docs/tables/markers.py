@@ -1,4 +1,4 @@
-"""What stands in a page for each marker, such as `<!-- table:ablation -->`.
+"""The text that replaces each marker of a page, such as `<!-- table:ablation -->`.
 
 A table of a new file in `docs/data/` is a function of its record and one line of `SECTIONS`.
 """
@@ -10,26 +10,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from tables.ablation import ablation_section, findings
-from tables.accuracy import accuracy_section, image_accuracy_section
-from tables.batch import batch_section
-from tables.budgets import budgets_section, lambda_section
-from tables.cli import cli_reference
-from tables.combinations import combinations_section
-from tables.data import MissingDataError, command, load
-from tables.families import families_section
-from tables.fitted import fitted_section, fitted_shapes
-from tables.overhead import attach_section, overhead_section
-from tables.peers import peers_section, peers_summary
-from tables.pipeline import pipeline_section
-from tables.policies import policies_section
-from tables.scale import scale_section, simulate_section
-from tables.support import checks_table, pipelines_table, schedulers_table
+from tables.ablation import describe_findings, render_ablation
+from tables.accuracy import render_accuracy, render_image_accuracy
+from tables.batch import render_batch
+from tables.budgets import render_budgets, render_lambda
+from tables.cli import render_cli
+from tables.combinations import render_combinations
+from tables.data import MissingDataError, find_command, load_record
+from tables.families import render_families
+from tables.fitted import render_fitted, render_fitted_on
+from tables.overhead import render_attached, render_overhead
+from tables.peers import render_peers, render_peers_summary
+from tables.pipeline import render_pipeline
+from tables.policies import render_policies
+from tables.scale import render_scale, render_simulation
+from tables.support import render_checks, render_pipelines, render_schedulers
 
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """What a function makes of the records of some files, read when a page asks.
+    """A function and the files whose records it renders; they are read when a page needs them.
 
     Attributes:
         make: Takes one record a file.
@@ -41,48 +41,50 @@ class Section:
 
     def __call__(self) -> str:
         """The Markdown that a page shows."""
-        return self.make(*map(load, self.files))
+        return self.make(*map(load_record, self.files))
 
 
-def shown(make: Callable[..., str], *files: str) -> Section:
+def make_section(make: Callable[..., str], *files: str) -> Section:
     """A section of a function and the names of its files."""
     return Section(make, files)
 
 
 SECTIONS: dict[str, Section] = {
-    "table:ablation": shown(ablation_section, "ablation"),
-    "findings:ablation": shown(findings, "ablation"),
-    "table:accuracy": shown(accuracy_section, "accuracy"),
-    "table:images": shown(image_accuracy_section, "accuracy_image"),
-    "table:families": shown(families_section, "families"),
-    "table:fitted": shown(fitted_section, "fitted"),
-    "shapes:fitted": shown(fitted_shapes, "fitted_25", "fitted_17", "fitted_12", "fitted_robust"),
-    "unet:fitted": shown(partial(fitted_shapes, model="shapes-unet"), "fitted_unet"),
-    "choices:fitted": shown(fitted_shapes, "fitted_choices"),
-    "table:overhead": shown(overhead_section, "overhead"),
-    "table:attach": shown(attach_section, "attach_overhead"),
-    "table:batch": shown(batch_section, "batch"),
-    "table:budgets": shown(budgets_section, "budgets"),
-    "table:lambda": shown(lambda_section, "lambda"),
-    "table:combinations": shown(combinations_section),
-    "table:policies": shown(policies_section, "policies"),
-    "summary:peers": shown(peers_summary, "peers"),
-    "table:peers": shown(peers_section, "peers"),
-    "summary:peersflux": shown(peers_summary, "peersflux"),
-    "table:peersflux": shown(peers_section, "peersflux"),
-    "summary:peersunet": shown(peers_summary, "peersunet"),
-    "table:peersunet": shown(peers_section, "peersunet"),
-    "table:scale": shown(scale_section, "scale"),
-    "table:simulate": shown(simulate_section, "simulate"),
-    "table:pipeline": shown(pipeline_section, "pipeline", "ablation"),
-    "cli": shown(cli_reference),
-    "checks": shown(checks_table),
-    "table:schedulers": shown(schedulers_table),
-    "table:pipelines": shown(pipelines_table),
+    "table:ablation": make_section(render_ablation, "ablation"),
+    "findings:ablation": make_section(describe_findings, "ablation"),
+    "table:accuracy": make_section(render_accuracy, "accuracy"),
+    "table:images": make_section(render_image_accuracy, "accuracy_image"),
+    "table:families": make_section(render_families, "families"),
+    "table:fitted": make_section(render_fitted, "fitted"),
+    "shapes:fitted": make_section(
+        render_fitted_on, "fitted_25", "fitted_17", "fitted_12", "fitted_robust"
+    ),
+    "unet:fitted": make_section(partial(render_fitted_on, model="shapes-unet"), "fitted_unet"),
+    "choices:fitted": make_section(render_fitted_on, "fitted_choices"),
+    "table:overhead": make_section(render_overhead, "overhead"),
+    "table:attach": make_section(render_attached, "attach_overhead"),
+    "table:batch": make_section(render_batch, "batch"),
+    "table:budgets": make_section(render_budgets, "budgets"),
+    "table:lambda": make_section(render_lambda, "lambda"),
+    "table:combinations": make_section(render_combinations),
+    "table:policies": make_section(render_policies, "policies"),
+    "summary:peers": make_section(render_peers_summary, "peers"),
+    "table:peers": make_section(render_peers, "peers"),
+    "summary:peersflux": make_section(render_peers_summary, "peersflux"),
+    "table:peersflux": make_section(render_peers, "peersflux"),
+    "summary:peersunet": make_section(render_peers_summary, "peersunet"),
+    "table:peersunet": make_section(render_peers, "peersunet"),
+    "table:scale": make_section(render_scale, "scale"),
+    "table:simulate": make_section(render_simulation, "simulate"),
+    "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),
+    "cli": make_section(render_cli),
+    "checks": make_section(render_checks),
+    "table:schedulers": make_section(render_schedulers),
+    "table:pipelines": make_section(render_pipelines),
 }
 
 
-def filled(markdown: str) -> str:
+def fill_markers(markdown: str) -> str:
     """A page with its markers replaced.
 
     Raises:
@@ -97,7 +99,7 @@ def filled(markdown: str) -> str:
     return re.sub(r"<!-- ([a-z:]+) -->", section, markdown)
 
 
-def commands() -> list[str]:
+def list_commands() -> list[str]:
     """The commands that write every file that a page shows, each once."""
     files = dict.fromkeys(name for section in SECTIONS.values() for name in section.files)
-    return [command(name) for name in files]
+    return [find_command(name) for name in files]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from tables.data import MissingDataError, Record, command
-from tables.markdown import caption, table
+from tables.data import MissingDataError, Record, find_command
+from tables.markdown import format_caption, render_table
 
 
-def overhead_section(record: Record) -> str:
+def render_overhead(record: Record) -> str:
     """Microseconds of the engine a step, and the synchronisations of a static schedule."""
     timed = [row for row in record["rows"] if row.get("us_per_step") is not None]
     static = [row for row in record["rows"] if row.get("static_syncs") is not None]
     if not timed or not static:
         raise MissingDataError(
             f"overhead.json lacks us_per_step or static_syncs; write it with "
-            f"`{command('overhead')}`"
+            f"`{find_command('overhead')}`"
         )
     keys = ("us_per_step", "us_per_step_least", "us_per_step_bare")
     lines = [
@@ -26,10 +26,10 @@ def overhead_section(record: Record) -> str:
         f"runs. Values that a static schedule reads back from the device while sampling: {syncs}."
     )
     headings = ["policies", "branches", "engine adds", "fastest", "bare loop"]
-    return "\n\n".join([table(headings, lines), said, caption(record)])
+    return "\n\n".join([render_table(headings, lines), said, format_caption(record)])
 
 
-def attach_section(record: Record) -> str:
+def render_attached(record: Record) -> str:
     """Microseconds a step that an attached engine adds to a pipeline whose network is free."""
     keys = ("us_per_step", "us_per_step_least", "us_per_step_processor", "us_per_step_plain")
     lines = [
@@ -46,4 +46,4 @@ def attach_section(record: Record) -> str:
         "Microseconds a step, opening and closing the request included: the median of the "
         "differences, the difference of the fastest requests, and the median in processor time."
     )
-    return "\n\n".join([table(headings, lines), said, caption(record)])
+    return "\n\n".join([render_table(headings, lines), said, format_caption(record)])

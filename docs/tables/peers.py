@@ -4,72 +4,71 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erta_bench.comparison.peers_page import full_row, lead_row
-from erta_bench.comparison.standings import EFFICIENCY, KINDS, Standing, standings
+from erta_bench.comparison import EFFICIENCY, KINDS, Leaders, find_leaders
+from erta_bench.comparison.peers_page import make_lead_row
+from erta_bench.core.page import find_full_run
 from tables.data import Record, Row
-from tables.markdown import caption, cell, left_aligned, table
+from tables.markdown import escape_cell, format_caption, render_table, render_words
 
 
-def peers_summary(record: Record) -> str:
+def render_peers_summary(record: Record) -> str:
     """Who leads at each number of calls, and whether the goals are reached."""
-    full = full_row(record)
+    full = find_full_run(record)
     headings = ["calls", "our best", "PSNR", "over the best peer", "over the best plain"]
     headings += ["over the best recombination", "oracle", "efficiency"]
-    found = standings(record["rows"])
-    lines = [lead_line(standing) for standing in found]
+    found = find_leaders(record["rows"])
+    lines = [format_lead(leaders) for leaders in found]
     total = full["prompts"] * full["seeds"]
     said = (
         f"PSNR in dB against the full run of {full['steps']} steps, over {full['prompts']} "
         f"held-out samples in each of {full['seeds']} seed sets ({total} in all), on "
         f"{record['settings']['model']} through the unmodified {record['settings']['pipeline']}. "
-        f"{caption(record)}"
+        f"{format_caption(record)}"
     )
-    return "\n\n".join([table(headings, lines), said, verdicts(found)])
+    return "\n\n".join([render_table(headings, lines), said, describe_verdicts(found)])
 
 
-def lead_line(standing: Standing) -> list[str]:
+def format_lead(leaders: Leaders) -> list[str]:
     """One number of calls."""
-    row = lead_row(standing)
+    row = make_lead_row(leaders)
 
     def over(kind: str) -> str:
-        lead = standing.lead(kind)
+        lead = leaders.lead(kind)
         if lead is None:
             return ""
-        return (
-            f"{lead:+.1f} ({standing.best[kind]['name']}, {standing.best[kind]['psnr_mean']:.1f})"
-        )
+        return f"{lead:+.1f} ({leaders.best[kind]['name']}, {leaders.best[kind]['psnr_mean']:.1f})"
 
-    oracle = standing.best.get("oracle")
+    oracle = leaders.best.get("oracle")
     return [
-        str(standing.budget),
+        str(leaders.budget),
         str(row["ours"]),
-        f"{row['psnr']:.1f} ± {standing.best['ours']['psnr_std']:.1f}",
+        f"{row['psnr']:.1f} ± {leaders.best['ours']['psnr_std']:.1f}",
         *map(over, ("peer", "plain", "composed")),
         "" if oracle is None else f"{oracle['psnr_mean']:.1f}",
         f"{row['efficiency']:.3f}",
     ]
 
 
-def verdicts(found: Sequence[Standing]) -> str:
+def describe_verdicts(found: Sequence[Leaders]) -> str:
     """What was aimed at, and what was reached, number of calls by number of calls."""
     lines = []
-    for standing in found:
-        efficiency = standing.best["ours"]["processor_efficiency"]
+    for leaders in found:
+        efficiency = leaders.best["ours"]["processor_efficiency"]
         speed = "is reached" if efficiency >= EFFICIENCY else "is not reached"
         said = f"an efficiency of {EFFICIENCY:g} {speed} ({efficiency:.3f})"
-        if standing.goal is not None:
-            over = "reached" if standing.reached else "**not reached**"
+        if leaders.goal is not None:
+            over = "reached" if leaders.reached else "**not reached**"
             said = (
-                f"{standing.goal:.0f} dB over the best peer and the best plain row: {over} "
-                f"({standing.lead('peer'):+.1f} and {standing.lead('plain'):+.1f}); {said}"
+                f"{leaders.goal:.0f} dB over the best peer and the best plain row: {over} "
+                f"({leaders.lead('peer'):+.1f} and {leaders.lead('plain'):+.1f}); {said}"
             )
-        lines.append(f"* At {standing.budget} calls, {said}.")
+        lines.append(f"* At {leaders.budget} calls, {said}.")
     return "\n".join(lines)
 
 
-def peers_section(record: Record) -> str:
+def render_peers(record: Record) -> str:
     """Every row, by number of calls and kind, and those that are not as asked for."""
-    full = full_row(record)
+    full = find_full_run(record)
     headings = ["", "calls", "PSNR", "± sets", "SSIM", "as prompted", "fine"]
     headings += ["speed-up", "efficiency", "work", "calibration"]
     parts = [
@@ -83,15 +82,17 @@ def peers_section(record: Record) -> str:
             rows = [r for r in own if r["kind"] == kind and r.get("psnr_mean") is not None]
             rows.sort(key=lambda row: -float(row["psnr_mean"]))
             if rows:
-                parts += [f"**{name}**", table(headings, map(line, rows))]
+                parts += [f"**{name}**", render_table(headings, map(format_peer, rows))]
     odd = [row for row in record["rows"] if row["status"] != "measured"]
     if odd:
-        lines = [[r["name"], str(r["budget"]), r["status"], cell(r.get("detail"))] for r in odd]
-        parts += ["### Not as asked for", left_aligned(["", "Calls", "Status", "Why"], lines)]
+        lines = [
+            [r["name"], str(r["budget"]), r["status"], escape_cell(r.get("detail"))] for r in odd
+        ]
+        parts += ["### Not as asked for", render_words(["", "Calls", "Status", "Why"], lines)]
     return "\n\n".join(parts)
 
 
-def line(row: Row) -> list[str]:
+def format_peer(row: Row) -> list[str]:
     """One row; the setting that was solved for stands under its name."""
     solved = f"<br>`{row['setting']}`" if row["setting"] else ""
 

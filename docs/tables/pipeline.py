@@ -6,34 +6,36 @@ from collections.abc import Iterable
 
 from tables.ablation import (
     RECIPE,
-    gap,
-    ladder,
+    collect_ladder,
+    measure_gap,
 )
-from tables.data import MissingDataError, Record, Row, command
-from tables.markdown import caption, listed, table
-from tables.rows import budgets, quality, verdict
+from tables.data import MissingDataError, Record, Row, find_command
+from tables.markdown import format_caption, join_numbers, render_table
+from tables.rows import format_quality, judge_gaps, list_budgets
 
 PLAIN = "plain"
 """Stands for the plain steps of either scheduler."""
 
 
-def pipeline_section(record: Record, own: Record) -> str:
+def render_pipeline(record: Record, own: Record) -> str:
     """The ablation through `WanPipeline`: a table a number of calls, and what it says."""
-    rows = by_scheduler(record)
+    rows = group_by_scheduler(record)
     count = next(row["prompts"] for row in record["rows"] if row["budget"] is None)
-    parts = [f"{count} held-out prompts; {caption(record)}"]
-    for budget in budgets(record):
+    parts = [f"{count} held-out prompts; {format_caption(record)}"]
+    for budget in list_budgets(record):
         headings = [f"{budget} calls", "Euler", "own loop, same grid", "same bits", "UniPC"]
         names = dict.fromkeys(name for (_, n, name) in rows if n == budget)
         lines = [
-            pipeline_line(name, rows["flow_euler", budget, name], rows["unipc", budget, name])
+            format_scheduler_row(
+                name, rows["flow_euler", budget, name], rows["unipc", budget, name]
+            )
             for name in names
         ]
-        parts.append(table(headings, lines))
-    return "\n\n".join([*parts, pipeline_findings(record, own)])
+        parts.append(render_table(headings, lines))
+    return "\n\n".join([*parts, describe_pipeline(record, own)])
 
 
-def by_scheduler(record: Record) -> dict[tuple[str, int, str], Row]:
+def group_by_scheduler(record: Record) -> dict[tuple[str, int, str], Row]:
     """Rows by scheduler, number of calls and name; both kinds of plain steps have one name.
 
     Raises:
@@ -50,26 +52,26 @@ def by_scheduler(record: Record) -> dict[tuple[str, int, str], Row]:
     if euler != unipc:
         raise MissingDataError(
             f"pipeline.json has other rows of flow_euler than of unipc ({sorted(euler ^ unipc)}); "
-            f"write it with `{command('pipeline')}`"
+            f"write it with `{find_command('pipeline')}`"
         )
     return found
 
 
-def pipeline_line(name: str, euler: Row, unipc: Row) -> list[str]:
+def format_scheduler_row(name: str, euler: Row, unipc: Row) -> list[str]:
     """One row under both schedulers."""
     same = "yes" if euler["identical"] else f"within {euler['largest_difference']:.0e}"
     return [
         "plain steps" if name == PLAIN else name,
-        quality(euler),
+        format_quality(euler),
         f"{euler['own_psnr_mean']:.1f}",
         same,
-        "refused" if unipc["status"] == "refused" else quality(unipc),
+        "refused" if unipc["status"] == "refused" else format_quality(unipc),
     ]
 
 
-def pipeline_findings(record: Record, own: Record) -> str:
+def describe_pipeline(record: Record, own: Record) -> str:
     """What the pipeline's numbers say beside those of the own loop, in words that follow."""
-    rows = by_scheduler(record)
+    rows = group_by_scheduler(record)
     euler = [row for row in record["rows"] if row["scheduler"] == "flow_euler"]
     same = [row for row in euler if row["identical"]]
     rest = [row for row in euler if not row["identical"]]
@@ -80,8 +82,8 @@ def pipeline_findings(record: Record, own: Record) -> str:
         f"runs. The others ({', '.join(dict.fromkeys(r['name'] for r in rest)) or 'none'}) differ "
         f"by at most {furthest:.0e} in a pixel and {apart:.0e} dB in a mean."
     ]
-    columns = budgets(record)
-    theirs = ladder(own)
+    columns = list_budgets(record)
+    theirs = collect_ladder(own)
     asked = [
         ("The offline policy against uniform reuse", "+ offline policy", "uniform"),
         ("Error rectification, added to it", RECIPE, "+ offline policy"),
@@ -89,7 +91,7 @@ def pipeline_findings(record: Record, own: Record) -> str:
     ]
     for title, one, other in asked:
         plain = "plain Euler" if other == PLAIN else other
-        said = [("own loop, own grid", {n: gap(theirs, one, plain, n) for n in columns})]
+        said = [("own loop, own grid", {n: measure_gap(theirs, one, plain, n) for n in columns})]
         for scheduler, shown in (("flow_euler", "pipeline, Euler"), ("unipc", "pipeline, UniPC")):
             said.append(
                 (
@@ -102,17 +104,17 @@ def pipeline_findings(record: Record, own: Record) -> str:
                 )
             )
         words = "; ".join(
-            f"{where} **{verdict(gaps)}** ({' / '.join(f'{g:+.1f}' for g in gaps.values())} dB)"
+            f"{where} **{judge_gaps(gaps)}** ({' / '.join(f'{g:+.1f}' for g in gaps.values())} dB)"
             for where, gaps in said
         )
-        lines.append(f"* {title}, at {listed(columns)} calls: {words}.")
+        lines.append(f"* {title}, at {join_numbers(columns)} calls: {words}.")
     refused = [row for row in record["rows"] if row["status"] == "refused"]
-    for detail, names in grouped((row["detail"], row["name"]) for row in refused).items():
+    for detail, names in group_pairs((row["detail"], row["name"]) for row in refused).items():
         lines.append(f"* Refused under UniPC ({', '.join(names)}): `{detail}`.")
     return "\n".join(lines)
 
 
-def grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+def group_pairs(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
     """Second values by first, each once, in order."""
     found: dict[str, list[str]] = {}
     for key, value in pairs:

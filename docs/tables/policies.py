@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tables.data import Record, Row
-from tables.markdown import caption, cell, left_aligned, table
-from tables.rows import EQUAL, budgets, full_run, quality, samples
+from tables.markdown import escape_cell, format_caption, render_table, render_words
+from tables.rows import EQUAL, count_samples, find_full_run, format_quality, list_budgets
 
 POLICY_GROUPS = {
     "plain": "Fewer steps",
@@ -15,43 +15,48 @@ POLICY_GROUPS = {
 """Groups of rows of the comparison, in the order of the page."""
 
 
-def policies_section(record: Record) -> str:
+def render_policies(record: Record) -> str:
     """All methods at equal network calls: a table a number of calls and group, and what it says."""
-    full = full_run(record)
+    full = find_full_run(record)
     headings = ["", "calls", "speed-up", "efficiency", "PSNR", "SSIM", "fine"]
     headings += ["work", "bytes held", "calibration"]
     parts = [
         f"PSNR in dB and SSIM against the full run of {full['steps']} steps, mean and deviation "
-        f"over {samples(record)}. {caption(record)}",
-        policies_findings(record),
+        f"over {count_samples(record)}. {format_caption(record)}",
+        describe_policies(record),
     ]
-    for budget in budgets(record):
+    for budget in list_budgets(record):
         parts.append(f"### {budget} network calls")
         for group, name in POLICY_GROUPS.items():
-            rows = [r for r in measured_rows(record, budget) if r["group"] == group]
+            rows = [r for r in select_measured(record, budget) if r["group"] == group]
             if rows:
                 rows.sort(key=lambda row: -float(row["psnr_mean"]))
-                parts += [f"**{name}**", table(headings, map(policies_line, rows))]
+                parts += [f"**{name}**", render_table(headings, map(format_policy, rows))]
     odd = [row for row in record["rows"] if row["status"] != "measured"]
     if odd:
         lines = [
-            [row["name"], str(row.get("budget") or ""), row["status"], cell(row.get("detail"))]
+            [
+                row["name"],
+                str(row.get("budget") or ""),
+                row["status"],
+                escape_cell(row.get("detail")),
+            ]
             for row in odd
         ]
         parts += [
             "### Not as asked for",
-            left_aligned(["", "Calls", "Status", "Why"], lines),
+            render_words(["", "Calls", "Status", "Why"], lines),
         ]
     return "\n\n".join(parts)
 
 
-def measured_rows(record: Record, budget: int) -> list[Row]:
+def select_measured(record: Record, budget: int) -> list[Row]:
     """The rows of a number of calls that have a quality."""
     rows: list[Row] = record["rows"]
     return [r for r in rows if r.get("budget") == budget and r.get("psnr_mean") is not None]
 
 
-def policies_line(row: Row) -> list[str]:
+def format_policy(row: Row) -> list[str]:
     """One row of the comparison; the setting that was solved for stands under its name."""
     solved = f"<br>`{row['setting']}`" if row["setting"] else ""
     return [
@@ -59,7 +64,7 @@ def policies_line(row: Row) -> list[str]:
         f"{row['calls']:.4g}",
         f"{row['processor_speedup']:.2f} x",
         f"{row['processor_efficiency']:.2f}",
-        quality(row),
+        format_quality(row),
         f"{row['ssim_mean']:.3f}",
         f"{row['psnr_fine_mean']:.1f}",
         f"{row['work']:.0%}",
@@ -68,11 +73,11 @@ def policies_line(row: Row) -> list[str]:
     ]
 
 
-def policies_findings(record: Record) -> str:
+def describe_policies(record: Record) -> str:
     """The best of each group at each number of calls, among rows that kept to it."""
     lines = []
-    for budget in budgets(record):
-        rows = [r for r in measured_rows(record, budget) if r["status"] == "measured"]
+    for budget in list_budgets(record):
+        rows = [r for r in select_measured(record, budget) if r["status"] == "measured"]
         best = {}
         for group in POLICY_GROUPS:
             own = [row for row in rows if row["group"] == group]
@@ -91,11 +96,11 @@ def policies_findings(record: Record) -> str:
             f"* Farther from the full run than the best fewer steps at {budget} calls: "
             f"{len(below)} of {len(others)} rows."
         )
-    full = full_run(record)
+    full = find_full_run(record)
     nearer = [
         f"{row['name']} at {row['budget']} ({row['psnr_fine_mean']:.1f} dB)"
-        for budget in budgets(record)
-        for row in measured_rows(record, budget)
+        for budget in list_budgets(record)
+        for row in select_measured(record, budget)
         if row["psnr_fine_mean"] > full["psnr_fine_mean"] + EQUAL
     ]
     lines.append(

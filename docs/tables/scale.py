@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tables.data import Record
-from tables.markdown import caption, table
+from tables.markdown import format_caption, render_table
 
 
-def scale_section(record: Record) -> str:
+def render_scale(record: Record) -> str:
     """What a second process adds to a job, beside what the machine allows, and what is sent."""
     speed = [row for row in record["rows"] if row.get("efficiency") is not None]
     sent = [row for row in record["rows"] if row.get("collectives_per_step") is not None]
@@ -36,15 +36,17 @@ def scale_section(record: Record) -> str:
     )
     return "\n\n".join(
         [
-            table(["processes", "machine limit", "efficiency", "in processor time"], lines),
+            render_table(["processes", "machine limit", "efficiency", "in processor time"], lines),
             said,
-            table(["two ranks", "collectives a step", "bytes a step", "at the start"], traffic),
-            caption(record),
+            render_table(
+                ["two ranks", "collectives a step", "bytes a step", "at the start"], traffic
+            ),
+            format_caption(record),
         ]
     )
 
 
-def simulate_section(record: Record) -> str:
+def render_simulation(record: Record) -> str:
     """What a job of many ranks loses, waits for, and asks of the file system."""
     rows = record["rows"]
     course = [
@@ -75,10 +77,10 @@ def simulate_section(record: Record) -> str:
     files = ["", "a sample", "mean a second", "most in a second", "largest folder"]
     return "\n\n".join(
         [
-            table(headings, course),
+            render_table(headings, course),
             "File operations, entries of the largest folder, and real milliseconds of a claim "
             "(median and 99th percentile):",
-            table([*files, "claim", "slow claim"], cost),
-            caption(record),
+            render_table([*files, "claim", "slow claim"], cost),
+            format_caption(record),
         ]
     )

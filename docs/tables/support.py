@@ -6,10 +6,10 @@ import functools
 import inspect
 import warnings
 
-from tables.markdown import left_aligned
+from tables.markdown import render_words
 
 
-def checks_table() -> str:
+def render_checks() -> str:
     """The checks of the conformance kit with what each asks for."""
     from erta_framework.testing import CHECKS
 
@@ -17,19 +17,19 @@ def checks_table() -> str:
         [f"`{check.__name__}`", inspect.cleandoc(check.__doc__ or "").splitlines()[0]]
         for check in CHECKS
     ]
-    return left_aligned(["Check", "Holds when"], rows)
+    return render_words(["Check", "Holds when"], rows)
 
 
-def schedulers_table() -> str:
+def render_schedulers() -> str:
     """What every scheduler allows, with the reason."""
     from erta_integrations.diffusers import CAPABILITIES
 
     rows = [[f"`{name}`", c.support.value, c.reason] for name, c in sorted(CAPABILITIES.items())]
-    return left_aligned(["Scheduler", "Support", "Why"], rows)
+    return render_words(["Scheduler", "Support", "Why"], rows)
 
 
 @functools.cache
-def pipelines_table() -> str:
+def render_pipelines() -> str:
     """The pipelines of the test matrix, with what could not be built for it."""
     rows = []
     with warnings.catch_warnings():
@@ -44,8 +44,8 @@ def pipelines_table() -> str:
     headings = ["Family", "Pipeline", "Networks", "Calls a step"]
     return "\n\n".join(
         [
-            left_aligned(headings, rows),
+            render_words(headings, rows),
             "Not among the tests:",
-            left_aligned(["Family", "Why"], absent),
+            render_words(["Family", "Why"], absent),
         ]
     )

@@ -8,7 +8,7 @@ from dataclasses import fields
 from erta_framework.budgets._planner import Planner, find_planner
 from erta_framework.budgets._step_schedule import StepSchedule
 from erta_framework.errors import PolicyError
-from erta_framework.plugins import Policy, flatten, hookimpl
+from erta_framework.plugins import Policy, Traits, flatten, hookimpl
 from erta_framework.session import Compute, Decision, Needs, Reuse, SessionInfo, Step
 
 
@@ -27,12 +27,9 @@ class ListedSteps(Policy, Planner):
         (0, 0, 2, 2)
     """
 
-    static = True
+    traits = Traits(static=True, memory=Needs(evaluations=1))
 
     steps: tuple[int, ...]
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
 
     def plan(self, num_steps: int) -> StepSchedule:
         """The listed steps.

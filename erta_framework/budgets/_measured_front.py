@@ -242,7 +242,7 @@ def device_facts(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":
-        from erta_framework.environment import processor
+        from erta_framework.environment import read_processor_name
 
-        return f"cpu {processor()}, {torch.get_num_threads()} threads"
+        return f"cpu {read_processor_name()}, {torch.get_num_threads()} threads"
     return device.type

@@ -1,5 +1,21 @@
-"""Calibration: see the documentation."""
+"""What calibration measures: rounds of a profiler, and the profile that they give."""
 
+from erta_framework.calibration._calibrate import (
+    calibrate,
+    describe_run,
+    describe_samples,
+    find_profiler,
+    require_profiler,
+)
 from erta_framework.calibration._profile import MEASURED, Profile, fingerprint_of
 
-__all__ = ["MEASURED", "Profile", "fingerprint_of"]
+__all__ = [
+    "MEASURED",
+    "Profile",
+    "calibrate",
+    "describe_run",
+    "describe_samples",
+    "find_profiler",
+    "fingerprint_of",
+    "require_profiler",
+]

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from erta_framework.errors import ProfileError, ProfileMismatchError
-from erta_framework.session import SessionInfo
+from erta_framework.session import Seam, SessionInfo
 
 SCHEMA = "erta_framework.profile/1"
 MEASURED = "measured."
@@ -31,6 +31,8 @@ def fingerprint_of(session: SessionInfo) -> dict[str, str]:
     """
     return {
         **{f"model.{key}": value for key, value in sorted(session.model.items())},
+        # residuals of tokens are no residuals of latents
+        **({} if session.seam is Seam.LATENT else {"model.seam": session.seam.value}),
         "solver": session.solver,
         "num_steps": str(session.num_steps),
         "sigma_grid": grid_hash(
@@ -54,7 +56,7 @@ class Profile:
     """Calibration statistics of one kind, for one model, grid and guidance.
 
     Attributes:
-        kind: Name of the profiler that emitted it, such as `"residual_profiler"`.
+        kind: Name of the profiler that emitted it, such as `"my_profiler"`.
         fingerprint: Facts of the run, from `fingerprint_of`.
         statistics: Sums over samples; two profiles merge by adding them.
         samples: Number of samples in the sums.

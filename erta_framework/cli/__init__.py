@@ -1,5 +1,21 @@
-"""The `erta` command."""
+"""The `erta` command, and what the commands of other distributions share with it.
 
-from erta_framework.cli.app import app, main
+A distribution adds a command through the entry-point group `erta_framework.commands`; the entry is
+a function or a `typer.Typer`.
+"""
 
-__all__ = ["app", "main"]
+from erta_framework.cli._app import app, main
+from erta_framework.cli._installed import BenchGroup, InstalledCommand
+from erta_framework.cli._models import find_shipped_profile, get_demo_prompts, load_model
+from erta_framework.cli._samplers import make_console
+
+__all__ = [
+    "BenchGroup",
+    "InstalledCommand",
+    "app",
+    "find_shipped_profile",
+    "get_demo_prompts",
+    "load_model",
+    "main",
+    "make_console",
+]

@@ -1,5 +1,29 @@
-"""Compatibility: see the documentation."""
+"""Which policies can stand beside which: worked out from what they declare, not from a list.
 
-from erta_framework.compatibility._compatibility import OWN, Driver, Role, overview, role_of
+When to reuse, what the reused output is made of, how that is corrected and how far to integrate are
+separate parts. A policy's part follows from its hooks; what it can be combined with follows from
+building an engine of the combination and checking it against a driver.
+"""
 
-__all__ = ["OWN", "Driver", "Role", "overview", "role_of"]
+from erta_framework.compatibility._combinations import Chosen, Combination, Composer
+from erta_framework.compatibility._overview import OWN, TRUNK, Driver, Overview, make_overview
+from erta_framework.compatibility._roles import PLACES, Groups, Role, role_of
+from erta_framework.compatibility._specimens import SETTINGS, Specimens, collect_specimens
+
+__all__ = [
+    "OWN",
+    "PLACES",
+    "SETTINGS",
+    "TRUNK",
+    "Chosen",
+    "Combination",
+    "Composer",
+    "Driver",
+    "Groups",
+    "Overview",
+    "Role",
+    "Specimens",
+    "collect_specimens",
+    "make_overview",
+    "role_of",
+]

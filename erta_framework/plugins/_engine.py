@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 from torch import Tensor
 
-from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError, suggestion
+from erta_framework.plugins._dispatch import (
+    Hook,
+    bind_arguments,
+    call_within_wrappers,
+    compile_hook,
+)
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
-from erta_framework.plugins._policy import Policy, flatten
-from erta_framework.session import Call, Compute, Decision, Needs, Seam, Session, SessionInfo, Step
+from erta_framework.plugins._policy import Policy, flatten, owners_of
+from erta_framework.plugins._traits import Traits
+from erta_framework.session import (
+    PREFIX,
+    Call,
+    Compute,
+    Decision,
+    Seam,
+    Session,
+    SessionInfo,
+    Step,
+)
+
+if TYPE_CHECKING:
+    from erta_framework.calibration import Profile
 
 
 class CoreDefaults:
@@ -74,48 +93,49 @@ class Engine:
                 raise PolicyError(
                     f"{policy!r} raised {type(error).__name__} in prepare(): {error}"
                 ) from error
-        needs = [policy.needs() for policy in self.policies]
-        reuses = bool(self.implementers("decide"))
-        self.needs = Needs(
-            evaluations=max([need.evaluations for need in needs] + [1 if reuses else 0]),
-            pairs=any(need.pairs for need in needs),
-        )
-        self.static = all(policy.static for policy in self.policies)
-        self.agrees = any(policy.agrees for policy in self.policies)
-        self.per_branch = any(policy.per_branch for policy in self.policies)
-        self.per_sample = any(policy.per_sample for policy in self.policies)
-        self.revising = tuple(policy for policy in self.policies if policy.revises)
-        for policy in self.revising:
+        self.traits = self._merge_traits()
+        self.owners = owners_of(self.policies)
+        self.signals = frozenset(r for r in self.traits.requires if r.startswith(PREFIX))
+        self._revising = tuple(p for p in self.policies if p.traits.sees_every_branch)
+        for policy in self._revising:
             if "decide" not in self._implemented[id(policy)] or not self._wraps("decide", policy):
                 raise PolicyError(
-                    f"{policy!r} declares revises = True, but does not wrap decide; mark it with "
-                    "@hookimpl(wrapper=True)"
+                    f"{policy!r} declares sees_every_branch=True in its traits, but does not wrap "
+                    "decide; mark it with @hookimpl(wrapper=True)"
                 )
-        if self.per_sample and owners:
-            deciders = [repr(policy) for policy in self.policies if policy.per_sample]
+        if self.traits.decides == "sample" and owners:
+            deciders = [repr(p) for p in self.policies if p.traits.decides == "sample"]
             raise ConflictError(
                 f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
                 "the interval of the whole batch; remove it, or decide for the whole batch"
             )
-        self._demands = [(policy, policy.seams, policy.requires) for policy in self.policies]
-        self.corrects_computed = any(policy.corrects_computed for policy in self.policies)
+        self._demands = [(p, p.traits.seams, p.traits.requires) for p in self.policies]
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
-        self._callers = {hook: shortened(getattr(self._manager.hook, hook)) for hook in HOOKS}
+        self._callers = {hook: compile_hook(getattr(self._manager.hook, hook)) for hook in HOOKS}
         self._revisers = self._enclosing_revisers()
 
+    def _merge_traits(self) -> Traits:
+        """The traits of all policies together; reuse without a predictor needs one evaluation."""
+        for policy in self.policies:
+            if not isinstance(policy.traits, Traits):
+                raise PolicyError(
+                    f"the traits of {policy!r} are {policy.traits!r}; give a Traits(...)"
+                )
+        traits = Traits.merge(policy.traits for policy in self.policies)
+        if not self.implementers("decide"):
+            return traits
+        depth = max(traits.memory.evaluations, 1)
+        return replace(traits, memory=replace(traits.memory, evaluations=depth))
+
     def _register(self, position: int, policy: Policy) -> None:
-        marked = {
-            name: getattr(type(policy), name)
-            for name in dir(type(policy))
-            if hasattr(getattr(type(policy), name, None), f"{PROJECT}_impl")
-        }
+        marked = find_hooks(type(policy))
         for name in HOOKS:
             if name not in marked and hasattr(type(policy), name):
                 raise PolicyError(
                     f"{policy!r} has a method {name!r} without @hookimpl, which would never be "
                     "called; mark it, or rename it"
                 )
-        unknown = [name for name in marked if name not in HOOKS]
+        unknown = sorted(marked - set(HOOKS))
         if unknown:
             raise PolicyError(
                 f"{policy!r} implements the unknown hook {unknown[0]!r}; "
@@ -173,9 +193,7 @@ class Engine:
 
     def session(self, info: SessionInfo) -> Session:
         """A session for one request; use it as a context manager."""
-        # a driver at another seam names it among the facts, so that profiles are not mixed up
-        seam = Seam(info.model.get("seam", Seam.LATENT))
-        self.check(info.capabilities, info.solver or "this driver", seam)
+        self.check(info.capabilities, info.solver or "this driver", info.seam)
         return Session(self, info)
 
     def call_hook(self, hook: str, where: Callable[[], str], *arguments: Any) -> Any:
@@ -198,20 +216,21 @@ class Engine:
         """The wrappers of `decide` from the outermost to the last policy that revises."""
         decide = self._manager.hook.decide
         wrappers = [one for one in decide.get_hookimpls()[::-1] if one.wrapper]
-        places = [k for k, one in enumerate(wrappers) if one.plugin in self.revising]
+        places = [k for k, one in enumerate(wrappers) if one.plugin in self._revising]
         chosen = wrappers[: places[-1] + 1] if places else []
         assert decide.spec is not None
-        return tuple(placed(one, tuple(decide.spec.argnames)) for one in chosen)
+        return tuple(bind_arguments(one, tuple(decide.spec.argnames)) for one in chosen)
 
     def revise(
         self, decision: Decision, where: Callable[[], str], step: Step | None, call: Call
     ) -> Decision:
-        """The decision of the step for one more branch, after the policies that `revises`.
+        """Re-runs the revising wrappers on the step's decision for another branch.
 
-        They wrap it as they would wrap the answer of the chain, and so do the wrappers listed
-        before them; nobody else is asked. Arguments and errors as in `call_hook`.
+        Those are the policies with `sees_every_branch` and the wrappers listed before them; they
+        wrap the decision as they would wrap the answer of the chain, and nobody else is asked.
+        Arguments and errors as in `call_hook`.
         """
-        caller = surrounded(self._revisers, lambda *_: decision)
+        caller = call_within_wrappers(self._revisers, lambda *_: decision)
         revised: Decision = self._called(caller, "decide", where, (step, call))
         return revised
 
@@ -293,9 +312,9 @@ class Engine:
                 names.append("core")
             lines.append(f"  {hook:17} {' -> '.join(names) if names else '-'}")
         lines.append(
-            f"remembered per branch: {self.needs.evaluations} evaluations"
-            + (" with inputs and outputs" if self.needs.pairs else " (residuals)")
-            + f"; schedule is {'static' if self.static else 'decided while sampling'}"
+            f"remembered per branch: {self.traits.memory.evaluations} evaluations"
+            + (" with inputs and outputs" if self.traits.memory.pairs else " (residuals)")
+            + f"; schedule is {'static' if self.traits.static else 'decided while sampling'}"
         )
         return "\n".join(lines)
 
@@ -307,84 +326,10 @@ class Engine:
         return bool(hook_options(policy, hook)["wrapper"])
 
 
-Hook = Callable[..., Any]
-"""Something called with every argument that a hook offers, in the order of its specification."""
-
-
-def shortened(caller: pluggy.HookCaller) -> Hook:
-    """A hook called by place and, if it stops at the first answer, directly.
-
-    The same calls in the same order as pluggy's, without its cost for each of them.
-    """
-    assert caller.spec is not None
-    offered = tuple(caller.spec.argnames)
-    if not caller.spec.opts["firstresult"]:
-        return lambda *arguments: caller(**dict(zip(offered, arguments, strict=True)))
-    found = list(reversed(caller.get_hookimpls()))
-    wrappers = tuple(placed(one, offered) for one in found if one.wrapper)
-    chain = tuple(placed(one, offered) for one in found if not one.wrapper)
-
-    def answered(*arguments: Any) -> Any:
-        for function in chain:
-            answer = function(*arguments)
-            if answer is not None:
-                return answer
-        return None
-
-    return surrounded(wrappers, answered) if wrappers else answered
-
-
-def placed(implementation: pluggy.HookImpl, offered: tuple[str, ...]) -> Hook:
-    """A hook implementation, which takes any subset of the arguments, called with all of them."""
-    function, taken = implementation.function, tuple(implementation.argnames)
-    if taken == offered:
-        return function
-    places = tuple(offered.index(name) for name in taken)
-    if len(places) == 1:
-        (only,) = places
-        return lambda *arguments: function(arguments[only])
-    return lambda *arguments: function(*[arguments[place] for place in places])
-
-
-def surrounded(wrappers: tuple[Hook, ...], answered: Hook) -> Hook:
-    """A call within generators that yield once, the first the outermost, as pluggy does it."""
-
-    def call(*arguments: Any) -> Any:
-        entered, answer = [], None
-        raised: BaseException | None = None
-        try:
-            for function in wrappers:
-                generator = function(*arguments)
-                for _ in generator:
-                    break
-                else:
-                    raise RuntimeError(f"{generator.__qualname__} is a wrapper and did not yield")
-                entered.append(generator)
-            answer = answered(*arguments)
-        except BaseException as error:
-            raised = error
-        while entered:
-            generator = entered.pop()
-            try:
-                if raised is None:
-                    generator.send(answer)
-                else:
-                    generator.throw(raised)
-            except StopIteration as stop:
-                answer, raised = stop.value, None
-            except BaseException as error:
-                raised = error
-            else:
-                generator.close()
-                raised = RuntimeError(f"{generator.__qualname__} is a wrapper and yielded twice")
-        if raised is not None:
-            try:
-                raise raised
-            finally:
-                del raised  # a frame that holds its own exception is freed late
-        return answer
-
-    return call
+def find_hooks(cls: type) -> frozenset[str]:
+    """Names of the methods of a class that are marked with `@hookimpl`."""
+    mark = f"{PROJECT}_impl"
+    return frozenset(name for name in dir(cls) if hasattr(getattr(cls, name, None), mark))
 
 
 def hook_options(policy: Policy, hook: str) -> Mapping[str, Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, dataclass_transform
 
+from erta_framework._deprecated import refuse_renamed_members
 from erta_framework.errors import PolicyError
-from erta_framework.session import Needs, Seam
+from erta_framework.plugins._traits import Traits
 
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
@@ -22,7 +23,8 @@ class Policy:
     A policy holds settings only. What changes during a request lives in
     `call.state_of(self, factory)` or `session.state_of(self, factory)` and dies with the session.
     Two policies are never equal, so the same settings may stand twice in one engine. The
-    dataclass is also the schema of the configuration.
+    dataclass is also the schema of the configuration. A class attribute, a setting or a property of
+    the same name overrides each member below.
 
     Example:
         >>> from erta_framework import Reuse, hookimpl
@@ -36,99 +38,27 @@ class Policy:
         EveryOther(period=3)
     """
 
-    agrees: ClassVar[bool] = False
-    """Whether this policy makes several ranks decide alike, so that none may compute alone."""
+    @property
+    def traits(self) -> Traits:
+        """What it declares about itself, as a class attribute or, by its settings, a property."""
+        return Traits()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        refuse_renamed_members(cls)
         dataclasses.dataclass(frozen=True, kw_only=True, eq=False)(cls)
-
-    # A class attribute, a setting or a property of the same name overrides each of these.
-    @property
-    def requires(self) -> frozenset[str]:
-        """Capabilities the driver must offer, such as `"first_order"`; checked before sampling."""
-        return frozenset()
-
-    @property
-    def static(self) -> bool:
-        """Whether every decision is known before the request, so that no value is read back."""
-        return False
-
-    @property
-    def corrects_computed(self) -> bool:
-        """Whether `forward` of this policy, wrapping, may also change freshly computed outputs."""
-        return False
-
-    @property
-    def per_sample(self) -> bool:
-        """Whether `decide` may answer `Reuse(mask=...)`, a decision of its own for each sample."""
-        return False
-
-    @property
-    def reads_latents(self) -> bool:
-        """Whether it looks at `call.x` itself, or at kept inputs.
-
-        A network whose output has another shape than its latents offers no input to compare with,
-        and is refused then; without this, its whole output is reused.
-        """
-        return self.needs().pairs
-
-    @property
-    def seams(self) -> frozenset[Seam]:
-        """Where calls may be answered with it; a policy that integrates latents needs `LATENT`."""
-        return frozenset(Seam)
-
-    @property
-    def per_branch(self) -> bool:
-        """Whether `decide` asks for `call.peers()`, the other branches of the step."""
-        return False
-
-    @property
-    def revises(self) -> bool:
-        """Whether `decide`, a wrapper, is asked for every branch.
-
-        A decision is shared by the branches of a step; this policy, and wrappers listed before it,
-        then see it again for each further branch, with what the branches before were answered in
-        `call.answers`.
-        """
-        return False
-
-    @property
-    def copies(self) -> int:
-        """How often a batch that it calibrates on holds each sample, all after all; 1 by default.
-
-        A profiler that compares a cached run with the full one has them side by side this way.
-        """
-        return 1
 
     @property
     def name(self) -> str:
         """Name in traces and errors: the class name in snake case."""
         return snake_case(type(self).__name__)
 
-    def needs(self) -> Needs:
-        """What this policy wants remembered of earlier evaluations; nothing by default."""
-        return Needs()
-
     def parts(self) -> Sequence[Policy]:
         """The policies this one stands for, in call order; a recipe returns several."""
         return (self,)
 
-    def calibrator(self) -> Policy | None:
+    def calibrator(self) -> Profiler | None:
         """The profiler that emits what this policy's `profile` needs, if it needs one."""
-        return None
-
-    @property
-    def calibration_prompts(self) -> tuple[str, ...]:
-        """The prompts that this profiler is to observe, where any others would be of no use."""
-        return ()
-
-    def following(self, profile: Profile) -> Policy | None:
-        """The profiler that calibration runs next on the same samples, if it takes another round.
-
-        Args:
-            profile: What this profiler emitted, merged.
-        """
         return None
 
     def prepare(self) -> None:
@@ -139,8 +69,40 @@ class Policy:
         """
 
 
+class Profiler(Policy):
+    """A policy that observes a full run and emits a `Profile` from `on_session_end`.
+
+    Example:
+        >>> class CountSteps(Profiler):
+        ...     @hookimpl
+        ...     def on_session_end(self, session, error):
+        ...         return None if error else Profile(...)  # doctest: +SKIP
+    """
+
+    @property
+    def calibration_copies(self) -> int:
+        """Copies of each sample in a calibration batch; the batch is repeated as a whole.
+
+        A profiler that compares a cached run with the full one has them side by side this way.
+        """
+        return 1
+
+    @property
+    def calibration_prompts(self) -> tuple[str, ...]:
+        """The only prompts that this profiler can use; empty where any will do."""
+        return ()
+
+    def next_profiler(self, profile: Profile) -> Profiler | None:
+        """The profiler that calibration runs next on the same samples, if it takes another round.
+
+        Args:
+            profile: What this profiler emitted, merged.
+        """
+        return None
+
+
 def snake_case(name: str) -> str:
-    """`ErrorLinearizer` as `error_linearizer`, `ERTACache` as `erta_cache`."""
+    """`EveryOther` as `every_other`, `ABCache` as `ab_cache`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
@@ -173,3 +135,20 @@ def flatten(policies: Sequence[Policy], where: str = "policies") -> tuple[Policy
                 f"the same object {policy!r} stands twice in the policies; make a second one"
             )
     return tuple(flat)
+
+
+def owners_of(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+    """The policies, and those that they hold in their fields: all that may keep state."""
+    found: dict[int, Policy] = {}
+    queue: list[object] = list(policies)
+    while queue:
+        one = queue.pop()
+        if isinstance(one, Policy):
+            if id(one) not in found:
+                found[id(one)] = one
+                queue.extend(getattr(one, field.name, None) for field in dataclasses.fields(one))
+        elif isinstance(one, tuple | list):
+            queue.extend(one)
+        elif isinstance(one, Mapping):
+            queue.extend(one.values())
+    return tuple(found.values())

@@ -10,23 +10,27 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from erta_framework.errors import RegistryError, suggestion
+from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins._policy import Policy
 
-FIRST_PARTY = "erta-framework"
+CORE = "erta-framework"
+"""The distribution whose extras bring what its drivers and launchers import."""
+FIRST_PARTY = frozenset({CORE, "erta-bench"})
+"""Distributions of this project; no limit hides what they offer."""
 LIMIT_VARIABLE = "ERTA_PLUGINS"
 """Environment variable: unset allows every distribution, `none` only our own, else a comma list."""
 
 
-def third_party_limit() -> frozenset[str] | None:
+def read_limit() -> frozenset[str] | None:
     """Distributions that may be loaded beside our own, from `ERTA_PLUGINS`; None is no limit."""
     value = os.environ.get(LIMIT_VARIABLE)
     if value is None:
         return None
-    names = {normalized(name) for name in value.split(",") if name.strip()}
+    names = {normalize_name(name) for name in value.split(",") if name.strip()}
     return frozenset(names - {"none"})
 
 
-def normalized(name: str) -> str:
+def normalize_name(name: str) -> str:
     """A distribution name in its comparable form."""
     return re.sub(r"[-_.]+", "-", name.strip().lower())
 
@@ -51,8 +55,8 @@ class Catalogue:
             environment variable `ERTA_PLUGINS`. An empty collection allows first-party code only.
 
     Example:
-        >>> "ertacache" in policies().names()
-        True
+        >>> models().names()  # doctest: +SKIP
+        ['shapes-wan']
     """
 
     def __init__(
@@ -67,19 +71,35 @@ class Catalogue:
 
     def entries(self) -> list[Entry]:
         """Every entry of the allowed distributions, sorted by name."""
-        only = third_party_limit() if self._only is None else {normalized(n) for n in self._only}
+        return [entry for entry in self._installed() if self._allows(entry)]
+
+    def hidden(self) -> list[Entry]:
+        """The installed entries that the limit leaves out, sorted by name."""
+        return [entry for entry in self._installed() if not self._allows(entry)]
+
+    def _allows(self, entry: Entry) -> bool:
+        only = read_limit() if self._only is None else {normalize_name(n) for n in self._only}
+        return only is None or normalize_name(entry.distribution) in FIRST_PARTY | only
+
+    def _installed(self) -> list[Entry]:
         found = []
         for point in entry_points(group=self.group):
             owner = point.dist.name if point.dist is not None else "unknown distribution"
-            if only is None or normalized(owner) in {FIRST_PARTY, *only}:
-                version = point.dist.version if point.dist is not None else "?"
-                found.append(Entry(point.name, owner, version, point))
+            version = point.dist.version if point.dist is not None else "?"
+            found.append(Entry(point.name, owner, version, point))
         unique = {(entry.name, entry.distribution, entry.point.value): entry for entry in found}
         return sorted(unique.values(), key=lambda entry: (entry.name, entry.distribution))
 
     def names(self) -> list[str]:
         """Names in the catalogue, without importing anything."""
         return sorted({entry.name for entry in self.entries()})
+
+    @property
+    def limit(self) -> str:
+        """The limit on what may be loaded, in brackets, for messages; empty if there is none."""
+        if self._only is not None:
+            return f" (only {', '.join(self._only) or 'first-party code'} may be loaded)"
+        return f" ({LIMIT_VARIABLE} limits what loads)" if read_limit() is not None else ""
 
     def load(self, name: str) -> Any:
         """Import one entry.
@@ -90,13 +110,8 @@ class Catalogue:
         """
         matches = [entry for entry in self.entries() if entry.name == name]
         if not matches:
-            limit = ""
-            if self._only is not None:
-                limit = f" (only {', '.join(self._only) or 'first-party code'} may be loaded)"
-            elif third_party_limit() is not None:
-                limit = f" ({LIMIT_VARIABLE} limits what loads)"
             raise RegistryError(
-                f"no installed distribution provides {name!r} in {self.group}{limit}; "
+                f"no installed distribution provides {name!r} in {self.group}{self.limit}; "
                 + suggestion(name, self.names())
             )
         if len(matches) > 1:
@@ -119,31 +134,48 @@ class Catalogue:
         return loaded
 
 
-def _policy_problem(loaded: object) -> str | None:
+def load_with_extra(catalogue: Catalogue, name: str, extra: str, what: str) -> Any:
+    """Import one entry; where one of ours misses a library, name the extra that brings it.
+
+    Args:
+        catalogue: Where to look.
+        name: Name of the entry.
+        extra: Extra of erta-framework.
+        what: What the entry is, for the message, such as `"driver"`.
+
+    Raises:
+        MissingExtraError: What one of our own entries imports is not installed.
+        RegistryError: No distribution provides it, or its import failed otherwise.
+    """
+    try:
+        return catalogue.load(name)
+    except RegistryError as error:
+        cause = error.__cause__
+        ours = any(e.name == name and e.distribution == CORE for e in catalogue.entries())
+        if not ours or not isinstance(cause, ImportError) or isinstance(cause, MissingExtraError):
+            raise
+        raise MissingExtraError(
+            f"the {what} {name!r} cannot be imported ({cause}); pip install "
+            f'"erta-framework[{extra}]"'
+        ) from cause
+
+
+def _check_policy(loaded: object) -> str | None:
     if isinstance(loaded, type) and issubclass(loaded, Policy):
         return None
     return f"is {loaded!r}, not a subclass of erta_framework.Policy"
 
 
-def _model_problem(loaded: object) -> str | None:
-    return None if callable(loaded) else f"is {loaded!r}, not a function that returns a model"
+def _check_function(purpose: str) -> Callable[[object], str | None]:
+    def check(loaded: object) -> str | None:
+        return None if callable(loaded) else f"is {loaded!r}, not a function that {purpose}"
 
-
-def _driver_problem(loaded: object) -> str | None:
-    return None if callable(loaded) else f"is {loaded!r}, not a function that takes a pipeline"
-
-
-def _bench_problem(loaded: object) -> str | None:
-    return None if callable(loaded) else f"is {loaded!r}, not a function that typer can run"
-
-
-def _launcher_problem(loaded: object) -> str | None:
-    return None if callable(loaded) else f"is {loaded!r}, not a function that returns a launcher"
+    return check
 
 
 def policies(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of policies (`erta_framework.policies`)."""
-    return Catalogue("erta_framework.policies", _policy_problem, only)
+    return Catalogue("erta_framework.policies", _check_policy, only)
 
 
 def budgeted() -> list[str]:
@@ -159,21 +191,43 @@ def budgeted() -> list[str]:
     return sorted(found)
 
 
+def default_policy() -> str:
+    """Name of the policy that a command takes where none is named.
+
+    It is the entry `policy` of the group `erta_framework.defaults`, of first-party distributions
+    alone: installing a package changes no command.
+
+    Raises:
+        RegistryError: There is none.
+    """
+    defaults = Catalogue("erta_framework.defaults", _check_policy, only=())
+    targets = {entry.point.value for entry in defaults.entries() if entry.name == "policy"}
+    names = [entry.name for entry in policies(()).entries() if entry.point.value in targets]
+    if len(names) != 1:
+        raise RegistryError(f"no default policy ({defaults.group} gives {names}); name one")
+    return names[0]
+
+
 def models(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of bundled models (`erta_framework.models`): functions that load one."""
-    return Catalogue("erta_framework.models", _model_problem, only)
+    return Catalogue("erta_framework.models", _check_function("returns a model"), only)
 
 
 def drivers(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of drivers (`erta_framework.drivers`): functions that take a pipeline."""
-    return Catalogue("erta_framework.drivers", _driver_problem, only)
+    return Catalogue("erta_framework.drivers", _check_function("takes a pipeline"), only)
+
+
+def commands(only: Collection[str] | None = None) -> Catalogue:
+    """The catalogue of commands (`erta_framework.commands`): functions or Typer apps."""
+    return Catalogue("erta_framework.commands", _check_function("typer can run"), only)
 
 
 def benches(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of benchmarks (`erta_framework.benches`): functions that are commands."""
-    return Catalogue("erta_framework.benches", _bench_problem, only)
+    return Catalogue("erta_framework.benches", _check_function("typer can run"), only)
 
 
 def launchers(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of launchers (`erta_framework.launchers`): functions that return one."""
-    return Catalogue("erta_framework.launchers", _launcher_problem, only)
+    return Catalogue("erta_framework.launchers", _check_function("returns a launcher"), only)

@@ -1,43 +1,47 @@
-"""Methods compared on one model, and the report of it: table, pictures, one HTML file."""
+"""Compare caching methods on one model, and write what came out: tables, pictures, an HTML page.
 
-from erta_framework.environment import fastest_threads, machine, versions
-from erta_framework.report._comparison import Comparison, Method, Row, compare
-from erta_framework.report._figure import sheet
-from erta_framework.report._front_plot import front_plot
-from erta_framework.report._html import document, facts, inlined
-from erta_framework.report._pictures import (
-    ACCENT,
-    COMPUTED,
-    LINES,
-    SchedulePlot,
-    images,
-    schedule_plot,
-    write_gif,
+`compare` samples the same prompts with several `Method`s from the same noise and measures them;
+`write_report` writes the `Comparison` as one self-contained page with pictures beside it. The
+pictures can be made alone as well: GIFs, contact sheets, and plots of schedules and fronts.
+`new_figure`, `render_page` and `embed_image` make further plots and pages in the same style.
+
+Needs the extra `report`: `pip install "erta-framework[report]"`.
+"""
+
+from erta_framework.report._compare import SamplerFactory, compare
+from erta_framework.report._comparison import Comparison, Method, MethodRow
+from erta_framework.report._contact_sheet import (
+    ContactSheet,
+    write_contact_animation,
+    write_contact_sheet,
 )
+from erta_framework.report._figure import Figure, new_figure
+from erta_framework.report._front_plot import write_front_plot
+from erta_framework.report._pictures import write_gif, write_png
 from erta_framework.report._recorder import TrajectoryRecorder
+from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
+from erta_framework.report._templates import embed_image, render_page
 from erta_framework.report._write import Report, write_report
 
 __all__ = [
-    "ACCENT",
-    "COMPUTED",
-    "LINES",
     "Comparison",
+    "ContactSheet",
+    "Figure",
     "Method",
+    "MethodRow",
     "Report",
-    "Row",
+    "SamplerFactory",
     "SchedulePlot",
     "TrajectoryRecorder",
     "compare",
-    "document",
-    "facts",
-    "fastest_threads",
-    "front_plot",
-    "images",
-    "inlined",
-    "machine",
-    "schedule_plot",
-    "sheet",
-    "versions",
+    "embed_image",
+    "new_figure",
+    "render_page",
+    "write_contact_animation",
+    "write_contact_sheet",
+    "write_front_plot",
     "write_gif",
+    "write_png",
     "write_report",
+    "write_schedule_plot",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from erta_framework import Traits
 from erta_framework.calibration import Profile, fingerprint_of
 from erta_framework.plugins import Policy, hookimpl
 from erta_framework.session import SessionInfo, Step
@@ -23,7 +24,7 @@ class TrajectoryRecorder(Policy):
         torch.Size([50, 2, 3, 5, 16, 16])
     """
 
-    static = True
+    traits = Traits(static=True)
 
     @hookimpl
     def post_step(self, step: Step, sample: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Writes a comparison: GIFs, contact sheet, schedule plot, JSON and the HTML report."""
+"""`write_report`: GIFs, contact sheet, schedule plot, JSON and the HTML page of a comparison."""
 
 from __future__ import annotations
 
@@ -12,23 +12,32 @@ from pathlib import Path
 import torch
 
 from erta_framework.budgets import StepSchedule
-from erta_framework.environment import machine, versions
+from erta_framework.environment import collect_versions, describe_machine
 from erta_framework.plugins import Engine
 from erta_framework.report._comparison import Comparison
-from erta_framework.report._html import Page, count, render
-from erta_framework.report._pictures import (
-    SchedulePlot,
-    Sheet,
-    animated_sheet,
-    contact_sheet,
-    schedule_plot,
-    write_gif,
+from erta_framework.report._contact_sheet import (
+    ContactSheet,
+    write_contact_animation,
+    write_contact_sheet,
 )
+from erta_framework.report._page import Page, render_comparison
+from erta_framework.report._pictures import write_gif
+from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
+from erta_framework.report._templates import format_count
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The files of a report."""
+    """The files of a report.
+
+    Attributes:
+        html: The page; it needs none of the other files.
+        contact_sheet: All samples as a still picture.
+        animation: All samples as one GIF.
+        schedule: Which steps ran the network.
+        results: The measured rows as JSON.
+        gifs: Every sample as a GIF, `<prompt number>-<method>.gif`.
+    """
 
     html: Path
     contact_sheet: Path
@@ -46,36 +55,34 @@ def write_report(
     setting: Mapping[str, str],
     forecast: StepSchedule | None = None,
     device: torch.device | None = None,
+    command: str | None = None,
 ) -> Report:
-    """Write everything there is to see of a comparison into one folder.
-
-    `report.html` needs none of the other files.
+    """Write a comparison into a folder: one HTML page, its pictures, and the numbers as JSON.
 
     Args:
         comparison: What was measured.
-        folder: Where to; made if need be, files of an earlier report are replaced.
-        title: Heading of the report.
-        setting: Facts of the run that the report states.
+        folder: Where to. It is made if need be; files of an earlier report are replaced.
+        title: Heading of the page.
+        setting: Facts of the run that the page states.
         forecast: What the subject's policies predicted, for the schedule plot.
-        device: Where it ran.
+        device: Where it ran; by default the GPU if torch sees one.
+        command: The command that made it, for the JSON file.
 
     Raises:
-        MissingExtraError: Pillow or matplotlib is not installed.
+        MissingExtraError: matplotlib, Pillow or Jinja2 is not installed.
+
+    Example:
+        >>> comparison = compare(model, methods, prompts)  # doctest: +SKIP
+        >>> write_report(comparison, "runs/mine", title="Mine", setting={})  # doctest: +SKIP
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    sheet = sheet_of(comparison)
-    still = contact_sheet(sheet, folder / "contact-sheet.png")
-    moving = animated_sheet(sheet, folder / "comparison.gif")
-    shown = plot_of(comparison, forecast)
-    schedule = schedule_plot(shown, folder / "schedule.png")
-    environment = {
-        **machine(device),
-        **versions(),
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-    }
-    subject = comparison.methods[comparison.subject]
-    gifs = write_gifs(comparison, folder / "gifs")
+    sheet = _make_sheet(comparison)
+    plot = _make_plot(comparison, forecast)
+    schedule = write_schedule_plot(plot, folder / "schedule.png")
+    seeds = f"{comparison.seed} to {comparison.seed + len(comparison.prompts) - 1}, one per prompt"
+    machine, versions = describe_machine(device), collect_versions()
+    environment = {key: str(value) for key, value in {**machine, **versions}.items() if value}
     with tempfile.TemporaryDirectory() as scratch:
         # the page enlarges pixels by itself, so its videos stay at their own size
         small = [
@@ -84,36 +91,52 @@ def write_report(
         ]
         page = Page(
             title=title,
-            setting={**setting, "seeds": seeds_of(comparison)},
-            environment=environment,
-            explanation=Engine(subject.policies).explain(),
+            setting={**setting, "seeds": seeds},
+            environment={
+                **environment,
+                "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            },
+            explanation=Engine(comparison.methods[comparison.subject].policies).explain(),
             videos=small,
             plot=schedule,
-            plot_dark=schedule_plot(shown, Path(scratch) / "dark.png", dark=True),
-            plot_note=plot_note(shown, comparison.recorded),
+            plot_dark=write_schedule_plot(plot, Path(scratch) / "dark.png", dark=True),
+            plot_note=_describe_plot(plot, comparison.recorded),
         )
         html = folder / "report.html"
-        html.write_text(render(comparison, page), encoding="utf-8")
+        html.write_text(render_comparison(comparison, page), encoding="utf-8")
+    common = {"seeds": seeds, "prompts": len(comparison.prompts)}
+    record = {
+        "command": command,
+        "versions": versions,
+        "machine": machine,
+        "rows": [{**row.as_record(), **common} for row in comparison.rows],
+    }
     results = folder / "results.json"
-    results.write_text(json.dumps(results_of(comparison, device), indent=2) + "\n", "utf-8")
-    return Report(html, still, moving, schedule, results, gifs)
+    results.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return Report(
+        html=html,
+        contact_sheet=write_contact_sheet(sheet, folder / "contact-sheet.png"),
+        animation=write_contact_animation(sheet, folder / "comparison.gif"),
+        schedule=schedule,
+        results=results,
+        gifs=_write_gifs(comparison, folder / "gifs"),
+    )
 
 
-def sheet_of(comparison: Comparison) -> Sheet:
-    """The comparison as a labelled grid."""
-    cells, captions = {}, {}
+def _make_sheet(comparison: Comparison) -> ContactSheet:
+    columns, captions = {}, {}
     for row, samples in zip(comparison.rows, comparison.samples, strict=True):
-        label = f"{row.name}\n{count(row.calls)} network calls"
-        cells[label] = samples
+        label = f"{row.name}\n{format_count(row.calls)} network calls"
+        columns[label] = samples
         captions[label] = [f"{value:.1f} dB" for value in row.psnr]
-    return Sheet(cells, comparison.prompts, captions)
+    return ContactSheet(columns, comparison.prompts, captions)
 
 
-def plot_of(comparison: Comparison, forecast: StepSchedule | None) -> SchedulePlot:
-    """The subject's first batch as a schedule plot."""
+def _make_plot(comparison: Comparison, forecast: StepSchedule | None) -> SchedulePlot:
+    """The first batch of the subject."""
     row = comparison.rows[comparison.subject]
     return SchedulePlot(
-        title=f"{row.name}: {count(row.computed)} of {row.steps} steps run the network",
+        title=f"{row.name}: {format_count(row.computed)} of {row.steps} steps run the network",
         computed=[step.computed for step in comparison.traces[comparison.subject].steps],
         errors=forecast.errors if forecast is not None else (),
         threshold=forecast.threshold if forecast is not None else None,
@@ -121,47 +144,31 @@ def plot_of(comparison: Comparison, forecast: StepSchedule | None) -> SchedulePl
     )
 
 
-def plot_note(plot: SchedulePlot, recorded: int) -> str:
-    """What the plot shows, in a sentence or two."""
-    parts = ["Blue steps ran the network, orange steps reused what it said earlier."]
+def _describe_plot(plot: SchedulePlot, recorded: int) -> str:
+    parts = ["Blue steps ran the network; orange steps reused an earlier result."]
     if plot.errors:
         parts.append(
-            "The height is the relative error that calibration predicts for reusing at this step; "
-            "below the threshold a step is reused."
+            "The height of a bar is the relative error that calibration predicts for reusing at "
+            "this step."
         )
+    if plot.threshold is not None:
+        parts.append("A step below the threshold is reused.")
     if plot.distances:
         parts.append(
-            "The lower panel was measured: the relative L1 distance of the latents from those of "
-            f"the full run, over {recorded} of the prompts."
+            "The lower panel is measured: the relative L1 distance of the latents from those of "
+            f"the full run, averaged over {recorded} of the prompts."
         )
     return " ".join(parts)
 
 
-def seeds_of(comparison: Comparison) -> str:
-    """First and last seed."""
-    return f"{comparison.seed} to {comparison.seed + len(comparison.prompts) - 1}, one a prompt"
-
-
-def write_gifs(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
-    """One GIF a sample: `<prompt number>-<method>.gif`."""
+def _write_gifs(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     return tuple(
-        write_gif(sample, folder / f"{number:02d}-{slug(method.name)}")
+        write_gif(sample, folder / f"{number:02d}-{_slugify(method.name)}")
         for method, samples in zip(comparison.methods, comparison.samples, strict=True)
         for number, sample in enumerate(samples)
     )
 
 
-def results_of(comparison: Comparison, device: torch.device | None) -> dict[str, object]:
-    """The measured rows for scripts."""
-    common = {"seeds": seeds_of(comparison), "prompts": len(comparison.prompts)}
-    return {
-        "command": "erta demo",
-        "versions": versions(),
-        "machine": machine(device),
-        "rows": [{**row.record(), **common} for row in comparison.rows],
-    }
-
-
-def slug(text: str) -> str:
+def _slugify(text: str) -> str:
     """A text as part of a file name."""
     return "-".join("".join(c if c.isalnum() else " " for c in text.lower()).split())

@@ -1,4 +1,4 @@
-"""Sampling: see the documentation."""
+"""The own loop: solvers, guidance, `Sampler` and its callbacks."""
 
 from erta_framework.sampling._callbacks import (
     BatchEnd,
@@ -9,21 +9,18 @@ from erta_framework.sampling._callbacks import (
     RunStart,
     TraceLogger,
 )
-from erta_framework.sampling._guidance import CFG, Branch, Guidance, NoGuidance
-from erta_framework.sampling._loop import (
+from erta_framework.sampling._catalogues import guidance_catalogue, solver_catalogue
+from erta_framework.sampling._loop import Request, Result, SamplingLoop, offered
+from erta_framework.sampling._network_call import (
     Denoiser,
-    Request,
-    Result,
-    SamplingLoop,
-    evaluation,
-    offered,
-    other_evaluation,
-    row_evaluation,
-    times_of,
+    DenoiserCall,
+    as_times,
+    call_denoiser,
 )
 from erta_framework.sampling._sampler import Sampler, Samples, TextSampler, copied, resolve_device
-from erta_framework.sampling._solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
 from erta_framework.sampling._text_model import TextModel, sample_noise
+from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
 
 __all__ = [
     "CFG",
@@ -32,6 +29,7 @@ __all__ = [
     "Branch",
     "Callback",
     "Denoiser",
+    "DenoiserCall",
     "FlowAdamsBashforth2",
     "FlowEuler",
     "Guidance",
@@ -50,12 +48,12 @@ __all__ = [
     "TextModel",
     "TextSampler",
     "TraceLogger",
+    "as_times",
+    "call_denoiser",
     "copied",
-    "evaluation",
+    "guidance_catalogue",
     "offered",
-    "other_evaluation",
     "resolve_device",
-    "row_evaluation",
     "sample_noise",
-    "times_of",
+    "solver_catalogue",
 ]

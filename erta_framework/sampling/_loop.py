@@ -9,24 +9,23 @@ import torch
 from torch import Tensor
 
 from erta_framework.calibration import Profile
-from erta_framework.errors import InputError, ProtocolError
+from erta_framework.errors import InputError
 from erta_framework.plugins import Engine
-from erta_framework.sampling._guidance import Branch, Guidance, NoGuidance
-from erta_framework.sampling._solvers import Schedule, Solver
+from erta_framework.sampling._network_call import Denoiser, DenoiserCall
+from erta_framework.sampling.guidance import Guidance, NoGuidance
+from erta_framework.sampling.solvers import Schedule, Solver
 from erta_framework.session import (
-    NO_FEATURES,
+    PREFIX,
     RESIZED,
+    TEXT,
     TRIAL,
-    RowCompute,
+    NetworkSignal,
     SessionInfo,
+    Site,
     StepTrace,
     Trace,
-    Trial,
+    find_signals,
 )
-from erta_framework.session import _signals as signals
-
-Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A network: latents `[B, C, ...]`, times `[B]` and a condition to a prediction `[B, C, ...]`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,9 +82,8 @@ class SamplingLoop:
         self.engine = engine
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
-        self._signals = signals.wanted(engine.policies)
         # which signals there are depends on the network, which comes with each run
-        engine.check(offered(solver) | self._signals, type(solver).__name__)
+        engine.check(offered(solver) | engine.signals, type(solver).__name__)
 
     @torch.no_grad()
     def run(
@@ -106,7 +104,7 @@ class SamplingLoop:
         """
         x, schedule, state = checked_latents(request), request.schedule, None
         settled = schedule.interval(request.first)
-        found = signals.of_network(network) if self._signals else {}
+        found = find_signals(network) if self.engine.signals else {}
         with self.engine.session(self._info(request, found)) as session:
             for index in range(request.first, schedule.num_steps):
                 if index > request.first:
@@ -118,18 +116,9 @@ class SamplingLoop:
                 outputs = {}
                 for branch in branches:
                     latents = branch.expand(x)
-                    compute = evaluation(network, latents, settled.time, branch)
-                    rows = row_evaluation(network, latents, settled.time, branch)
-                    features = self.features(found, latents, settled.time, branch)
-                    trial = other_evaluation(network, settled.time, branch)
-                    outputs[branch.name] = session.forward(
-                        latents,
-                        compute,
-                        branch=branch.name,
-                        rows=rows,
-                        features=features,
-                        trial=trial,
-                    )
+                    call = DenoiserCall(network, latents, settled.time, branch, found)
+                    site = Site(branch=branch.name)
+                    outputs[branch.name] = session.forward(site, latents, call)
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
                 session.end(x)
@@ -137,18 +126,10 @@ class SamplingLoop:
                     observe(session.trace.steps[-1])
         return Result(x, session.trace, tuple(session.emitted))
 
-    def features(
-        self, found: Mapping[str, signals.NetworkSignal], x: Tensor, time: float, branch: Branch
-    ) -> Mapping[str, Callable[[], Tensor]]:
-        """What policies may ask for in one call of `network`; nothing if none does."""
-        if not self._signals:
-            return NO_FEATURES
-        return signals.features(found, x, times_of(x, time), branch.condition)
-
     def _info(
-        self, request: Request, found: Mapping[str, signals.NetworkSignal] | None = None
+        self, request: Request, found: Mapping[str, NetworkSignal] | None = None
     ) -> SessionInfo:
-        names = frozenset(signals.PREFIX + name for name in found or {})
+        names = frozenset(PREFIX + name for name in found or {})
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -170,50 +151,7 @@ class SamplingLoop:
 
 def offered(solver: Solver) -> frozenset[str]:
     """The capabilities of the loop with a solver: its own, trials of any size, and the text."""
-    return solver.capabilities | {TRIAL, RESIZED} | signals.TEXT
-
-
-def evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> Callable[[], Tensor]:
-    """A thunk that runs the network on one branch and returns the dtype of the latents.
-
-    Raises:
-        ProtocolError: The network returned no tensor, or another shape than that of the latents.
-    """
-
-    def compute() -> Tensor:
-        output = network(x, times_of(x, time), branch.condition)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ProtocolError(
-                f"the network returned {given} for latents of {tuple(x.shape)} in branch "
-                f"{branch.name!r}; it must return one tensor of the shape of the latents"
-            )
-        return output if output.dtype == x.dtype else output.to(x.dtype)
-
-    return compute
-
-
-def times_of(x: Tensor, time: float) -> Tensor:
-    """The network time for every sample, `[B]`."""
-    return torch.full((x.shape[0],), time, dtype=torch.float32, device=x.device)
-
-
-def row_evaluation(network: Denoiser, x: Tensor, time: float, branch: Branch) -> RowCompute:
-    """Runs the network on some samples of the batch, for per-sample decisions."""
-
-    def compute(rows: Tensor) -> Tensor:
-        return evaluation(network, x.index_select(0, rows), time, branch.select(rows))()
-
-    return compute
-
-
-def other_evaluation(network: Denoiser, time: float, branch: Branch) -> Trial:
-    """Runs the network on other latents and at other times, for trials of a policy."""
-
-    def compute(x: Tensor, other: float | None) -> Tensor:
-        return evaluation(network, x, time if other is None else other, branch)()
-
-    return compute
+    return solver.capabilities | {TRIAL, RESIZED} | TEXT
 
 
 def checked_latents(request: Request) -> Tensor:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,8 +15,14 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from erta_framework.calibration import Profile
-from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.calibration import (
+    Profile,
+    calibrate,
+    describe_run,
+    describe_samples,
+    find_profiler,
+)
+from erta_framework.errors import CapabilityError, InputError
 from erta_framework.jobs import (
     CalibrationRequest,
     FabricConfig,
@@ -28,12 +31,12 @@ from erta_framework.jobs import (
     Summary,
     load_launcher,
 )
-from erta_framework.plugins import Engine, Policy
+from erta_framework.plugins import Engine, Policy, Profiler
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
-from erta_framework.sampling._guidance import CFG, Guidance
 from erta_framework.sampling._loop import Request, SamplingLoop
-from erta_framework.sampling._solvers import FlowEuler, Schedule, Solver
 from erta_framework.sampling._text_model import TextModel, sample_noise
+from erta_framework.sampling.guidance import CFG, Guidance
+from erta_framework.sampling.solvers import FlowEuler, Schedule, Solver, suggest_solver
 from erta_framework.session import Trace
 
 PRECISIONS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -192,7 +195,7 @@ class Sampler:
             raise CapabilityError(
                 f"{type(model).__name__} predicts {predicted}, {self.solver!r} offers "
                 f"{', '.join(sorted(self.solver.capabilities))}; use a solver that offers "
-                f"{predicted}, such as {'DDIM()' if predicted == 'epsilon' else 'FlowEuler()'}"
+                f"{predicted}, such as {suggest_solver(predicted)}"
             )
         if self.fabric.many:
             raise CapabilityError(
@@ -216,7 +219,9 @@ class Sampler:
             )
         if init is not None:
             check_latents("init", init, noise.shape)
-        start = self.solver.noised(init, noise, self.schedule.sigmas[first])
+        # latents given for a later step are noised already; pure noise may still need a scale
+        noised = init is None and first > 0
+        start = noise if noised else self.solver.noised(init, noise, self.schedule.sigmas[first])
         if isinstance(model, nn.Module):
             model.to(self.device)
         starts = range(0, len(names), self.batch_size)
@@ -270,14 +275,7 @@ class Sampler:
         Raises:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
-        chosen = profiler or next(
-            (found for policy in self.policies if (found := policy.calibrator()) is not None), None
-        )
-        if chosen is None:
-            raise PolicyError(
-                "none of the policies needs calibration; give calibrate(..., profiler=...), "
-                "such as ResidualProfiler()"
-            )
+        chosen = find_profiler(self.policies, profiler)
         if self.fabric.many:
             request = CalibrationRequest(
                 open=partial(opened, single(self), model),
@@ -287,23 +285,18 @@ class Sampler:
                 fabric=self.fabric,
             )
             return load_launcher().calibrate(request)[0]
-        twin = copy.copy(self)  # the same run in everything but its policies
-        twin.policies = (chosen,)
-        twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
-        twin.batch_size = self.batch_size * chosen.copies
-        names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
-        result = twin.sample(model, names, seeds=seeds, title="calibrating")
-        if not result.emitted:
-            raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
-        merged = Profile.merge(result.emitted)
-        if (after := chosen.following(merged)) is not None:
-            return self.calibrate(model, prompts, seed=seed, profiler=after)
-        return merged.with_provenance(
-            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-            seeds=f"{seed}..{seed + len(prompts) - 1}",
-            date=datetime.now(UTC).date().isoformat(),
-            torch=torch.__version__,
-            machine=f"{platform.machine()} {self.device.type}",
+
+        def run(current: Profiler) -> Sequence[Profile]:
+            twin = copy.copy(self)  # the same run in everything but its policies
+            twin.policies = (current,)
+            twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
+            copies = current.calibration_copies
+            twin.batch_size = self.batch_size * copies
+            names, seeds = copied(prompts, seed, self.batch_size, copies)
+            return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
+
+        return calibrate(chosen, run).with_provenance(
+            **describe_samples(prompts, seed), **describe_run(self.device)
         )
 
     def sample_job(

@@ -15,8 +15,8 @@ class TextModel(Protocol):
 
     `latent_shape` is the shape of one sample without the batch, such as `(C, F, H, W)`;
     `fingerprint()` gives facts that identify the network, which profiles are checked against. What
-    it predicts a model may say in `prediction`, `"velocity"` or `"epsilon"`; a solver that does not
-    integrate it is refused then.
+    it predicts a model may say in `prediction`: `"velocity"`, `"epsilon"`, `"sample"` or
+    `"v_prediction"`; a solver that does not integrate it is refused then.
     """
 
     @property

@@ -1,24 +1,10 @@
-"""Session: see the documentation."""
+"""One request: its state machine, the frozen records that policies see, and the trace."""
 
-from erta_framework.session._records import (
-    DDIM_LEVELS,
-    RESIZED,
-    TRIAL,
-    Answer,
-    Call,
-    Compute,
-    Decision,
-    Evaluation,
-    Interval,
-    Needs,
-    Reuse,
-    Seam,
-    SessionInfo,
-    Step,
-    Trial,
-)
-from erta_framework.session._selection import RowCompute
-from erta_framework.session._session import NO_FEATURES, Session
+from erta_framework.session._call import Call, Memory
+from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
+from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
+from erta_framework.session._network import UNDIVIDED, Computation, FunctionNetwork, Network
+from erta_framework.session._session import Session
 from erta_framework.session._signals import (
     AHEAD,
     PREFIX,
@@ -26,43 +12,58 @@ from erta_framework.session._signals import (
     PROMPT_MASK,
     TEXT,
     NetworkSignal,
-    features,
+    find_signals,
     holds_text,
     tokens,
-    wanted,
+)
+from erta_framework.session._site import TRUNK, Seam, Site
+from erta_framework.session._state import StateStore
+from erta_framework.session._step import (
+    DDIM_LEVELS,
+    RESIZED,
+    TRIAL,
+    Interval,
+    SessionInfo,
+    Step,
 )
 from erta_framework.session._trace import CallTrace, StepTrace, Trace
 
 __all__ = [
     "AHEAD",
     "DDIM_LEVELS",
-    "NO_FEATURES",
     "PREFIX",
     "PROMPT",
     "PROMPT_MASK",
     "RESIZED",
     "TEXT",
     "TRIAL",
+    "TRUNK",
+    "UNDIVIDED",
     "Answer",
     "Call",
     "CallTrace",
+    "Computation",
     "Compute",
     "Decision",
     "Evaluation",
+    "Evaluations",
+    "FunctionNetwork",
     "Interval",
+    "Memory",
     "Needs",
+    "Network",
     "NetworkSignal",
     "Reuse",
-    "RowCompute",
     "Seam",
     "Session",
     "SessionInfo",
+    "Site",
+    "Stamp",
+    "StateStore",
     "Step",
     "StepTrace",
     "Trace",
-    "Trial",
-    "features",
+    "find_signals",
     "holds_text",
     "tokens",
-    "wanted",
 ]

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from erta_framework.session._records import Evaluation, Interval, Needs, Seam
-from erta_framework.session._selection import merged
-
-Key = tuple[str, str, Seam]
-"""Network, branch, seam."""
+from erta_framework.session._evaluation import (
+    INPUT,
+    OUTPUT,
+    RESIDUAL,
+    Evaluation,
+    Evaluations,
+    Needs,
+)
+from erta_framework.session._selection import merge_rows
+from erta_framework.session._site import Site
+from erta_framework.session._step import Interval
 
 
 @dataclass(slots=True)
 class History:
-    """Computed evaluations by (model, branch, seam), newest first, as many as were declared.
+    """Computed evaluations by site, newest first, as many as were declared.
 
     Attributes:
         needs: How many evaluations of a branch are kept, and whether with inputs and outputs.
@@ -25,53 +31,57 @@ class History:
     """
 
     needs: Needs
-    kept: dict[Key, tuple[Evaluation, ...]] = field(default_factory=dict)
+    kept: dict[Site, Evaluations] = field(default_factory=dict)
     bytes: int = 0
 
-    def usable(self, key: Key, x: Tensor) -> tuple[Evaluation, ...]:
+    def usable(self, site: Site, x: Tensor) -> Evaluations:
         """The evaluations that fit `x`; a change of shape, dtype or device drops them."""
-        kept = self.kept.get(key, ())
-        if kept and not same_kind(kept[0].residual, x):
-            self.kept.pop(key)
-            self.bytes -= sum(map(nbytes, kept))
+        kept = self.kept.get(site, ())
+        if kept and RESIDUAL in kept[0].tensors and not is_same_kind(kept[0].residual, x):
+            self.kept.pop(site)
+            self.bytes -= sum(evaluation.nbytes for evaluation in kept)
             return ()
         return kept
 
-    def record(self, key: Key, interval: Interval, x: Tensor, output: Tensor) -> None:
-        """Keep one computed evaluation, dropping the oldest."""
+    def record(self, site: Site, interval: Interval, tensors: Mapping[str, Tensor]) -> None:
+        """Keep one computed evaluation, dropping the oldest.
+
+        Args:
+            site: Where it was computed.
+            interval: The step.
+            tensors: What is kept, by name; see `keep_residual`.
+        """
         depth = self.needs.evaluations
         if depth == 0:
             return
-        evaluation = self._evaluation(interval, x, output)
-        before = self.kept.get(key, ())
-        self.kept[key] = (evaluation, *before)[:depth]
-        self.bytes += nbytes(evaluation) - sum(map(nbytes, before[depth - 1 :]))
+        evaluation = Evaluation(interval.index, interval.start, interval.time, tensors)
+        before = self.kept.get(site, ())
+        self.kept[site] = (evaluation, *before)[:depth]
+        self.bytes += evaluation.nbytes - sum(old.nbytes for old in before[depth - 1 :])
 
     def record_rows(
-        self, key: Key, interval: Interval, x: Tensor, output: Tensor, rows: Sequence[int]
+        self, site: Site, interval: Interval, tensors: Mapping[str, Tensor], rows: Sequence[int]
     ) -> None:
         """Keep the computed evaluation of some samples; the others keep theirs.
 
         Args:
-            key: Network, branch, seam; an evaluation of the whole batch was recorded before.
+            site: Where it was computed; an evaluation of the whole batch was recorded before.
             interval: The step.
-            x: What went in, `[R, C, ...]`.
-            output: What came out, `[R, C, ...]`.
+            tensors: What is kept of these samples, `[R, ...]`.
             rows: Places of the samples in the batch.
         """
-        before = self.kept[key]
-        fresh = self._evaluation(interval, x, output)
-        batch = before[0].residual.shape[0]
-        self.kept[key] = merged(before, fresh, rows, batch, self.needs.evaluations)
-        self.bytes += sum(map(nbytes, self.kept[key])) - sum(map(nbytes, before))
+        before = self.kept[site]
+        fresh = Evaluation(interval.index, interval.start, interval.time, tensors)
+        batch = before[0].example.shape[0]
+        self.kept[site] = merge_rows(before, fresh, rows, batch, self.needs.evaluations)
+        self.bytes += sum(e.nbytes for e in self.kept[site]) - sum(e.nbytes for e in before)
 
-    def _evaluation(self, interval: Interval, x: Tensor, output: Tensor) -> Evaluation:
+    def keep_residual(self, x: Tensor, output: Tensor) -> dict[str, Tensor]:
+        """What is kept of a network or a block stack: the residual, and pairs if a policy needs."""
         residual = output - x
         if not self.needs.pairs:
-            return Evaluation(interval.index, interval.start, interval.time, residual)
-        return Evaluation(
-            interval.index, interval.start, interval.time, residual, x.clone(), output.clone()
-        )
+            return {RESIDUAL: residual}
+        return {RESIDUAL: residual, INPUT: x.clone(), OUTPUT: output.clone()}
 
     def clear(self) -> None:
         """Forget everything."""
@@ -79,16 +89,6 @@ class History:
         self.bytes = 0
 
 
-def nbytes(evaluation: Evaluation) -> int:
-    """Memory of one evaluation."""
-    size = evaluation.residual.nbytes
-    if evaluation.input is not None:
-        size += evaluation.input.nbytes
-    if evaluation.output is not None:
-        size += evaluation.output.nbytes
-    return size
-
-
-def same_kind(a: Tensor, b: Tensor) -> bool:
+def is_same_kind(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors have the same shape, dtype and device."""
     return a.dtype is b.dtype and a.shape == b.shape and a.device == b.device

@@ -1,8 +1,9 @@
 """Per-sample decisions: histories whose samples were computed at different steps.
 
-A policy that declares `per_sample` may reuse some samples of a batch and compute the others. From
-then on the samples of one evaluation carry stamps of their own. A reused answer is made for one
-group of equal stamps after the other, so that a predictor always sees plain numbers.
+A policy with `decides="sample"` may reuse some samples of a batch and compute the others. From then
+on the samples of one evaluation carry stamps of their own: the step at which each was computed. A
+reused answer is made for one group of equal stamps after the other, so that a predictor always
+sees plain numbers.
 """
 
 from __future__ import annotations
@@ -14,12 +15,8 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.session._records import Compute, Decision, Evaluation, Reuse, Stamp
-
-RowCompute = Callable[[Tensor], Tensor]
-"""Runs the network on the samples whose places are given, `[R]`; returns `[R, C, ...]`."""
-
-Evaluations = tuple[Evaluation, ...]
+from erta_framework.session._decisions import Compute, Decision, Reuse
+from erta_framework.session._evaluation import Evaluation, Evaluations, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +27,15 @@ class Group:
     history: Evaluations
 
 
-def settled(decision: Reuse, x: Tensor, whole: str | None, owner: Callable[[], str]) -> Decision:
+def resolve_mask(
+    decision: Reuse, x: Tensor, undivided: Callable[[], str], owner: Callable[[], str]
+) -> Decision:
     """A masked decision made plain where the samples agree, or where they must.
 
     Args:
         decision: A decision with a mask.
         x: The network's input, `[B, C, ...]`.
-        whole: Why the network cannot run on part of this batch; None if it can.
+        undivided: Why the network cannot run on part of this batch; empty if it can.
         owner: Names the policies that decide, for the message.
 
     Raises:
@@ -53,13 +52,13 @@ def settled(decision: Reuse, x: Tensor, whole: str | None, owner: Callable[[], s
         return replace(decision, mask=None)
     if not any(mask):
         return Compute(decision.reason, decision.scope)
-    if whole is not None:
-        return Compute(f"{decision.reason} for part of the batch: {whole}", decision.scope)
+    if why := undivided():
+        return Compute(f"{decision.reason} for part of the batch: {why}", decision.scope)
     return decision
 
 
-def fitted(decision: Reuse, x: Tensor) -> Reuse:
-    """A mask that another branch of the step decided, for this one.
+def fit_mask(decision: Reuse, x: Tensor) -> Reuse:
+    """A mask that was decided for another branch of the step, for this one.
 
     Branches may differ in their batch: skip-layer guidance runs one half of a batched pair. Which
     rows then belong together is not known, so one sample that must be computed computes all.
@@ -71,7 +70,7 @@ def fitted(decision: Reuse, x: Tensor) -> Reuse:
     return replace(decision, mask=(all(mask),) * x.shape[0])
 
 
-def visible(history: Evaluations) -> Evaluations:
+def drop_partial(history: Evaluations) -> Evaluations:
     """The evaluations that every sample has."""
     for depth, evaluation in enumerate(history):
         if None in evaluation.stamps:
@@ -79,21 +78,21 @@ def visible(history: Evaluations) -> Evaluations:
     return history
 
 
-def diverged(history: Evaluations) -> bool:
+def has_diverged(history: Evaluations) -> bool:
     """Whether samples of this history were computed at different steps."""
     return any(evaluation.stamps for evaluation in history)
 
 
-def groups(history: Evaluations, rows: Sequence[int], batch: int) -> list[Group]:
-    """The samples `rows` by equal stamps, each with its part of the history."""
+def group_rows(history: Evaluations, rows: Sequence[int], batch: int) -> list[Group]:
+    """The samples `rows` by equal stamps, each group with its part of the history."""
     members: dict[tuple[Stamp | None, ...], list[int]] = {}
     for row in rows:
         key = tuple(stamp_of(evaluation, row) for evaluation in history)
         members.setdefault(key, []).append(row)
-    return [Group(tuple(own), part(history, own, batch)) for own in members.values()]
+    return [Group(tuple(own), select_rows(history, own, batch)) for own in members.values()]
 
 
-def part(history: Evaluations, rows: Sequence[int], batch: int) -> Evaluations:
+def select_rows(history: Evaluations, rows: Sequence[int], batch: int) -> Evaluations:
     """The history of some samples, as far back as all of them have one."""
     kept = []
     index: Tensor | None = None
@@ -102,45 +101,49 @@ def part(history: Evaluations, rows: Sequence[int], batch: int) -> Evaluations:
         if None in stamps:
             break
         if len(rows) < batch and index is None:
-            index = torch.tensor(rows, device=evaluation.residual.device)
-        kept.append(
-            restamped(evaluation, stamps)
-            if index is None
-            else restamped(selected(evaluation, index), stamps)
-        )
+            index = torch.tensor(rows, device=evaluation.example.device)
+        chosen = evaluation if index is None else take_samples(evaluation, index)
+        kept.append(restamp(chosen, stamps))
     return tuple(kept)
 
 
-def merged(
+def merge_rows(
     before: Evaluations, fresh: Evaluation, rows: Sequence[int], batch: int, depth: int
 ) -> Evaluations:
     """The history after `rows` were computed: theirs moves back by one, the others' stays.
 
+    Think of one column of evaluations a sample, newest on top. A computed sample pushes `fresh`
+    onto its column; the columns of the other samples do not move. Level k of the result is row k of
+    all columns, as one batched evaluation again, so a level may mix steps: its stamps say which.
+    A sample whose column is shorter has the stamp None there, and its values mean nothing.
+
     Args:
-        before: The history so far, newest first.
-        fresh: What was computed, `[R, C, ...]`.
+        before: The history so far, newest first; every evaluation is `[B, ...]`.
+        fresh: What was computed, `[R, ...]`.
         rows: Places of its samples in the batch.
-        batch: Size of the batch.
-        depth: How many evaluations are kept.
+        batch: Size of the batch, B.
+        depth: How many levels are kept.
     """
-    index = torch.tensor(rows, device=fresh.residual.device)
-    place = {row: position for position, row in enumerate(rows)}
+    index = torch.tensor(rows, device=fresh.example.device)
+    computed = set(rows)
     kept: list[Evaluation] = []
     for level in range(min(depth, len(before) + 1)):
         old = before[level] if level < len(before) else None
-        moved = fresh if level == 0 else selected(before[level - 1], index)
+        above = None if level == 0 else before[level - 1]
+        pushed = fresh if above is None else take_samples(above, index)
         stamps: list[Stamp | None] = []
         for row in range(batch):
-            if row not in place:
+            if row not in computed:
                 stamps.append(None if old is None else stamp_of(old, row))
-            elif level == 0:
+            elif above is None:
                 stamps.append((fresh.index, fresh.sigma, fresh.time))
             else:
-                stamps.append(stamp_of(before[level - 1], row))
+                stamps.append(stamp_of(above, row))
         if not any(stamps):
             break
+        # below the last level there is nothing to write into; the level above has its shape
         whole = old if old is not None else before[level - 1]
-        kept.append(restamped(written(whole, moved, index), stamps))
+        kept.append(restamp(put_samples(whole, pushed, index), stamps))
     return tuple(kept)
 
 
@@ -151,8 +154,8 @@ def stamp_of(evaluation: Evaluation, row: int) -> Stamp | None:
     return (evaluation.index, evaluation.sigma, evaluation.time)
 
 
-def restamped(evaluation: Evaluation, stamps: Sequence[Stamp | None]) -> Evaluation:
-    """An evaluation with these stamps; none of its own where all are equal."""
+def restamp(evaluation: Evaluation, stamps: Sequence[Stamp | None]) -> Evaluation:
+    """The evaluation with these stamps; none of its own where all are equal."""
     newest = max(stamp for stamp in stamps if stamp is not None)
     same = all(stamp == newest for stamp in stamps)
     index, sigma, time = newest
@@ -160,29 +163,13 @@ def restamped(evaluation: Evaluation, stamps: Sequence[Stamp | None]) -> Evaluat
     return replace(evaluation, index=index, sigma=sigma, time=time, stamps=own)
 
 
-def selected(evaluation: Evaluation, index: Tensor) -> Evaluation:
+def take_samples(evaluation: Evaluation, index: Tensor) -> Evaluation:
     """The samples at `index`, `[R]`; the stamps are left to the caller."""
-    return mapped(evaluation, lambda tensor: tensor.index_select(0, index))
+    return evaluation.map_tensors(lambda _, tensor: tensor.index_select(0, index))
 
 
-def written(evaluation: Evaluation, source: Evaluation, index: Tensor) -> Evaluation:
+def put_samples(evaluation: Evaluation, source: Evaluation, index: Tensor) -> Evaluation:
     """A copy with the samples of `source` at `index`; the stamps are left to the caller."""
-    pairs = zip(tensors(evaluation), tensors(source), strict=True)
-    copies = iter([old.index_copy(0, index, new) for old, new in pairs])
-    return mapped(evaluation, lambda _: next(copies))
-
-
-def tensors(evaluation: Evaluation) -> list[Tensor]:
-    """The tensors of an evaluation."""
-    found = (evaluation.residual, evaluation.input, evaluation.output)
-    return [tensor for tensor in found if tensor is not None]
-
-
-def mapped(evaluation: Evaluation, change: Callable[[Tensor], Tensor]) -> Evaluation:
-    """An evaluation with `change` applied to its tensors, in the order of `tensors`."""
-    return replace(
-        evaluation,
-        residual=change(evaluation.residual),
-        input=None if evaluation.input is None else change(evaluation.input),
-        output=None if evaluation.output is None else change(evaluation.output),
+    return evaluation.map_tensors(
+        lambda name, tensor: tensor.index_copy(0, index, source.tensors[name])
     )

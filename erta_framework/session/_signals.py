@@ -1,20 +1,16 @@
 """Signals that policies may ask for by name beside the latents, such as `signal:prompt`.
 
-A policy declares `requires = frozenset({"signal:prompt"})` and reads `call.feature("prompt")`. The
-own loop offers the text embeddings, and whatever its network offers by a method `signals`; a
-pipeline offers those of its network.
+A policy declares `traits = Traits(requires=frozenset({"signal:prompt"}))` and reads
+`call.feature("prompt")`. The own loop offers the text embeddings, and whatever its network offers
+by a method `signals`; a pipeline offers those of its network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from erta_framework.plugins import Policy
 
 PREFIX = "signal:"
 PROMPT = "prompt"
@@ -37,26 +33,9 @@ class OffersSignals(Protocol):
     def signals(self) -> Mapping[str, NetworkSignal]: ...
 
 
-def wanted(policies: Sequence[Policy]) -> frozenset[str]:
-    """The signals that some policy declares in `requires`, with prefix."""
-    return frozenset(r for policy in policies for r in policy.requires if r.startswith(PREFIX))
-
-
-def of_network(network: object) -> Mapping[str, NetworkSignal]:
+def find_signals(network: object) -> Mapping[str, NetworkSignal]:
     """The signals of a network of the own loop; none if it offers none."""
     return network.signals() if isinstance(network, OffersSignals) else {}
-
-
-def features(
-    signals: Mapping[str, NetworkSignal], x: Tensor, times: Tensor, condition: Tensor
-) -> dict[str, Callable[[], Tensor]]:
-    """What policies may ask for in one network call of the own loop, computed when they do."""
-    found: dict[str, Callable[[], Tensor]] = {
-        name: partial(signal, x, times, condition) for name, signal in signals.items()
-    }
-    found[PROMPT] = partial(tokens, condition)
-    found[PROMPT_MASK] = partial(holds_text, condition)
-    return found
 
 
 def tokens(condition: Tensor) -> Tensor:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import NonFiniteError
+from erta_framework.session._site import Seam, Site
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +28,14 @@ class CallTrace:
         model: Network within the pipeline.
         computed: Whether the network ran, counted where it is called.
         reason: Why it was computed or reused.
-        source: Step whose evaluation stood in for a reused answer.
+        source: Step whose evaluation a reused answer was made from.
         seconds: Host seconds in the call (on a GPU, time to enqueue).
         rows: Samples that the network ran on, after a per-sample decision; None where the whole
             batch was treated alike.
         signals: Signals that policies looked at; a probe among them ran part of the network.
         trials: Times a policy ran the network on other latents or at another time.
-        source_branch: Branch whose evaluation stood in, where it is another one's.
+        source_branch: Branch whose evaluation it was reused from, where it is another one's.
+        path: Place inside the network; empty for the whole network.
     """
 
     index: int
@@ -46,6 +49,7 @@ class CallTrace:
     signals: tuple[str, ...] = ()
     trials: int = 0
     source_branch: str | None = None
+    path: str = ""
 
     def computed_for(self, sample: int) -> bool:
         """Whether the network ran on one sample of the batch."""
@@ -54,13 +58,17 @@ class CallTrace:
 
 @dataclass(frozen=True, slots=True)
 class StepTrace:
-    """One settled step: the calls of its branches and the interval that was integrated."""
+    """One settled step: the calls of its branches and the interval that was integrated.
+
+    `inner` holds the calls of places inside the networks, which count as no network calls.
+    """
 
     index: int
     start: float
     end: float
     time: float
     calls: tuple[CallTrace, ...]
+    inner: tuple[CallTrace, ...] = ()
 
     @property
     def computed(self) -> bool:
@@ -116,6 +124,35 @@ class Trace:
         self.network_calls += 1
         self.network_samples += samples
         self.batch = max(self.batch, samples)
+
+    def run_trial(
+        self,
+        run: Callable[[Tensor, float | None], Tensor],
+        whole: int,
+        x: Tensor,
+        timestep: float | None,
+    ) -> Tensor:
+        """Run the network on other latents or at another timestep, and count it.
+
+        Args:
+            run: Runs the network.
+            whole: Elements of the latents of the call that asks.
+            x: The latents, `[B, C, ...]`.
+            timestep: The timestep; None is that of the step.
+        """
+        started = time.perf_counter()
+        output = run(x, timestep)
+        self.trial_seconds += time.perf_counter() - started
+        self.trial_calls += 1
+        self.trial_share += x.numel() / whole
+        self.trial_samples += x.shape[0] if x.ndim else 1
+        return output
+
+    def keep_extremes(self, index: int, site: Site, output: Tensor) -> None:
+        """Remember the smallest and largest value of a reused output, still on its device."""
+        label = f"{site.branch}, {site.path}" if site.seam is Seam.MODULE else site.branch
+        found = (*self.extremes.get((index, label), ()), *torch.aminmax(output))
+        self.extremes[index, label] = found
 
     def calls(self) -> Iterator[CallTrace]:
         """Every branch call in order."""

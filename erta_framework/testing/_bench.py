@@ -9,25 +9,23 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, calibrate
 from erta_framework.errors import PolicyError
-from erta_framework.plugins import Engine, Policy, flatten, hookimpl
+from erta_framework.plugins import Engine, Policy, Profiler, Traits, flatten, hookimpl
 from erta_framework.sampling import (
     CFG,
     DDIM,
     Denoiser,
+    DenoiserCall,
     FlowEuler,
     Guidance,
     Request,
     Result,
     SamplingLoop,
     Solver,
-    other_evaluation,
-    row_evaluation,
     sample_noise,
-    times_of,
 )
-from erta_framework.session import Decision, Reuse, Session, Step, features
+from erta_framework.session import Decision, Reuse, Session, Site, Step
 from erta_framework.testing._toys import GaussianEpsilon, GaussianMixtureFlow, Toy
 
 
@@ -93,7 +91,7 @@ class AlternateSteps(Policy):
     Source: ours, part of the conformance kit.
     """
 
-    static = True
+    traits = Traits(static=True)
 
     @hookimpl
     def decide(self, step: Step) -> Decision | None:
@@ -103,7 +101,7 @@ class AlternateSteps(Policy):
 
 def setup_of(policy: Policy) -> ToySetup:
     """The set-up whose solver offers what the policy requires."""
-    required = frozenset[str]().union(*(part.requires for part in flatten([policy])))
+    required = frozenset[str]().union(*(part.traits.requires for part in flatten([policy])))
     return NOISE if "epsilon" in required else FLOW
 
 
@@ -153,20 +151,20 @@ def toy_profile(
         >>> toy_profile(MyProfiler())  # doctest: +SKIP
         <Profile my_profiler 41d8cd98, 6 samples>
     """
-    requests = [repeated(setup.request(seed=seed), profiler.copies) for seed in seeds]
-    emitted = [p for request in requests for p in setup.run(Engine([profiler]), request).emitted]
-    if not emitted:
-        raise PolicyError(
-            f"{profiler!r} emitted no profile: return one from on_session_end, and give at least "
-            f"one seed (got {list(seeds)})"
-        )
-    merged = Profile.merge(emitted)
-    after = profiler.following(merged)
-    return merged if after is None else toy_profile(after, seeds=seeds, setup=setup)
+    if not seeds:
+        raise PolicyError(f"toy_profile needs at least one seed, got {list(seeds)}")
+
+    def run(current: Profiler) -> list[Profile]:
+        copies = current.calibration_copies
+        requests = [repeated(setup.request(seed=seed), copies) for seed in seeds]
+        engine = Engine([current])
+        return [p for request in requests for p in setup.run(engine, request).emitted]
+
+    return calibrate(profiler, run)
 
 
 def repeated(request: Request, copies: int) -> Request:
-    """A request that holds each sample several times, all after all; see `Policy.copies`."""
+    """A request whose batch is repeated as a whole; see `Profiler.calibration_copies`."""
     if copies == 1:
         return request
     assert request.uncond is not None
@@ -223,14 +221,12 @@ def by_hand(
             yield Verb("begin", index)
             outputs = {}
             for branch in branches:
-                thunk = Thunk(network, branch.expand(x), settled.time, branch.condition)
-                rows = row_evaluation(network, thunk.x, settled.time, branch)
-                given = features({}, thunk.x, times_of(thunk.x, settled.time), branch.condition)
-                trial = other_evaluation(network, settled.time, branch)
-                outputs[branch.name] = session.forward(
-                    thunk.x, thunk, branch=branch.name, rows=rows, features=given, trial=trial
-                )
-                yield Verb("forward", index, (thunk.x, *thunk.raw, outputs[branch.name]))
+                watched = WatchedDenoiser(network)
+                x_in = branch.expand(x)
+                call = DenoiserCall(watched, x_in, settled.time, branch)
+                answered = session.forward(Site(branch=branch.name), x_in, call)
+                outputs[branch.name] = answered
+                yield Verb("forward", index, (x_in, *watched.raw, answered))
             settled = session.settle()
             x, state = setup.solver.step(x, setup.guidance.combine(outputs), settled, state)
             session.end(x)
@@ -238,17 +234,16 @@ def by_hand(
     return Result(x, session.trace, tuple(session.emitted))
 
 
-class Thunk:
-    """One evaluation of the network, remembering its raw output."""
+class WatchedDenoiser:
+    """A network that remembers the raw output of its last call on a whole batch."""
 
-    def __init__(self, network: Denoiser, x: Tensor, time: float, condition: Tensor) -> None:
-        self.network, self.x, self.time, self.condition = network, x, time, condition
+    def __init__(self, network: Denoiser) -> None:
+        self.network = network
         self.raw: tuple[Tensor, ...] = ()
 
-    def __call__(self) -> Tensor:
+    def __call__(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         """Run the network."""
-        times = torch.full((self.x.shape[0],), self.time, device=self.x.device)
-        output = self.network(self.x, times, self.condition)
+        output = self.network(x, times, condition)
         self.raw = (output,)
         return output
 

@@ -15,12 +15,14 @@ from erta_framework.testing._planner_check import check_plan_is_what_runs
 from erta_framework.testing._sampling_checks import SAMPLING_CHECKS
 from erta_framework.testing._side_effect_checks import SIDE_EFFECT_CHECKS
 from erta_framework.testing._static_check import check_static_reads_nothing_back
+from erta_framework.testing._wrapper_check import check_wrappers_forward_traits
 
 if TYPE_CHECKING:
     import pytest
 
 CHECKS: tuple[Check, ...] = (
     *CONTRACT_CHECKS,
+    check_wrappers_forward_traits,
     *SAMPLING_CHECKS,
     check_static_reads_nothing_back,
     check_plan_is_what_runs,

@@ -17,8 +17,7 @@ import torch
 from erta_framework.calibration import Profile
 from erta_framework.config import construct, options_of
 from erta_framework.errors import ConfigError
-from erta_framework.plugins import HOOKS, Engine, HookSpecs, Policy, flatten
-from erta_framework.session import Needs
+from erta_framework.plugins import HOOKS, Engine, HookSpecs, Policy, Traits, flatten
 from erta_framework.testing._bench import engine_of, setup_of
 from erta_framework.testing._compare import difference, fail, settings_of
 
@@ -41,8 +40,8 @@ def check_hook_arguments_exist(policy: Policy) -> None:
                     f"its hook {hook} takes {', '.join(unknown)}",
                     f"{hook} offers {', '.join(offered)}",
                 )
-        if not isinstance(part.needs(), Needs):
-            fail(part, f"needs() returned {part.needs()!r}", "return erta_framework.Needs(...)")
+        if not isinstance(part.traits, Traits):
+            fail(part, f"its traits are {part.traits!r}", "return erta_framework.Traits(...)")
     Engine([policy])
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from erta_framework.plugins import Engine, Policy
-from erta_framework.sampling import Branch, Request, Result, other_evaluation
-from erta_framework.session import Trace, features
+from erta_framework.sampling import Branch, DenoiserCall, Request, Result
+from erta_framework.session import Site, Trace
 from erta_framework.testing._bench import (
     ToySetup,
     Verb,
@@ -81,15 +81,16 @@ def check_interleaved_sessions_agree(policy: Policy) -> None:
 def check_branches_are_isolated(policy: Policy) -> None:
     """On given latents, what one branch is answered does not depend on another's condition.
 
-    A policy that declares `per_branch` or `revises` looks at the other branches by design.
+    A policy whose traits say `reads_peers` or `sees_every_branch` looks at the others by design.
     """
-    if engine_of(policy).per_branch or engine_of(policy).revising:
+    traits = engine_of(policy).traits
+    if traits.reads_peers or traits.sees_every_branch:
         return
     setup = setup_of(policy)
     request, other = setup.request(seed=25), setup.request(seed=26, negative="another")
     base, trace = _branch_outputs(setup, fresh(policy), request)
     swaps = {"cond": dataclasses.replace(request, uncond=other.uncond)}
-    if not engine_of(policy).corrects_computed:
+    if not traits.corrects_computed:
         swaps["uncond"] = dataclasses.replace(request, cond=other.cond)
     for branch, swapped in swaps.items():
         outputs, swapped_trace = _branch_outputs(setup, fresh(policy), swapped)
@@ -113,7 +114,7 @@ def check_branches_are_isolated(policy: Policy) -> None:
 
 def check_samples_are_independent(policy: Policy) -> None:
     """A policy that decides per sample gives each sample of a batch what it gets alone."""
-    if not engine_of(policy).per_sample:
+    if engine_of(policy).traits.decides != "sample":
         return
     setup = setup_of(policy)
     batch = setup.request(seed=27, batch=4)
@@ -156,18 +157,12 @@ def _branch_outputs(
             if index > 0:
                 settled = schedule.interval(index, settled.end, settled.end_time)
             x = setup.solver.noised(0.3 * request.latents, request.latents, settled.start)
-            times = torch.full((x.shape[0],), settled.time)
             session.begin(settled, list(conditions))
             for name, condition in conditions.items():
-
-                def compute(
-                    x: Tensor = x, times: Tensor = times, condition: Tensor = condition
-                ) -> Tensor:
-                    return toy(x, times, condition)
-
-                trial = other_evaluation(toy, settled.time, Branch(name, condition))
-                given = features({}, x, times, condition)
-                answered = session.forward(x, compute, branch=name, features=given, trial=trial)
+                call = DenoiserCall(
+                    toy, x, settled.time, Branch(name, condition), undivided="one by one elsewhere"
+                )
+                answered = session.forward(Site(branch=name), x, call)
                 outputs[name].append(answered.clone())
             settled = session.settle()
             session.end(x)

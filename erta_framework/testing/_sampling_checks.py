@@ -11,8 +11,10 @@ from dataclasses import field
 import torch
 from torch import Tensor
 
+from erta_framework import Traits
 from erta_framework.plugins import Policy, hookimpl
-from erta_framework.sampling import CFG, NoGuidance, Request, Result
+from erta_framework.sampling import Request, Result
+from erta_framework.sampling.guidance import CFG, NoGuidance
 from erta_framework.session import Call, Compute, Decision, Step
 from erta_framework.testing._bench import (
     ToySetup,
@@ -29,7 +31,7 @@ from erta_framework.testing._toys import Toy
 class ForcedCompute(Policy):
     """Overrules every decision with Compute; listed first it is the outermost wrapper."""
 
-    static = True
+    traits = Traits(static=True)
 
     @hookimpl(wrapper=True)
     def decide(self) -> Generator[None, Decision, Decision]:
@@ -40,7 +42,7 @@ class ForcedCompute(Policy):
 class DecisionSpy(Policy):
     """Notes what was decided for each call and whether the network ran after all."""
 
-    static = True
+    traits = Traits(static=True)
     seen: list[tuple[int, str, Decision, bool]] = field(default_factory=list)
 
     @hookimpl(wrapper=True)
@@ -67,7 +69,7 @@ def check_null_run_is_bit_identical(policy: Policy) -> None:
             f"{expected_calls(setup, request)}, and {trials} times as a trial",
             "answer from the cache only when call.reused",
         )
-    if engine.corrects_computed:
+    if engine.traits.corrects_computed:
         return
     plain = plain_loop(setup, request, setup.toy())
     if not torch.equal(result.sample, plain):

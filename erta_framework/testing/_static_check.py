@@ -41,7 +41,7 @@ class ReadBacks(TorchFunctionMode):
 def check_static_reads_nothing_back(policy: Policy) -> None:
     """A policy that declares `static` decides alike for all latents and reads no value back."""
     setup, engine = setup_of(policy), engine_of(policy)
-    if not engine.static:
+    if not engine.traits.static:
         return
     one, other = (decisions(setup.run(engine, setup.request(seed=s)).trace) for s in (12, 13))
     if one != other:

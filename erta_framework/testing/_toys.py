@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import InputError
-from erta_framework.sampling import DDIM
+from erta_framework.sampling.solvers import DDIM
 
 
 class Toy(ABC):

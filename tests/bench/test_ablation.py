@@ -4,10 +4,11 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_bench.core import cli
-from erta_bench.core.ablation import Setting, ablation
-from erta_bench.core.overhead import toy_profile
-from erta_bench.core.variants import PROFILE, choices, ladder, placed, variants
+from erta_bench.ablation import run_ablation
+from erta_bench.ablation._variants import make_choices, make_ladder, make_variants
+from erta_bench.cli import app
+from erta_bench.overhead._overhead import calibrate_toy
+from erta_bench.setting import PROFILE, Setting, _models, build_policy, read_prompts
 from erta_framework import CFG, Sampler
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr, ssim
@@ -47,7 +48,7 @@ def setting(model, **changes) -> Setting:
 @pytest.fixture(scope="module")
 def measured():
     model = toy()
-    bench = ablation(setting(model), calls=[CALLS], seed_sets=SEED_SETS, seed=3)
+    bench = run_ablation(setting(model), calls=[CALLS], seed_sets=SEED_SETS, seed=3)
     return bench, model.calls
 
 
@@ -143,19 +144,19 @@ def test_settings_differ_where_rows_do(measured):
 
 
 def test_choices_stand_at_the_middle_number_of_calls():
-    rows = variants([25, 17, 12], 50)
+    rows = make_variants([25, 17, 12], 50)
     assert [r.budget for r in rows if r.group == "signal"] == [17] * 3
-    assert len(rows) == 3 * len(ladder(25, 50)) + len(choices(17, 50))
+    assert len(rows) == 3 * len(make_ladder(25, 50)) + len(make_choices(17, 50))
 
 
 def test_profile_is_put_where_it_is_asked_for():
     spec = {"skip_policy": {"profile": PROFILE, "calls": 5}}
-    profile = toy_profile(STEPS, 2)
-    first, second = placed(spec, profile), placed(spec, None)
+    profile = calibrate_toy(STEPS, 2)
+    first, second = build_policy(spec, profile), build_policy(spec, None)
     assert (first.name, first.calls, first.profile) == ("skip_policy", 5, profile)
     assert second.profile is None
-    assert placed("residual_reuse", profile).name == "residual_reuse"
-    assert placed("residual_reuse", None) is not placed("residual_reuse", None)
+    assert build_policy("residual_reuse", profile).name == "residual_reuse"
+    assert build_policy("residual_reuse", None) is not build_policy("residual_reuse", None)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_profile_is_put_where_it_is_asked_for():
 def test_what_cannot_be_measured_is_refused_before_it_runs(changes, arguments, message):
     model = toy()
     with pytest.raises(InputError, match=message):
-        ablation(setting(model, **changes), **arguments)
+        run_ablation(setting(model, **changes), **arguments)
     assert model.calls == 0
 
 
@@ -189,10 +190,10 @@ class OneModel:
 
 
 def test_quick_command(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
+    monkeypatch.setattr(_models, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
     path = tmp_path / "quick.json"
     options = ["ablation", "--quick", "--calls", "6", "--steps", "10", "--json", str(path)]
-    result = CliRunner().invoke(cli.app, options)
+    result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "uniform" in result.output
     record = json.loads(path.read_text())
@@ -203,12 +204,12 @@ def test_quick_command(monkeypatch, tmp_path):
 
 
 def test_more_prompts_than_the_model_has_are_refused(monkeypatch):
-    monkeypatch.setattr(cli, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
-    result = CliRunner().invoke(cli.app, ["ablation", "--prompts", "9"])
+    monkeypatch.setattr(_models, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
+    result = CliRunner().invoke(app, ["ablation", "--prompts", "9"])
     assert isinstance(result.exception, InputError)
     assert "8 held-out prompts" in str(result.exception)
 
 
 def test_a_model_without_prompts_is_refused():
     with pytest.raises(InputError, match="'plain' has no demo_prompts"):
-        cli.demo_prompts(toy(), "plain", 2)
+        read_prompts("plain", toy())

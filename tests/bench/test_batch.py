@@ -4,19 +4,19 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_bench.core import cli
-from erta_bench.core.batch import (
+from erta_bench.batch import BatchSetting, compare_modes
+from erta_bench.batch._modes import (
     ALONE,
     MEAN,
     PER_SAMPLE,
     SAFE,
     Batch,
-    Setting,
-    batch_bench,
-    ran,
-    sampled,
+    choose_mixed_batch,
+    run_mode,
+    sample_batch,
 )
-from erta_bench.core.batch import mixed as chosen
+from erta_bench.cli import app
+from erta_bench.setting import _models
 from erta_framework import NoGuidance
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
@@ -27,14 +27,14 @@ STEPS, TAU = 20, 0.1
 PROMPTS = ("a b", "c d", "e f", "g", "h i")
 
 
-def setting(**changes) -> Setting:
+def setting(**changes) -> BatchSetting:
     toy = GaussianMixtureFlow((3, 2, 4, 4))
-    return Setting(**{"model": toy, "steps": STEPS, "options": {"warmup": 3}, **changes})
+    return BatchSetting(**{"model": toy, "steps": STEPS, "options": {"warmup": 3}, **changes})
 
 
 @pytest.fixture(scope="module")
 def bench():
-    return batch_bench(setting(), PROMPTS, thresholds=[TAU], command="x")
+    return compare_modes(setting(), PROMPTS, thresholds=[TAU], command="x")
 
 
 def row(bench, name, batch="as they come"):
@@ -84,10 +84,10 @@ def test_the_safe_maximum_computes_whenever_one_sample_must(bench):
 def test_quality_is_measured_against_the_full_run(bench):
     given = Batch("x", PROMPTS, tuple(range(len(PROMPTS))))
     shared = setting()
-    full = sampled(shared, Engine([]), given)
-    run = ran(shared, MEAN, TAU, given)
+    full = sample_batch(shared, Engine([]), given)
+    run = run_mode(shared, MEAN, TAU, given)
     quality = psnr(run.samples, full.samples)
-    alone = ran(shared, ALONE, TAU, given)
+    alone = run_mode(shared, ALONE, TAU, given)
     hard = sorted(range(len(PROMPTS)), key=lambda k: (alone.calls[k], k))[-2:]
     found = row(bench, MEAN)
     assert found["psnr_mean"] == quality.mean().item()
@@ -100,28 +100,30 @@ def test_quality_is_measured_against_the_full_run(bench):
 def test_the_mixed_batch_holds_the_easiest_and_the_hardest_of_the_pool():
     shared = setting(guidance=NoGuidance())
     given = Batch("x", PROMPTS, tuple(range(7, 12)))
-    batch = chosen(shared, given, TAU)
+    chosen = choose_mixed_batch(shared, given, TAU)
     pool = [*PROMPTS, "a", "b", "c", "d", "e", "f", "h", "i"]  # "g" is a prompt already
-    assert len(batch.prompts) == len(PROMPTS) == len(set(batch.prompts))
-    assert [seed - 7 for seed in batch.seeds] == [pool.index(prompt) for prompt in batch.prompts]
+    assert len(chosen.prompts) == len(PROMPTS) == len(set(chosen.prompts))
+    places = [pool.index(prompt) for prompt in chosen.prompts]
+    assert [seed - 7 for seed in chosen.seeds] == places
     everything = Batch("pool", tuple(pool), tuple(range(7, 7 + len(pool))))
-    calls = [ran(shared, ALONE, TAU, everything.only(k)).calls[0] for k in range(len(pool))]
-    taken = [calls[pool.index(prompt)] for prompt in batch.prompts]
+    single = [everything.select([place]) for place in range(len(pool))]
+    calls = [run_mode(shared, ALONE, TAU, batch).calls[0] for batch in single]
+    taken = [calls[pool.index(prompt)] for prompt in chosen.prompts]
     assert taken == [*sorted(calls)[:3], *sorted(calls)[-2:]]
 
 
 def test_a_sample_keeps_its_noise_wherever_it_is_sampled():
     given = Batch("x", PROMPTS, tuple(range(5)))
-    full = sampled(setting(), Engine([]), given).samples
-    part = sampled(setting(), Engine([]), given.at([3, 1])).samples
+    full = sample_batch(setting(), Engine([]), given).samples
+    part = sample_batch(setting(), Engine([]), given.select([3, 1])).samples
     assert torch.equal(part, full[[3, 1]])
 
 
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(InputError, match="1 prompts and 2 thresholds"):
-        batch_bench(setting(), ["a"])
+        compare_modes(setting(), ["a"])
     with pytest.raises(InputError, match="0 thresholds"):
-        batch_bench(setting(), ["a", "b"], thresholds=[])
+        compare_modes(setting(), ["a", "b"], thresholds=[])
 
 
 def test_command(tmp_path, monkeypatch):
@@ -131,10 +133,10 @@ def test_command(tmp_path, monkeypatch):
             toy.demo_prompts = lambda: (["z"], list(PROMPTS))
             return lambda: toy
 
-    monkeypatch.setattr(cli, "models", Models)
+    monkeypatch.setattr(_models, "models", Models)
     path = tmp_path / "batch.json"
     options = ["batch", "--prompts", "3", "--threshold", "0.2", "--steps", "14", "--json", path]
-    result = CliRunner().invoke(cli.app, [str(option) for option in options])
+    result = CliRunner().invoke(app, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     record = json.loads(path.read_text())
     assert record["command"] == (

@@ -9,8 +9,9 @@ import pytest
 
 pytest.importorskip("torchmetrics")
 
-from erta_bench.core.ablation import Setting
-from erta_bench.core.budgets import COMPARED, REFINED, budgets_bench, lambda_bench
+from erta_bench.budgets import compare_schedules, vary_lambda
+from erta_bench.budgets._candidates import COMPARED, REFINED
+from erta_bench.setting import Setting
 from erta_framework.errors import InputError
 from erta_framework.testing._toys import AffineFlow
 
@@ -29,7 +30,7 @@ def setting() -> Setting:
 
 def test_every_schedule_is_measured_at_its_calls(tmp_path: Path) -> None:
     written = []
-    bench = budgets_bench(
+    bench = compare_schedules(
         setting(),
         calls=[5, 3],
         trials=2,
@@ -63,7 +64,7 @@ def test_every_schedule_is_measured_at_its_calls(tmp_path: Path) -> None:
 
 
 def test_lambda_is_moved_by_a_fifth() -> None:
-    bench = lambda_bench(setting(), calls=[4])
+    bench = vary_lambda(setting(), calls=[4])
     _, less, solved, more = bench.rows
     assert solved["calls"] == 4
     assert less["threshold"] == pytest.approx(0.8 * solved["threshold"])
@@ -73,6 +74,6 @@ def test_lambda_is_moved_by_a_fifth() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(InputError, match="give numbers from 2 to the 8 steps"):
-        budgets_bench(setting(), calls=[9])
+        compare_schedules(setting(), calls=[9])
     with pytest.raises(InputError, match="give numbers from 2 to the 8 steps"):
-        lambda_bench(setting(), calls=[])
+        vary_lambda(setting(), calls=[])

@@ -15,20 +15,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_bench.core import cli
-from erta_bench.core.report import Bench
+from erta_bench.cli import app
+from erta_bench.core import Bench
 from erta_framework.errors import InputError
 from erta_framework.plugins import benches
 
 pytest.importorskip("diffusers")
 
-from erta_bench.other_caches.work import Work, watched
-from erta_bench.pipelines import families as bench
-from erta_bench.pipelines.cell import ONE_SAMPLE, judged, measured
-from erta_bench.pipelines.cell import row as cell_row
-from erta_bench.pipelines.families import updated
-from erta_bench.pipelines.isolated import GoneError, isolated
-from erta_bench.pipelines.methods import METHODS, Method
+from erta_bench.families import compare_families, update_rows
+from erta_bench.families._cell import ONE_SAMPLE, judge_run, make_row, measure_cell
+from erta_bench.families._isolated import GoneError, run_isolated
+from erta_bench.families._methods import METHODS, Method
+from erta_bench.other_caches import LayerWork, watch_layers
 from tiny_pipelines import FAMILIES
 
 
@@ -44,7 +42,7 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("name", ["wan-euler", "flux"])
 def test_ours_runs_exactly_the_layers_of_its_steps(name: str) -> None:
-    row = measured(name, "erta skip_policy", 8)
+    row = measure_cell(name, "erta skip_policy", 8)
     assert row["status"] == "works"
     assert row["real_calls"] == row["full_calls"] * 5 / 8  # steps 0, 2, 4, 6 and the last
     assert row["work"] == pytest.approx(5 / 8)
@@ -64,7 +62,7 @@ def test_ours_runs_exactly_the_layers_of_its_steps(name: str) -> None:
 def test_ours_at_every_seam(
     name: str, method: str, status: str, work: float | None, detail: str
 ) -> None:
-    row = measured(name, method, 8)
+    row = measure_cell(name, method, 8)
     assert row["status"] == status
     assert detail in str(row["detail"])
     assert bool(row["detail"]) == bool(detail)
@@ -73,7 +71,9 @@ def test_ours_at_every_seam(
 
 
 def test_the_probe_runs_its_block_at_every_step() -> None:
-    probed, trunk = (measured("wan-euler", f"erta {kind}", 8) for kind in ("probe", "trunk seam"))
+    probed, trunk = (
+        measure_cell("wan-euler", f"erta {kind}", 8) for kind in ("probe", "trunk seam")
+    )
     assert probed["status"] == trunk["status"] == "works"
     # two blocks of 10 layers, two branches; the branch that is asked first runs the probe
     assert trunk["real_calls"] == trunk["full_calls"] - 3 * 2 * 2 * 10
@@ -82,13 +82,13 @@ def test_the_probe_runs_its_block_at_every_step() -> None:
 
 def test_a_pipeline_of_one_sample_cannot_show_a_mask() -> None:
     single = next(name for name, family in FAMILIES.items() if not family.batches)
-    row = measured(single, "erta per sample", 8)
+    row = measure_cell(single, "erta per sample", 8)
     assert (row["status"], row["detail"]) == ("no-effect", ONE_SAMPLE)
 
 
 def test_two_families_differ_in_what_works_on_them() -> None:
     """TaylorSeer finds no module of Wan by itself, and says nothing."""
-    rows = {name: measured(name, "TaylorSeer", 8) for name in ("wan-euler", "flux")}
+    rows = {name: measure_cell(name, "TaylorSeer", 8) for name in ("wan-euler", "flux")}
     assert rows["flux"]["status"] == "works"
     assert rows["wan-euler"]["status"] == "no-effect"
     assert rows["wan-euler"]["real_calls"] == rows["wan-euler"]["full_calls"]
@@ -97,7 +97,7 @@ def test_two_families_differ_in_what_works_on_them() -> None:
 
 
 def test_an_error_is_a_row_with_its_first_line() -> None:
-    row = measured("sd3", "FirstBlockCache", 8)
+    row = measure_cell("sd3", "FirstBlockCache", 8)
     assert (row["status"], row["real_calls"], row["work"]) == ("error", None, None)
     assert str(row["detail"]).startswith("ValueError: ")
     assert "\n" not in str(row["detail"])
@@ -105,7 +105,7 @@ def test_an_error_is_a_row_with_its_first_line() -> None:
 
 def test_layers_are_counted_beneath_what_wraps_them() -> None:
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
-    work = watched((network,))
+    work = watch_layers((network,))
     inner = network[1]
     computed = inner.forward
     network(torch.ones(5, 3))
@@ -120,31 +120,33 @@ def test_layers_are_counted_beneath_what_wraps_them() -> None:
     [(1.0, 5, "works"), (0.0, 5, "no-effect"), (1.0, 9, "no-effect"), (float("nan"), 5, "error")],
 )
 def test_judged(output: float, elements: int, status: str) -> None:
-    found, detail = judged(torch.zeros(1), torch.tensor([output]), Work(9, 9), Work(9, elements))
+    found, detail = judge_run(
+        torch.zeros(1), torch.tensor([output]), LayerWork(9, 9), LayerWork(9, elements)
+    )
     assert found == status
     assert bool(detail) == (status != "works")
 
 
 def test_a_method_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "rival", Method(lambda *_: "", package="not_a_package"))
-    (row,) = bench.families(["flux"], ["rival"]).rows
+    (row,) = compare_families(["flux"], ["rival"]).rows
     assert (row["status"], row["detail"]) == ("not installed", "pip install not-a-package")
 
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match=r"no family 'fluks'.*flux"):
-        bench.families(["fluks"])
+        compare_families(["fluks"])
     with pytest.raises(InputError, match=r"no method 'MagCash'.*MagCache"):
-        bench.families(["flux"], ["MagCash"])
+        compare_families(["flux"], ["MagCash"])
 
 
 def test_an_update_keeps_the_other_rows(tmp_path: Path) -> None:
     def run(status: str, *names: str) -> Bench:
-        rows = [cell_row(name, "MagCache", status, "") for name in names]
+        rows = [make_row(name, "MagCache", status, "") for name in names]
         return Bench("some", rows, {}, {"steps": 8}, versions={"torch": "1"}, machine={"cores": 2})
 
     path = run("works", "wan-euler", "flux", "gone").write(tmp_path / "families.json")
-    found = updated(run("error", "sdxl", "flux"), path)
+    found = update_rows(run("error", "sdxl", "flux"), path)
     assert [(r["family"], r["status"]) for r in found.rows] == [
         ("wan-euler", "works"),
         ("flux", "error"),
@@ -156,38 +158,38 @@ def test_an_update_keeps_the_other_rows(tmp_path: Path) -> None:
     )
     newer = replace(run("works", "flux"), versions={"torch": "2"})
     with pytest.raises(InputError, match="its versions have torch '1', this run has '2'"):
-        updated(newer, path)
+        update_rows(newer, path)
 
 
 def test_an_update_needs_a_file(tmp_path: Path) -> None:
     options = ["families", "--update", "--json", str(tmp_path / "absent.json")]
-    result = CliRunner().invoke(cli.app, options)
+    result = CliRunner().invoke(app, options)
     assert isinstance(result.exception, InputError)
     assert "--update needs a file that exists" in str(result.exception)
 
 
 def test_it_is_a_command_that_an_entry_point_brings() -> None:
     assert "families" in benches().names()
-    result = CliRunner().invoke(cli.app, ["--help"])
+    result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     for name in ("ablation", "overhead", "families"):
         assert name in result.output
-    assert CliRunner().invoke(cli.app, ["familys"]).exit_code == 2
+    assert CliRunner().invoke(app, ["familys"]).exit_code == 2
 
 
 @pytest.mark.slow
 def test_bad_processes_are_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(GoneError, match=r"no answer within 0\.5 s"):
-        isolated(time.sleep, 600, timeout=0.5)
+        run_isolated(time.sleep, 600, timeout=0.5)
     with pytest.raises(GoneError, match="ended with exit code 7"):
-        isolated(functools.partial(__import__("os")._exit, 7), timeout=60)
+        run_isolated(functools.partial(__import__("os")._exit, 7), timeout=60)
 
 
 @pytest.mark.slow
 def test_command(tmp_path: object) -> None:
     path = f"{tmp_path}/families.json"
     options = ["families", "--family", "flux", "--method", "erta skip_policy", "--json", path]
-    result = CliRunner().invoke(cli.app, options)
+    result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     with open(path, encoding="utf-8") as file:
         record = json.load(file)

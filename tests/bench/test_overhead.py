@@ -4,18 +4,17 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from erta_bench.core import cli
-from erta_bench.core.overhead import (
-    ReadsBack,
-    bare_loop,
+from erta_bench.cli import app
+from erta_bench.overhead import SyncCounter, measure_overhead
+from erta_bench.overhead._overhead import (
+    DecidesByValue,
+    build_toy_policies,
     count_syncs,
-    guidance_of,
-    overhead,
-    toy_network,
-    toy_policies,
-    toy_request,
+    make_guidance,
+    make_toy_network,
+    make_toy_request,
+    run_bare_loop,
 )
-from erta_bench.core.syncs import SyncCounter
 from erta_framework import Engine, FlowEuler, SamplingLoop
 from erta_framework.errors import InputError
 
@@ -24,14 +23,14 @@ STEPS = 6
 
 @pytest.fixture(scope="module")
 def bench():
-    return overhead(steps=STEPS, repeats=3)
+    return measure_overhead(steps=STEPS, repeats=3)
 
 
 @pytest.mark.parametrize("branches", [1, 2])
 def test_the_bare_loop_computes_what_the_engine_does(branches):
-    network, request = toy_network(), toy_request(STEPS)
-    loop = SamplingLoop(Engine([]), FlowEuler(), guidance_of(branches))
-    assert torch.equal(bare_loop(network, request, branches), loop.run(network, request).sample)
+    network, request = make_toy_network(), make_toy_request(STEPS)
+    loop = SamplingLoop(Engine([]), FlowEuler(), make_guidance(branches))
+    assert torch.equal(run_bare_loop(network, request, branches), loop.run(network, request).sample)
 
 
 def test_rows(bench, tmp_path):
@@ -58,7 +57,7 @@ def test_a_static_schedule_never_waits_for_the_device_and_the_control_does(bench
 
 
 def test_four_policies_are_four_parts():
-    policies = toy_policies(4, STEPS, 2)
+    policies = build_toy_policies(4, STEPS, 2)
     assert [p.name for p in policies] == [
         "skip_policy",
         "residual_reuse",
@@ -69,7 +68,7 @@ def test_four_policies_are_four_parts():
 
 
 def test_the_control_reads_once_in_every_step_that_may_reuse():
-    assert count_syncs([ReadsBack()], STEPS).counts["_local_scalar_dense"] >= STEPS - 1
+    assert count_syncs([DecidesByValue()], STEPS).counts["_local_scalar_dense"] >= STEPS - 1
 
 
 @pytest.mark.parametrize(
@@ -108,13 +107,13 @@ def test_arithmetic_and_indexing_by_number_are_not_counted():
 
 def test_three_branches_are_refused():
     with pytest.raises(InputError, match="branches is 3"):
-        guidance_of(3)
+        make_guidance(3)
 
 
 def test_command(tmp_path):
     path = tmp_path / "overhead.json"
     options = ["overhead", "--steps", "4", "--repeats", "1", "--json", str(path)]
-    result = CliRunner().invoke(cli.app, options)
+    result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     record = json.loads(path.read_text())
     assert record["command"] == "erta bench overhead --steps 4 --repeats 1"

@@ -12,7 +12,7 @@ import torch
 from typer.testing import Result
 
 from erta_framework import Profile, Seam
-from erta_framework.cli.runs import blank_policy, calibrated_policies, calibrator_of
+from erta_framework.cli._calibrate import find_calibrator, list_calibrated, make_blank_policy
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 Erta = Callable[..., Result]
-CALIBRATED = calibrated_policies()
-PROFILERS = {name: calibrator_of(blank_policy(name)) for name in CALIBRATED}
+CALIBRATED = list_calibrated()
+PROFILERS = {name: find_calibrator(make_blank_policy(name)) for name in CALIBRATED}
 LACKS = {
     "CodebookProfiler": "compares two branches of each step",
     "FittedProfiler": "needs each sample 4 times in a batch",
@@ -34,10 +34,12 @@ LACKS = {
 TRUNK = {
     repr(found): name
     for name, found in PROFILERS.items()
-    if found is not None and Seam.TRUNK in found.seams
+    if found is not None and Seam.TRUNK in found.traits.seams
 }
 """One policy for each profiler that observes the trunk seam."""
-LATENT_ONLY = [n for n, found in PROFILERS.items() if found and Seam.TRUNK not in found.seams]
+LATENT_ONLY = [
+    n for n, found in PROFILERS.items() if found and Seam.TRUNK not in found.traits.seams
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from erta_framework import (
     Reuse,
     SamplingLoop,
     SessionInfo,
+    Traits,
     hookimpl,
 )
 
@@ -110,7 +111,7 @@ def make_info(steps: int = 4, **facts: Any) -> SessionInfo:
 class ReuseOn(Policy):
     """Reuses on the listed steps; known in advance."""
 
-    static = True
+    traits = Traits(static=True)
     steps: tuple[int, ...] = ()
 
     @hookimpl

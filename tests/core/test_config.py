@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -423,3 +426,88 @@ def test_third_party_policies_and_their_limit(tmp_path, monkeypatch):
         assert type_name(policy) == "far"
     finally:
         sys.modules.pop("erta_far_mod", None)
+
+
+# ------------------------------------------------------------------------ the converter
+class Colour(StrEnum):
+    RED = "red"
+    BLUE = "blue"
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A record inside a policy."""
+
+    size: int
+    offset: float = 0.0
+
+
+class Rich(Policy):
+    """Kinds of fields that few policies have."""
+
+    colour: Colour = Colour.RED
+    level: Level | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
+    grid: Grid | None = None
+    grids: Sequence[Grid] = ()
+    budget: Grid | Mapping[str, Any] | None = None
+    skip: SkipPolicy | None = None
+
+    @hookimpl
+    def pre_step(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"colour": "blue"}, Colour.BLUE),
+        ({"level": 1}, Level.LOW),
+        ({"weights": {"a": 1}}, {"a": 1.0}),
+        ({"grid": {"size": 3}}, Grid(3)),
+        ({"grid": Grid(4)}, Grid(4)),
+        ({"grids": [{"size": 3, "offset": 1}]}, (Grid(3, 1.0),)),
+        ({"budget": {"size": 3}}, Grid(3)),
+    ],
+    ids=str,
+)
+def test_records_enums_and_mappings(options, expected):
+    ((name, _),) = options.items()
+    value = getattr(construct(Rich, options, where="rich"), name)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": "green"}, "rich.colour is 'green' of type str, expected one of 'red', 'blue'"),
+        ({"level": True}, "rich.level is True of type bool, expected Level | None"),
+        ({"weights": {"a": "x"}}, "rich.weights.a is 'x' of type str, expected float"),
+        ({"weights": [1]}, "rich.weights is [1] of type list, expected "),
+        ({"grid": {"sise": 3}}, "rich.grid: unknown key 'sise'; did you mean 'size'?"),
+        ({"grid": {}}, "rich.grid.size is missing, and has no default"),
+        ({"grid": 3}, "rich.grid is 3 of type int, expected Grid | None"),
+        ({"grids": [{"size": 1}, 2]}, "rich.grids.1 is 2 of type int, expected Grid"),
+        ({"skip": "residual_reuse"}, "rich.skip is the policy 'residual_reuse', a ResidualReuse; "),
+    ],
+    ids=str,
+)
+def test_what_a_record_refuses(options, message):
+    with pytest.raises(ConfigError) as error:
+        construct(Rich, options, where="rich")
+    assert str(error.value).startswith(message)
+
+
+def test_every_problem_is_told_at_once():
+    with pytest.raises(ConfigError) as error:
+        build_run({"polices": [], "steps": "many", "sigmas": [1, "x"]})
+    assert str(error.value).startswith("configuration: unknown key 'polices'")
+    assert error.value.__notes__ == [
+        "also configuration.steps is 'many' of type str, expected int",
+        "also configuration.sigmas.1 is 'x' of type str, expected float",
+    ]

@@ -17,6 +17,7 @@ from erta_framework import (
     Request,
     Reuse,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import (
@@ -135,8 +136,7 @@ def test_explain_lists_the_real_call_order(reuse_on):
             return (yield)
 
     class Predictor(Policy):
-        def needs(self):
-            return Needs(evaluations=3, pairs=True)
+        traits = Traits(memory=Needs(evaluations=3, pairs=True))
 
         @hookimpl
         def forward(self):
@@ -340,28 +340,26 @@ def test_policies_are_frozen(reuse_on):
 
 def test_needs_are_the_largest_of_each(reuse_on):
     class Deep(Adjusting):
-        def needs(self):
-            return Needs(evaluations=4)
+        traits = Traits(memory=Needs(evaluations=4))
 
     class Paired(Listed):
-        def needs(self):
-            return Needs(evaluations=2, pairs=True)
+        traits = Traits(memory=Needs(evaluations=2, pairs=True))
 
-    assert Engine([]).needs == Needs()
-    assert Engine([Adjusting()]).needs == Needs()
-    assert Engine([reuse_on()]).needs == Needs(evaluations=1)
-    assert Engine([reuse_on(), Deep(), Paired(log=[])]).needs == Needs(4, pairs=True)
+    assert Engine([]).traits.memory == Needs()
+    assert Engine([Adjusting()]).traits.memory == Needs()
+    assert Engine([reuse_on()]).traits.memory == Needs(evaluations=1)
+    assert Engine([reuse_on(), Deep(), Paired(log=[])]).traits.memory == Needs(4, pairs=True)
 
 
 def test_static_only_if_every_policy_is(reuse_on):
-    assert Engine([]).static
-    assert Engine([reuse_on()]).static
-    assert not Engine([reuse_on(), Adjusting()]).static
+    assert Engine([]).traits.static
+    assert Engine([reuse_on()]).traits.static
+    assert not Engine([reuse_on(), Adjusting()]).traits.static
 
 
 def test_missing_capability_names_all_sides(info):
     class Trunk(Adjusting):
-        requires = frozenset({"trunk", "first_order"})
+        traits = Traits(requires=frozenset({"trunk", "first_order"}))
 
     with pytest.raises(CapabilityError) as error:
         Engine([Trunk()]).session(info(solver="Heun()", capabilities=frozenset({"velocity"})))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from erta_framework import Interval, Needs, Policy, Reuse, Seam, hookimpl
+from erta_framework import Interval, Needs, Policy, Reuse, Site, Traits, hookimpl
 from erta_framework.session._history import History
 
-KEY = ("model", "cond", Seam.LATENT)
-OTHER = ("model", "uncond", Seam.LATENT)
+KEY = Site("model", "cond")
+OTHER = Site("model", "uncond")
 
 
 def at(index):
@@ -20,7 +20,7 @@ def filled(needs, count, key=KEY, history=None):
     history = history or History(needs)
     for index in range(count):
         x = torch.full((2, 3), float(index))
-        history.record(key, at(index), x, 3.0 * x + 1)
+        history.record(key, at(index), history.keep_residual(x, 3.0 * x + 1))
     return history
 
 
@@ -44,7 +44,7 @@ def test_depth_is_as_declared_newest_first(depth):
 def test_pairs_are_copies():
     history = History(Needs(evaluations=1, pairs=True))
     x, output = torch.ones(2, 3), torch.full((2, 3), 4.0)
-    history.record(KEY, at(0), x, output)
+    history.record(KEY, at(0), history.keep_residual(x, output))
     x.zero_()
     output.zero_()
     (kept,) = history.kept[KEY]
@@ -101,8 +101,9 @@ def test_reported_memory_is_what_was_declared(run):
         depth: int = 1
         pairs: bool = False
 
-        def needs(self):
-            return Needs(evaluations=self.depth, pairs=self.pairs)
+        @property
+        def traits(self) -> Traits:
+            return Traits(memory=Needs(evaluations=self.depth, pairs=self.pairs))
 
         @hookimpl
         def decide(self, step, call):
@@ -119,8 +120,7 @@ def test_policies_see_past_computed_steps_only(run):
     seen = []
 
     class Asks(Policy):
-        def needs(self):
-            return Needs(evaluations=2)
+        traits = Traits(memory=Needs(evaluations=2))
 
         @hookimpl
         def decide(self, step):

@@ -7,7 +7,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from erta_framework import Compute, Engine, Interval, Needs, Policy, Reuse, hookimpl
+from erta_framework import Compute, Engine, Interval, Needs, Policy, Reuse, Traits, hookimpl
 from erta_framework.errors import PolicyError
 
 X = torch.arange(6.0).reshape(1, 2, 3)
@@ -33,12 +33,9 @@ def step_of(session, index, factors, branches=("cond", "uncond")):
 class Lends(Policy):
     """Computes, but lets `cond` stand in for `uncond` at some steps."""
 
-    revises = True
+    traits = Traits(sees_every_branch=True, decides="branch", memory=Needs(evaluations=1))
     steps: tuple[int, ...] = (1, 2)
     seen: list = None  # type: ignore[assignment]
-
-    def needs(self):
-        return Needs(evaluations=1)
 
     @hookimpl(wrapper=True)
     def decide(self, step, call) -> Generator[None, object, object]:
@@ -89,7 +86,7 @@ def test_what_stood_in_is_no_computed_evaluation(info):
                 histories.append([e.index for e in call.history])
             return (yield)
 
-        revises = True
+        traits = Traits(sees_every_branch=True, decides="branch")
 
     with Engine([Watches(), Lends()]).session(info()) as session:
         for index in range(4):
@@ -149,6 +146,8 @@ def test_a_step_cannot_be_answered_from_one_branch():
 
 def test_a_branch_that_remembers_nothing_cannot_stand_in(info):
     class Wrong(Policy):
+        traits = Traits(decides="branch")
+
         @hookimpl
         def decide(self, call):
             return Reuse("other", "branch", branch="third")
@@ -161,11 +160,11 @@ def test_a_branch_that_remembers_nothing_cannot_stand_in(info):
 
 def test_a_reviser_wraps_decide():
     class Plain(Policy):
-        revises = True
+        traits = Traits(sees_every_branch=True, decides="branch")
 
         @hookimpl
         def decide(self):
             return None
 
-    with pytest.raises(PolicyError, match="revises = True, but does not wrap decide"):
+    with pytest.raises(PolicyError, match="sees_every_branch=True in its traits, but does not"):
         Engine([Plain()])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
 
 from erta_framework import Answer, Compute, Interval, Needs, Policy, Reuse, Seam, Step
-from erta_framework.errors import ProtocolError
+from erta_framework.errors import PolicyError, ProtocolError
 from erta_framework.plugins._policy import snake_case
-from erta_framework.session import Call
-from erta_framework.session._records import Network, StateStore
+from erta_framework.session import Call, Computation, FunctionNetwork, Memory, Site, StateStore
 
 
 def test_records_are_frozen(info):
@@ -47,7 +47,7 @@ def test_network_runs_once_and_tells_at_once():
         calls.append(1)
         return torch.ones(2)
 
-    network = Network(compute, told.append)
+    network = Computation(FunctionNetwork(compute), told.append)
     assert not network.ran
     assert network() is network()
     assert network.ran
@@ -68,7 +68,7 @@ def test_network_may_be_tried_again_after_a_failure():
             raise answer
         return answer
 
-    network = Network(compute)
+    network = Computation(FunctionNetwork(compute))
     with pytest.raises(RuntimeError, match="once"):
         network()
     assert not network.ran
@@ -78,20 +78,20 @@ def test_network_may_be_tried_again_after_a_failure():
 
 @pytest.mark.parametrize("output", [None, 1.0, (torch.ones(1),), [torch.ones(1)]])
 def test_network_gives_tensors(output):
-    network = Network(lambda: output)
+    network = Computation(FunctionNetwork(lambda: output))
     with pytest.raises(ProtocolError, match=f"returned {type(output).__name__}, it must return a"):
         network()
     assert not network.ran
 
 
 def test_state_is_made_once_for_each_key():
-    store, made = StateStore(), []
+    one, other, made = object(), object(), []
+    store = StateStore([one, other])
 
     def factory():
         made.append(1)
         return [len(made)]
 
-    one, other = object(), object()
     assert store.get(one, "a", factory) is store.get(one, "a", factory)
     assert store.get(one, "b", factory) == [2]
     assert store.get(other, "a", factory) == [3]
@@ -99,22 +99,42 @@ def test_state_is_made_once_for_each_key():
     assert store.get(one, "a", factory) == [4]
 
 
-def test_state_is_split_by_network_branch_and_seam():
-    store, x = StateStore(), torch.ones(1)
+def test_state_is_split_by_network_branch_and_place():
+    policy, x = object(), torch.ones(1)
+    memory = Memory(StateStore([policy]))
 
-    def call(branch="cond", model="model", seam=Seam.LATENT):
-        network = Network(lambda: x)
-        return Call(x, branch, model, seam, (), Compute("x"), network, {}, store)
+    def call(branch="cond", model="model", path=""):
+        compute = Computation(FunctionNetwork(lambda: x))
+        return Call(x, Site(model, branch, path), (), Compute("x"), compute, memory=memory)
 
-    policy = object()
     states = [
         call().state_of(policy, list),
         call(branch="uncond").state_of(policy, list),
         call(model="second").state_of(policy, list),
-        call(seam=Seam.TRUNK).state_of(policy, list),
+        call(path="trunk").state_of(policy, list),
+        call(path="blocks.3").state_of(policy, list),
     ]
-    assert len({id(state) for state in states}) == 4
+    assert len({id(state) for state in states}) == 5
     assert call().state_of(policy, list) is states[0]
+
+
+def test_state_belongs_to_policies_of_the_engine_only():
+    owner = object()
+    store = StateStore([owner])
+    with pytest.raises(PolicyError, match="no policy of this engine; pass self"):
+        store.get(object(), "a", list)
+    adopted = object()
+    store.adopt(adopted)
+    assert store.get(adopted, "a", list) == []
+    # the store holds what it keeps state for, so that no other object takes its address
+    assert sys.getrefcount(adopted) > sys.getrefcount(object())
+
+
+def test_the_seam_follows_from_the_place():
+    places = {"": Seam.LATENT, "trunk": Seam.TRUNK, "blocks.3.attn1": Seam.MODULE}
+    assert {path: Site(path=path).seam for path in places} == places
+    assert Site("a", "b", "c") == Site("a", "b", "c")
+    assert len({Site("a", "b", "c"), Site("a", "b", "c"), Site("a", "b")}) == 2
 
 
 def test_names():

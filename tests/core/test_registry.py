@@ -8,8 +8,17 @@ import textwrap
 
 import pytest
 
-from erta_framework.errors import RegistryError
+from erta_framework.config import build_run
+from erta_framework.errors import ConfigError, InputError, RegistryError
 from erta_framework.plugins import _registry as registry
+from erta_framework.sampling import guidance_catalogue, solver_catalogue
+from erta_framework.sampling.solvers import (
+    ContinuousVPSolver,
+    EDMSolver,
+    FlowSolver,
+    VESolver,
+    VPSolver,
+)
 
 GROUP = "erta_framework.policies"
 POLICY = """
@@ -171,4 +180,207 @@ def test_limit_given_in_code_comes_before_the_environment(site, monkeypatch):
 
 @pytest.mark.parametrize("name", ["Erta-Toy", "erta_toy", "erta.toy", "erta-_.toy", " ERTA__TOY "])
 def test_normalised_names(name):
-    assert registry.normalized(name) == "erta-toy"
+    assert registry.normalize_name(name) == "erta-toy"
+
+
+# -------------------------------------------------------------------- solvers and guidance
+SOLVER = """
+from dataclasses import dataclass
+from erta_framework.sampling.solvers import FlowEuler, Schedule
+
+@dataclass(frozen=True, kw_only=True)
+class Halved:
+    factor: float = 0.5
+
+    @property
+    def capabilities(self): return frozenset({"first_order", "velocity"})
+    @property
+    def prediction(self): return "velocity"
+    def schedule(self, num_steps, sigmas=None): return FlowEuler().schedule(num_steps, sigmas)
+    def time_of(self, sigma): return sigma
+    def noised(self, clean, noise, sigma): return noise
+    def step(self, x, output, interval, state): return x, None
+
+@dataclass(frozen=True, kw_only=True)
+class Short:
+    capabilities: frozenset = frozenset()
+    prediction: str = "velocity"
+    def schedule(self, num_steps, sigmas=None): ...
+    def step(self, x, output, interval, state): ...
+
+class Bare(Halved):
+    pass
+
+class Plain:
+    pass
+
+def make(): return Halved()
+"""
+GUIDANCE_RULE = """
+from dataclasses import dataclass
+from erta_framework.sampling.guidance import Branch
+
+@dataclass(frozen=True, kw_only=True)
+class Twice:
+    weight: float = 2.0
+    names = ("cond",)
+    def branches(self, cond, uncond, index, num_steps): return (Branch("cond", cond),)
+    def combine(self, outputs): return self.weight * outputs["cond"]
+"""
+
+
+def test_first_party_solvers_and_guidance_come_through_the_same_door():
+    solvers, guidance = solver_catalogue(only=[]), guidance_catalogue(only=[])
+    assert {"flow_euler", "flow_ab2", "ddim", "flow", "vp", "vp_continuous", "ve", "edm"} == set(
+        solvers.names()
+    )
+    assert {"none", "cfg"} == set(guidance.names())
+    assert {entry.distribution for entry in solvers.entries()} == {"erta-framework"}
+    for name in solvers.names():
+        made = solvers.load(name)()
+        assert made.prediction in made.capabilities
+    assert guidance.load("cfg")().scale == 3.0
+
+
+def test_third_party_solver_and_guidance_in_a_configuration(site):
+    site(
+        "erta-half",
+        {"halved": "erta_half:Halved"},
+        modules={"erta_half": SOLVER},
+        group="erta_framework.solvers",
+    )
+    site(
+        "erta-rule",
+        {"twice": "erta_rule:Twice"},
+        modules={"erta_rule": GUIDANCE_RULE},
+        group="erta_framework.guidance",
+    )
+    run = build_run({"solver": {"halved": {"factor": 0.25}}, "guidance": {"twice": {"weight": 3}}})
+    assert (type(run.solver).__name__, run.solver.factor) == ("Halved", 0.25)
+    assert (type(run.guidance).__name__, run.guidance.weight) == ("Twice", 3.0)
+    with pytest.raises(ConfigError, match=r"solver.halved: unknown key 'fctor'; did you mean 'fac"):
+        build_run({"solver": {"halved": {"fctor": 1}}})
+
+
+def test_an_installed_solver_is_not_active(site):
+    site(
+        "erta-bomb",
+        {"bomb": "erta_bomb:Bomb"},
+        modules={"erta_bomb": "raise RuntimeError('imported')"},
+        group="erta_framework.solvers",
+    )
+    assert "bomb" in solver_catalogue().names()
+    build_run({"solver": "flow_euler"})
+    assert "erta_bomb" not in sys.modules
+    with pytest.raises(RegistryError, match=r"'bomb' of erta-bomb 1\.0 .*failed to import"):
+        build_run({"solver": "bomb"})
+
+
+def test_the_limit_holds_for_solvers_and_guidance(site, monkeypatch):
+    site(
+        "erta-half",
+        {"halved": "erta_half:Halved"},
+        modules={"erta_half": SOLVER},
+        group="erta_framework.solvers",
+    )
+    with pytest.raises(ConfigError, match=r"unknown solver 'halved' \(only first-party code may"):
+        build_run({"solver": "halved"}, only=[])
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    assert "halved" not in solver_catalogue().names()
+    with pytest.raises(ConfigError, match=r"unknown solver 'halved' \(ERTA_PLUGINS limits what"):
+        build_run({"solver": "halved"})
+    assert "erta_half" not in sys.modules
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "erta-half")
+    assert build_run({"solver": "halved"}).solver.factor == 0.5
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("Short", "which lacks noised, time_of of erta_framework.sampling.solvers.Solver"),
+        ("Plain", "not a dataclass that offers what erta_framework.sampling.solvers.Solver"),
+        ("make", "not a dataclass that offers what erta_framework.sampling.solvers.Solver"),
+    ],
+)
+def test_a_class_that_is_no_solver_is_refused_by_name(site, target, problem):
+    site(
+        "erta-odd",
+        {"odd": f"erta_odd:{target}"},
+        modules={"erta_odd": SOLVER},
+        group="erta_framework.solvers",
+    )
+    with pytest.raises(RegistryError) as error:
+        build_run({"solver": "odd"})
+    assert f"'odd' of erta-odd 1.0 (erta_odd:{target}) is" in str(error.value)
+    assert problem in str(error.value)
+
+
+def test_a_class_that_is_no_guidance_is_refused_by_name(site):
+    site(
+        "erta-odd",
+        {"odd": "erta_odd:Halved"},
+        modules={"erta_odd": SOLVER},
+        group="erta_framework.guidance",
+    )
+    with pytest.raises(RegistryError, match=r"lacks branches, combine, names of erta_framework"):
+        build_run({"guidance": "odd"})
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"flow": {"prediction": "sample"}}, FlowSolver(prediction="sample")),
+        (
+            {"vp": {"integrator": "dpmpp_2m", "grid": "karras"}},
+            VPSolver(integrator="dpmpp_2m", grid="karras"),
+        ),
+        ({"edm": {"sigma_max": 40}}, EDMSolver(sigma_max=40.0)),
+        ("ve", VESolver()),
+        ("vp_continuous", ContinuousVPSolver()),
+    ],
+    ids=str,
+)
+def test_solvers_of_parts_in_a_configuration(spec, expected):
+    assert build_run({"solver": spec}).solver == expected
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"vp": {"integrator": "heun"}}, "solver.vp.integrator is 'heun'"),
+        ({"vp": {"grid": "karas"}}, "solver.vp.grid is 'karas'"),
+        ({"flow": {"prediction": "x0"}}, "solver.flow.prediction is 'x0'"),
+    ],
+)
+def test_options_of_solvers_are_typed(spec, message):
+    with pytest.raises(ConfigError) as error:
+        build_run({"solver": spec})
+    assert message in str(error.value)
+
+
+def test_a_prediction_that_the_process_does_not_have_names_its_place():
+    with pytest.raises(InputError, match="with Flow a network predicts velocity") as error:
+        build_run({"solver": {"flow": {"prediction": "epsilon"}}})
+    assert error.value.__notes__ == ["in the configuration at solver.flow"]
+
+
+# ------------------------------------------------------------------- the project's own code
+@pytest.mark.parametrize("name", ["erta-framework", "erta-bench"])
+def test_no_limit_hides_the_projects_own_distributions(monkeypatch, name):
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    found = [*registry.models().entries(), *registry.commands().entries()]
+    assert name in {entry.distribution for entry in found}
+
+
+def test_what_the_limit_hides_is_known(site, monkeypatch):
+    site("erta-toy", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    assert registry.policies().hidden() == []
+    monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
+    assert [entry.name for entry in registry.policies().hidden()] == ["toy"]
+
+
+def test_installing_a_package_does_not_change_the_default_policy(site):
+    expected = registry.default_policy()
+    site("erta-toy", {"policy": "erta_toy:Toy"}, group="erta_framework.defaults")
+    site("erta-tie", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
+    assert registry.default_policy() == expected == "ertacache"

@@ -5,24 +5,44 @@ from __future__ import annotations
 import pytest
 import torch
 
-from erta_framework import CFG, Compute, Engine, FlowEuler, Needs, Policy, Reuse, Seam, hookimpl
+from erta_framework import (
+    CFG,
+    Compute,
+    Engine,
+    FlowEuler,
+    FunctionNetwork,
+    Needs,
+    Policy,
+    Reuse,
+    Site,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import ConflictError, PolicyError
-from erta_framework.sampling import FlowAdamsBashforth2, NoGuidance, Request, SamplingLoop
+from erta_framework.sampling import Request, SamplingLoop
+from erta_framework.sampling.guidance import NoGuidance
+from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.session import Evaluation, Interval
 from erta_framework.session._history import History
-from erta_framework.session._selection import fitted, groups, merged, part, visible
+from erta_framework.session._selection import (
+    drop_partial,
+    fit_mask,
+    group_rows,
+    merge_rows,
+    select_rows,
+)
 
 
 class Masked(Policy):
     """Sample k computes at the steps listed for it."""
 
-    per_sample = True
     steps: tuple[tuple[int, ...], ...] = ()
     depth: int = 1
     scope: str = "step"
 
-    def needs(self):
-        return Needs(evaluations=self.depth)
+    @property
+    def traits(self) -> Traits:
+        return Traits(decides="sample", memory=Needs(evaluations=self.depth))
 
     @hookimpl
     def decide(self, step, call):
@@ -37,8 +57,7 @@ SEEN: list[tuple] = []
 class Extrapolated(Policy):
     """A line in sigma through the two newest evaluations; notes what it saw."""
 
-    def needs(self):
-        return Needs(evaluations=2)
+    traits = Traits(memory=Needs(evaluations=2))
 
     @hookimpl
     def forward(self, step, call):
@@ -151,7 +170,8 @@ def test_a_driver_that_cannot_split_a_batch_computes_all_and_says_so(info):
         for index in range(2):
             start, end = session.info.sigmas[index : index + 2]
             session.begin(Interval(index, start, end, 1000 * start, 1000 * end))
-            session.forward(x, lambda: x + 1.0, rows="its condition has no batch axis")
+            network = FunctionNetwork(lambda: x + 1.0, undivided="its condition has no batch axis")
+            session.forward(Site(), x, network)
             session.settle()
             session.end(x)
     call = session.trace.steps[1].calls[0]
@@ -169,12 +189,10 @@ def by_hand(engine, info, shapes, steps=3):
             start, end = session.info.sigmas[index : index + 2]
             session.begin(Interval(index, start, end, 1000 * start, 1000 * end))
             for branch, x in latents.items():
-                session.forward(
-                    x,
-                    lambda x=x: x + 1.0,
-                    branch=branch,
-                    rows=lambda rows, x=x: x.index_select(0, rows) + 1.0,
+                network = FunctionNetwork(
+                    lambda x=x: x + 1.0, rows=lambda rows, x=x: x.index_select(0, rows) + 1.0
                 )
+                session.forward(Site(branch=branch), x, network)
             session.settle()
             session.end(latents[next(iter(shapes))])
     return session.trace
@@ -182,11 +200,11 @@ def by_hand(engine, info, shapes, steps=3):
 
 def test_a_mask_of_another_branch_is_fitted_by_its_safe_maximum():
     some, every = Reuse("some", mask=(True, False)), Reuse("every", mask=(True, True))
-    assert fitted(some, torch.zeros(2, 3)) is some
-    assert fitted(some, torch.zeros(4, 3)) == Reuse("some", mask=(False,) * 4)
-    assert fitted(some, torch.zeros(1, 3)) == Reuse("some", mask=(False,))
-    assert fitted(every, torch.zeros(1, 3)) == Reuse("every", mask=(True,))
-    assert fitted(every, torch.zeros(3, 3)) == Reuse("every", mask=(True,) * 3)
+    assert fit_mask(some, torch.zeros(2, 3)) is some
+    assert fit_mask(some, torch.zeros(4, 3)) == Reuse("some", mask=(False,) * 4)
+    assert fit_mask(some, torch.zeros(1, 3)) == Reuse("some", mask=(False,))
+    assert fit_mask(every, torch.zeros(1, 3)) == Reuse("every", mask=(True,))
+    assert fit_mask(every, torch.zeros(3, 3)) == Reuse("every", mask=(True,) * 3)
 
 
 def test_a_branch_of_another_batch_computes_all_where_one_sample_must(info):
@@ -204,10 +222,7 @@ def test_peers_leave_out_branches_of_another_shape(info):
     seen = []
 
     class Asks(Policy):
-        per_branch = True
-
-        def needs(self):
-            return Needs(evaluations=1)
+        traits = Traits(reads_peers=True, decides="branch", memory=Needs(evaluations=1))
 
         @hookimpl
         def decide(self, step, call):
@@ -250,7 +265,7 @@ def test_a_group_that_is_not_finite_is_computed_and_only_it(run, make_noise):
 )
 def test_a_mask_that_does_not_fit_is_refused(run, mask, words):
     class Given(Policy):
-        per_sample = True
+        traits = Traits(decides="sample")
 
         @hookimpl
         def decide(self, step):
@@ -266,7 +281,7 @@ def test_a_mask_must_be_declared(run):
         def decide(self, step):
             return Reuse("some", mask=(True, False))
 
-    with pytest.raises(PolicyError, match=r"Undeclared\(\).*declares no per_sample = True"):
+    with pytest.raises(PolicyError, match=r"Undeclared\(\).*declares no traits = .*sample"):
         run([Undeclared()])
 
 
@@ -288,40 +303,42 @@ def test_masks_may_be_tensors_and_become_tuples():
 
 
 def evaluation(index: int, value: float, batch: int = 3) -> Evaluation:
-    return Evaluation(index, 1.0 - index / 10, 100.0 * index, torch.full((batch, 2), value))
+    kept = {"residual": torch.full((batch, 2), value)}
+    return Evaluation(index, 1.0 - index / 10, 100.0 * index, kept)
 
 
 def test_the_history_of_computed_rows_moves_back_and_of_others_stays():
     first = evaluation(0, 0.0)
     fresh = evaluation(1, 1.0, batch=1)
-    once = merged((first,), fresh, (2,), 3, depth=2)
+    once = merge_rows((first,), fresh, (2,), 3, depth=2)
     assert once[0].steps(3) == (0, 0, 1)
     assert once[0].residual[:, 0].tolist() == [0.0, 0.0, 1.0]
     assert [stamp is None for stamp in once[1].stamps] == [True, True, False]
-    assert visible(once) == once[:1]
-    again = merged(once, evaluation(2, 2.0, batch=2), (0, 2), 3, depth=2)
+    assert drop_partial(once) == once[:1]
+    again = merge_rows(once, evaluation(2, 2.0, batch=2), (0, 2), 3, depth=2)
     assert again[0].steps(3) == (2, 0, 2)
     assert again[0].residual[:, 0].tolist() == [2.0, 0.0, 2.0]
     assert again[1].residual[[0, 2], 0].tolist() == [0.0, 1.0]
-    assert [(g.rows, len(g.history)) for g in groups(again, range(3), 3)] == [
+    assert [(g.rows, len(g.history)) for g in group_rows(again, range(3), 3)] == [
         ((0,), 2), ((1,), 1), ((2,), 2),
     ]  # fmt: skip
-    (alone,) = [g for g in groups(again, [2], 3)]
+    (alone,) = [g for g in group_rows(again, [2], 3)]
     assert [(e.index, e.sigma, e.stamps) for e in alone.history] == [(2, 0.8, ()), (1, 0.9, ())]
     # equal stamps for all make a plain evaluation again
-    whole = merged(again, evaluation(3, 3.0), (0, 1, 2), 3, depth=1)
+    whole = merge_rows(again, evaluation(3, 3.0), (0, 1, 2), 3, depth=1)
     assert whole[0].stamps == ()
     assert whole[0].index == 3
-    assert part(whole, (0, 1, 2), 3)[0].residual is whole[0].residual
+    assert select_rows(whole, (0, 1, 2), 3)[0].residual is whole[0].residual
 
 
 def test_memory_is_counted_with_rows():
     history = History(Needs(evaluations=2, pairs=True))
-    key = ("model", "cond", Seam.LATENT)
+    key = Site()
     x = torch.zeros(3, 4)
-    history.record(key, Interval(0, 1.0, 0.9, 1000.0, 900.0), x, x + 1)
+    history.record(key, Interval(0, 1.0, 0.9, 1000.0, 900.0), history.keep_residual(x, x + 1))
     whole = history.bytes
-    history.record_rows(key, Interval(1, 0.9, 0.8, 900.0, 800.0), x[:1], x[:1] + 2, (0,))
+    kept = history.keep_residual(x[:1], x[:1] + 2)
+    history.record_rows(key, Interval(1, 0.9, 0.8, 900.0, 800.0), kept, (0,))
     assert whole == 3 * x.nbytes
     assert history.bytes == 6 * x.nbytes
     assert history.bytes == sum(
@@ -331,7 +348,7 @@ def test_memory_is_counted_with_rows():
 
 def test_a_plain_compute_after_a_mask_computes_every_sample(run, make_noise):
     class Mixed(Policy):
-        per_sample = True
+        traits = Traits(decides="sample")
 
         @hookimpl
         def decide(self, step):

@@ -14,10 +14,12 @@ from erta_framework import (
     NoGuidance,
     Policy,
     Profile,
+    Profiler,
     Request,
     Reuse,
     Sampler,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
 from erta_framework.calibration import fingerprint_of
@@ -206,7 +208,7 @@ def test_solver_that_a_policy_cannot_use():
 
 def test_reuse_that_is_not_finite_is_an_error(net):
     class Poison(Policy):
-        static = True
+        traits = Traits(static=True)
 
         @hookimpl
         def decide(self, step):
@@ -249,7 +251,7 @@ def test_calibration_serves_the_same_run(new_net):
 def test_calibration_keeps_schedule_precision_and_device(net):
     seen = {}
 
-    class Spy(Policy):
+    class Spy(Profiler):
         @hookimpl
         def on_session_end(self, session):
             seen["session"] = session
@@ -265,7 +267,14 @@ def test_calibration_keeps_schedule_precision_and_device(net):
 
 
 def test_profiler_that_emits_nothing(net, reuse_on):
-    with pytest.raises(PolicyError, match=r"ReuseOn.* emitted no profile from on_session_end"):
+    class Silent(Profiler):
+        @hookimpl
+        def on_session_end(self):
+            return None
+
+    with pytest.raises(PolicyError, match=r"Silent\(\) emitted no profile from on_session_end"):
+        sampler().calibrate(net, PROMPTS, profiler=Silent())
+    with pytest.raises(PolicyError, match=r"ReuseOn.* is no profiler, so it cannot calibrate"):
         sampler().calibrate(net, PROMPTS, profiler=reuse_on())
 
 

@@ -14,12 +14,14 @@ from erta_framework import (
     CFG,
     Compute,
     Engine,
+    FunctionNetwork,
     Interval,
     Needs,
     Policy,
     Profile,
     Reuse,
-    Seam,
+    Site,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import InputError, NonFiniteError, PolicyError, ProtocolError
@@ -30,12 +32,15 @@ def interval(index, steps=4):
     return Interval(index, start, end, 1000 * start, 1000 * end)
 
 
-def one_step(session, x, index=0, compute=None, branches=(), steps=4, **options):
+def one_step(
+    session, x, index=0, compute=None, branches=(), steps=4, *,
+    model="model", path="", signals=None,
+):  # fmt: skip
     """A whole step by hand; gives the outputs of its branches."""
     names = branches or ("cond",)
     session.begin(interval(index, steps), branches)
-    compute = compute or (lambda: 2.0 * x)
-    outputs = [session.forward(x, compute, branch=name, **options) for name in names]
+    network = FunctionNetwork(compute or (lambda: 2.0 * x), signals=signals or {})
+    outputs = [session.forward(Site(model, name, path), x, network) for name in names]
     session.settle()
     session.end(x)
     return outputs
@@ -46,6 +51,10 @@ class Always(Policy):
 
     scope: str = "step"
     asked: list = None  # type: ignore[assignment]
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(decides=self.scope)
 
     @hookimpl
     def decide(self, step, call):
@@ -58,6 +67,7 @@ class ByBranch(Policy):
     """Reuses the unconditional branch only."""
 
     scope: str = "branch"
+    traits = Traits(decides="branch")
 
     @hookimpl
     def decide(self, call):
@@ -290,7 +300,7 @@ def test_another_network_and_another_seam_are_cold(info):
     with Engine([Always()]).session(info()) as session:
         one_step(session, X, 0)
         one_step(session, X, 1, model="second")
-        one_step(session, X, 2, seam=Seam.TRUNK)
+        one_step(session, X, 2, path="trunk")
         one_step(session, X, 3)
     assert [call.computed for call in session.trace.calls()] == [True, True, True, False]
 
@@ -421,7 +431,7 @@ class Half(Policy):
 
 
 class HalfOfAll(Half):
-    corrects_computed = True
+    traits = Traits(corrects_computed=True)
 
 
 def test_correction_of_a_computed_output_is_refused(run):
@@ -439,8 +449,7 @@ def test_correction_never_reaches_the_history(info):
     seen = []
 
     class Look(Policy):
-        def needs(self):
-            return Needs(evaluations=1, pairs=True)
+        traits = Traits(memory=Needs(evaluations=1, pairs=True))
 
         @hookimpl
         def pre_step(self):
@@ -460,8 +469,7 @@ def test_correction_never_reaches_the_history(info):
 
 def test_writing_into_the_output_of_the_network_is_refused_and_leaves_the_history(info):
     class Writes(Policy):
-        def needs(self):
-            return Needs(evaluations=1)
+        traits = Traits(memory=Needs(evaluations=1))
 
         @hookimpl(wrapper=True)
         def forward(self):
@@ -584,7 +592,7 @@ class Poisons(Policy):
 
 
 class StaticPoison(Poisons):
-    static = True
+    traits = Traits(static=True)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -674,8 +682,7 @@ class Hoards(Policy):
     refs: list = None  # type: ignore[assignment]
     ended: list = None  # type: ignore[assignment]
 
-    def needs(self):
-        return Needs(evaluations=2, pairs=True)
+    traits = Traits(memory=Needs(evaluations=2, pairs=True))
 
     def check(self, hook, step=None):
         if self.fail_at == hook and (step is None or step.index == 2):
@@ -843,7 +850,7 @@ def test_features_are_offered_by_name(info):
     def drive(session):
         with session:
             for index in range(2):
-                one_step(session, X, index, features={"modulated": lambda: 7 * X})
+                one_step(session, X, index, signals={"modulated": lambda: 7 * X})
 
     with pytest.raises(PolicyError, match=r"Asks\(\) raised KeyError.*'absent'"):
         drive(Engine([Asks()]).session(info()))

@@ -18,6 +18,7 @@ from erta_framework import (
     Reuse,
     SamplingLoop,
     SessionInfo,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
@@ -30,7 +31,7 @@ STEPS = 5
 class Tries(Policy):
     """Tries latents and times that the test chooses, and keeps what it got."""
 
-    requires = frozenset({"trial"})
+    traits = Traits(requires=frozenset({"trial"}))
     branches: tuple[str, ...] = ("cond",)
     change: object = None
     found: list = None  # type: ignore[assignment]
@@ -150,14 +151,13 @@ def test_a_driver_without_trials_refuses_the_policy() -> None:
     x = torch.ones(1, 2)
     with Engine([Undeclared()]).session(info) as session:
         session.begin(Interval(0, 1.0, 0.0, 1000.0, 0.0))
-        with pytest.raises(CapabilityError, match=r"no trial of branch 'cond'.*\"trial\""):
+        with pytest.raises(CapabilityError, match=r"(?s)no trial:.*\"trial\".*branch 'cond'"):
             session.forward(x, lambda: x)
 
 
 def test_part_of_a_batch_and_peers_have_no_trials() -> None:
     class Masked(Policy):
-        requires = frozenset({"trial"})
-        per_sample = True
+        traits = Traits(requires=frozenset({"trial"}), decides="sample")
 
         @hookimpl
         def decide(self, step):

@@ -1,8 +1,7 @@
-"""Fitted reuse through unmodified pipelines, from the command line, and its bench."""
+"""Fitted reuse through unmodified pipelines, and from the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from erta_bench.fitted.bench import Study, opened, repeated, study_of
 from erta_framework import CFG, Profile, Sampler
 from erta_framework.cli import app
-from erta_framework.errors import InputError, PolicyError, ProfileMismatchError
+from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_framework.sampling import copied
 from erta_framework.testing import GaussianMixtureFlow
@@ -24,9 +22,8 @@ from erta_integrations.diffusers.bundled import PipelineSampler
 from erta_integrations.shapes_wan import ShapesWan, load
 from erta_integrations.shapes_wan.pipeline import WAN, pipeline, request
 from erta_policies.ertacache import ResidualReuse, SkipPolicy
-from erta_policies.fitted import FittedProfiler, FittedReuse
-from erta_policies.fitted.march import RUNS
-from erta_policies.fitted.table import Table
+from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
+from erta_policies.fitted._cached_run import RUNS
 
 STEPS = 6
 WanSampler = partial(PipelineSampler, through=WAN)
@@ -110,7 +107,11 @@ def test_one_prompt_after_another_gets_copies_and_is_judged(
     )
     # both again: the sum of two batches is judged
     assert seen == [[prompt] * len(RUNS) for prompt in prompts[0][:2]] * 2
-    assert (found.samples, Table.of(found).batches, Table.of(found).judged) == (2, 2, True)
+    assert (found.samples, FittedTable.of(found).batches, FittedTable.of(found).judged) == (
+        2,
+        2,
+        True,
+    )
 
 
 def test_batches_are_copied_whole() -> None:
@@ -121,7 +122,7 @@ def test_batches_are_copied_whole() -> None:
     model, prompts = GaussianMixtureFlow(), [f"p {k}" for k in range(3)]
     sampler = Sampler(num_steps=5, batch_size=2, guidance=CFG(scale=2.0), accelerator="cpu")
     found = sampler.calibrate(model, prompts, profiler=FittedProfiler())
-    assert (found.samples, Table.of(found).batches) == (3, 2)
+    assert (found.samples, FittedTable.of(found).batches) == (3, 2)
 
 
 CONFIG = """
@@ -139,7 +140,7 @@ def test_the_command_line_fits_and_samples(tmp_path: Path, monkeypatch: pytest.M
     words = ["-p", "a red circle moving left", "-p", "a blue square moving up"]
     made = runner.invoke(app, ["calibrate", "run.yaml", *words])
     assert made.exit_code == 0, made.output
-    assert Table.of(Profile.load("fitted.st")).computed == (0, 2, 3)
+    assert FittedTable.of(Profile.load("fitted.st")).computed == (0, 2, 3)
     done = runner.invoke(app, ["sample", "run.yaml", *words[:2], "--no-gifs", "-o", "out"])
     assert done.exit_code == 0, done.output
     assert "6 network calls" in done.output
@@ -148,55 +149,3 @@ def test_the_command_line_fits_and_samples(tmp_path: Path, monkeypatch: pytest.M
     )
     assert plain.exit_code == 0, plain.output
     assert Profile.load("plain.st").kind == "fitted_profiler"
-
-
-@pytest.fixture(scope="module")
-def study() -> Callable[..., list[dict[str, Any]]]:
-    flow, calibration, held_out = opened("mixture")
-
-    def run(part: str) -> list[dict[str, Any]]:
-        found = Study(
-            model=flow,
-            calibration=calibration,
-            held_out=held_out,
-            measured=3,
-            samples=4,
-            steps=8,
-        )
-        return [dict(row) for row in study_of(found, [part], [5], 4, "a test").rows]
-
-    return run
-
-
-def test_the_study_measures_each_row(study: Callable[..., list[dict[str, Any]]]) -> None:
-    rows = study("calls")
-    assert [row["kind"] for row in rows] == ["plain", "plain", "peer", "composed", "ours"]
-    assert {row["calls"] for row in rows} == {5}
-    assert {row["samples"] for row in rows} == {3}
-    assert rows[-1]["gain_mean"] == pytest.approx(rows[-1]["psnr_mean"] - rows[-2]["psnr_mean"])
-
-
-def test_the_study_fits_on_other_schedules_and_under_other_solvers(
-    study: Callable[..., list[dict[str, Any]]],
-) -> None:
-    rows = study("schedules")
-    assert [row["kind"] for row in rows] == ["composed", "ours"] * 5
-    assert {row["calls"] for row in rows} == {5}
-    rows = study("solvers")
-    assert [row["where"] for row in rows[2::3]] == [
-        "20 steps, Euler",
-        "30 steps, Euler",
-        "8 steps, Adams-Bashforth 2",
-    ]
-    assert [row["calls"] for row in rows[2::3]] == [10, 15, 4]
-
-
-def test_the_study_measures_what_was_not_seen(
-    study: Callable[..., list[dict[str, Any]]],
-) -> None:
-    rows = study("robust")
-    assert len(rows) == 4 * 3
-    assert {row["budget"] for row in rows} == {4}
-    with pytest.raises(InputError, match="unknown part"):
-        study("everything")
-    assert repeated(["a", "b"], 3) == ["a", "b", "a"]

@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_unet
-from erta_bench.shapes_image.pipeline import NOISE, pipeline, request, samples_of
+from erta_bench.shapes_image._unet import NOISE
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_integrations.diffusers import attach
+from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.diffusers.pipeline import capabilities
 from erta_integrations.diffusers.pipeline._schedulers import read_schedule
 from erta_policies.ertacache import SkipPolicy
-from erta_policies.fitted import FittedProfiler, FittedReuse, FittedVelocity
-from erta_policies.fitted.march import RUNS
-from erta_policies.fitted.schedule import FittedSchedule
-from erta_policies.fitted.table import Table
-from erta_policies.fitted.variable import Variable
+from erta_policies.fitted import (
+    FittedProfiler,
+    FittedReuse,
+    FittedSchedule,
+    FittedTable,
+    FittedVelocity,
+)
+from erta_policies.fitted._cached_run import RUNS
+from erta_policies.fitted._solver_variable import SolverVariable
 from erta_policies.forecast import Forecaster
 
 pytestmark = pytest.mark.filterwarnings(
@@ -65,7 +70,7 @@ def test_a_step_of_ddim_is_an_euler_step(spacing: dict[str, Any], end: bool) -> 
     settings = {**NOISE, **spacing, "clip_sample": False, "set_alpha_to_one": end}
     scheduler = diffusers.DDIMScheduler(**settings)
     scheduler.set_timesteps(STEPS)
-    sigmas, variable = read_schedule(scheduler).sigmas, Variable("level")
+    sigmas, variable = read_schedule(scheduler).sigmas, SolverVariable("level")
     generator = torch.Generator().manual_seed(0)
     x, noise = (torch.randn(2, 3, 4, 4, generator=generator).double() for _ in range(2))
     for index, time in enumerate(scheduler.timesteps):
@@ -108,7 +113,7 @@ def test_a_pipeline_is_nearer_than_under_a_taylor_forecast(
     model = load()
     pipe = pipeline(model, scheduler)
     profile = fit(model, pipe)
-    table = Table.of(profile)
+    table = FittedTable.of(profile)
     assert (profile.samples, table.batches, table.kept) == (6, 1, "fitted")
     assert table.settings.trajectory == (1.0 if scheduler in ("ddim", "flow_euler") else 0.3)
     full, _ = sampled(model, pipe)

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import math
 
+import jinja2
 import pytest
 import torch
 
-from erta_framework import Sampler
+from erta_framework import NoGuidance, Sampler
 from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
+from erta_framework.environment import describe_machine, use_fastest_threads
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.metrics import psnr, relative_l1
-from erta_framework.report import Method, TrajectoryRecorder, compare, fastest_threads
-from erta_framework.report._html import Page, render
+from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.report import Method, TrajectoryRecorder, compare, render_page
+from erta_framework.report._page import Page, render_comparison
 
 
 class Toy:
@@ -54,7 +57,7 @@ def test_comparison_measures_what_the_sampler_gives():
     assert result.rows[1].psnr == (math.inf,) * 3
     assert list(result.rows[3].psnr) == psnr(reused, full).tolist()
     assert result.rows[0].speedup == 1.0
-    assert result.rows[1].record()["psnr_mean"] is None  # JSON knows no infinity
+    assert result.rows[1].as_record()["psnr_mean"] is None  # JSON knows no infinity
     assert result.subject == 3
 
 
@@ -105,10 +108,39 @@ def test_forecast_needs_a_planner():
 def test_threads_are_put_back():
     before = torch.get_num_threads()
     calls = []
-    with fastest_threads(lambda: calls.append(torch.get_num_threads())) as chosen:
+    with use_fastest_threads(lambda: calls.append(torch.get_num_threads())) as chosen:
         assert torch.get_num_threads() == chosen
     assert torch.get_num_threads() == before
     assert set(calls) == {1, before}
+
+
+def test_the_machine_is_a_flat_record():
+    found = describe_machine(torch.device("cpu"))
+    assert list(found) == ["system", "processor", "cores", "torch_threads", "accelerator"]
+    assert found["accelerator"] is None
+    assert found["torch_threads"] == torch.get_num_threads()
+
+
+def test_a_factory_of_samplers_takes_no_guidance_beside_it():
+    with pytest.raises(InputError, match="set them in make_sampler"):
+        compare(
+            Toy(),
+            methods(),
+            PROMPTS,
+            guidance=NoGuidance(),
+            make_sampler=lambda method, policies, callbacks, batch_size: Sampler(policies),
+        )
+
+
+def test_a_value_that_a_template_misses_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="'title' is undefined"):
+        render_page("base.html", {}, wanted_by="a test")
+
+
+def test_pages_name_a_missing_extra(monkeypatch):
+    monkeypatch.setattr("erta_framework.optional_dependencies.find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"a test needs jinja2.*erta-framework\[report\]"):
+        render_page("base.html", {"title": "x"}, wanted_by="a test")
 
 
 def test_page_escapes_what_users_wrote(tmp_path):
@@ -125,7 +157,7 @@ def test_page_escapes_what_users_wrote(tmp_path):
         plot_dark=picture,
         plot_note='"quoted"',
     )
-    html = render(result, page)
+    html = render_comparison(result, page)
     assert "<script>" not in html
     assert "&lt;script&gt;" in html
     assert "<title>a &lt; b</title>" in html

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from erta_framework.errors import InputError
-from erta_framework.metrics import psnr, relative_l1, ssim
+from erta_framework.metrics import mean_magnitude, psnr, relative_l1, ssim
 from erta_framework.optional_dependencies import MissingExtraError
 
 
@@ -72,6 +72,36 @@ def test_relative_l1():
     a, b = torch.tensor([[1.0, -1.0], [0.0, 0.0]]), torch.tensor([[2.0, -2.0], [0.0, 0.0]])
     assert relative_l1(a, b).tolist() == [0.5, 0.0]
     assert relative_l1(b[:1], torch.zeros(1, 2)).tolist() == [math.inf]
+
+
+def test_relative_l1_is_zero_only_where_nothing_changed():
+    a = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1e-20, 0.0], [math.nan, 0.0]])
+    b = torch.tensor([[0.0, 0.0], [0.0, 0.0], [2e-20, 0.0], [1.0, 1.0]])
+    found = relative_l1(a, b).tolist()
+    assert found[:2] == [0.0, math.inf]
+    assert found[2] == pytest.approx(0.5)  # no constant decides what counts as zero
+    assert math.isnan(found[3])
+    assert not found[3] < math.inf  # below no threshold
+
+
+def test_relative_l1_of_a_batch_is_one_value():
+    a, b = torch.tensor([[2.0, 2.0], [0.0, 4.0]]), torch.tensor([[1.0, 2.0], [1.0, 4.0]])
+    assert relative_l1(a, b, per_sample=False).tolist() == [0.25]
+    assert mean_magnitude(a, per_sample=False).tolist() == [2.0]
+
+
+def test_relative_l1_of_8_bit_images_does_not_wrap_around():
+    a, b = (torch.tensor([[value]], dtype=torch.uint8) for value in (1, 2))
+    assert relative_l1(a, b).tolist() == [0.5]
+
+
+def test_relative_l1_reads_nothing_back():
+    """A tensor on the meta device has no values: reading one would fail."""
+    a, b = torch.empty(2, 3, 4, device="meta"), torch.empty(2, 3, 4, device="meta")
+    for per_sample, size in ((True, 2), (False, 1)):
+        found = relative_l1(a, b, per_sample)
+        assert (found.device.type, found.shape, found.dtype) == ("meta", (size,), torch.float32)
+    assert relative_l1(a.double(), b.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim, relative_l1])

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from erta_framework import Policy, Profile, Reuse, hookimpl
+from erta_framework import Policy, Profile, Reuse, Traits, hookimpl
 from erta_framework.budgets import Planner, StepSchedule
 from erta_framework.errors import ErtaError
 from erta_framework.testing import CHECKS, AlternateSteps, CheckError, check_policy
+from erta_policies.seacache import SeaCacheRule
 
 BROKEN: list[tuple[str, Policy, str]] = []
 """Check that must fail, the policy, and what the message must say."""
@@ -40,10 +41,9 @@ class TakesUnknownArgument(Policy):
         return None
 
 
-@broken("check_hook_arguments_exist", "needs.. returned 2")
-class NeedsANumber(AlternateSteps):
-    def needs(self):
-        return 2
+@broken("check_hook_arguments_exist", "its traits are 2")
+class TraitsAreANumber(AlternateSteps):
+    traits = 2
 
 
 @broken("check_hook_arguments_exist", "unknown hook 'pre_stp'")
@@ -51,6 +51,32 @@ class MisspellsAHook(Policy):
     @hookimpl
     def pre_stp(self, step):
         pass
+
+
+class ForwardsByHand(Policy):
+    """Passes on every trait of its rule that somebody thought of, as wrappers once did."""
+
+    policy: Policy
+
+    @property
+    def traits(self) -> Traits:
+        own = self.policy.traits
+        return Traits(
+            requires=own.requires,
+            seams=own.seams,
+            static=own.static,
+            decides=own.decides,
+            memory=own.memory,
+        )
+
+    @hookimpl
+    def decide(self, step, call):
+        return self.policy.decide(step, call)
+
+
+@broken("check_wrappers_forward_traits", "do not say reads_latents", policy=SeaCacheRule())
+class ForgetsThatItsRuleReadsLatents(ForwardsByHand):
+    pass
 
 
 @broken("check_frozen", "'something_new' could be set")
@@ -228,7 +254,7 @@ class DividesByZero(Policy):
 
 @broken("check_output_is_finite", "reused output of branch 'cond' at step 1 is not finite")
 class DividesByZeroUnseen(DividesByZero):
-    static = True
+    traits = Traits(static=True)
 
 
 @broken("check_interval_reaches_the_end", "the last step must take all that remains")
@@ -254,7 +280,7 @@ class GivesATensorAsReason(Policy):
 
 @broken("check_static_reads_nothing_back", "two requests decided differently")
 class ClaimsToBeStatic(Policy):
-    static = True
+    traits = Traits(static=True)
 
     @hookimpl
     def decide(self, step, call):
@@ -263,7 +289,7 @@ class ClaimsToBeStatic(Policy):
 
 @broken("check_static_reads_nothing_back", r"reads values back while sampling: \['item'")
 class ReadsBack(Policy):
-    static = True
+    traits = Traits(static=True)
 
     @hookimpl
     def decide(self, step, call):
@@ -348,7 +374,7 @@ class DecidesFromTheOtherBranch(Policy):
 
 @broken("check_samples_are_independent", "of a batch took")
 class DecidesFromTheWholeBatch(Policy):
-    per_sample = True
+    traits = Traits(decides="sample")
 
     @hookimpl
     def decide(self, call):

@@ -7,7 +7,18 @@ from itertools import pairwise
 import pytest
 import torch
 
-from erta_framework import CFG, Engine, FlowEuler, Policy, Profile, Reuse, Sampler, hookimpl
+from erta_framework import (
+    CFG,
+    Engine,
+    FlowEuler,
+    Policy,
+    Profile,
+    Profiler,
+    Reuse,
+    Sampler,
+    Traits,
+    hookimpl,
+)
 from erta_framework.calibration import fingerprint_of
 from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.testing import (
@@ -52,7 +63,7 @@ class Doubled(Policy):
 class NoiseOnly(EveryOther):
     """Reuse every `period`-th step of noise predictions. Source: ours."""
 
-    requires = frozenset({"epsilon"})
+    traits = Traits(requires=frozenset({"epsilon"}))
 
 
 class Bound(EveryOther):
@@ -66,7 +77,7 @@ class Bound(EveryOther):
         profile.require(session)
 
 
-class Counter(Policy):
+class Counter(Profiler):
     """Profiles how many samples there were. Source: ours."""
 
     @hookimpl
@@ -228,7 +239,14 @@ def test_toy_profile_merges_one_profile_a_seed():
 
 
 def test_toy_profile_refuses_a_policy_that_emits_nothing():
-    with pytest.raises(PolicyError, match=r"EveryOther\(period=2\) emitted no profile"):
+    class Silent(Profiler):
+        @hookimpl
+        def on_session_end(self):
+            return None
+
+    with pytest.raises(PolicyError, match=r"Silent\(\) emitted no profile"):
+        toy_profile(Silent())
+    with pytest.raises(PolicyError, match=r"EveryOther\(period=2\) is no profiler"):
         toy_profile(EveryOther())
 
 

@@ -1,8 +1,14 @@
-"""Tiny offline pipelines, one a family: random weights, embeddings instead of text encoders.
+"""Tiny offline pipelines: a family for every kind of diffusers pipeline that the tests cover.
+
+A family builds its pipeline in milliseconds, from random weights and with embeddings instead of
+text encoders, and knows how to run it and to count its network calls. A module holds a line of
+models, such as `_wan` or `_flux`.
 
 All-zero parameters are drawn again, because a network whose last layer is zero predicts zero
 whether it ran or not. Every list of blocks has at least two, so that a method that always runs
 the first has something to skip.
+
+The package comes with the development install and with erta-bench, not with erta-framework.
 
 Example:
     >>> family = FAMILIES["wan-euler"]
@@ -12,32 +18,72 @@ Example:
 
 from __future__ import annotations
 
-from tiny_pipelines.family import Family, counted, drawn, flow, unipc
-from tiny_pipelines.image import IMAGE
-from tiny_pipelines.more_image import MORE_IMAGE
-from tiny_pipelines.more_video import MORE_VIDEO
-from tiny_pipelines.references import REFERENCES
-from tiny_pipelines.unets import UNETS
-from tiny_pipelines.video import VIDEO as WAN_AND_OTHERS
-from tiny_pipelines.video import wan_network
-from tiny_pipelines.worlds import WORLDS
+from tiny_pipelines import (
+    _audio,
+    _cascade,
+    _cog,
+    _cosmos,
+    _flux,
+    _hunyuan,
+    _image,
+    _ltx,
+    _pixart,
+    _qwen,
+    _stable_diffusion,
+    _video,
+    _wan,
+)
+from tiny_pipelines._cog import build_cogvideox_network
+from tiny_pipelines._family import (
+    Family,
+    build_image_vae,
+    build_model,
+    build_pipeline,
+    combine_inputs,
+    counted,
+    drawn,
+    fill_zeros,
+    flow,
+    unipc,
+)
+from tiny_pipelines._wan import build_skyreels
 
 __all__ = [
     "FAMILIES",
     "NOT_COVERED",
-    "VIDEO",
     "Family",
+    "build_cogvideox_network",
+    "build_image_vae",
+    "build_model",
+    "build_pipeline",
+    "build_skyreels",
+    "combine_inputs",
     "counted",
     "drawn",
+    "fill_zeros",
     "flow",
     "unipc",
-    "wan_network",
 ]
 
-VIDEO: dict[str, Family] = {**WAN_AND_OTHERS, **MORE_VIDEO, **WORLDS}
-"""The families whose latents have frames."""
-FAMILIES: dict[str, Family] = {**VIDEO, **IMAGE, **REFERENCES, **MORE_IMAGE, **UNETS}
-"""Every family by name."""
+LINES = (
+    _wan,
+    _cog,
+    _hunyuan,
+    _ltx,
+    _video,
+    _cosmos,
+    _audio,
+    _flux,
+    _qwen,
+    _pixart,
+    _image,
+    _stable_diffusion,
+    _cascade,
+)
+FAMILIES: dict[str, Family] = {
+    name: family for line in LINES for name, family in line.FAMILIES.items()
+}
+"""Every family by name: video first, then sound, then images."""
 
 NOT_COVERED: dict[str, str] = {
     "SkyReels V2 with diffusion forcing": "steps one copy of its scheduler a frame, each at a time "
@@ -49,4 +95,4 @@ NOT_COVERED: dict[str, str] = {
     "ChronoEdit, Wan Animate, Stable Video Diffusion, ConsisID": "need an image encoder",
     "Kolors, Kandinsky 1 to 3, DeepFloyd IF": "their UNets are called as those of SDXL and SD are",
 }
-"""What has no tiny pipeline here, and why."""
+"""Pipelines without a family here, and why."""

@@ -2,6 +2,8 @@
 
 A rule that looks at the block stack decides over the whole batch here (`per_sample=False`), as
 published: the stack cannot be split, so one sample would make all compute.
+
+The file is long because it is one table; nothing in it is computed.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 
 import torch
 
-from erta_bench.comparison.contender import (
+from erta_bench.comparison._contender import (
     BUDGET,
     INTERVAL,
     PART,
@@ -21,7 +23,7 @@ from erta_bench.comparison.contender import (
     TOLERANCE,
     Contender,
     Spec,
-    made_by,
+    calibrate_with,
     mix,
     other,
     own,
@@ -29,23 +31,23 @@ from erta_bench.comparison.contender import (
     policy,
 )
 
-RESIDUAL = made_by("residual_profiler")
-MAG = made_by("magcache_profiler")
-MAG_HALF = made_by("magcache_profiler", steps=25)
-MEAN = made_by("meancache_profiler")
-TEA = made_by("teacache_profiler", signal="timestep_embedding")
-TEA_INPUT = made_by("teacache_profiler", signal="modulated_input")
-TEA_PROMPT = made_by("regression_profiler")
-CODEBOOK = made_by("codebook_profiler")
+RESIDUAL = calibrate_with("residual_profiler")
+MAG = calibrate_with("magcache_profiler")
+MAG_HALF = calibrate_with("magcache_profiler", steps=25)
+MEAN = calibrate_with("meancache_profiler")
+TEA = calibrate_with("teacache_profiler", signal="timestep_embedding")
+TEA_INPUT = calibrate_with("teacache_profiler", signal="modulated_input")
+TEA_PROMPT = calibrate_with("regression_profiler")
+CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
-SENSITIVITY = made_by("sensitivity_profiler", seam="latent")
+SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
 ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
 EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
 MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
-FITTED_WALK = made_by("fitted_profiler", schedule=SCHEDULE)
-FITTED = made_by("fitted_profiler", schedule=MULTISTEP)
+FITTED_WALK = calibrate_with("fitted_profiler", schedule=SCHEDULE)
+FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
@@ -58,23 +60,23 @@ FORESEEN: Spec = {
 }
 
 
-def tea(**options: object) -> Spec:
+def make_teacache(**options: object) -> Spec:
     """TeaCache at the trunk seam, its polynomial fitted to a profile."""
     return {"teacache": {"threshold": SOLVED, "per_sample": False, **options}}
 
 
-def resampled(how: str) -> Spec:
+def make_resampled_magcache(how: str) -> Spec:
     """MagCache with a table for half as many steps."""
     settings = {"profile": MAG_HALF, "resample": how, "threshold": SOLVED, "max_skips": 6}
     return {"magcache": {**settings, "allow": ["num_steps", "sigma_grid"]}}
 
 
-def forecasting(name: str, **options: object) -> Spec:
+def make_forecast_recipe(name: str, **options: object) -> Spec:
     """A recipe on whole outputs with the video models' one first step."""
     return {name: {"interval": SOLVED, "first": 1, **options}}
 
 
-def sen(**options: object) -> Spec:
+def make_sencache(**options: object) -> Spec:
     """SenCache with one tolerance for all steps, since one number can be solved for."""
     return {
         "sencache": {
@@ -88,7 +90,7 @@ def sen(**options: object) -> Spec:
     }
 
 
-def prompt_tea(**options: object) -> Spec:
+def make_prompttea(**options: object) -> Spec:
     """PromptTea's regression, fitted to a profile, with both branches run."""
     return {"prompttea": {"profile": TEA_PROMPT, "threshold": SOLVED, **options}}
 
@@ -104,18 +106,25 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("MeanCache B", {"meancache": {"profile": MEAN, "calls": BUDGET, "variant": "B"}}),
     policy("MeanCache C", {"meancache": {"profile": MEAN, "calls": BUDGET, "variant": "C"}}),
     policy("EasyCache", EASY, search=THRESHOLD),
-    policy("TeaCache", tea(profile=TEA), search=THRESHOLD, seam="trunk"),
-    policy("TeaCache, block input", tea(profile=TEA_INPUT), search=THRESHOLD, seam="trunk"),
-    policy("MagCache", MAGNITUDE, search=THRESHOLD, seam="trunk"),
-    policy("MagCache, table of 25 steps", resampled("nearest"), search=THRESHOLD, seam="trunk"),
+    policy("TeaCache", make_teacache(profile=TEA), search=THRESHOLD, seam="trunk"),
     policy(
-        "MagCache, table of 25 steps, consistent",
-        resampled("consistent"),
+        "TeaCache, block input", make_teacache(profile=TEA_INPUT), search=THRESHOLD, seam="trunk"
+    ),
+    policy("MagCache", MAGNITUDE, search=THRESHOLD, seam="trunk"),
+    policy(
+        "MagCache, table of 25 steps",
+        make_resampled_magcache("nearest"),
         search=THRESHOLD,
         seam="trunk",
     ),
-    policy("TaylorSeer, whole output", forecasting("taylorseer"), search=INTERVAL),
-    policy("HiCache, whole output", forecasting("hicache"), search=INTERVAL),
+    policy(
+        "MagCache, table of 25 steps, consistent",
+        make_resampled_magcache("consistent"),
+        search=THRESHOLD,
+        seam="trunk",
+    ),
+    policy("TaylorSeer, whole output", make_forecast_recipe("taylorseer"), search=INTERVAL),
+    policy("HiCache, whole output", make_forecast_recipe("hicache"), search=INTERVAL),
     policy("FORA, whole output", {"fora": {"interval": SOLVED}}, search=INTERVAL),
     policy(
         "FBCache",
@@ -142,17 +151,17 @@ CONTENDERS: tuple[Contender, ...] = (
         search=THRESHOLD,
         seam="trunk",
     ),
-    policy("SenCache", sen(), search=TOLERANCE, seam="trunk"),
-    policy("PromptTea, fixed threshold", prompt_tea(), search=THRESHOLD, seam="trunk"),
+    policy("SenCache", make_sencache(), search=TOLERANCE, seam="trunk"),
+    policy("PromptTea, fixed threshold", make_prompttea(), search=THRESHOLD, seam="trunk"),
     policy(
         "PromptTea, branch substituted",
-        prompt_tea(codebook=CODEBOOK, codebook_threshold=0.8),
+        make_prompttea(codebook=CODEBOOK, codebook_threshold=0.8),
         search=THRESHOLD,
         seam="trunk",
     ),
     policy(
         "PromptTea, substituted, as in the script",
-        prompt_tea(codebook=CODEBOOK, codebook_threshold=0.8, counting="script"),
+        make_prompttea(codebook=CODEBOOK, codebook_threshold=0.8, counting="script"),
         search=THRESHOLD,
         seam="trunk",
     ),

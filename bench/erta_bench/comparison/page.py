@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from erta_bench.core.page import kinds_tables, origin, write_report
-from erta_bench.core.pareto import pareto_plot
-from erta_framework.report import facts
+from erta_bench.core.page import (
+    Columns,
+    describe_samples,
+    find_full_run,
+    make_sections,
+    write_bench_page,
+)
+from erta_bench.core.pareto import write_pareto_plot
 
-SHOWN = {
+SHOWN: Columns = {
     "name": ("", "{}"),
     "calls": ("calls", "{:.4g}"),
     "processor_speedup": ("speed-up", "{:.2f}×"),
@@ -33,25 +37,25 @@ GROUPS = {
 }
 NOTE = (
     "Each mark is one row: PSNR against the full run from the same noise, over network calls and "
-    "over processor time. The dashed line joins those that nothing beats in both."
+    "over processor time. The dashed line joins the rows that no other beats in both."
 )
 EXPLAINED = {
-    "calls": "Network calls of each guidance branch a sample. With other projects' caches, which "
-    "skip blocks inside a network that is called at every step: runs of the block stack.",
-    "solved": "The setting that was solved for, so that rows have equally many calls.",
-    "speed-up": "Processor seconds of the full run over those of the row, in this run.",
-    "efficiency": "That speed-up over steps per call.",
+    "calls": "Network calls of each guidance branch per sample. Other projects' caches call the "
+    "network at every step and skip blocks inside it; for them, runs of the block stack.",
+    "solved": "The setting that was searched for, so that all rows have equally many calls.",
+    "speed-up": "Processor seconds of the full run over those of the row, in the same run.",
+    "efficiency": "The speed-up over steps per call: 1 is all that the saved calls allow.",
     "PSNR, SSIM": "Against the full run from the same noise, mean and deviation over all samples.",
     "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact solution.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",
-    "bytes held": "Bytes a sample held between steps, beyond as many plain steps.",
-    "calibration": "Network calls of each branch, over all samples, that a profile took; rows with "
-    "the same profile share it.",
+    "bytes held": "Bytes per sample held between steps, beyond what as many plain steps hold.",
+    "calibration": "Network calls of each branch, over all samples, that the profile took; rows "
+    "with the same profile share it.",
 }
 
 
 def write_page(record: Mapping[str, Any], folder: str | Path) -> Path:
-    """Write `report.html` and `pareto.png`; the page needs nothing beside it.
+    """Write `report.html`, which needs no other file, and `pareto.png` beside it.
 
     Args:
         record: What `erta bench policies --json` writes.
@@ -61,41 +65,24 @@ def write_page(record: Mapping[str, Any], folder: str | Path) -> Path:
         The page.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: matplotlib or Jinja2 is not installed.
     """
-    title = heading(record)
-    return write_report(
+    return write_bench_page(
         record,
         folder,
-        title=title,
-        plot=pareto_plot,
-        name="pareto.png",
+        title=make_heading(record),
+        intro=describe_samples(record, "prompts"),
+        plot=write_pareto_plot,
+        plot_name="pareto.png",
         note=NOTE,
-        body=lambda figure: body(record, title, figure),
+        sections=make_sections(record["rows"], "group", GROUPS, SHOWN),
+        explained=EXPLAINED,
     )
 
 
-def heading(record: Mapping[str, Any]) -> str:
+def make_heading(record: Mapping[str, Any]) -> str:
     """What was compared, in one line."""
-    full = next(row for row in record["rows"] if row.get("budget") is None)
     budgets = sorted({row["budget"] for row in record["rows"] if row.get("budget")}, reverse=True)
     asked = " and ".join(str(budget) for budget in budgets)
     model = record["settings"].get("model", "shapes-wan")
-    return f"Policies on {model}, {asked} of {full['steps']} network calls"
-
-
-def body(record: Mapping[str, Any], title: str, figure: str) -> list[str]:
-    """The parts of the page."""
-    rows: Sequence[Mapping[str, Any]] = record["rows"]
-    full = next(row for row in rows if row.get("budget") is None)
-    sets = "seed set" if full["seeds"] == 1 else "seed sets"
-    samples = f"{full['prompts']} held-out prompts, {full['seeds']} {sets}"
-    pipeline = record["settings"].get("pipeline", "WanPipeline")
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{samples}, through the unmodified {pipeline} of diffusers.</p>',
-        figure,
-    ]
-    parts += kinds_tables(rows, "group", GROUPS, SHOWN)
-    parts += ["<h2>What the columns are</h2>", facts(EXPLAINED)]
-    return [*parts, "<h2>Setting, machine and versions</h2>", origin(record)]
+    return f"Policies on {model}, {asked} of {find_full_run(record)['steps']} network calls"

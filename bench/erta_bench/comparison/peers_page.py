@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from erta_bench.comparison.curves import curves_plot
-from erta_bench.comparison.standings import EFFICIENCY, KINDS, Standing, standings
-from erta_bench.core.page import kinds_tables, origin, rows_table, write_report
-from erta_framework.report import facts
+from erta_bench.comparison._leaders import EFFICIENCY, KINDS, Leaders, find_leaders
+from erta_bench.comparison.curves import write_curves_plot
+from erta_bench.core.page import (
+    Columns,
+    describe_samples,
+    find_full_run,
+    make_sections,
+    make_table,
+    write_bench_page,
+)
 
 Record = Mapping[str, Any]
 
-SHOWN = {
+SHOWN: Columns = {
     "name": ("", "{}"),
     "calls": ("calls", "{:.4g}"),
     "psnr_mean": ("PSNR", "{:.1f}"),
@@ -30,7 +35,7 @@ SHOWN = {
     "calibration_calls": ("calibration", "{}"),
     "setting": ("solved", "{}"),
 }
-LEADS = {
+LEADS: Columns = {
     "calls": ("calls", "{}"),
     "ours": ("our best", "{}"),
     "psnr": ("PSNR", "{:.1f}"),
@@ -45,31 +50,31 @@ LEADS = {
 }
 NOTE = (
     "Each mark is one row: PSNR against the full run from the same noise, over network calls. "
-    "Lines join the best row of each kind; bars are one standard deviation over samples."
+    "Lines join the best row of each kind; bars are one standard deviation over the samples."
 )
 EXPLAINED = {
     "ours": "Methods that are ours, whole or in their decisive part.",
     "peers": "Published methods as published, and other projects' caches.",
-    "recombined": "Parts of published methods that compose, and plain solvers on the sigmas that a "
-    "planned schedule computes at. They count neither as peers nor as ours.",
-    "oracle": "The same weights, fitted to the very samples that are measured: what calibration on "
-    "other prompts loses. Measured on the first batch of each seed set.",
-    "calls": "Network calls of each guidance branch a sample. With other projects' caches, which "
-    "skip blocks inside a network that is called at every step: runs of the block stack.",
+    "recombined": "Published parts in new combinations, and plain solvers on the sigmas at which a "
+    "planned schedule computes. They count neither as peers nor as ours.",
+    "oracle": "Our weights, fitted to the very samples that are measured. The distance to it is "
+    "what calibrating on other prompts costs. Measured on the first batch of each seed set.",
+    "calls": "Network calls of each guidance branch per sample. Other projects' caches call the "
+    "network at every step and skip blocks inside it; for them, runs of the block stack.",
     "PSNR, SSIM": "Against the full run from the same noise, over all samples; ± sets is the "
     "deviation of the means of the seed sets.",
-    "as prompted": "Samples whose pixels show everything that the prompt says.",
+    "as prompted": "Share of samples whose pixels show everything that the prompt says.",
     "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact flow.",
     "efficiency": "Processor seconds of the full run over those of the row, over steps per call.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",
-    "bytes held": "Bytes a sample held between steps, beyond as many plain steps.",
-    "calibration": "Network calls of each branch, over all samples, that a profile took.",
-    "solved": "The setting that was solved for, so that rows have equally many calls.",
+    "bytes held": "Bytes per sample held between steps, beyond what as many plain steps hold.",
+    "calibration": "Network calls of each branch, over all samples, that the profile took.",
+    "solved": "The setting that was searched for, so that all rows have equally many calls.",
 }
 
 
 def write_peers_page(record: Record, folder: str | Path) -> Path:
-    """Write `report.html` and `peers.png`; the page needs nothing beside it.
+    """Write `report.html`, which needs no other file, and `peers.png` beside it.
 
     Args:
         record: What `erta bench peers --json` writes.
@@ -79,36 +84,35 @@ def write_peers_page(record: Record, folder: str | Path) -> Path:
         The page.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: matplotlib or Jinja2 is not installed.
     """
-    title = heading(record)
-    return write_report(
+    rows = record["rows"]
+    goal = f"The efficiency aimed at is {EFFICIENCY:g}."
+    return write_bench_page(
         record,
         folder,
-        title=title,
-        plot=curves_plot,
-        name="peers.png",
+        title=make_heading(record),
+        intro=f"{describe_samples(record, 'samples')} {goal}",
+        plot=write_curves_plot,
+        plot_name="peers.png",
         note=NOTE,
-        body=lambda figure: body(record, title, figure),
+        sections=make_sections(rows, "kind", KINDS, SHOWN),
+        explained=EXPLAINED,
+        leaders=make_table([make_lead_row(standing) for standing in find_leaders(rows)], LEADS),
+        full=make_table([find_full_run(record)], SHOWN),
     )
 
 
-def heading(record: Record) -> str:
+def make_heading(record: Record) -> str:
     """What was compared, in one line."""
-    full = full_row(record)
+    full = find_full_run(record)
     budgets = sorted({row["budget"] for row in record["rows"] if row.get("budget")}, reverse=True)
     *most, last = map(str, budgets)
     asked = f"{', '.join(most)} and {last}" if most else last
     return f"Everyone on {record['settings']['model']}, {asked} of {full['steps']} network calls"
 
 
-def full_row(record: Record) -> Record:
-    """The row of the full run."""
-    found: Record = next(row for row in record["rows"] if row.get("budget") is None)
-    return found
-
-
-def lead_row(standing: Standing) -> Record:
+def make_lead_row(standing: Leaders) -> Record:
     """Who leads at one number of calls, as a flat record."""
     best = standing.best
     ours = best.get("ours", {})
@@ -123,24 +127,3 @@ def lead_row(standing: Standing) -> Record:
         "reached": reached,
         "efficiency": ours.get("processor_efficiency"),
     }
-
-
-def body(record: Record, title: str, figure: str) -> list[str]:
-    """The parts of the page."""
-    rows: Sequence[Record] = record["rows"]
-    full = full_row(record)
-    sets = "seed set" if full["seeds"] == 1 else "seed sets"
-    samples = f"{full['prompts']} held-out samples, {full['seeds']} {sets}"
-    loop = f"through the unmodified {record['settings']['pipeline']} of diffusers"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(samples)}, {escape(loop)}. The efficiency aimed at is '
-        f"{EFFICIENCY:g}.</p>",
-        rows_table([lead_row(standing) for standing in standings(rows)], LEADS),
-        figure,
-        "<h2>Full run</h2>",
-        rows_table([full], SHOWN),
-    ]
-    parts += kinds_tables(rows, "kind", KINDS, SHOWN)
-    parts += ["<h2>What the columns and kinds are</h2>", facts(EXPLAINED)]
-    return [*parts, "<h2>Setting, machine and versions</h2>", origin(record)]

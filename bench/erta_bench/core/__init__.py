@@ -1,4 +1,23 @@
-"""Benchmarks: every one prints a table and writes flat JSON records, so that claims can be checked.
+"""What every benchmark returns: flat records, with their table, JSON file, page and Pareto plot."""
 
-`erta bench --help` lists them; `ablation` and `overhead` are the functions behind the commands.
-"""
+from erta_bench.core._outcome import (
+    Outcome,
+    as_finite,
+    as_whole,
+    average,
+    describe_error,
+    make_record,
+)
+from erta_bench.core.report import Bench, Row, Value
+
+__all__ = [
+    "Bench",
+    "Outcome",
+    "Row",
+    "Value",
+    "as_finite",
+    "as_whole",
+    "average",
+    "describe_error",
+    "make_record",
+]

@@ -1,17 +1,20 @@
-"""Parts of a benchmark's HTML page, in the style of the demo's report."""
+"""The HTML page of a benchmark: its rows as tables, its plot, and where the numbers come from."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from erta_framework.report import document, facts, inlined
+from erta_framework.report import embed_image, render_page
 
 Record = Mapping[str, Any]
-ODD = {
+Columns = Mapping[str, tuple[str, str]]
+"""Heading and number format of each column, by the key of the rows."""
+
+ODD: Columns = {
     "name": ("", "{}"),
     "budget": ("asked for", "{}"),
     "status": ("status", "{}"),
@@ -27,109 +30,186 @@ class Plot(Protocol):
     ) -> Path: ...
 
 
-def write_report(
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value as the page shows it.
+
+    Attributes:
+        text: The formatted value; a dash where the row has none.
+        is_best: Whether it is the largest of its table.
+    """
+
+    text: str
+    is_best: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """The head of a column.
+
+    Attributes:
+        heading: Its name.
+        is_text: Whether it holds words, which are aligned left.
+    """
+
+    heading: str
+    is_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows as the page shows them; the first column names them."""
+
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """The tables of one number of network calls, by the name of the kind."""
+
+    budget: int
+    tables: Mapping[str, Table]
+
+
+def write_bench_page(
     record: Record,
     folder: str | Path,
     *,
     title: str,
+    intro: str,
     plot: Plot,
-    name: str,
+    plot_name: str,
     note: str,
-    body: Callable[[str], Sequence[str]],
+    sections: Sequence[Section],
+    explained: Mapping[str, str],
+    leaders: Table | None = None,
+    full: Table | None = None,
 ) -> Path:
-    """Write `report.html` and a plot beside it; the page needs nothing beside it.
+    """Write `report.html`, which needs no other file, and its plot beside it.
 
     Args:
         record: A benchmark's record.
         folder: Where to; made if need be.
         title: Heading of page and plot.
+        intro: A sentence under the heading.
         plot: Draws the rows.
-        name: File name of the plot.
+        plot_name: File name of the plot.
         note: What the plot shows.
-        body: The parts of the page, given the plot as HTML.
+        sections: The tables of each number of network calls.
+        explained: What the columns mean.
+        leaders: Who leads at each number of calls.
+        full: The full run.
+
+    Returns:
+        The page.
 
     Raises:
-        MissingExtraError: matplotlib is not installed.
+        MissingExtraError: matplotlib or Jinja2 is not installed.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    light = inlined(plot(record["rows"], folder / name, title=title))
+    rows = record["rows"]
+    light = embed_image(plot(rows, folder / plot_name, title=title))
     with tempfile.TemporaryDirectory() as scratch:
-        dark = inlined(plot(record["rows"], Path(scratch) / "dark.png", title=title, dark=True))
-    figure = (
-        f'<figure><div class="scroll"><picture><source srcset="{dark}" '
-        f'media="(prefers-color-scheme: dark)"><img class="plot" src="{light}" '
-        f'alt="{escape(note, quote=True)}"></picture></div><figcaption>{escape(note)}</figcaption>'
-        "</figure>"
-    )
+        dark = embed_image(plot(rows, Path(scratch) / "dark.png", title=title, dark=True))
+    values = {
+        "title": title,
+        "intro": intro,
+        "plot_light": light,
+        "plot_dark": dark,
+        "note": note,
+        "leaders": leaders,
+        "full": full,
+        "sections": sections,
+        "odd": make_table([row for row in rows if row.get("status") != "measured"], ODD),
+        "explained": explained,
+        "origin": describe_origin(record),
+    }
     target = folder / "report.html"
-    target.write_text(document(title, body(figure)), encoding="utf-8")
+    page = render_page("bench.html", values, package="erta_bench.core", wanted_by="--report")
+    target.write_text(page, encoding="utf-8")
     return target
 
 
-def kinds_tables(
-    rows: Sequence[Record],
-    key: str,
-    kinds: Mapping[str, str],
-    columns: Mapping[str, tuple[str, str]],
-) -> list[str]:
-    """A table for each number of calls and kind, best PSNR first, and the rows that lack one.
+def make_sections(
+    rows: Sequence[Record], key: str, kinds: Mapping[str, str], columns: Columns
+) -> list[Section]:
+    """A section for each number of calls, with a table for each kind, the best PSNR first.
 
     Args:
-        rows: Flat records.
+        rows: Flat records; those without a PSNR are left out.
         key: What tells kinds apart, such as `"group"`.
         kinds: Headings by kind, in order.
-        columns: Heading and number format by key.
+        columns: The columns of the tables.
     """
-    parts: list[str] = []
+    sections = []
     for budget in dict.fromkeys(row["budget"] for row in rows if row.get("budget")):
-        parts.append(f"<h2>{budget} network calls</h2>")
-        own = [row for row in rows if row.get("budget") == budget]
-        for kind, name in kinds.items():
-            members = [r for r in own if r[key] == kind and r.get("psnr_mean") is not None]
-            members.sort(key=lambda row: -float(row["psnr_mean"]))
-            if members:
-                parts.append(f"<h3>{escape(name)}</h3>")
-                parts.append(rows_table(members, columns, best="psnr_mean"))
-    odd = [row for row in rows if row.get("status") != "measured"]
-    return [*parts, "<h2>Not as asked for</h2>", rows_table(odd, ODD)] if odd else parts
+        measured = [
+            row for row in rows if row.get("budget") == budget and row.get("psnr_mean") is not None
+        ]
+        measured.sort(key=lambda row: -float(row["psnr_mean"]))
+        members = {
+            name: [row for row in measured if row[key] == kind] for kind, name in kinds.items()
+        }
+        tables = {
+            name: make_table(own, columns, best="psnr_mean") for name, own in members.items() if own
+        }
+        sections.append(Section(budget, tables))
+    return sections
 
 
-def rows_table(
-    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, tuple[str, str]], best: str = ""
-) -> str:
+def make_table(rows: Sequence[Record], columns: Columns, best: str = "") -> Table:
     """Rows as a table.
 
     Args:
         rows: Flat records; the first column names them.
-        columns: Heading and number format by key.
+        columns: The columns.
         best: Key whose largest value is marked.
     """
     top = max((row[best] for row in rows if row.get(best) is not None), default=None)
-    head = "".join(f"<th>{escape(heading)}</th>" for heading, _ in columns.values())
+    heads = [
+        Column(heading, is_text=any(isinstance(row.get(key), str) for row in rows))
+        for key, (heading, _) in columns.items()
+    ]
     lines = []
     for row in rows:
-        cells = []
-        for place, (key, (_, form)) in enumerate(columns.items()):
+        line = []
+        for key, (_, form) in columns.items():
             value = row.get(key)
-            text = "–" if value in (None, "") else escape(form.format(value))
-            if key == best and value is not None and value == top:
-                text = f"<b>{text}</b>"
-            cells.append(f"<th>{text}</th>" if place == 0 else f"<td>{text}</td>")
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+            text = "–" if value in (None, "") else form.format(value)
+            line.append(Cell(text, is_best=key == best and value is not None and value == top))
+        lines.append(line)
+    return Table(heads, lines)
+
+
+def find_full_run(record: Record) -> Record:
+    """The row of the full run: the one for which no number of calls was asked."""
+    found: Record = next(row for row in record["rows"] if row.get("budget") is None)
+    return found
+
+
+def describe_samples(record: Record, what: str) -> str:
+    """How many samples were measured, and in which pipeline, such as `"8 held-out prompts, ..."`.
+
+    Args:
+        record: A benchmark's record.
+        what: What `prompts` counts: `"prompts"` or `"samples"`.
+    """
+    full = find_full_run(record)
+    sets = "seed set" if full["seeds"] == 1 else "seed sets"
+    pipeline = record["settings"].get("pipeline", "WanPipeline")
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{''.join(lines)}</tbody></table></div>"
+        f"{full['prompts']} held-out {what}, {full['seeds']} {sets}, through the unmodified "
+        f"{pipeline} of diffusers."
     )
 
 
-def origin(record: Record) -> str:
+def describe_origin(record: Record) -> dict[str, str]:
     """Command, date, machine and versions of a record."""
-    return facts(
-        {
-            "command": str(record["command"]),
-            "date": str(record["date"]),
-            **{k: str(v) for k, v in record["machine"].items() if v is not None},
-            **{k: str(v) for k, v in record["versions"].items()},
-        }
-    )
+    facts = {**record["machine"], **record["versions"]}
+    return {
+        "command": str(record["command"]),
+        "date": str(record["date"]),
+        **{key: str(value) for key, value in facts.items() if value is not None},
+    }

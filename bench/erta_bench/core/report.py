@@ -1,60 +1,23 @@
-"""What a benchmark gives: flat records, as a table for people and as JSON for scripts."""
+"""What a benchmark returns: flat records, as a table for people and as JSON for scripts."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
+
+from erta_framework.environment import collect_versions, describe_machine
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
 """One flat record; common keys are `name, calls, steps, seconds, speedup, psnr_mean, psnr_std,
 ssim_mean, seeds, prompts`."""
-
-PACKAGES = ("erta-framework", "torch", "numpy", "diffusers")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that matter, where they are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine() -> dict[str, Value]:
-    """What it ran on: system, processor, cores, torch threads and accelerator."""
-    gpu = torch.cuda.is_available()
-    return {
-        "system": platform.system(),
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "accelerator": torch.cuda.get_device_name() if gpu else None,
-    }
-
-
-def processor() -> str:
-    """Model name of the processor where the system tells it, else its architecture."""
-    facts = Path("/proc/cpuinfo")
-    if facts.is_file():
-        for line in facts.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +44,8 @@ class Bench:
     columns: Mapping[str, str]
     settings: Mapping[str, Value] = field(default_factory=dict)
     section: str = ""
-    versions: Mapping[str, str] = field(default_factory=versions)
-    machine: Mapping[str, Value] = field(default_factory=machine)
+    versions: Mapping[str, str] = field(default_factory=collect_versions)
+    machine: Mapping[str, Value] = field(default_factory=describe_machine)
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
 
     def record(self) -> dict[str, object]:
@@ -119,7 +82,7 @@ class Bench:
             if row.get(self.section) != before:
                 table.add_section()
             before = row.get(self.section)
-            table.add_row(*(shown(row.get(key)) for key in self.columns))
+            table.add_row(*(format_value(row.get(key)) for key in self.columns))
         return table
 
     def show(self, console: Console | None = None, path: str | Path | None = None) -> None:
@@ -130,7 +93,7 @@ class Bench:
             console.print(f"wrote {self.write(path)}", highlight=False)
 
 
-def shown(value: Value) -> str:
+def format_value(value: Value) -> str:
     """A value as the table shows it: floats with a sensible number of digits."""
     if value is None:
         return ""

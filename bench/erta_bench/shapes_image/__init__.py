@@ -1,16 +1,23 @@
-"""Two trained image models of other architectures than shapes-wan, shipped with the package."""
+"""Two small trained image models of other architectures than shapes-wan.
 
-from erta_bench.shapes_image.model import ShapesFlux, ShapesUNet, load_model
+They exist so that what holds for shapes-wan can be checked on networks that it was not found on.
+`ShapesFlux` is diffusers' FLUX transformer and predicts the flow-matching velocity; `ShapesUNet` is
+Stable Diffusion's kind of UNet and predicts the noise of a variance-preserving process.
+"""
+
+from erta_bench.shapes_image._flux import ShapesFlux
+from erta_bench.shapes_image._model import ShapesImage, load_model
+from erta_bench.shapes_image._unet import ShapesUNet
 
 
 def load_flux() -> ShapesFlux:
-    """The trained shapes-flux, from the weights in the package."""
+    """Load the trained shapes-flux, from the weights in the package."""
     return load_model(ShapesFlux)
 
 
 def load_unet() -> ShapesUNet:
-    """The trained shapes-unet, from the weights in the package."""
+    """Load the trained shapes-unet, from the weights in the package."""
     return load_model(ShapesUNet)
 
 
-__all__ = ["ShapesFlux", "ShapesUNet", "load_flux", "load_model", "load_unet"]
+__all__ = ["ShapesFlux", "ShapesImage", "ShapesUNet", "load_flux", "load_model", "load_unet"]

@@ -1,4 +1,4 @@
-"""Proof that the image models learned: `python -m erta_bench.shapes_image.check`.
+"""Checks that the image models learned: `python -m erta_bench.shapes_image.check`.
 
 Samples the held-out prompts with the shipped weights and reads colour, shape and place from the
 pixels; the same measures on rendered images show what a perfect model would score.
@@ -13,12 +13,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from erta_bench.core.report import Bench, Row, Value
-from erta_bench.shapes_image.accuracy import shares
-from erta_bench.shapes_image.data import PLACES, random_stills, render_stills
-from erta_bench.shapes_image.model import ShapesFlux, ShapesImage, ShapesUNet, load_model
+from erta_bench.core import Bench, Row, Value
+from erta_bench.setting import describe_model, repeat_prompts
+from erta_bench.shapes_image._accuracy import measure_shares
+from erta_bench.shapes_image._data import PLACES, random_stills, render_stills
+from erta_bench.shapes_image._flux import ShapesFlux
+from erta_bench.shapes_image._model import ShapesImage, load_model
+from erta_bench.shapes_image._unet import ShapesUNet
 from erta_framework import CFG, Sampler
-from erta_framework.sampling import DDIM, FlowEuler
+from erta_framework.sampling.solvers import DDIM, FlowEuler
 from erta_integrations.shapes_wan.data import COLORS, SHAPES
 
 CHANCE = {"color": 1 / len(COLORS), "shape": 1 / len(SHAPES), "place": 1 / len(PLACES)}
@@ -32,22 +35,21 @@ COLUMNS = {
 }
 
 
-def sampler_of(model: type[ShapesImage], num_steps: int, scale: float = 3.0) -> Sampler:
+def make_sampler(model: type[ShapesImage], num_steps: int, scale: float = 3.0) -> Sampler:
     """The own loop on the grid that a model was trained for."""
     if model is ShapesUNet:
         return Sampler(solver=DDIM(), guidance=CFG(scale=scale, batched=True), num_steps=num_steps)
     return Sampler(solver=FlowEuler(), guidance=CFG(scale=scale), num_steps=num_steps)
 
 
-def check(model: ShapesImage, count: int, num_steps: int, seed: int) -> list[Row]:
-    """One record a measure."""
-    held_out = model.demo_prompts()[1]
-    prompts = [held_out[k % len(held_out)] for k in range(count)]
-    found = shares(
-        sampler_of(type(model), num_steps).sample(model, prompts, seed=seed).samples, prompts
+def check_model(model: ShapesImage, count: int, num_steps: int, seed: int) -> list[Row]:
+    """Sample held-out prompts, read the images, and make a record of each measure."""
+    prompts = repeat_prompts(model.demo_prompts()[1], count)
+    found = measure_shares(
+        make_sampler(type(model), num_steps).sample(model, prompts, seed=seed).samples, prompts
     )
     stills = random_stills(count, torch.Generator().manual_seed(seed))
-    perfect = shares(render_stills(stills), stills.prompts())
+    perfect = measure_shares(render_stills(stills), stills.prompts())
     return [
         {
             "model": model.name,
@@ -61,7 +63,7 @@ def check(model: ShapesImage, count: int, num_steps: int, seed: int) -> list[Row
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def check_shapes_image(arguments: Sequence[str] | None = None) -> None:
     """Command line of the check."""
     parser = argparse.ArgumentParser(
         prog="python -m erta_bench.shapes_image.check", description=__doc__
@@ -77,11 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     settings: dict[str, Value] = {"steps": options.steps, "seed": options.seed}
     for kind in (ShapesFlux, ShapesUNet):
         model = load_model(kind)
-        rows += check(model, options.prompts, options.steps, options.seed)
-        settings |= {f"{model.name}.{k}": value for k, value in model.fingerprint().items()}
+        rows += check_model(model, options.prompts, options.steps, options.seed)
+        settings |= describe_model(model, model.name)
     command = f"python -m erta_bench.shapes_image.check --prompts {options.prompts}"
     Bench(command, rows, COLUMNS, settings).show(Console(), options.json)
 
 
 if __name__ == "__main__":
-    main()
+    check_shapes_image()

@@ -13,23 +13,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erta_bench.shapes_image.data import random_stills, render_stills, tokenize
-from erta_bench.shapes_image.model import (
-    ShapesFlux,
-    ShapesImage,
-    ShapesUNet,
-    save_weights,
-    weights_file,
-)
-from erta_bench.shapes_wan.training import Options, options_from, run, shifted_sigmas
+from erta_bench.shapes_image._data import random_stills, render_stills, tokenize
+from erta_bench.shapes_image._flux import ShapesFlux
+from erta_bench.shapes_image._model import ShapesImage, find_weights, save_weights
+from erta_bench.shapes_image._unet import ShapesUNet
+from erta_bench.training import TrainingOptions, draw_shifted_sigmas, parse_options, train_model
 from erta_framework.sampling import DDIM
 from erta_integrations.shapes_wan.model import default_device
 
 SHIFT, DROPOUT = 3.0, 0.1
 
 
-def batch_of(
-    model: ShapesImage, options: Options, generator: torch.Generator
+def draw_batch(
+    model: ShapesImage, options: TrainingOptions, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Images `[B, 3, H, W]` and their prompts' embeddings, some of them dropped."""
     stills = random_stills(options.batch, generator)
@@ -38,11 +34,13 @@ def batch_of(
     return render_stills(stills), model.embed(tokens.to(model.words.weight.device))
 
 
-def flow_loss(model: ShapesImage, options: Options, step: int, device: torch.device) -> Tensor:
+def compute_flow_loss(
+    model: ShapesImage, options: TrainingOptions, step: int, device: torch.device
+) -> Tensor:
     """Mean squared velocity error."""
     generator = options.generator(step)
-    image, embeds = batch_of(model, options, generator)
-    sigma = shifted_sigmas(options.batch, SHIFT, generator)
+    image, embeds = draw_batch(model, options, generator)
+    sigma = draw_shifted_sigmas(options.batch, SHIFT, generator)
     noise = torch.randn(image.shape, generator=generator)
     image, sigma, noise = (t.to(device) for t in (image, sigma, noise))
     level = sigma.reshape(-1, 1, 1, 1)
@@ -51,10 +49,12 @@ def flow_loss(model: ShapesImage, options: Options, step: int, device: torch.dev
     return loss
 
 
-def noise_loss(model: ShapesImage, options: Options, step: int, device: torch.device) -> Tensor:
+def compute_noise_loss(
+    model: ShapesImage, options: TrainingOptions, step: int, device: torch.device
+) -> Tensor:
     """Mean squared noise error, at times drawn evenly."""
     generator = options.generator(step)
-    image, embeds = batch_of(model, options, generator)
+    image, embeds = draw_batch(model, options, generator)
     time = torch.randint(DDIM().train_steps, (options.batch,), generator=generator)
     sigma = torch.tensor(DDIM().training_sigmas)[time].reshape(-1, 1, 1, 1).float()
     noise = torch.randn(image.shape, generator=generator)
@@ -64,22 +64,22 @@ def noise_loss(model: ShapesImage, options: Options, step: int, device: torch.de
     return loss
 
 
-Loss = Callable[[ShapesImage, Options, int, torch.device], Tensor]
+Loss = Callable[[ShapesImage, TrainingOptions, int, torch.device], Tensor]
 MODELS: dict[str, tuple[type[ShapesImage], Loss]] = {
-    ShapesFlux.name: (ShapesFlux, flow_loss),
-    ShapesUNet.name: (ShapesUNet, noise_loss),
+    ShapesFlux.name: (ShapesFlux, compute_flow_loss),
+    ShapesUNet.name: (ShapesUNet, compute_noise_loss),
 }
 
 
-def main() -> None:
+def train_shapes_image() -> None:
     """Command line of the training script."""
     if len(sys.argv) < 2 or sys.argv[1] not in MODELS:
         sys.exit(f"{__doc__}\nfirst argument: {' or '.join(MODELS)}")
     name = sys.argv.pop(1)
     model, loss = MODELS[name]
-    defaults = Options(folder=Path("runs") / name, output=weights_file(model))
-    run(options_from(defaults, __doc__), model, loss, save_weights, default_device())
+    defaults = TrainingOptions(folder=Path("runs") / name, output=find_weights(model))
+    train_model(parse_options(defaults, __doc__), model, loss, save_weights, default_device())
 
 
 if __name__ == "__main__":
-    main()
+    train_shapes_image()

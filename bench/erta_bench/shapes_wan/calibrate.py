@@ -2,8 +2,8 @@
 
 It is the profile of the demo's setting, 50 steps of `WanPipeline` with its flow-matching Euler
 scheduler, over all calibration prompts. A few plans of ERTACache and of every edge cost, each with
-what stands in for it, are then replayed on these prompts, so that a budget may be given in dB.
-Seconds are left out, since they are those of one machine. Make it again after retraining.
+its predictor, are then replayed on these prompts, so that a budget may be given in dB. Seconds are
+left out, since they are those of one machine. Make the profile again after retraining.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from erta_bench.core.variants import PROFILE as HERE
-from erta_bench.core.variants import Spec, placed
+from erta_bench.setting import PROFILE as HERE
+from erta_bench.setting import Spec, build_policy
 from erta_framework import Profile, ProgressBar
 from erta_framework.budgets import ReplaySetting, measure
 from erta_framework.config import build_policies
@@ -31,10 +31,10 @@ PLANNED: Mapping[str, tuple[Spec, ...]] = {
     "corrected": ("residual_reuse", {"error_linearizer": {"profile": HERE}}),
     "forecast": ("forecaster",),
 }
-"""What stands in beside each edge cost."""
+"""The predictor of each edge cost."""
 
 
-def main(arguments: list[str] | None = None) -> Path:
+def calibrate_shapes_wan(arguments: list[str] | None = None) -> Path:
     """Calibrate through the pipeline, replay plans, and write the profile."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=50)
@@ -46,10 +46,10 @@ def main(arguments: list[str] | None = None) -> Path:
     (profiler,) = build_policies(["residual_profiler"])
     sampler = model.pipeline_sampler(callbacks=[ProgressBar()], num_steps=options.steps)
     profile = sampler.calibrate(model, prompts, seed=SEED, profiler=profiler)
-    return with_plans(profile, model, prompts).save(options.output)
+    return add_plans(profile, model, prompts).save(options.output)
 
 
-def with_plans(profile: Profile, model: ShapesWan, prompts: Sequence[str]) -> Profile:
+def add_plans(profile: Profile, model: ShapesWan, prompts: Sequence[str]) -> Profile:
     """The profile with plans that were replayed on these prompts."""
     steps = int(profile.fingerprint["num_steps"])
     setting = ReplaySetting(
@@ -63,14 +63,14 @@ def with_plans(profile: Profile, model: ShapesWan, prompts: Sequence[str]) -> Pr
     )
     calls = sorted({max(2, round(part * steps)) for part in PARTS})
     recipes: list[tuple[Spec, ...]] = [({"ertacache": {"profile": HERE, "calls": steps}},)]
-    for cost, beside in PLANNED.items():
+    for cost, predictor in PLANNED.items():
         options = {"profile": HERE, "budget": {"calls": steps}, "cost": cost}
-        recipes.append(({"planned_schedule": options}, *beside))
+        recipes.append(({"planned_schedule": options}, *predictor))
     for recipe in recipes:
-        policies = [placed(spec, profile) for spec in recipe]
+        policies = [build_policy(spec, profile) for spec in recipe]
         profile = measure(setting, policies, steps, calls).untimed().added_to(profile)
     return profile
 
 
 if __name__ == "__main__":
-    print(main())
+    print(calibrate_shapes_wan())

@@ -1,4 +1,4 @@
-"""Proof that shapes-wan learned: `python -m erta_bench.shapes_wan.check`.
+"""Checks that shapes-wan learned: `python -m erta_bench.shapes_wan.check`.
 
 Renders prompts with the shipped weights, 50 steps and classifier-free guidance, and reads from the
 pixels whether colour, shape and direction of motion are what the prompt asked for. The same
@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from erta_bench.core.report import Bench, Row
+from erta_bench.core import Bench, Row, Value
+from erta_bench.setting import describe_model
 from erta_framework import CFG, ProgressBar, Sampler
 from erta_integrations.shapes_wan.accuracy import Accuracy, accuracy
 from erta_integrations.shapes_wan.data import (
@@ -80,14 +81,14 @@ class Check:
         ]
 
 
-def chosen_prompts(count: int) -> list[str]:
+def choose_prompts(count: int) -> list[str]:
     """`count` prompts: every one of the 72 once, in a fixed shuffled order, then all again."""
     every = all_prompts()
     order = torch.randperm(len(every), generator=torch.Generator().manual_seed(0)).tolist()
     return [every[order[k % len(every)]] for k in range(count)]
 
 
-def check(
+def check_model(
     model: ShapesWan,
     count: int = 144,
     *,
@@ -106,7 +107,7 @@ def check(
         seed: Video k is drawn from the noise of `seed + k`.
         progress: Show a progress bar.
     """
-    prompts = chosen_prompts(count)
+    prompts = choose_prompts(count)
     callbacks = [ProgressBar()] if progress else []
     sampler = Sampler(callbacks=callbacks, guidance=CFG(scale=scale), num_steps=steps)
     result = sampler.sample(model, prompts, seed=seed)
@@ -118,7 +119,7 @@ def check(
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def check_shapes_wan(arguments: Sequence[str] | None = None) -> int:
     """Command line of the check; the exit status is 1 below a target."""
     parser = argparse.ArgumentParser(
         prog="python -m erta_bench.shapes_wan.check", description=__doc__
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.weights.is_file():
         parser.error(f"--weights: there is no file {options.weights}")
     model = load_model(options.weights)
-    found = check(
+    found = check_model(
         model,
         options.prompts,
         steps=options.steps,
@@ -144,8 +145,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         progress=True,
     )
     console = Console()
-    settings = {
-        **{f"model.{key}": value for key, value in model.fingerprint().items()},
+    settings: dict[str, Value] = {
+        **describe_model(model),
         "steps": options.steps,
         "guidance_scale": options.scale,
         "seed": options.seed,
@@ -159,4 +160,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(check_shapes_wan())

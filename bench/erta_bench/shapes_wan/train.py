@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erta_bench.shapes_wan.training import Options, options_from, run, shifted_sigmas
+from erta_bench.training import TrainingOptions, draw_shifted_sigmas, parse_options, train_model
 from erta_integrations.shapes_wan.data import random_scenes, render, tokenize
 from erta_integrations.shapes_wan.model import WEIGHTS, ShapesWan, default_device, save_weights
 
 SHIFT, DROPOUT = 3.0, 0.1
-DEFAULTS = Options(folder=Path("runs/shapes-wan"), output=WEIGHTS)
+DEFAULTS = TrainingOptions(folder=Path("runs/shapes-wan"), output=WEIGHTS)
 
 
-def flow_matching_loss(
-    model: ShapesWan, options: Options, step: int, device: torch.device
+def compute_flow_loss(
+    model: ShapesWan, options: TrainingOptions, step: int, device: torch.device
 ) -> Tensor:
     """Mean squared velocity error on a batch that follows from (seed, step) alone.
 
@@ -33,7 +33,7 @@ def flow_matching_loss(
     video = render(scenes)
     tokens = tokenize(scenes.prompts())
     tokens[torch.rand(options.batch, generator=generator) < DROPOUT] = 0
-    sigma = shifted_sigmas(options.batch, SHIFT, generator)
+    sigma = draw_shifted_sigmas(options.batch, SHIFT, generator)
     noise = torch.randn(video.shape, generator=generator)
     video, tokens, sigma, noise = (t.to(device) for t in (video, tokens, sigma, noise))
     level = sigma.reshape(-1, 1, 1, 1, 1)
@@ -43,15 +43,15 @@ def flow_matching_loss(
     return loss
 
 
-def train(options: Options) -> None:
-    """Train (or continue), and write the weights at the end."""
-    run(options, ShapesWan, flow_matching_loss, save_weights, default_device())
+def train(options: TrainingOptions) -> None:
+    """Train or continue, and write the weights at the end."""
+    train_model(options, ShapesWan, compute_flow_loss, save_weights, default_device())
 
 
-def main() -> None:
+def train_shapes_wan() -> None:
     """Command line of the training script."""
-    train(options_from(DEFAULTS, __doc__))
+    train(parse_options(DEFAULTS, __doc__))
 
 
 if __name__ == "__main__":
-    main()
+    train_shapes_wan()

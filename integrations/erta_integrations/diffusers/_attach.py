@@ -138,7 +138,7 @@ class Attachment:
             InputError: There is no such request.
             MissingExtraError: matplotlib is not installed.
         """
-        from erta_framework.report import SchedulePlot, schedule_plot
+        from erta_framework.report import SchedulePlot, write_schedule_plot
 
         if not -len(self.traces) <= request < len(self.traces):
             raise InputError(f"there is no request {request} to plot, {len(self.traces)} were made")
@@ -149,7 +149,7 @@ class Attachment:
             [step.computed_for(sample) for step in trace.steps]
             for sample in range(trace.batch if trace.samples_differed else 0)
         ]
-        return schedule_plot(SchedulePlot(title, computed, samples=samples), path)
+        return write_schedule_plot(SchedulePlot(title, computed, samples=samples), path)
 
 
 def attach(

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from erta_framework import Policy, Profile, Samples, Seam
-from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework import Policy, Profile, Profiler, Samples, Seam
+from erta_framework.calibration import calibrate, describe_run, describe_samples
+from erta_framework.errors import CapabilityError, InputError
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.sampling import resolve_device
 from erta_integrations.diffusers._attach import attach
@@ -60,22 +58,19 @@ class PipelineRun:
             PolicyError: The profiler emitted nothing.
         """
         given = self._arguments(prompts, options)
-        with attach(self.pipe, [profiler], seam=self.seam) as run:
-            for number, prompt in enumerate(prompts):
-                run.prompts = [prompt]
-                self._call(prompt, seed + number, "latent", given, profiler.copies)
-        if not run.emitted:
-            raise PolicyError(f"{profiler!r} emitted no profile from on_session_end")
-        merged = run.profile()
-        if (after := profiler.following(merged)) is not None:
-            return self.calibrate(prompts, after, seed=seed, **options)
-        return merged.with_provenance(
+
+        def run(current: Profiler) -> Sequence[Profile]:
+            with attach(self.pipe, [current], seam=self.seam) as attached:
+                for number, prompt in enumerate(prompts):
+                    attached.prompts = [prompt]
+                    copies = current.calibration_copies
+                    self._call(prompt, seed + number, "latent", given, copies)
+            return attached.emitted
+
+        return calibrate(profiler, run).with_provenance(
             pipeline=f"{type(self.pipe).__name__} {self.source}",
-            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-            seeds=f"{seed}..{seed + len(prompts) - 1}",
-            date=datetime.now(UTC).date().isoformat(),
-            torch=torch.__version__,
-            machine=f"{platform.machine()} {self.pipe.device.type}",
+            **describe_samples(prompts, seed),
+            **describe_run(self.pipe.device),
         )
 
     def sample(

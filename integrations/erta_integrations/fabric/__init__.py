@@ -1,4 +1,9 @@
-"""Many devices and many machines: sampling jobs, and ranks that share one sample."""
+"""Many devices and many machines: sampling jobs, and ranks that share one sample.
+
+* `jobs`: many prompts in one folder, any number of processes; without Lightning.
+* `agreement`: ranks that compute one sample together.
+* This package: both, launched by Lightning Fabric, and a callback for a `LightningModule`.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +11,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from erta_integrations.fabric._callback import PolicyCallback
+    from erta_integrations.fabric._launch import FabricLauncher, build_fabric, sample_job, setup
     from erta_integrations.fabric.agreement import (
         Agreement,
         AgreementError,
         CFGParallel,
         Ledger,
-        agreed,
-        group_of,
+        add_agreement,
+        find_group,
     )
-    from erta_integrations.fabric.callback import PolicyCallback
-    from erta_integrations.fabric.launch import FabricLauncher, build, sample_job, setup
 
 __all__ = [
     "Agreement",
@@ -24,23 +29,20 @@ __all__ = [
     "FabricLauncher",
     "Ledger",
     "PolicyCallback",
-    "agreed",
-    "build",
-    "group_of",
+    "add_agreement",
+    "build_fabric",
+    "find_group",
     "sample_job",
     "setup",
 ]
 
-HOMES = {
-    "agreement": ("Agreement", "AgreementError", "CFGParallel", "Ledger", "agreed", "group_of"),
-    "callback": ("PolicyCallback",),
-    "launch": ("FabricLauncher", "build", "sample_job", "setup"),
-}
+LAUNCH = ("FabricLauncher", "build_fabric", "sample_job", "setup")
 
 
 def __getattr__(name: str) -> Any:
-    # lightning takes seconds to import, and the jobs themselves do without it
-    for module, names in HOMES.items():
-        if name in names:
-            return getattr(import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # lightning takes seconds to import, and `fabric.jobs` does without it
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    callback = "_callback" if name == "PolicyCallback" else "agreement"
+    home = "_launch" if name in LAUNCH else callback
+    return getattr(import_module(f"{__name__}.{home}"), name)

@@ -22,7 +22,7 @@ import diffusers
 from torch import Tensor
 
 from erta_framework import CFG, Sampler
-from erta_framework.sampling import FlowAdamsBashforth2
+from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_integrations.diffusers.bundled import PipelineModel, request
 from erta_integrations.diffusers.bundled import pipeline as model_pipeline
 from erta_integrations.shapes_wan.accuracy import shown

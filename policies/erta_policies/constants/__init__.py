@@ -1,5 +1,5 @@
 """Published constants, one JSON file a method, each with its source and licence."""
 
-from erta_policies.constants.load import models, published
+from erta_policies.constants._load import models, read_published
 
-__all__ = ["models", "published"]
+__all__ = ["models", "read_published"]

@@ -1,5 +1,5 @@
-"""DiCache: a shallow probe decides when to reuse and where between two residuals to be."""
+"""DiCache (arXiv 2508.17356): a shallow probe says when to reuse, and which residual."""
 
-from erta_policies.dicache.policy import DiCache, ProbeRule, TwoAnchors
+from erta_policies.dicache._policy import DiCache, ProbeRule, TwoAnchors
 
 __all__ = ["DiCache", "ProbeRule", "TwoAnchors"]

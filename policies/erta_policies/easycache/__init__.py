@@ -1,5 +1,5 @@
-"""EasyCache: skips while the predicted relative change of the output stays small."""
+"""EasyCache (arXiv 2507.02860): reuse while the predicted change of the output is small."""
 
-from erta_policies.easycache.policy import EasyCache
+from erta_policies.easycache._policy import EasyCache
 
 __all__ = ["EasyCache"]

@@ -1,19 +1,42 @@
 """ERTACache (arXiv 2508.21091) as four parts, a recipe over them, and their profilers."""
 
-from erta_policies.ertacache.adjuster import TimestepAdjuster
-from erta_policies.ertacache.linearizer import ErrorLinearizer
-from erta_policies.ertacache.predictor import ResidualReuse
-from erta_policies.ertacache.profiler import ResidualProfiler
-from erta_policies.ertacache.recipe import ERTACache
-from erta_policies.ertacache.replay import ReplayProfiler
-from erta_policies.ertacache.skip import SkipPolicy
+from erta_policies.ertacache._adjuster import TimestepAdjuster
+from erta_policies.ertacache._linearizer import ErrorLinearizer
+from erta_policies.ertacache._predictions import errors_on_arrival, predict_errors
+from erta_policies.ertacache._predictor import ResidualReuse
+from erta_policies.ertacache._profiler import ResidualProfiler
+from erta_policies.ertacache._recipe import ERTACache
+from erta_policies.ertacache._replay import ReplayProfiler
+from erta_policies.ertacache._schedule import solve_threshold, spread_evenly, walk
+from erta_policies.ertacache._skip import SkipPolicy
+from erta_policies.ertacache._statistics import (
+    KIND,
+    Signal,
+    affine_fit,
+    combined,
+    pair_errors,
+    per_sample,
+    presence,
+)
 
 __all__ = [
+    "KIND",
     "ERTACache",
     "ErrorLinearizer",
     "ReplayProfiler",
     "ResidualProfiler",
     "ResidualReuse",
+    "Signal",
     "SkipPolicy",
     "TimestepAdjuster",
+    "affine_fit",
+    "combined",
+    "errors_on_arrival",
+    "pair_errors",
+    "per_sample",
+    "predict_errors",
+    "presence",
+    "solve_threshold",
+    "spread_evenly",
+    "walk",
 ]

@@ -1,5 +1,5 @@
-"""First-block cache: skips the other blocks while the first one changes little."""
+"""First-block cache (ParaAttention): reuse the other blocks while the first one changes little."""
 
-from erta_policies.fbcache.policy import FBCache, FirstBlockRule, ProbeReuse
+from erta_policies.fbcache._policy import FBCache, FirstBlockRule, ProbeReuse
 
 __all__ = ["FBCache", "FirstBlockRule", "ProbeReuse"]

@@ -1,8 +1,9 @@
 """Fitted multistep reuse (ours): velocities fitted to the schedule that reuses them."""
 
-from erta_policies.fitted.profiler import FittedProfiler
-from erta_policies.fitted.recipe import FittedReuse
-from erta_policies.fitted.schedule import FittedSchedule
-from erta_policies.fitted.velocity import FittedVelocity
+from erta_policies.fitted._profiler import FittedProfiler
+from erta_policies.fitted._recipe import FittedReuse
+from erta_policies.fitted._schedule import FittedSchedule
+from erta_policies.fitted._table import FittedTable
+from erta_policies.fitted._velocity import FittedVelocity
 
-__all__ = ["FittedProfiler", "FittedReuse", "FittedSchedule", "FittedVelocity"]
+__all__ = ["FittedProfiler", "FittedReuse", "FittedSchedule", "FittedTable", "FittedVelocity"]

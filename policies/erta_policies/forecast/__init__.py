@@ -1,6 +1,6 @@
-"""Forecasts of the network's output from several earlier evaluations."""
+"""Forecasts of a reused output from several earlier evaluations of the network."""
 
-from erta_policies.forecast.coefficients import adams, hermite, newton, taylor
-from erta_policies.forecast.policy import Forecaster, MeanVelocity
+from erta_policies.forecast._coefficients import adams, hermite, newton, taylor
+from erta_policies.forecast._policy import Forecaster, MeanVelocity, sum_weighted
 
-__all__ = ["Forecaster", "MeanVelocity", "adams", "hermite", "newton", "taylor"]
+__all__ = ["Forecaster", "MeanVelocity", "adams", "hermite", "newton", "sum_weighted", "taylor"]

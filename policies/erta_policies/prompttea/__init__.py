@@ -1,10 +1,11 @@
-"""PromptTea (arXiv 2507.06739): thresholds from prompts, changes from the timestep, one branch."""
+"""PromptTea (arXiv 2507.06739): thresholds from prompts, changes from timesteps, one branch."""
 
-from erta_policies.prompttea.profilers import CodebookProfiler, PromptProfiler, RegressionProfiler
-from erta_policies.prompttea.recipe import PromptTea
-from erta_policies.prompttea.rule import PromptTeaRule
-from erta_policies.prompttea.substitute import BranchSubstitute
-from erta_policies.prompttea.threshold import PromptThreshold
+from erta_policies.prompttea._profilers import CodebookProfiler, RegressionProfiler
+from erta_policies.prompttea._prompt_profiler import PromptProfiler
+from erta_policies.prompttea._recipe import PromptTea
+from erta_policies.prompttea._rule import PromptTeaRule
+from erta_policies.prompttea._substitute import BranchSubstitute
+from erta_policies.prompttea._threshold import PromptThreshold
 
 __all__ = [
     "BranchSubstitute",

@@ -184,8 +184,8 @@ def test_a_request_is_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shown = []
     from erta_framework import report as media
 
-    real = media.schedule_plot
-    monkeypatch.setattr(media, "schedule_plot", lambda p, path: shown.append(p) or real(p, path))
+    name, real = "write_schedule_plot", media.write_schedule_plot
+    monkeypatch.setattr(media, name, lambda p, path: shown.append(p) or real(p, path))
     with erta.attach(pipe, "skip_policy", steps=(0, 2)) as run:
         with pytest.raises(InputError, match="no request -1 to plot, 0 were made"):
             run.plot(tmp_path / "none.png")

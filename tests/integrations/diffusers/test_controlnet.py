@@ -18,8 +18,17 @@ from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.network import find_networks
 from erta_policies.ertacache import SkipPolicy
-from tiny_pipelines import FAMILIES, Family, counted, drawn, flow
-from tiny_pipelines.family import image_vae, made, pipeline, with_extra
+from tiny_pipelines import (
+    FAMILIES,
+    Family,
+    build_image_vae,
+    build_model,
+    build_pipeline,
+    combine_inputs,
+    counted,
+    drawn,
+    flow,
+)
 
 EVERY = SkipPolicy(every=1)
 SOME = SkipPolicy(steps=(0, 2))  # and the last
@@ -39,12 +48,12 @@ def flux_controlnet() -> Any:
         "pooled_projection_dim": 32,
         "axes_dims_rope": (4, 4, 8),
     }
-    return pipeline(
+    return build_pipeline(
         "FluxControlNetPipeline",
         scheduler=flow(),
         transformer=flux.transformer,
-        controlnet=made("FluxControlNetModel", **config),
-        vae=image_vae(),
+        controlnet=build_model("FluxControlNetModel", **config),
+        vae=build_image_vae(),
     )
 
 
@@ -53,7 +62,7 @@ KINDS: dict[str, Family] = {
     "flux": replace(
         FAMILIES["flux"],
         build=flux_controlnet,
-        inputs=with_extra(
+        inputs=combine_inputs(
             FAMILIES["flux"].inputs,
             lambda batch: {"control_image": drawn(batch, 3, 8, 8).sigmoid()},
         ),

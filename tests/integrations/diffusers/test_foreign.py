@@ -15,14 +15,13 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
-from erta_framework import Interval, Policy, hookimpl
+from erta_framework import Interval, Policy, Traits, hookimpl
 from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.session import Trace
 from erta_integrations.diffusers import attach
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
-from tiny_pipelines import FAMILIES, drawn
-from tiny_pipelines.more_video import skyreels
+from tiny_pipelines import FAMILIES, build_skyreels, drawn
 
 SOME = SkipPolicy(steps=(0, 2))
 STEPS = 6
@@ -450,7 +449,7 @@ def test_a_grid_that_holds_its_end_has_one_step_less() -> None:
 
 def test_diffusion_forcing_is_refused() -> None:
     """Every frame has a copy of the scheduler, which is at another step than the others."""
-    pipe = skyreels("SkyReelsV2DiffusionForcingPipeline")
+    pipe = build_skyreels("SkyReelsV2DiffusionForcingPipeline")
     family = FAMILIES["skyreels-v2"]
     plain = family.run(pipe, steps=2, prompt=None)
     with (
@@ -507,7 +506,7 @@ def test_times_as_fractions() -> None:
 class Halves(Policy):
     """Ends each step a little early."""
 
-    requires = frozenset({"first_order"})
+    traits = Traits(requires=frozenset({"first_order"}))
 
     @hookimpl
     def adjust_interval(self, step: Any, answers: Any) -> Interval | None:

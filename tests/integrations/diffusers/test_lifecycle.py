@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, hookimpl
+from erta_framework import Call, Policy, Traits, hookimpl
 from erta_framework.errors import CapabilityError, ConflictError, PolicyError, ProtocolError
 from erta_integrations.diffusers import attach
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
@@ -514,7 +514,7 @@ def fresh_of(pipe: Any, run: Any) -> Tensor:
 class Doubles(Policy):
     """Doubles every prediction, computed or not."""
 
-    corrects_computed = True
+    traits = Traits(corrects_computed=True)
 
     @hookimpl(wrapper=True)
     def forward(self) -> Any:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Engine, FlowEuler, Interval, Policy, Request, SamplingLoop, Schedule
-from erta_framework.sampling import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.network import bound, latents_of, time_of, unwrapped
 from erta_integrations.diffusers.pipeline._schedulers import read_schedule

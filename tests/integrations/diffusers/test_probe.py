@@ -14,14 +14,13 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, hookimpl
+from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach, inspect
 from erta_integrations.diffusers.trunk import discover
 from erta_integrations.diffusers.trunk._signals import attention_of
 from erta_policies.ertacache import SkipPolicy
-from tiny_pipelines import FAMILIES, flow
-from tiny_pipelines.family import filled
+from tiny_pipelines import FAMILIES, fill_zeros, flow
 
 STEPS = 6
 PROBED = ("wan-euler", "wan22", "wan-i2v", "flux-true-cfg", "qwen-image", "sd3", "cogvideox",
@@ -41,11 +40,11 @@ class Probing(Policy):
     seen: Any = None
 
     @property
-    def requires(self) -> frozenset[str]:
-        return frozenset(f"signal:probe:{depth}" for depth in self.depths)
-
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    def traits(self) -> Traits:
+        return Traits(
+            requires=frozenset(f"signal:probe:{depth}" for depth in self.depths),
+            memory=Needs(evaluations=1),
+        )
 
     def look(self, step: Step, call: Call) -> None:
         for depth in self.depths:
@@ -81,7 +80,7 @@ def deeper(name: str, **layers: int) -> Any:
     pipe = FAMILIES[name].build()
     config = {k: v for k, v in pipe.transformer.config.items() if not k.startswith("_")}
     torch.manual_seed(3)
-    pipe.transformer = filled(type(pipe.transformer).from_config({**config, **layers}))
+    pipe.transformer = fill_zeros(type(pipe.transformer).from_config({**config, **layers}))
     return pipe
 
 
@@ -163,8 +162,7 @@ def test_a_reused_call_runs_the_probed_block_and_no_other(name: str) -> None:
 class SkipEvery(Policy):
     """Reuses every second step without a probe."""
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(memory=Needs(evaluations=1))
 
     @hookimpl
     def decide(self, step: Step) -> Decision:

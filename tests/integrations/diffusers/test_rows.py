@@ -7,8 +7,8 @@ import re
 import pytest
 import torch
 
-from erta_framework import Policy, Reuse, hookimpl
-from erta_framework.session._session import WHOLE
+from erta_framework import Policy, Reuse, Traits, hookimpl
+from erta_framework.session import UNDIVIDED as WHOLE
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.network import (
     as_tensor,
@@ -30,7 +30,7 @@ SCHEDULES = ((0, 2, 5), (0, 1, 2, 3, 5), (0, 2, 5), (0, 2, 3, 5))
 class Listed(Policy):
     """Sample k of the prompts computes at the steps listed for it, in every copy of it."""
 
-    per_sample = True
+    traits = Traits(decides="sample")
     steps: tuple[tuple[int, ...], ...] = ()
 
     @hookimpl
@@ -119,8 +119,8 @@ def test_what_each_sample_got_is_shown(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from erta_framework import report as media
 
-    shown, real = [], media.schedule_plot
-    monkeypatch.setattr(media, "schedule_plot", lambda p, path: shown.append(p) or real(p, path))
+    name, shown, real = "write_schedule_plot", [], media.write_schedule_plot
+    monkeypatch.setattr(media, name, lambda p, path: shown.append(p) or real(p, path))
     family = FAMILIES["wan-euler"]
     pipe = family.build()
     with attach(pipe, [Listed(steps=SCHEDULES[:3])]) as run:

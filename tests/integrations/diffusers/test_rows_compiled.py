@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from erta_framework import Policy, Reuse, hookimpl
+from erta_framework import Policy, Reuse, Traits, hookimpl
 from erta_integrations.diffusers import attach
 from tiny_pipelines import FAMILIES, Family
 
@@ -21,7 +21,7 @@ SIZES = (3, 1, 3, 2, 3)
 class Listed(Policy):
     """Sample k of the prompts computes at the steps listed for it, in every copy of it."""
 
-    per_sample = True
+    traits = Traits(decides="sample")
 
     @hookimpl
     def decide(self, step: Any, call: Any) -> Reuse:

@@ -11,7 +11,7 @@ from diffusers.hooks import sea_cache
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
-from erta_policies.seacache import SeaCache, mixing_at, sea_filtered
+from erta_policies.seacache import SeaCache, apply_sea_filter, mixing_at
 from tiny_pipelines import FAMILIES, counted
 
 STEPS = 16
@@ -22,7 +22,7 @@ STEPS = 16
 @pytest.mark.parametrize("size", [(16, 3, 8, 12), (4, 1, 5, 7)])
 def test_the_filter_is_that_of_diffusers(sigma, power, size):
     latents = torch.randn(2, *size, generator=torch.Generator().manual_seed(0))
-    ours = sea_filtered(latents, *mixing_at(sigma, "flow"), power)
+    ours = apply_sea_filter(latents, *mixing_at(sigma, "flow"), power)
     for k in range(2):
         theirs = sea_cache._apply_sea_filter(latents[k].movedim(0, -1), sigma, power)
         torch.testing.assert_close(ours[k], theirs.movedim(-1, 0), rtol=2e-4, atol=2e-4)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_bench.core.syncs import SyncCounter
+from erta_bench.overhead import SyncCounter
 from erta_framework import Call, Compute, Decision, Policy, Reuse, hookimpl
 from erta_framework.config import build_policies
 from erta_integrations.diffusers import attach

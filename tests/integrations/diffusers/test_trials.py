@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool3d
 
-from erta_framework import Policy, hookimpl
+from erta_framework import Policy, Traits, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach
 from tiny_pipelines import FAMILIES, counted
@@ -19,7 +19,7 @@ STEPS = 4
 class Repeats(Policy):
     """Repeats the step before: its latents, at its time."""
 
-    requires = frozenset({"trial"})
+    traits = Traits(requires=frozenset({"trial"}))
     pairs: list = None  # type: ignore[assignment]
 
     @hookimpl(wrapper=True)
@@ -56,7 +56,7 @@ def test_an_earlier_call_is_repeated_exactly(name: str) -> None:
 
 def test_a_later_time_is_refused_because_nobody_knows_what_to_tell() -> None:
     class Ahead(Policy):
-        requires = frozenset({"trial"})
+        traits = Traits(requires=frozenset({"trial"}))
 
         @hookimpl(wrapper=True)
         def forward(self, step, call):
@@ -80,7 +80,7 @@ def test_smaller_latents_go_through_a_network_that_takes_any_size() -> None:
     shapes = []
 
     class Smaller(Policy):
-        requires = frozenset({"trial"})
+        traits = Traits(requires=frozenset({"trial"}))
 
         @hookimpl(wrapper=True)
         def forward(self, call):
@@ -98,7 +98,7 @@ def test_smaller_latents_go_through_a_network_that_takes_any_size() -> None:
 class Shrinks(Policy):
     """Tries every other place of the latents' grid, and keeps what it got."""
 
-    requires = frozenset({"trial", "trial:resized"})
+    traits = Traits(requires=frozenset({"trial", "trial:resized"}))
     found: list = None  # type: ignore[assignment]
 
     @hookimpl(wrapper=True)

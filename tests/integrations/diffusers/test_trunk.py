@@ -25,6 +25,7 @@ from erta_framework import (
     Seam,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, InputError, ProtocolError
@@ -230,7 +231,7 @@ def test_the_head_is_told_the_current_time_on_reused_steps() -> None:
 class Watch(Policy):
     """Reuses every other step, and keeps what it saw of the calls and signals."""
 
-    requires = frozenset({"signal:modulated_input", "signal:timestep_embedding"})
+    traits = Traits(requires=frozenset({"signal:modulated_input", "signal:timestep_embedding"}))
     reason: str = "watch"
 
     @hookimpl
@@ -330,7 +331,7 @@ def test_a_policy_that_runs_the_network_itself_gets_the_true_output(
 class Scales(Policy):
     """Changes what was computed, also on the very first call."""
 
-    corrects_computed = True
+    traits = Traits(corrects_computed=True)
     factor: float = 1.0
 
     @hookimpl(wrapper=True)

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from erta_framework.errors import InputError
-from erta_integrations.fabric.callback import PolicyCallback
+from erta_integrations.fabric import PolicyCallback
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES
 

@@ -21,9 +21,7 @@ import torch
 
 from erta_framework.errors import InputError
 from erta_framework.jobs import JobConfig, JobRequest, Summary
-from erta_integrations.fabric.jobs import Item, Made, Store, run_job
-from erta_integrations.fabric.jobs import runner as runner_module
-from erta_integrations.fabric.jobs import store as store_module
+from erta_integrations.fabric.jobs import Item, SampledItem, Store, _runner, _store, run_job
 
 LIMIT = 60.0
 """Seconds after which whatever a test started is killed."""
@@ -50,14 +48,16 @@ class Toy:
         os.write(handle, "".join(f"{word} {item.index}\n" for item in items).encode())
         os.close(handle)
 
-    def sample(self, items: Sequence[Item]) -> list[Made]:
+    def sample(self, items: Sequence[Item]) -> list[SampledItem]:
         self.note("begin", items)
         time.sleep(self.seconds * len(items))
         broken = [item.index for item in items if item.index in self.bad]
         if broken:
             raise ValueError(f"cannot sample {broken}")
         return [
-            Made({"sample": expected(item)}, {"index": item.index, "trace": {}}, self.seconds)
+            SampledItem(
+                {"sample": expected(item)}, {"index": item.index, "trace": {}}, self.seconds
+            )
             for item in items
         ]
 
@@ -198,7 +198,7 @@ def test_killed_in_the_middle_of_a_write(tmp_path, moment):
     work, folder, count = Toy(tmp_path / "log"), tmp_path / "job", 5
 
     def die() -> None:
-        real, written = store_module.os.replace, []
+        real, written = _store.os.replace, []
 
         def replace(source, target):
             if target.suffix != ".safetensors":
@@ -214,9 +214,9 @@ def test_killed_in_the_middle_of_a_write(tmp_path, moment):
             if len(written) == 2 and moment == "half written":
                 half_written(handle)
 
-        store_module.os.replace = replace
+        _store.os.replace = replace
         if moment == "half written":
-            store_module.os.fsync = fsync
+            _store.os.fsync = fsync
         take_part(folder, work, count)
 
     assert await_all([fork(die)]) == [-signal.SIGKILL]
@@ -337,9 +337,9 @@ def test_a_full_disk_stops_the_worker_and_keeps_what_is_done(tmp_path, monkeypat
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", full_at(2))
-        patch.setattr(runner_module.Claims, "fail", no_failures)
-        usage = runner_module.shutil.disk_usage(tmp_path)._replace(free=100)
-        patch.setattr(runner_module.shutil, "disk_usage", lambda _: usage)
+        patch.setattr(_runner.Claims, "fail", no_failures)
+        usage = _runner.shutil.disk_usage(tmp_path)._replace(free=100)
+        patch.setattr(_runner.shutil, "disk_usage", lambda _: usage)
         summary = take_part(tmp_path / "job", work, 5)
     assert (summary.done, [index for index, _ in summary.failed]) == (2, [2])
     assert "100 bytes free" in summary.failed[0][1]

@@ -16,14 +16,14 @@ from typer.testing import CliRunner
 
 from erta_framework import Sampler, Samples, Trace
 from erta_framework.cli import app
-from erta_framework.cli.jobs import fabric_of
+from erta_framework.cli._jobs import merge_fabric
 from erta_framework.config import load_config
 from erta_framework.errors import CapabilityError, ConfigError, InputError, PolicyError
 from erta_framework.jobs import CalibrationRequest, FabricConfig, JobConfig, JobRequest
 from erta_framework.testing._toys import AffineFlow
-from erta_integrations.fabric import FabricLauncher, build, sample_job, setup
-from erta_integrations.fabric.jobs import Item, PipelineWork, Store
-from erta_integrations.fabric.launch import precision_of, processes
+from erta_integrations.fabric import FabricLauncher, build_fabric, sample_job, setup
+from erta_integrations.fabric._launch import read_launch, to_precision
+from erta_integrations.fabric.jobs import Item, PipelineSource, Store
 
 ONE = FabricConfig(accelerator="cpu", devices=1)
 
@@ -55,7 +55,7 @@ def test_a_job_gives_what_the_sampler_gives(tmp_path):
 
 
 def test_a_job_with_a_fabric_of_ones_own(tmp_path):
-    fabric = build(ONE)
+    fabric = build_fabric(ONE)
     fabric.launch()
     request = JobRequest(prompts=["a", "b"], output=tmp_path / "job", quiet=True)
     sampler = Sampler(num_steps=3, accelerator="cpu")
@@ -67,7 +67,7 @@ def test_a_job_with_a_fabric_of_ones_own(tmp_path):
 
 
 def test_setup_moves_a_model_and_does_not_wrap_it():
-    fabric = build(FabricConfig(accelerator="cpu", devices=1, strategy="ddp"))
+    fabric = build_fabric(FabricConfig(accelerator="cpu", devices=1, strategy="ddp"))
     model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
     found = setup(fabric, model)
     assert found is model
@@ -109,7 +109,7 @@ def test_a_strategy_that_shares_a_sample_is_refused():
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import FSDPStrategy
 
-    from erta_integrations.fabric.launch import require_whole_samples
+    from erta_integrations.fabric._launch import require_whole_samples
 
     fabric = SimpleNamespace(strategy=object.__new__(FSDPStrategy))
     with pytest.raises(CapabilityError, match="FSDPStrategy shares one model among ranks"):
@@ -118,9 +118,9 @@ def test_a_strategy_that_shares_a_sample_is_refused():
 
 
 def test_precision_is_fabrics(tmp_path):
-    fabric = build(FabricConfig(accelerator="cpu", precision="bf16-mixed"))
-    assert precision_of(fabric) == "bf16-mixed"
-    assert precision_of(build(ONE)) == "32"
+    fabric = build_fabric(FabricConfig(accelerator="cpu", precision="bf16-mixed"))
+    assert to_precision(fabric) == "bf16-mixed"
+    assert to_precision(build_fabric(ONE)) == "32"
 
 
 @pytest.mark.parametrize(
@@ -138,16 +138,16 @@ def test_precision_is_fabrics(tmp_path):
 def test_a_launcher_outside_says_how_many(monkeypatch, environment, expected):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert processes() == expected
+    assert read_launch() == expected
 
 
 def test_fabric_run_may_not_be_contradicted(monkeypatch):
     monkeypatch.setenv("LT_CLI_USED", "1")
     monkeypatch.setenv("LT_DEVICES", "1")
     monkeypatch.setenv("LT_ACCELERATOR", "cpu")
-    assert build(FabricConfig()).world_size == 1
+    assert build_fabric(FabricConfig()).world_size == 1
     with pytest.raises(ConfigError, match="conflicts with the value"):
-        build(FabricConfig(devices=2))
+        build_fabric(FabricConfig(devices=2))
 
 
 def test_calibration_of_one_rank_is_that_of_the_sampler():
@@ -171,13 +171,13 @@ def test_calibration_of_one_rank_is_that_of_the_sampler():
 # ----------------------------------------------------------------------------- command line
 def test_outer_keys_complete_the_section():
     config = load_config(None, ["accelerator=cpu", "devices=2", "fabric.devices=3"])
-    assert fabric_of(config) == FabricConfig(accelerator="cpu", devices=3)
-    assert fabric_of(load_config(None, ["precision=bf16-mixed"])).precision == "bf16-mixed"
-    assert fabric_of(load_config()) == FabricConfig()
+    assert merge_fabric(config) == FabricConfig(accelerator="cpu", devices=3)
+    assert merge_fabric(load_config(None, ["precision=bf16-mixed"])).precision == "bf16-mixed"
+    assert merge_fabric(load_config()) == FabricConfig()
 
 
 def test_a_file_of_requests_is_a_job(tmp_path, monkeypatch):
-    from erta_framework.cli import jobs
+    from erta_framework.cli import _jobs as jobs
 
     monkeypatch.setattr(jobs, "load_model", lambda name: AffineFlow())
     monkeypatch.chdir(tmp_path)
@@ -203,7 +203,7 @@ def test_a_file_of_requests_is_a_job(tmp_path, monkeypatch):
 
 
 def test_one_device_without_requests_is_no_job(tmp_path, monkeypatch):
-    from erta_framework.cli import runs
+    from erta_framework.cli import _sample as runs
 
     monkeypatch.setattr(runs, "load_model", lambda name: AffineFlow())
     monkeypatch.setattr(runs, "sample_job", lambda *_: pytest.fail("a job"))
@@ -236,16 +236,16 @@ def test_a_pipeline_samples_requests_with_their_settings():
 
     run = FakeRun()
     base = SkipPolicy(every=2)
-    work = PipelineWork(run, [base], {"steps": 9, "height": None, "guidance": 2.0})
-    assert work.identity()["options"] == {"guidance": 2.0, "steps": 9}
-    (made,) = work.sample([Item(0, "a", 5, {"steps": 4, "frames": 3})])
+    source = PipelineSource(run, [base], {"steps": 9, "height": None, "guidance": 2.0})
+    assert source.identity()["options"] == {"guidance": 2.0, "steps": 9}
+    (made,) = source.sample([Item(0, "a", 5, {"steps": 4, "frames": 3})])
     assert run.asked == [(["a"], (base,), 5, {"steps": 4, "guidance": 2.0, "frames": 3})]
     assert made.tensors["sample"].tolist() == [5.0, 5.0]
     assert made.facts["settings"]["options"] == {"frames": 3, "guidance": 2.0, "steps": 4}
-    work.sample([Item(0, "a", 5, {"policies": [{"skip_policy": {"every": 3}}]})])
+    source.sample([Item(0, "a", 5, {"policies": [{"skip_policy": {"every": 3}}]})])
     assert repr(run.asked[1][1]) == repr((SkipPolicy(every=3),))
     with pytest.raises(ConfigError, match=r"request.height is 'tall'"):
-        work.check({"height": "tall"})
+        source.check({"height": "tall"})
 
 
 # ----------------------------------------------------------------------------------- imports

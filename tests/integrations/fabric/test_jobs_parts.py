@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -21,18 +22,19 @@ from erta_integrations.fabric.jobs import (
     Claim,
     Claims,
     Item,
-    Reporter,
-    SamplerWork,
+    ProgressWatch,
+    SamplerSource,
     Store,
     Tally,
-    Watch,
     Worker,
+    WorkerLog,
+    _store,
     load_items,
+    open_folder,
+    show_progress,
+    write_manifest,
 )
-from erta_integrations.fabric.jobs import store as store_module
-from erta_integrations.fabric.jobs.manifest import Log, finish
-from erta_integrations.fabric.jobs.prompts import digest
-from erta_integrations.fabric.jobs.store import open_folder
+from erta_integrations.fabric.jobs._prompts import hash_items
 
 CPU = torch.device("cpu")
 LINES = """{"prompt": "one"}
@@ -42,16 +44,16 @@ LINES = """{"prompt": "one"}
 """
 
 
-def work(**options) -> SamplerWork:
+def source(**options) -> SamplerSource:
     options = {"num_steps": 4, "accelerator": "cpu", **options}
-    return SamplerWork(Sampler(**options), AffineFlow(), CPU)
+    return SamplerSource(Sampler(**options), AffineFlow(), CPU)
 
 
 # ---------------------------------------------------------------------------------- prompts
 def test_requests_have_their_own_seed_and_settings(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text(LINES)
-    items = load_items(path, 10, work().known, work().check)
+    items = load_items(path, 10, source().known, source().check)
     assert items == (
         Item(0, "one", 10),
         Item(1, "two", 99, {"steps": 3}),
@@ -93,12 +95,12 @@ def test_a_wrong_line_is_named_before_anything_is_sampled(tmp_path, line, messag
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "fine"}\n' + line + "\n")
     with pytest.raises(InputError, match=message):
-        load_items(path, 0, work().known, work().check)
+        load_items(path, 0, source().known, source().check)
 
 
 def test_a_scale_needs_guidance():
     with pytest.raises(ConfigError, match=r"guidance is 2.0, a scale, but .*NoGuidance"):
-        work(guidance=NoGuidance()).check({"guidance": 2.0})
+        source(guidance=NoGuidance()).check({"guidance": 2.0})
 
 
 def test_no_prompts(tmp_path):
@@ -113,19 +115,19 @@ def test_no_prompts(tmp_path):
 
 def test_the_digest_sees_prompts_seeds_and_settings():
     a, b = Item(0, "a", 0), Item(1, "b", 1)
-    base = digest([a, b])
+    base = hash_items([a, b])
     changed = (Item(1, "c", 1), Item(1, "b", 2), Item(1, "b", 1, {"steps": 2}))
     others = [[a], *([a, other] for other in changed)]
-    assert len({base, *map(digest, others)}) == 5
-    assert digest([a, b]) == base
+    assert len({base, *map(hash_items, others)}) == 5
+    assert hash_items([a, b]) == base
 
 
-# ------------------------------------------------------------------------------------- work
+# ----------------------------------------------------------------------------------- source
 def test_overrides_give_what_a_sampler_with_them_gives():
     item = Item(
         0, "a cat", 5, {"steps": 7, "guidance": 1.25, "policies": [{"skip_policy": {"every": 2}}]}
     )
-    (made,) = work().sample([item])
+    (made,) = source().sample([item])
     from erta_policies.ertacache import SkipPolicy
 
     sampler = Sampler(
@@ -141,7 +143,7 @@ def test_overrides_give_what_a_sampler_with_them_gives():
 
 def test_requests_without_overrides_use_the_sampler_as_it_is():
     sigmas = (1.0, 0.7, 0.2)
-    given = work(sigmas=sigmas, solver=FlowEuler(shift=2.0))
+    given = source(sigmas=sigmas, solver=FlowEuler(shift=2.0))
     (made,) = given.sample([Item(0, "a", 1, {"guidance": 2.0})])
     expected = Sampler(
         sigmas=sigmas, solver=FlowEuler(shift=2.0), guidance=CFG(scale=2.0), accelerator="cpu"
@@ -151,7 +153,7 @@ def test_requests_without_overrides_use_the_sampler_as_it_is():
 
 def test_the_job_decides_what_is_a_batch():
     items = [Item(k, f"prompt {k}", k) for k in range(3)]
-    made = work(batch_size=1).sample(items)
+    made = source(batch_size=1).sample(items)
     expected = Sampler(num_steps=4, accelerator="cpu").sample(
         AffineFlow(), [item.prompt for item in items]
     )
@@ -167,12 +169,13 @@ def test_a_profile_is_known_by_its_digest(tmp_path):
     profile = sampler.calibrate(AffineFlow(), ["a", "b"], profiler=ResidualProfiler())
     paths = [profile.save(tmp_path / name) for name in ("one.st", "two.st")]
     identities = [
-        work(policies=[ERTACache(profile=given, calls=2)]).identity() for given in (profile, *paths)
+        source(policies=[ERTACache(profile=given, calls=2)]).identity()
+        for given in (profile, *paths)
     ]
     assert identities[0] == identities[1] == identities[2]
     assert profile.digest in json.dumps(identities[0])
     other = sampler.calibrate(AffineFlow(), ["c"], profiler=ResidualProfiler())
-    assert work(policies=[ERTACache(profile=other, calls=2)]).identity() != identities[0]
+    assert source(policies=[ERTACache(profile=other, calls=2)]).identity() != identities[0]
 
 
 # ------------------------------------------------------------------------------------ store
@@ -213,7 +216,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, call):
 
         monkeypatch.setattr(Path, "open", opened)
     else:
-        monkeypatch.setattr(store_module.os, call, full)
+        monkeypatch.setattr(_store.os, call, full)
     with pytest.raises(OSError, match="No space left"):
         store.write(1, 0, {"sample": torch.ones(2)}, {})
     monkeypatch.undo()
@@ -259,7 +262,7 @@ def test_another_job_in_the_folder_is_refused_with_both_values(tmp_path):
     assert os.listdir(tmp_path / "job") == ["job.json"]
 
 
-# --------------------------------------------------------------------------------- division
+# ----------------------------------------------------------------------------------- claims
 class Clock:
     def __init__(self) -> None:
         self.now = 1_000_000.0
@@ -277,9 +280,8 @@ def fleet(folder, count, ranks, clock=None, lease=60.0, host="elsewhere"):
     return made
 
 
-def commit(folder, claims, claim):
+def commit(folder, claim):
     Store(folder).write(claim.index, claim.generation, {"sample": torch.zeros(1)}, {})
-    claims.release(claim)
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(1, 3), (7, 3), (600, 4), (40, 64)])
@@ -297,36 +299,56 @@ def test_every_sample_is_claimed_once(tmp_path, count, ranks):
     assert sorted(taken) == list(range(count))
 
 
-def test_a_rank_begins_with_its_own_part_and_reads_no_folder_for_it(tmp_path):
+@pytest.fixture
+def asked(monkeypatch) -> Counter[str]:
+    """How often `os.symlink` and `os.listdir` were called."""
+    counts: Counter[str] = Counter()
+
+    def counting(name):
+        real = getattr(os, name)
+
+        def counted(*arguments):
+            counts[name] += 1
+            return real(*arguments)
+
+        monkeypatch.setattr(os, name, counted)
+
+    counting("symlink")
+    counting("listdir")
+    return counts
+
+
+def test_a_rank_begins_with_its_own_part_and_reads_no_folder_for_it(tmp_path, asked):
     claims = fleet(tmp_path, 1000, 4)[2]
     assert [claims.claim().index for _ in range(250)] == list(range(500, 750))
-    assert claims.calls == {"create": 250, "list": 0, "read": 0}
+    assert asked["listdir"] == 0
+    assert asked["symlink"] == 250 + 2  # once a shard, its folder is not there yet
     rest = [claims.claim().index for _ in range(750)]
-    assert claims.claim() is None
     assert sorted(rest) == [*range(500), *range(750, 1000)]
-    # 4 shards, each read when it is come to, when it is empty, and then the marks of others
-    assert claims.calls["list"] <= 12
-    assert claims.calls["create"] == 1000
+    # one folder a sample, and each of the 4 shards once more where it has no more
+    assert asked["listdir"] <= 750 + 4
+    assert asked["symlink"] <= 1000 + 4
 
 
-def test_marks_spare_late_ranks_the_reading(tmp_path):
-    ranks = fleet(tmp_path, 2560, 3)
-    store = Store(tmp_path)
-    store.committed = lambda shard: set(range(shard * 256, (shard + 1) * 256))
-    first, late, wary = (
-        Claims(tmp_path, 2560, claims.worker, (k, 3), committed=store.committed, thorough=k == 2)
-        for k, claims in enumerate(ranks)
-    )
+@pytest.mark.parametrize(("thorough", "looks"), [(False, 4), (True, 10)])
+def test_a_rank_that_leaves_looks_at_few_folders(tmp_path, asked, thorough, looks):
+    first, last = fleet(tmp_path, 2560, 2)
     while first.claim() is not None:
         pass
-    assert first.reclaim() is None
+    missing = Store(tmp_path).committed
+    late = Claims(tmp_path, 2560, last.worker, (1, 2), committed=missing, thorough=thorough)
+    assert late.claim() is None  # reads the claims of each shard once, and never again
+    asked.clear()
     assert late.claim() is None
-    # its own shard, and the marks of the other nine
-    assert late.calls["list"] == 2
-    assert late.reclaim() is None
-    assert late.calls["list"] == 3
-    assert wary.reclaim() is None
-    assert wary.calls["list"] == 10
+    assert late.held == looks * 256
+    assert asked["listdir"] == looks + min(10, looks + 1)  # claims, and outputs
+    whole = Claims(
+        tmp_path, 2560, last.worker, (1, 2), committed=lambda shard: range(2560), thorough=True
+    )
+    assert whole.claim() is None
+    asked.clear()
+    assert whole.claim() is None  # a shard that is done is not read again
+    assert asked["listdir"] == 0
 
 
 def test_a_slow_rank_keeps_one_sample(tmp_path):
@@ -344,21 +366,21 @@ def test_a_dead_worker_is_taken_over_once_and_after_its_lease(tmp_path):
     lost = dead.claim()
     for claims in (one, two):
         while (claim := claims.claim()) is not None:
-            commit(tmp_path, claims, claim)
+            commit(tmp_path, claim)
     clock.now += 59
     one.worker.beat()
     two.worker.beat()
-    assert one.reclaim() is None
+    assert one.claim() is None
     assert one.held == 1
     clock.now += 2
-    again = one.reclaim()
+    again = one.claim()
     assert again == Claim(lost.index, 1)
     assert not dead.holds(lost)
     assert one.holds(again)
-    assert two.reclaim() is None
+    assert two.claim() is None
     assert two.held == 1
-    commit(tmp_path, one, again)
-    assert two.reclaim() is None
+    commit(tmp_path, again)
+    assert two.claim() is None
     assert two.held == 0
 
 
@@ -366,20 +388,39 @@ def test_a_worker_that_left_is_taken_over_at_once(tmp_path):
     gone, here = fleet(tmp_path, 2, 2)
     lost = gone.claim()
     gone.worker.close()
-    commit(tmp_path, here, here.claim())
-    assert here.claim() is None
-    assert here.reclaim() == Claim(lost.index, 1)
+    commit(tmp_path, here.claim())
+    assert here.claim() == Claim(lost.index, 1)
 
 
-def test_what_another_was_quicker_to_take_over_is_held(tmp_path):
+def test_what_another_was_quicker_to_take_over_is_held(tmp_path, monkeypatch):
     gone, slow, quick = fleet(tmp_path, 3, 3)
     lost = [gone.claim(), gone.claim(), gone.claim()]
     gone.worker.close()
-    slow._find_abandoned()
-    taken = [quick.reclaim() for _ in lost]
+    look, taken = slow._find_abandoned, []
+
+    def look_and_wait():
+        found = look()
+        taken.extend(quick.claim() for _ in lost if len(taken) < 3)
+        return found
+
+    monkeypatch.setattr(slow, "_find_abandoned", look_and_wait)
+    assert slow.claim() is None
     assert {claim.generation for claim in taken} == {1}
-    assert slow.reclaim() is None
     assert slow.held == 3
+
+
+def test_a_claim_whose_answer_was_lost_is_ours(tmp_path, monkeypatch):
+    (claims,) = fleet(tmp_path, 1, 1)
+    real = os.symlink
+
+    def repeated(*arguments):
+        real(*arguments)
+        real(*arguments)  # NFS sends a request again whose answer was lost
+
+    monkeypatch.setattr(os, "symlink", repeated)
+    claims.folder.joinpath("00000").mkdir(parents=True)
+    assert claims.claim() == Claim(0, 0)
+    assert claims.claim() is None
 
 
 def test_a_claim_that_nobody_signed_is_free_after_the_lease(tmp_path):
@@ -388,9 +429,8 @@ def test_a_claim_that_nobody_signed_is_free_after_the_lease(tmp_path):
     path.parent.mkdir(parents=True)
     path.touch()
     assert claims.claim() is None
-    assert claims.reclaim() is None
     os.utime(path, (0, 0))
-    assert claims.reclaim() == Claim(0, 1)
+    assert claims.claim() == Claim(0, 1)
 
 
 def test_claims_without_links(tmp_path, monkeypatch):
@@ -403,11 +443,11 @@ def test_claims_without_links(tmp_path, monkeypatch):
     assert [one.claim(), two.claim(), one.claim(), two.claim()] == [
         Claim(0, 0), Claim(1, 0), Claim(2, 0), None,
     ]  # fmt: skip
-    commit(tmp_path, two, Claim(1, 0))
-    assert two.reclaim() is None
+    commit(tmp_path, Claim(1, 0))
+    assert two.claim() is None
     assert two.held == 2
     one.worker.close()
-    taken = {two.reclaim(), two.reclaim()}
+    taken = {two.claim(), two.claim()}
     assert taken == {Claim(0, 1), Claim(2, 1)}
     assert not one.holds(Claim(0, 0))
 
@@ -418,34 +458,33 @@ def test_failures_are_tried_again_by_those_who_come_later_and_only_once(tmp_path
     claim = second.claim()
     second.fail(claim, "it broke")
     assert first.claim() is None
-    assert first.reclaim() is None
-    assert second.reclaim() is None
+    assert second.claim() is None
     assert first.held == 0
     clock.now += 1
     later, latest = fleet(tmp_path, 1, 2, clock)
     clock.now += 1
-    again = later.reclaim()
+    again = later.claim()
     assert again == Claim(0, 1)
     later.fail(again, "it broke again")
-    assert latest.reclaim() is None
+    assert latest.claim() is None
     assert latest.held == 0
 
 
 def test_a_process_that_is_gone_is_dead_without_waiting(tmp_path):
     worker, other = Worker(tmp_path), Worker(tmp_path)
-    assert worker.alive(other.name)
+    assert worker.is_alive(other.name)
     facts = json.loads(other.path.read_text())
     ended = os.fork()
     if ended == 0:
         os._exit(0)
     os.waitpid(ended, 0)
     other.path.write_text(json.dumps({**facts, "pid": ended}))
-    assert not Worker(tmp_path).alive(other.name)
+    assert not Worker(tmp_path).is_alive(other.name)
     # the same number, but of another process
     other.path.write_text(json.dumps({**facts, "started": "1"}))
-    assert not Worker(tmp_path).alive(other.name)
+    assert not Worker(tmp_path).is_alive(other.name)
     other.path.write_text(json.dumps({**facts, "host": "elsewhere", "pid": ended}))
-    assert Worker(tmp_path).alive(other.name)
+    assert Worker(tmp_path).is_alive(other.name)
 
 
 def test_a_rank_that_cannot_be(tmp_path):
@@ -463,7 +502,7 @@ def test_the_manifest_is_made_of_the_files_where_lines_are_lost(tmp_path):
     facts = {"trace": {"network_calls": 5, "branch_calls": 10}}
     for index in (0, 2):
         store.write(index, 0, {"sample": torch.zeros(1)}, facts)
-    with Log(tmp_path, "me") as log:
+    with WorkerLog(tmp_path, "me") as log:
         log.write({"event": "done", "index": 0, "prompt": "prompt 0", "seed": 0, "seconds": 1.5})
         log.write({"event": "failed", "index": 1, "error": "no"})
         log.write(
@@ -473,7 +512,8 @@ def test_the_manifest_is_made_of_the_files_where_lines_are_lost(tmp_path):
         file.write(b'{"event": "done", "ind')
     tally = Tally(tmp_path)
     lines = [
-        json.loads(x) for x in finish(tmp_path, items_of(5), store, tally).read_text().splitlines()
+        json.loads(x)
+        for x in write_manifest(tmp_path, items_of(5), store, tally).read_text().splitlines()
     ]
     assert [(x["index"], x["event"]) for x in lines] == [
         (0, "done"), (1, "failed"), (2, "done"), (3, "missing"), (4, "missing"),
@@ -484,7 +524,7 @@ def test_the_manifest_is_made_of_the_files_where_lines_are_lost(tmp_path):
 
 
 def test_a_line_that_a_full_disk_cut_off_spoils_no_other(tmp_path):
-    with Log(tmp_path, "me") as log:
+    with WorkerLog(tmp_path, "me") as log:
         log.write({"event": "failed", "index": 0, "error": "a"})
         file, calls = log._file, []
 
@@ -509,9 +549,11 @@ def test_a_line_that_a_full_disk_cut_off_spoils_no_other(tmp_path):
 
 def test_progress_is_of_all_workers_and_its_rate_of_this_run(tmp_path):
     clock = Clock()
-    with Log(tmp_path, "a") as one, Log(tmp_path, "b") as two:
+    with WorkerLog(tmp_path, "a") as one, WorkerLog(tmp_path, "b") as two:
         one.write({"event": "done", "index": 0, "network_calls": 10, "branch_calls": 20})
-        watch = Watch(Tally(tmp_path), total=8, committed=2, clock=clock)  # one line was lost
+        watch = ProgressWatch(
+            Tally(tmp_path), total=8, committed=2, clock=clock
+        )  # one line was lost
         state, _ = watch.look()
         assert (state.done, state.rate, state.eta_seconds) == (2, None, None)
         clock.now += 4
@@ -528,10 +570,10 @@ def test_progress_is_of_all_workers_and_its_rate_of_this_run(tmp_path):
 @pytest.mark.parametrize("json_lines", [True, False])
 def test_what_the_reporter_prints(tmp_path, json_lines):
     out = Console(file=io.StringIO(), width=160)
-    with Log(tmp_path, "a") as log:
+    with WorkerLog(tmp_path, "a") as log:
         log.write({"event": "done", "index": 0, "network_calls": 10, "branch_calls": 20})
-        watch = Watch(Tally(tmp_path), total=3, committed=1)
-        with Reporter(watch, json_lines=json_lines, console=out, every=60):
+        watch = ProgressWatch(Tally(tmp_path), total=3, committed=1)
+        with show_progress(watch, json_lines=json_lines, console=out, every=60):
             log.write({"event": "done", "index": 2, "network_calls": 10, "branch_calls": 20})
             log.write({"event": "failed", "index": 1, "error": "x"})
     text = out.file.getvalue()

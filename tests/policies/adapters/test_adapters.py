@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erta_framework import CFG, Engine, Policy, Reuse, hookimpl
+from erta_framework import CFG, Engine, Policy, Reuse, Traits, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.sampling import FlowEuler
+from erta_framework.sampling.solvers import FlowEuler
 from erta_framework.session import Compute
 from erta_framework.testing import GaussianMixtureFlow, toy_run
 from erta_framework.testing._bench import ToySetup
@@ -25,7 +25,7 @@ from erta_policies.ertacache import SkipPolicy
 
 
 class Always(Policy):
-    static = True
+    traits = Traits(static=True)
 
     @hookimpl
     def decide(self):
@@ -35,8 +35,7 @@ class Always(Policy):
 class Rows(Policy):
     """Sample k wants to compute at the steps listed for it."""
 
-    static = True
-    per_sample = True
+    traits = Traits(static=True, decides="sample")
     steps: tuple[tuple[int, ...], ...]
 
     @hookimpl
@@ -153,7 +152,7 @@ def test_every_branch_agrees_asks_each_with_its_own_history():
 
 def test_every_branch_agrees_combines_masks():
     class Opposite(Policy):
-        per_sample = True
+        traits = Traits(decides="sample")
 
         @hookimpl
         def decide(self, call):

@@ -24,8 +24,7 @@ from erta_framework import (
     Session,
     SessionInfo,
 )
-from erta_policies.ertacache import ResidualProfiler
-from erta_policies.ertacache.statistics import KIND
+from erta_policies.ertacache import KIND, ResidualProfiler
 
 SHAPE = (2, 3, 4)
 

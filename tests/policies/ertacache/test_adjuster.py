@@ -24,7 +24,7 @@ from erta_framework import (
 from erta_framework.budgets import StepSchedule
 from erta_framework.errors import CapabilityError, ConflictError, PolicyError
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
-from erta_policies.ertacache.statistics import phi_table
+from erta_policies.ertacache._statistics import phi_table
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

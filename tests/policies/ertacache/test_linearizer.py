@@ -21,8 +21,7 @@ from erta_framework import (
     Step,
     hookimpl,
 )
-from erta_policies.ertacache import ErrorLinearizer, SkipPolicy
-from erta_policies.ertacache.statistics import affine_fit
+from erta_policies.ertacache import ErrorLinearizer, SkipPolicy, affine_fit
 
 STEPS = 6
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_framework import CFG, NoGuidance, Profile, Reuse, hookimpl
+from erta_framework import CFG, NoGuidance, Profile, Reuse, Traits, hookimpl
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.plugins import Policy
-from erta_framework.sampling import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
-from erta_policies.ertacache.profiler import Sums
+from erta_policies.ertacache._profiler import PairSums
 
 STEPS = 8
 
@@ -172,14 +172,14 @@ def test_observing_changes_nothing(world: SimpleNamespace) -> None:
 def test_nothing_of_the_trajectory_outlives_the_session(
     world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[weakref.ref[Sums]] = []
-    build = Sums.__init__
+    made: list[weakref.ref[PairSums]] = []
+    build = PairSums.__init__
 
-    def counted(self: Sums, *arguments: Any) -> None:
+    def counted(self: PairSums, *arguments: Any) -> None:
         build(self, *arguments)
         made.append(weakref.ref(self))
 
-    monkeypatch.setattr(Sums, "__init__", counted)
+    monkeypatch.setattr(PairSums, "__init__", counted)
     profiler = ResidualProfiler()
     for seed in range(3):
         emitted = world.run([profiler], latents=world.noise(seed=seed)).emitted
@@ -235,7 +235,7 @@ def test_a_trajectory_that_starts_later_is_refused(world: SimpleNamespace) -> No
 
 def test_the_raw_output_is_logged_whatever_other_policies_return(world: SimpleNamespace) -> None:
     class Louder(Policy):
-        corrects_computed = True
+        traits = Traits(corrects_computed=True)
 
         @hookimpl(wrapper=True)
         def forward(self) -> Any:

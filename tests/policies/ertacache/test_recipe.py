@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from erta_framework import Call, Engine, Needs, Policy, Step, hookimpl
+from erta_framework import Call, Engine, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.config import load_config
 from erta_framework.errors import ConfigError, PolicyError, ProfileError, ProfileMismatchError
 from erta_policies.ertacache import (
@@ -29,8 +29,7 @@ def names(policy: Policy) -> list[str]:
 class OutputReuse(Policy):
     """A predictor of another author: the newest output as it was."""
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1, pairs=True)
+    traits = Traits(memory=Needs(evaluations=1, pairs=True))
 
     @hookimpl
     def forward(self, step: Step, call: Call) -> torch.Tensor | None:

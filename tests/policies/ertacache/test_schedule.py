@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache.schedule import (
+from erta_policies.ertacache._schedule import (
     count_walk_calls,
     list_lambdas,
     reused_pairs,

@@ -12,10 +12,16 @@ import torch
 from erta_framework import CFG, Engine, FlowEuler
 from erta_framework.budgets import StepSchedule, forecast
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_policies.ertacache import ERTACache, ReplayProfiler, ResidualReuse, SkipPolicy
-from erta_policies.ertacache.predictions import predict_errors
-from erta_policies.ertacache.schedule import solve_threshold, walk
-from erta_policies.ertacache.statistics import pair_errors
+from erta_policies.ertacache import (
+    ERTACache,
+    ReplayProfiler,
+    ResidualReuse,
+    SkipPolicy,
+    pair_errors,
+    predict_errors,
+    solve_threshold,
+    walk,
+)
 
 STEPS = 8
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from erta_framework import CFG, Profile
 from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache.predictions import predict_errors
-from erta_policies.ertacache.statistics import affine_fit, pair_errors, phi_table
+from erta_policies.ertacache import affine_fit, pair_errors, predict_errors
+from erta_policies.ertacache._statistics import phi_table
 
 STEPS = 4
 

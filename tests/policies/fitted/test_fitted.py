@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from erta_bench.core.syncs import SyncCounter
+from erta_bench.overhead import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile, SamplingLoop
 from erta_framework.errors import (
     NonFiniteError,
@@ -16,14 +16,19 @@ from erta_framework.errors import (
     ProfileError,
     ProfileMismatchError,
 )
-from erta_framework.sampling import FlowAdamsBashforth2
+from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.testing import AffineFlow, toy_profile
 from erta_framework.testing._bench import FLOW, plain_loop
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualReuse, SkipPolicy, TimestepAdjuster
-from erta_policies.fitted import FittedProfiler, FittedReuse, FittedSchedule, FittedVelocity
-from erta_policies.fitted.march import RUNS
-from erta_policies.fitted.table import Table
+from erta_policies.fitted import (
+    FittedProfiler,
+    FittedReuse,
+    FittedSchedule,
+    FittedTable,
+    FittedVelocity,
+)
+from erta_policies.fitted._cached_run import RUNS
 
 STEPS = (0, 3, 5, 8, 11)
 SCHEDULE = SkipPolicy(steps=STEPS)
@@ -87,7 +92,7 @@ def test_a_linear_field_is_reproduced_on_other_samples(field, guidance):
     full = field.run([], flow, guidance, batch=3, seed=70, dtype=torch.float64)
     assert error(cached.sample, full.sample) < 1e-12
     assert cached.trace.network_calls < full.trace.network_calls
-    assert cached.trace.computed_steps == tuple(sorted(Table.of(found).computed))
+    assert cached.trace.computed_steps == tuple(sorted(FittedTable.of(found).computed))
 
 
 # ---------------------------------------------------------------- on the calibration set
@@ -101,7 +106,7 @@ def test_never_worse_than_plain_reuse_on_the_calibration_samples(field, steps, o
         for policies in ([], [schedule, ResidualReuse()], [FittedReuse(profile=found)])
     )
     worst = error(plain.samples, full.samples)
-    told = Table.of(found).errors
+    told = FittedTable.of(found).errors
     assert error(fitted.samples, full.samples) <= worst * (1 + 1e-4)
     assert worst == pytest.approx(told["plain"], rel=1e-3)
     assert error(fitted.samples, full.samples) == pytest.approx(min(told.values()), rel=1e-2)
@@ -109,7 +114,7 @@ def test_never_worse_than_plain_reuse_on_the_calibration_samples(field, steps, o
 
 
 def test_calibration_runs_what_sampling_runs(field, profile):
-    table = Table.of(profile)
+    table = FittedTable.of(profile)
     assert table.kept == "fitted"
     assert table.errors["fitted"] < min(table.errors["plain"], table.errors["taylor"]) / 4
 
@@ -130,7 +135,7 @@ def test_a_profile_whose_fit_ended_further_away_stands_for_the_rule(field, profi
 
 def test_nothing_reused_is_bit_identical(field):
     found = field.fit(FittedProfiler(schedule=SkipPolicy(every=1)))
-    assert {choice.name for choice in Table.of(found).choices} == {"velocity"}
+    assert {choice.name for choice in FittedTable.of(found).choices} == {"velocity"}
     request = field.request(dtype=torch.float32)
     engine = Engine([FittedReuse(profile=found)])
     sample = SamplingLoop(engine, FlowEuler(), CFG(scale=2.0)).run(field.mixture, request).sample
@@ -151,14 +156,14 @@ def test_batches_add_up(field):
     merged = Profile.merge(parts)
     batches = field.fit(profiler, batch=4)
     assert merged.samples == joint.samples == batches.samples == 8
-    assert Table.of(merged).batches == 2
+    assert FittedTable.of(merged).batches == 2
     torch.testing.assert_close(merged.statistics["moments"], batches.statistics["moments"])
     # the first step after the first call stands where no fit has been before
     first = [each.statistics["moments"][:, 1].sum(dim=0) for each in (joint, merged)]
     torch.testing.assert_close(*first, rtol=1e-5, atol=1e-6)
-    assert Table.of(joint).judged
-    assert Table.of(batches).judged
-    assert not Table.of(merged).judged
+    assert FittedTable.of(joint).judged
+    assert FittedTable.of(batches).judged
+    assert not FittedTable.of(merged).judged
     for policy in (FittedReuse, FittedSchedule, FittedVelocity):
         with pytest.raises(ProfileError, match="added up from 2 batches"):
             Engine([policy(profile=merged)])
@@ -171,7 +176,7 @@ def test_a_sum_of_profiles_that_were_judged_apart_is_refused(field):
         )
         for k in (0, 4)
     ]
-    assert [Table.of(part).judged for part in parts] == [True, True]
+    assert [FittedTable.of(part).judged for part in parts] == [True, True]
     with pytest.raises(ProfileError, match="added up from 4 batches"):
         Engine([FittedReuse(profile=Profile.merge(parts))])
 
@@ -187,7 +192,7 @@ def test_a_sum_is_judged_by_its_own_weights(field):
         ]
     )
     judged = field.fit(profiler, batch=2)
-    one, other = Table.of(summed), Table.of(judged)
+    one, other = FittedTable.of(summed), FittedTable.of(judged)
     assert (one.batches, one.judged, other.batches, other.judged) == (4, False, 4, True)
     assert one.computed == other.computed == STEPS
     for before, after in zip(one.choices, other.choices, strict=True):
@@ -200,8 +205,8 @@ def test_a_sum_is_judged_by_its_own_weights(field):
     assert error(fitted, full) == pytest.approx(min(other.errors.values()), rel=1e-2)
     # weights of one batch are judged by the pass that made them
     joint = field.fit(FittedProfiler(schedule=SCHEDULE))
-    again = Table.of(field.fit(FittedProfiler(start=joint)))
-    assert again.errors == pytest.approx(Table.of(joint).errors, rel=1e-6)
+    again = FittedTable.of(field.fit(FittedProfiler(start=joint)))
+    assert again.errors == pytest.approx(FittedTable.of(joint).errors, rel=1e-6)
 
 
 def test_profiles_of_unlike_fits_are_refused(field, profile):
@@ -238,7 +243,7 @@ def test_counts_and_types(field, profile):
 def test_a_weight_a_channel(field):
     found = field.fit(FittedProfiler(schedule=SCHEDULE, granularity="channel"))
     assert found.statistics["moments"].shape[2] == 3
-    table = Table.of(found)
+    table = FittedTable.of(found)
     full, fitted = (
         field.sampler(policies).sample(field.mixture, field.prompts).samples
         for policies in ([], [FittedReuse(profile=found)])
@@ -248,7 +253,7 @@ def test_a_weight_a_channel(field):
 
 def test_no_synchronisation(field, profile):
     engine = Engine([FittedReuse(profile=profile)])
-    assert engine.static
+    assert engine.traits.static
     request = field.request(dtype=torch.float32)
     loop = SamplingLoop(engine, FlowEuler(), CFG(scale=2.0))
     with SyncCounter() as counted:
@@ -260,7 +265,7 @@ def test_no_synchronisation(field, profile):
 
 def test_the_guard_computes_and_says_so(field, profile):
     engine = Engine([FittedReuse(profile=profile, guard=True)])
-    assert not engine.static
+    assert not engine.traits.static
     calm = field.run([FittedReuse(profile=profile, guard=True)])
     assert torch.equal(calm.sample, field.run([FittedReuse(profile=profile)]).sample)
     parts = [
@@ -373,4 +378,4 @@ def test_the_limit_is_checked():
 def test_the_kit_calibrates_with_copies():
     found = toy_profile(FittedProfiler())
     assert found.samples == 6
-    assert Table.of(found).batches == 3
+    assert FittedTable.of(found).batches == 3

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from erta_framework.errors import PolicyError
-from erta_policies.constants import models, published
+from erta_policies.constants import models, read_published
 from erta_policies.magcache import MagCache
-from erta_policies.magcache.rule import nearest, resampled
+from erta_policies.magcache._rule import nearest, resampled
 
 TEN = tuple(range(10))
 # model, options, steps, computed steps of the first branch, the reported speed-up
@@ -77,7 +77,7 @@ def literal(model: str, high: int | None) -> dict[str, list[int]]:
     Source: MagCache4Wan2.1, MagCache4Wan2.2, MagCache4FLUX, MagCache4HunyuanVideo and
     MagCache4FramePack, as far as their conditions differ.
     """
-    given = published("magcache", model)
+    given = read_published("magcache", model)
     tables, steps, ret = given["tables"], given["steps"], given["retention"]
     many = len(tables) if given["interleaved"] else 1
     computed: dict[str, list[int]] = {name: [] for name in tables}
@@ -123,7 +123,7 @@ def literal(model: str, high: int | None) -> dict[str, list[int]]:
 @pytest.mark.parametrize("model", models("magcache"))
 def test_every_schedule_is_that_of_the_published_loop(model: str) -> None:
     high = HIGH.get(model)
-    steps = published("magcache", model)["steps"]
+    steps = read_published("magcache", model)["steps"]
     plans = MagCache(model=model, high_steps=high).plans(steps)
     assert {name: list(plan.computed) for name, plan in plans.items()} == literal(model, high)
 
@@ -140,7 +140,7 @@ def test_computed_steps_explain_the_reported_speedup(
     """
     plan = MagCache(model=model, **options).plan(steps)
     assert len(plan.computed) == computed
-    assert steps == published("magcache", model)["steps"]
+    assert steps == read_published("magcache", model)["steps"]
     assert 0.8 < speedup / (steps / computed) < 1.03
 
 
@@ -191,7 +191,7 @@ def test_the_second_network_takes_over_where_the_table_dips(
     model: str, shift: float, switch: int
 ) -> None:
     """Shift, 40 steps and boundary of Wan 2.2's own configuration give the dip of the table."""
-    constants = published("magcache", model)
+    constants = read_published("magcache", model)
     grid = [1.0 - i / 40 for i in range(40)]
     sigmas = [shift * s / (1.0 + (shift - 1.0) * s) for s in grid]
     assert sum(sigma >= constants["boundary"] for sigma in sigmas) == switch
@@ -238,7 +238,7 @@ def test_warm_up_is_rounded_as_each_script_does() -> None:
 
 def test_the_consistent_resampling_keeps_the_product_of_the_ratios() -> None:
     for model in models("magcache"):
-        table = next(iter(published("magcache", model)["tables"].values()))
+        table = next(iter(read_published("magcache", model)["tables"].values()))
         for steps in (7, 20, 33, 2 * len(table)):
             made = resampled(table, steps, "consistent")
             assert len(made) == steps
@@ -251,7 +251,7 @@ def test_the_consistent_resampling_keeps_the_product_of_the_ratios() -> None:
 
 def test_every_published_table_names_its_source_and_gives_a_schedule() -> None:
     for model in models("magcache"):
-        constants = published("magcache", model)
+        constants = read_published("magcache", model)
         assert constants["repository"]
         assert constants["license"].startswith("Apache-2.0")
         assert constants["paper"] == "arXiv 2506.09045"
@@ -273,13 +273,13 @@ def test_an_unknown_model_lists_what_exists_and_how_to_calibrate() -> None:
         MagCache(model="sd3").plan(28)
     assert "--policy magcache" in str(found.value)
     with pytest.raises(PolicyError, match=r"no published constants of 'nothing'.*magcache"):
-        published("nothing", "flux.1-dev")
+        read_published("nothing", "flux.1-dev")
 
 
 def test_what_is_read_cannot_be_changed_for_others() -> None:
-    first = published("magcache", "flux.1-dev")
+    first = read_published("magcache", "flux.1-dev")
     first["tables"]["all"][0] = 7.0
-    assert published("magcache", "flux.1-dev")["tables"]["all"][0] == 1.0
+    assert read_published("magcache", "flux.1-dev")["tables"]["all"][0] == 1.0
 
 
 PAGE = Path(__file__).parents[3] / "docs/explanation/methods/magcache.md"

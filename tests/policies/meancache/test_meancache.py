@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from erta_bench.core.syncs import SyncCounter
+from erta_bench.overhead import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import CapabilityError, InputError, PolicyError
-from erta_framework.sampling import DDIM, FlowAdamsBashforth2
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_framework.testing._bench import FLOW, AlternateSteps
 from erta_policies.easycache import EasyCache
@@ -302,7 +302,7 @@ def test_a_profile_is_used_through_the_recipe():
 
 
 def test_the_command_line_finds_the_profiler_by_the_name_of_the_recipe():
-    from erta_framework.cli.runs import blank_policy
+    from erta_framework.cli._calibrate import make_blank_policy
 
     for name in ("meancache", "meancache_schedule"):
-        assert isinstance(blank_policy(name).calibrator(), MeanCacheProfiler)
+        assert isinstance(make_blank_policy(name).calibrator(), MeanCacheProfiler)

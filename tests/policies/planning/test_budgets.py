@@ -15,7 +15,8 @@ from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.magcache import MagCache, MagCacheProfiler
 from erta_policies.meancache import MeanCache, MeanCacheProfiler, MeanCacheSchedule
-from erta_policies.planning import MultistepSchedule, PlanBudget, PlannedSchedule
+from erta_policies.planning import MultistepSchedule, PlannedSchedule
+from erta_policies.shared import PlanBudget
 from erta_policies.taylorseer import FORA, HiCache, RefreshInterval, TaylorSeer
 from erta_policies.teacache import TeaCacheProfiler, TeaCacheSchedule
 
@@ -45,7 +46,8 @@ BUDGETED = {
 def test_every_policy_of_the_catalogue_takes_a_budget_or_says_why_not(monkeypatch):
     known = budgeted()
     assert {*known} == {*BUDGETED} - {"planned forecast"}
-    monkeypatch.setattr("erta_framework.config.budgeted", lambda: known)  # looks them all up
+    # it looks them all up each time
+    monkeypatch.setattr("erta_framework.config._problems.budgeted", lambda: known)
     catalogue = policies()
     for name in catalogue.names():
         cls = catalogue.load(name)

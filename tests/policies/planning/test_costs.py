@@ -13,8 +13,7 @@ from erta_framework import CFG, FlowEuler, NoGuidance, Policy, Profile, hookimpl
 from erta_framework.errors import PolicyError, ProfileError
 from erta_framework.testing import toy_profile, toy_run
 from erta_framework.testing._bench import FLOW
-from erta_policies.ertacache import ResidualProfiler
-from erta_policies.ertacache.statistics import pair_errors
+from erta_policies.ertacache import ResidualProfiler, pair_errors
 from erta_policies.planning import plan_all_calls, plan_steps, price_edges
 
 STEPS = 10

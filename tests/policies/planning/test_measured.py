@@ -25,7 +25,7 @@ from erta_framework.budgets import (
 from erta_framework.budgets._measured_front import device_facts, level_rises
 from erta_framework.budgets._refinement import list_moves
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_framework.report import front_plot
+from erta_framework.report import write_front_plot
 from erta_framework.testing import AlternateSteps, GaussianMixtureFlow
 from erta_policies.ertacache import (
     ErrorLinearizer,
@@ -256,7 +256,7 @@ def test_a_front_has_no_plan_that_another_beats(profile, plan, tmp_path):
     assert all(row.seconds is not None for row in rows)
     json.dumps([row.record() for row in rows], allow_nan=False)
     pytest.importorskip("matplotlib")
-    assert front_plot("toy", rows, tmp_path / "front.png").stat().st_size > 10_000
+    assert write_front_plot("toy", rows, tmp_path / "front.png").stat().st_size > 10_000
 
 
 def test_what_cannot_be_replayed_is_refused(profile):

@@ -15,7 +15,7 @@ from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_policies.ertacache import ResidualProfiler, ResidualReuse, SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.planning import MultistepSchedule
-from erta_policies.planning.combinations import CombinationErrors, search_shifts, solve_combination
+from erta_policies.planning._combinations import CombinationErrors, search_shifts, solve_combination
 
 STEPS = 10
 PROFILE = toy_profile(ResidualProfiler())

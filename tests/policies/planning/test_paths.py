@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erta_policies.parts import paths
-from erta_policies.parts.paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared import _paths, find_cheapest_paths, forbid_growing_gaps, to_band
 
 INF = float("inf")
 
@@ -113,8 +112,8 @@ def test_the_work_grows_with_calls_steps_and_the_longest_edge(monkeypatch):
         powered, scale = normalise_edges(edges, gamma)
         return powered.as_subclass(Counting), scale
 
-    normalise_edges = paths.normalise_edges
-    monkeypatch.setattr(paths, "normalise_edges", counting)
+    normalise_edges = _paths.normalise_edges
+    monkeypatch.setattr(_paths, "normalise_edges", counting)
     for steps, longest, gaps in [(20, 5, 1), (20, 10, 1), (40, 5, 1), (20, 5, 5)]:
         counted.clear()
         edges = table(steps, longest, gaps, seed=0)

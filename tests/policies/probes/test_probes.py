@@ -11,7 +11,7 @@ from torch import Tensor
 
 pytest.importorskip("diffusers")
 
-from erta_framework import Policy, hookimpl
+from erta_framework import Policy, Traits, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_integrations.diffusers import attach
 from erta_policies.dicache import DiCache, ProbeRule, TwoAnchors
@@ -38,7 +38,7 @@ class Recorder(Policy):
 
     log: list
 
-    requires = frozenset({"signal:probe:1"})
+    traits = Traits(requires=frozenset({"signal:probe:1"}))
 
     @hookimpl(wrapper=True)
     def forward(self, step, call):

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import erta_framework as erta
-from erta_framework import CFG, Policy, Sampler, hookimpl
+from erta_framework import CFG, Policy, Sampler, Traits, hookimpl
 from erta_framework.errors import CapabilityError
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.prompttea import (
@@ -37,7 +37,7 @@ def run_steps(name: str, policies: list[Policy], steps: int, seam: str = "trunk"
 class Texts(Policy):
     """Keeps the text embeddings and mask of each call."""
 
-    requires = frozenset({"signal:prompt", "signal:prompt_mask"})
+    traits = Traits(requires=frozenset({"signal:prompt", "signal:prompt_mask"}))
     seen: dict
 
     @hookimpl

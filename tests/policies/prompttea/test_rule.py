@@ -26,7 +26,6 @@ from erta_framework.errors import CapabilityError, PolicyError, ProfileError, Pr
 from erta_framework.plugins import flatten
 from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_policies.constants import models
-from erta_policies.parts.change_profiler import Sums
 from erta_policies.prompttea import (
     BranchSubstitute,
     PromptTea,
@@ -34,7 +33,13 @@ from erta_policies.prompttea import (
     PromptThreshold,
     RegressionProfiler,
 )
-from erta_policies.prompttea.regression import Regression, determination, fitted, of_model
+from erta_policies.prompttea._regression import (
+    Regression,
+    explain_variance,
+    fit_regression,
+    load_published_regression,
+)
+from erta_policies.shared._change_profiler import ChangeSums
 from erta_policies.teacache import TeaCacheRule
 
 SHAPE = (3, 2, 4, 4)
@@ -61,7 +66,7 @@ def sample(policies: list[Policy], given: Request, guidance: Any = None) -> Resu
 # -------------------------------------------------------------------------- published numbers
 def test_published_regressions_are_those_of_the_repository() -> None:
     """The seven digits that were read, at the places that the feature order gives them."""
-    wan = of_model("wan2.1-t2v-14b", None)
+    wan = load_published_regression("wan2.1-t2v-14b", None)
     assert wan.intercept == pytest.approx(1.1037525)
     assert wan.coefficients == pytest.approx(
         [
@@ -70,10 +75,13 @@ def test_published_regressions_are_those_of_the_repository() -> None:
         ],
         rel=1e-5,
     )
-    hunyuan = of_model("hunyuanvideo", None)
+    hunyuan = load_published_regression("hunyuanvideo", None)
     assert hunyuan.intercept == pytest.approx(-0.0152607174)
     assert hunyuan.coefficients[10:] == pytest.approx((1979.6396, 9.033684e-08), rel=1e-6)
-    high, low = (of_model("wan2.2-t2v-a14b", name) for name in ("transformer", "transformer_2"))
+    high, low = (
+        load_published_regression("wan2.2-t2v-a14b", name)
+        for name in ("transformer", "transformer_2")
+    )
     assert (high.intercept, low.intercept) == pytest.approx((0.18351357, -5.0126751), rel=1e-6)
     thresholds = {"wan2.1-t2v-14b": 0.2, "hunyuanvideo": 0.15, "cogvideox1.5-5b": 0.2}
     assert set(models("prompttea")) == {*thresholds, "wan2.2-t2v-a14b"}
@@ -85,7 +93,7 @@ def test_published_regressions_are_those_of_the_repository() -> None:
 
 
 def test_the_value_is_the_written_out_sum() -> None:
-    found = of_model("cogvideox1.5-5b", None)
+    found = load_published_regression("cogvideox1.5-5b", None)
     x, t, a = 0.03, 17.0, found.coefficients
     features = [1, x, t, x**2, t**2, x * t, x**3, t**3, x**2 * t, x * t**2, x**4, t**4]
     expected = found.intercept + sum(c * f for c, f in zip(a, features, strict=True))
@@ -103,7 +111,7 @@ def test_two_networks_need_a_name_each() -> None:
 
 
 def test_other_numbers_of_steps_stretch_the_index_and_say_so() -> None:
-    found = of_model("wan2.1-t2v-14b", None)
+    found = load_published_regression("wan2.1-t2v-14b", None)
     assert [found.position(i, 50) for i in (0, 7, 49)] == [0.0, 7.0, 49.0]
     assert [found.position(i, 25) for i in (0, 12, 24)] == pytest.approx([0.0, 24.5, 49.0])
     assert "stretched from 25 steps to 50" in found.doubts([0.01], [0.1], 25)
@@ -117,7 +125,7 @@ def test_other_numbers_of_steps_stretch_the_index_and_say_so() -> None:
 # ------------------------------------------------------------------------------------ the fit
 def profile_of(rows: list[tuple[int, float, float]], steps: int) -> Profile:
     """The profile that these triples of step, signal change and output change would have made."""
-    sums = Sums.empty(steps, by_step=True)
+    sums = ChangeSums.empty(steps, by_step=True)
     for index, d, y in rows:
         sums.signal.index, sums.signal.signal = index - 1, torch.ones(1, 1, dtype=torch.float64)
         sums.target = torch.ones(1, 1, dtype=torch.float64)
@@ -141,7 +149,7 @@ def scattered(steps: int, many: int) -> list[tuple[int, float, float]]:
 
 def test_the_fit_is_the_least_squares_one() -> None:
     rows = scattered(30, 400)
-    found = fitted(profile_of(rows, 30))
+    found = fit_regression(profile_of(rows, 30))
     t, x, y = (np.array(column, dtype=float) for column in zip(*rows, strict=True))
     columns = [x**0, x, t, x**2, t**2, x * t, x**3, t**3, x**2 * t, x * t**2, x**4, t**4]
     scale = [np.abs(c).max() for c in columns]
@@ -152,7 +160,7 @@ def test_the_fit_is_the_least_squares_one() -> None:
     made = np.array([found.change(d, i) for i, d, _ in rows])
     assert np.abs(made - expected).max() < 2e-5
     r2 = 1 - ((y - expected) ** 2).sum() / ((y - y.mean()) ** 2).sum()
-    assert determination(profile_of(rows, 30)) == pytest.approx(r2, abs=1e-4)
+    assert explain_variance(profile_of(rows, 30)) == pytest.approx(r2, abs=1e-4)
     low, high = min(d for _, d, _ in rows), max(d for _, d, _ in rows)
     assert found.low <= low < 1.13 * found.low
     assert high <= found.high < 1.13 * high
@@ -165,19 +173,19 @@ def test_sums_merge_to_the_fit_of_all_pairs() -> None:
     merged = Profile.merge(parts)
     for name, value in whole.statistics.items():
         assert torch.allclose(merged.statistics[name], value, rtol=1e-12), name
-    one, other = fitted(whole), fitted(merged)
+    one, other = fit_regression(whole), fit_regression(merged)
     assert other.change(0.1, 5.0) == pytest.approx(one.change(0.1, 5.0), rel=1e-6)
 
 
 def test_a_few_pairs_fix_no_regression() -> None:
     with pytest.raises(ProfileError, match="12 pairs of steps do not fix"):
-        fitted(profile_of(scattered(8, 12), 8))
+        fit_regression(profile_of(scattered(8, 12), 8))
 
 
 def test_a_signal_that_depends_on_the_step_alone_is_fitted_too() -> None:
     # one point a step: the coefficients are not unique, the predictions are
     rows = [(i, 0.02 + 0.001 * i, 0.05 + 0.002 * i) for i in range(1, 20)] * 3
-    found = fitted(profile_of(rows, 20))
+    found = fit_regression(profile_of(rows, 20))
     assert [found.change(d, i) for i, d, _ in rows] == pytest.approx(
         [y for *_, y in rows], abs=1e-6
     )
@@ -337,7 +345,7 @@ def test_wan_computes_what_its_own_projection_gives(steps: int) -> None:
     policy = PromptTea(model="wan2.1-t2v-14b", substitute=False, threshold=0.4)
     _, run, pipe = run_steps("wan-euler", [policy], steps)
     (trace,) = run.traces
-    regression = of_model("wan2.1-t2v-14b", None)
+    regression = load_published_regression("wan2.1-t2v-14b", None)
     total, computed = 0.0, [0]
     for i, d in enumerate(changes_of(pipe, steps)):
         if i == 0:
@@ -362,7 +370,10 @@ def test_each_network_of_two_follows_its_own_regression_and_starts_anew() -> Non
     }
     assert all(by_network.values())
     for name, calls in by_network.items():
-        regression, changes = of_model("wan2.2-t2v-a14b", name), changes_of(pipe, 8, name)
+        regression, changes = (
+            load_published_regression("wan2.2-t2v-a14b", name),
+            changes_of(pipe, 8, name),
+        )
         total = 0.0
         for place, call in enumerate(calls):
             total += (

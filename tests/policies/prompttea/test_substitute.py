@@ -10,16 +10,20 @@ from torch import Tensor
 
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Policy, Request, Result, SamplingLoop
 from erta_framework.errors import CapabilityError, PolicyError, ProfileError
-from erta_framework.sampling import Branch
+from erta_framework.sampling.guidance import Branch
 from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_framework.testing._bench import FLOW
 from erta_policies.adapters import MaxConsecutive, WarmUp
-from erta_policies.constants import published
+from erta_policies.constants import read_published
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.prompttea import BranchSubstitute, CodebookProfiler
-from erta_policies.prompttea.codebook import of_model, of_profile, real_steps
+from erta_policies.prompttea._codebook import (
+    find_real_steps,
+    load_published_codebook,
+    read_codebook,
+)
 from erta_policies.teacache import TeaCacheRule
 
 SHAPE = (3, 2, 4, 4)
@@ -61,9 +65,9 @@ GOLDEN = {
 @pytest.mark.parametrize("model", GOLDEN)
 def test_published_codebooks_run_the_second_branch_so_often(model: str) -> None:
     count, steps = GOLDEN[model]
-    book = of_model(model)
+    book = load_published_codebook(model)
     assert book.threshold is not None
-    assert real_steps(book.values, book.threshold) == tuple(steps)
+    assert find_real_steps(book.values, book.threshold) == tuple(steps)
     assert len(steps) == count
     result = sample([BranchSubstitute(model=model)], request(steps=len(book.values), batch=1))
     assert computed(result, "uncond") == steps
@@ -74,12 +78,12 @@ def test_published_codebooks_run_the_second_branch_so_often(model: str) -> None:
 
 
 def test_the_published_numbers_are_where_they_were_read() -> None:
-    found = published("prompttea", "wan2.1-t2v-14b")
+    found = read_published("prompttea", "wan2.1-t2v-14b")
     assert found["license"].startswith("Apache-2.0")
     assert (found["repository"], found["revision"]) == ("zishen-ucap/PromptTea", "131828f")
     ends = {"wan2.1-t2v-14b": (0.255, 0.0125), "wan2.2-t2v-a14b": (0.122, 0.0312)}
     for model, (first, last) in {**ends, "cogvideox1.5-5b": (0.328, 0.01495)}.items():
-        values = of_model(model).values
+        values = load_published_codebook(model).values
         assert values[0] == pytest.approx(first, abs=6e-4)
         assert values[-1] == pytest.approx(last, abs=6e-5)
     with pytest.raises(PolicyError, match="no codebook was published for 'hunyuanvideo'"):
@@ -289,7 +293,7 @@ def test_the_branch_that_stands_in_is_called_first() -> None:
 # ------------------------------------------------------------------------------ calibration
 def test_the_profiler_measures_the_residuals_of_both_branches() -> None:
     profile = toy_profile(CodebookProfiler(), seeds=(11,))
-    book = of_profile(profile)
+    book = read_codebook(profile)
     assert len(book.values) == 10
     expected = []
     request_, toy = FLOW.request(seed=11), FLOW.toy()
@@ -307,7 +311,7 @@ def test_the_profiler_measures_the_residuals_of_both_branches() -> None:
         x = x + (interval.end - interval.start) * v
     assert book.values == pytest.approx(expected, rel=1e-4)
     twice = type(profile).merge([profile, profile])
-    assert of_profile(twice).values == pytest.approx(book.values, rel=1e-12)
+    assert read_codebook(twice).values == pytest.approx(book.values, rel=1e-12)
 
 
 def test_a_codebook_of_other_branches_or_with_gaps_is_refused() -> None:

@@ -30,7 +30,12 @@ from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.prompttea import PromptProfiler, PromptTeaRule, PromptThreshold
-from erta_policies.prompttea.prompts import COMPLEX, SIMPLE, complexity, threshold
+from erta_policies.prompttea._prompts import (
+    COMPLEX,
+    SIMPLE,
+    interpolate_threshold,
+    measure_complexity,
+)
 from erta_policies.teacache import TeaCacheRule
 
 WIDTH = 4
@@ -107,15 +112,15 @@ def test_thresholds_of_the_published_settings(
     rho: float, low: float, high: float, sharpness: float, expected: float
 ) -> None:
     """Derived from the published numbers for Wan 2.1 and HunyuanVideo."""
-    assert threshold(rho, low, high, sharpness) == pytest.approx(expected, abs=6e-4)
+    assert interpolate_threshold(rho, low, high, sharpness) == pytest.approx(expected, abs=6e-4)
     weight = 1 / (1 + math.exp(-sharpness * (rho - 0.5)))
     exact = weight * low + (1 - weight) * high
-    assert threshold(rho, low, high, sharpness) == pytest.approx(exact, rel=1e-12)
+    assert interpolate_threshold(rho, low, high, sharpness) == pytest.approx(exact, rel=1e-12)
 
 
 def test_the_threshold_cannot_overflow_and_stays_between_its_bounds() -> None:
-    assert threshold(0.0, 0.1, 0.2, 1e6) == 0.2
-    assert threshold(1.0, 0.1, 0.2, 1e6) == pytest.approx(0.1)
+    assert interpolate_threshold(0.0, 0.1, 0.2, 1e6) == 0.2
+    assert interpolate_threshold(1.0, 0.1, 0.2, 1e6) == pytest.approx(0.1)
 
 
 def test_rho_is_that_of_mean_cosines_over_the_references() -> None:
@@ -131,7 +136,7 @@ def test_rho_is_that_of_mean_cosines_over_the_references() -> None:
     s = torch.stack([cosine(p, simple).mean() for p in prompt])
     c = torch.stack([cosine(p, hard).mean() for p in prompt])
     expected = (c / (s + c + 1e-6)).tolist()
-    assert complexity(prompt, profile) == pytest.approx(expected, rel=1e-5)
+    assert measure_complexity(prompt, profile) == pytest.approx(expected, rel=1e-5)
 
 
 def test_our_reference_prompts_are_six_and_seven() -> None:
@@ -162,7 +167,7 @@ RULES = [
 def test_it_is_the_rule_with_the_threshold_of_the_prompt(rule: Any, prompt: str) -> None:
     angle = float(prompt) * math.pi / 2
     rho = math.sin(angle) / (math.sin(angle) + math.cos(angle))
-    fixed = dataclasses.replace(rule, threshold=threshold(rho, 0.06, 0.4, 20.0))
+    fixed = dataclasses.replace(rule, threshold=interpolate_threshold(rho, 0.06, 0.4, 20.0))
     given = request(prompt)
     one, other = sample([around(rule)], given), sample([fixed], given)
     assert torch.equal(one.sample, other.sample)
@@ -222,8 +227,8 @@ def test_a_static_rule_becomes_one_that_follows_the_prompt() -> None:
     profile = sample([ResidualProfiler()], request("0.5")).emitted[0]
     rule = SkipPolicy(profile=profile, threshold=0.1)
     policy = around(rule, low=0.01, high=0.5)
-    assert rule.static
-    assert not policy.static
+    assert rule.traits.static
+    assert not policy.traits.static
     counts = [sample([policy], request(p)).trace.network_calls for p in ("0.1", "0.9")]
     assert counts[0] < counts[1]
 

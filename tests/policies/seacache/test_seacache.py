@@ -12,12 +12,12 @@ from torch import Tensor
 
 from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.sampling import DDIM
+from erta_framework.sampling.solvers import DDIM
 from erta_framework.testing import GaussianMixtureFlow
 from erta_framework.testing._bench import FLOW
 from erta_policies.adapters import WarmUp
-from erta_policies.seacache import SeaCache, SeaCacheRule, axis_gain, mixing_at, sea_filtered
-from erta_policies.seacache.filter import mixing_of
+from erta_policies.seacache import SeaCache, SeaCacheRule, apply_sea_filter, axis_gain, mixing_at
+from erta_policies.shared import read_mixing
 
 STEPS = 30
 SHAPE = (3, 4, 6, 5)
@@ -64,7 +64,7 @@ def plain_filter(x: Tensor, a: float, b: float, power: float) -> Tensor:
 def test_it_is_the_wiener_filter_of_the_grid(sigma, power):
     x = torch.randn(2, 3, 4, 7, 6, generator=torch.Generator().manual_seed(0))
     signal, noise = mixing_at(sigma, "flow")
-    got = sea_filtered(x, signal, noise, power)
+    got = apply_sea_filter(x, signal, noise, power)
     for k in range(2):
         expected = plain_filter(x[k], signal, noise, power).float()
         torch.testing.assert_close(got[k], expected, rtol=5e-4, atol=5e-4)
@@ -92,7 +92,7 @@ def test_noise_is_filtered_while_there_is_much_and_passes_when_there_is_little()
     x = torch.randn(1, 1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     kept = []
     for sigma in (0.999, 0.5, 0.01):
-        filtered = sea_filtered(x, 1 - sigma, sigma)
+        filtered = apply_sea_filter(x, 1 - sigma, sigma)
         spectrum = torch.fft.fft2(filtered).abs() / torch.fft.fft2(x).abs()
         kept.append(float(spectrum[..., 16, 16] / spectrum[..., 1, 1]))  # finest against coarse
     assert kept[0] < 0.1
@@ -102,17 +102,17 @@ def test_noise_is_filtered_while_there_is_much_and_passes_when_there_is_little()
 
 def test_channels_may_lie_behind_the_frames_and_real_transforms_suffice():
     x = torch.randn(2, 3, 4, 7, 5, generator=torch.Generator().manual_seed(0))
-    swapped = sea_filtered(x.transpose(1, 2), 0.6, 0.4, channel_dim=2).transpose(1, 2)
-    torch.testing.assert_close(swapped, sea_filtered(x, 0.6, 0.4))
+    swapped = apply_sea_filter(x.transpose(1, 2), 0.6, 0.4, channel_dim=2).transpose(1, 2)
+    torch.testing.assert_close(swapped, apply_sea_filter(x, 0.6, 0.4))
 
 
 def test_how_latents_are_mixed_is_read_from_the_schedule():
-    assert mixing_of(info()) == "flow"
-    assert mixing_of(info(sigmas=(14.6, 1.0, 0.0), times=(999.0, 400.0))) == "variance_preserving"
+    assert read_mixing(info()) == "flow"
+    assert read_mixing(info(sigmas=(14.6, 1.0, 0.0), times=(999.0, 400.0))) == "variance_preserving"
     levels = info(sigmas=(0.99, 0.6, 0.0), times=(999.0, 300.0))
-    assert mixing_of(levels) == "variance_preserving"
-    assert mixing_of(replace(levels, capabilities=frozenset({"velocity"}))) == "flow"
-    assert mixing_of(info(capabilities=frozenset({"epsilon"}))) == "variance_preserving"
+    assert read_mixing(levels) == "variance_preserving"
+    assert read_mixing(replace(levels, capabilities=frozenset({"velocity"}))) == "flow"
+    assert read_mixing(info(capabilities=frozenset({"epsilon"}))) == "variance_preserving"
     for sigma in (0.05, 0.7, 9.0):
         signal, noise = mixing_at(sigma, "variance_preserving")
         assert noise / signal == pytest.approx(sigma)
@@ -183,9 +183,9 @@ def test_one_branch_decides_for_the_step_and_the_latents_are_filtered_once():
     filtered = []
 
     class Counting(SeaCacheRule):
-        def observed(self, step, call):
+        def observe_signal(self, step, call):
             filtered.append((step.index, call.branch))
-            return super().observed(step, call)
+            return super().observe_signal(step, call)
 
     trace = sample(Counting(threshold=0.3), one(1), guidance=CFG(scale=3.0)).trace
     assert filtered == [(i, "cond") for i in range(STEPS)]

@@ -24,10 +24,10 @@ from erta_framework import (
 from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
 from erta_framework.testing import GaussianMixtureFlow, toy_profile
 from erta_policies.adapters import WarmUp
-from erta_policies.constants import models, published
+from erta_policies.constants import models, read_published
 from erta_policies.easycache import EasyCache
-from erta_policies.sencache import SenCache, Sensitivities, SensitivityProfiler, tolerated
-from erta_policies.sencache.sensitivity import score
+from erta_policies.sencache import SenCache, Sensitivities, SensitivityProfiler, scale_tolerance
+from erta_policies.sencache._sensitivity import score_change
 
 STEPS = 30
 SHAPE = (3, 2, 4, 4)
@@ -124,8 +124,8 @@ def test_the_published_factors_are_square_roots(shape, published_factor):
     Source: the constants of Wan2.1 480p with 81 frames, CogVideoX1.5 with 49 frames and LTX-Video
     with 161 frames in vita-epfl/SenCache @4bf419b.
     """
-    assert tolerated(1.0, shape) == pytest.approx(published_factor, abs=5e-4)
-    assert tolerated(0.07, shape) == pytest.approx(0.07 * published_factor, rel=1e-6)
+    assert scale_tolerance(1.0, shape) == pytest.approx(published_factor, abs=5e-4)
+    assert scale_tolerance(0.07, shape) == pytest.approx(0.07 * published_factor, rel=1e-6)
 
 
 def test_the_score_against_its_tolerance_does_not_depend_on_the_resolution():
@@ -135,7 +135,7 @@ def test_the_score_against_its_tolerance_does_not_depend_on_the_resolution():
     for side in (16, 32, 64, 128):
         shape = (4, side, side)
         moved = float((0.1 * torch.randn(shape, generator=generator)).norm())
-        ratios.append(score(0.7, 0.002, moved, -25.0, shape) / tolerated(0.3, shape))
+        ratios.append(score_change(0.7, 0.002, moved, -25.0, shape) / scale_tolerance(0.3, shape))
     assert ratios == pytest.approx([(0.7 * 0.1 + 0.002 * 25.0) / 0.3] * 4, rel=0.03)
 
 
@@ -351,7 +351,7 @@ def test_published_tolerances_are_those_of_the_scripts():
         "last steps",
     ]
     assert policy.setting("max_skips") == 4
-    assert "no licence file" in published("sencache", "wan2.1")["license"]
+    assert "no licence file" in read_published("sencache", "wan2.1")["license"]
     assert SenCache(profile=PROFILE, model="wan2.1", eps_main=0.2).tolerance(40, 50) == 0.2
 
 

@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from erta_bench.core.syncs import SyncCounter
-from erta_framework import Call, Interval, Policy, Step, hookimpl
+from erta_bench.overhead import SyncCounter
+from erta_framework import Call, Interval, Policy, Step, Traits, hookimpl
 from erta_policies.teacache import TeaCache
 
 pytest.importorskip("diffusers")
 
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.trunk._embedded_times import EmbeddedTimes
-from tiny_pipelines import FAMILIES
-from tiny_pipelines.video import cogvideox_network
+from tiny_pipelines import FAMILIES, build_cogvideox_network
 
 STEPS = 12
 LINE = (1.0, 0.0)
@@ -141,7 +140,7 @@ def test_modules_that_are_wired_otherwise_are_measured() -> None:
 
 def test_the_offset_of_cogvideox_1_5_is_added_to_the_embedding_of_the_timestep() -> None:
     """CogVideoX1.5 I2V gives its blocks `time_embedding(t) + ofs_embedding(2)`."""
-    network = cogvideox_network(ofs_embed_dim=2)
+    network = build_cogvideox_network(ofs_embed_dim=2)
     given: list[torch.Tensor] = []
     network.transformer_blocks[0].register_forward_pre_hook(
         lambda _, args, kwargs: given.append((args + tuple(kwargs.values()))[2].clone()),
@@ -158,7 +157,7 @@ def test_the_offset_of_cogvideox_1_5_is_added_to_the_embedding_of_the_timestep()
     seen: list[torch.Tensor] = []
 
     class Look(Policy):
-        requires = frozenset({"signal:timestep_embedding"})
+        traits = Traits(requires=frozenset({"signal:timestep_embedding"}))
 
         @hookimpl
         def decide(self, call: Call) -> None:
@@ -188,7 +187,7 @@ def test_lumina_2_looks_at_text_and_image_tokens_together() -> None:
     seen: list[int] = []
 
     class Look(Policy):
-        requires = frozenset({"signal:modulated_input"})
+        traits = Traits(requires=frozenset({"signal:modulated_input"}))
 
         @hookimpl
         def decide(self, call: Call) -> None:

@@ -13,15 +13,16 @@ import torch
 
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.constants import models, published
-from erta_policies.parts.change_profiler import Sums, calibrated_range
+from erta_policies.constants import models, read_published
+from erta_policies.shared import read_calibrated_range
+from erta_policies.shared._change_profiler import ChangeSums
 from erta_policies.teacache import TeaCache, TeaCacheProfiler
-from erta_policies.teacache.polynomial import determination, fitted, value
+from erta_policies.teacache._polynomial import evaluate_polynomial, explain_variance, fit_polynomial
 
 
 def profile_of(pairs: list[tuple[float, float]], samples: int = 1) -> Profile:
     """The profile that these changes of signal and output would have made."""
-    sums = Sums.empty(2)
+    sums = ChangeSums.empty(2)
     for d, y in pairs:
         # a signal that moves from 1 to 1 + d and an output from 1 to 1 + y, in float64
         sums.signal.index, sums.signal.signal = 0, torch.ones(1, 1, dtype=torch.float64)
@@ -49,7 +50,9 @@ def test_a_published_polynomial_is_evaluated_as_numpy_does(model: str) -> None:
     coefficients = TeaCache(model=model).source.coefficients
     assert len(coefficients) == 5
     for d in (0.0, 0.003, 0.02, 0.1, 0.3, 1.0):
-        assert value(coefficients, d) == pytest.approx(float(np.poly1d(coefficients)(d)), rel=1e-12)
+        assert evaluate_polynomial(coefficients, d) == pytest.approx(
+            float(np.poly1d(coefficients)(d)), rel=1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,9 @@ def test_a_published_polynomial_is_evaluated_as_numpy_does(model: str) -> None:
 )
 def test_values_worked_out_by_hand(model: str, d: float, change: float) -> None:
     """Sums of the coefficients in the TeaCache repository (ali-vilab/TeaCache)."""
-    assert value(TeaCache(model=model).source.coefficients, d) == pytest.approx(change, rel=1e-6)
+    assert evaluate_polynomial(TeaCache(model=model).source.coefficients, d) == pytest.approx(
+        change, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,21 +89,21 @@ def test_where_published_polynomials_are_negative(
 ) -> None:
     """Properties of the published coefficients: there the sum of changes falls."""
     coefficients = TeaCache(model=model).source.coefficients
-    assert all(value(coefficients, d) < 0 for d in negative)
-    assert all(value(coefficients, d) > 0 for d in positive)
+    assert all(evaluate_polynomial(coefficients, d) < 0 for d in negative)
+    assert all(evaluate_polynomial(coefficients, d) > 0 for d in positive)
 
 
 def test_every_published_polynomial_names_its_source_and_signal() -> None:
     for model in models("teacache"):
-        constants = published("teacache", model)
+        constants = read_published("teacache", model)
         assert constants["repository"].endswith("TeaCache")
         assert constants["license"].startswith("Apache-2.0")
         assert constants["paper"] == "arXiv 2411.19108"
         policy = TeaCache(model=model)
         assert policy.effective_threshold == min(constants["thresholds"])
-        assert policy.requires == {f"signal:{constants['signal']}"}
+        assert policy.traits.requires == {f"signal:{constants['signal']}"}
     retention = TeaCache(model="wan2.1-i2v-720p-retention")
-    assert retention.requires == {"signal:timestep_projection"}
+    assert retention.traits.requires == {"signal:timestep_projection"}
     assert [part.name for part in retention.parts()] == ["warm_up", "tea_cache_rule"]
     assert retention.parts()[0].count(40) == 5  # type: ignore[attr-defined]
     hidream = TeaCache(model="hidream-i1-full")
@@ -121,7 +126,7 @@ def test_the_fit_equals_polyfit_on_the_raw_pairs(pairs: list[tuple[float, float]
     profile = profile_of(pairs)
     d, y = seen(pairs)
     expected = np.polyfit(d, y, 4)
-    found = fitted(profile)
+    found = fit_polynomial(profile)
     # compared where it is used: along the differences that were seen
     at = np.linspace(d.min(), d.max(), 50)
     assert np.polyval(found, at) == pytest.approx(np.polyval(expected, at), rel=1e-6)
@@ -131,7 +136,7 @@ def test_the_fit_equals_polyfit_on_the_raw_pairs(pairs: list[tuple[float, float]
     )
     errors = y - np.polyval(expected, d)
     r2 = 1 - (errors**2).sum() / ((y - y.mean()) ** 2).sum()
-    assert determination(profile) == pytest.approx(r2, abs=1e-6)
+    assert explain_variance(profile) == pytest.approx(r2, abs=1e-6)
 
 
 def test_merged_profiles_fit_as_one() -> None:
@@ -139,22 +144,24 @@ def test_merged_profiles_fit_as_one() -> None:
     whole = profile_of(pairs, samples=3)
     merged = Profile.merge([profile_of(pairs[k::3]) for k in range(3)])
     assert merged.samples == 3
-    assert np.array(fitted(merged)) == pytest.approx(np.array(fitted(whole)), rel=1e-6)
+    assert np.array(fit_polynomial(merged)) == pytest.approx(
+        np.array(fit_polynomial(whole)), rel=1e-6
+    )
     assert torch.equal(merged.statistics["bins"], whole.statistics["bins"])
-    assert calibrated_range(merged) == calibrated_range(whole)
+    assert read_calibrated_range(merged) == read_calibrated_range(whole)
 
 
 def test_the_range_holds_every_difference_to_the_width_of_a_bin() -> None:
-    low, high = calibrated_range(profile_of([(0.02, 0.1), (0.3, 0.2), (0.05, 0.1)]))
+    low, high = read_calibrated_range(profile_of([(0.02, 0.1), (0.3, 0.2), (0.05, 0.1)]))
     assert 0.02 / 1.13 < low <= 0.02
     assert 0.3 <= high < 0.3 * 1.13
 
 
 def test_pairs_that_fix_no_polynomial_are_refused() -> None:
     with pytest.raises(ProfileError, match="4 pairs"):
-        fitted(profile_of([(0.1 * k, 0.1) for k in range(1, 5)]))
+        fit_polynomial(profile_of([(0.1 * k, 0.1) for k in range(1, 5)]))
     with pytest.raises(ProfileError, match="hardly vary"):
-        fitted(profile_of([(0.1, 0.1)] * 20))
+        fit_polynomial(profile_of([(0.1, 0.1)] * 20))
 
 
 def test_merging_profiles_of_other_signals_is_refused() -> None:
@@ -184,4 +191,4 @@ def test_the_table_of_the_page_is_what_is_published() -> None:
         begin = f"{source.first:.0%}" if isinstance(source.first, float) else f"{source.first}"
         assert (signal, first.replace(" ", ""), int(last)) == (source.signal, begin, source.last)
         published_ones = [float(each) for each in thresholds.split(",")]
-        assert published_ones == published("teacache", model)["thresholds"]
+        assert published_ones == read_published("teacache", model)["thresholds"]

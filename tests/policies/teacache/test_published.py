@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_policies.constants import published
+from erta_policies.constants import read_published
 from erta_policies.teacache import TeaCacheRule
-from erta_policies.teacache.schedule import walk_changes
+from erta_policies.teacache._schedule import walk_changes
 
 PAGE = Path(__file__).parents[3] / "docs/explanation/methods/teacache.md"
 # latencies of the README of ali-vilab/TeaCache for Wan 2.1: full, then one a threshold
@@ -36,7 +36,7 @@ def test_the_page_says_which_steps_the_published_latencies_would_be() -> None:
     assert [row[0] for row in rows] == list(LATENCIES)
     for model, thresholds, reported, steps in rows:
         full, *latencies = LATENCIES[model]
-        assert [float(t) for t in thresholds.split(", ")] == published("teacache", model)[
+        assert [float(t) for t in thresholds.split(", ")] == read_published("teacache", model)[
             "thresholds"
         ]
         assert [float(n) for n in re.findall(r"\d+", reported)] == [full, *latencies]
@@ -59,7 +59,7 @@ def test_the_bare_sinusoid_is_no_stand_in_for_the_embedding(shift: float) -> Non
     even = torch.linspace(1, 1 / 1000, 51, dtype=torch.float64)[:-1]
     signal = sinusoid(1000 * shift * even / (1 + (shift - 1) * even))
     changes = [0.0] + [float((b - a).abs().mean() / a.abs().mean()) for a, b in pairwise(signal)]
-    thresholds = published("teacache", "wan2.1-t2v-1.3b")["thresholds"]
+    thresholds = read_published("teacache", "wan2.1-t2v-1.3b")["thresholds"]
     source = TeaCacheRule(model="wan2.1-t2v-1.3b").source
     predicted = [source.change(change, False, False) for change in changes]
     counts = {len(walk_changes(predicted, threshold, {0, 49})) for threshold in thresholds}

@@ -29,7 +29,7 @@ from erta_framework import (
 from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileMismatchError
 from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.teacache import TeaCache, TeaCacheProfiler, TeaCacheRule, TeaCacheSchedule
-from erta_policies.teacache.polynomial import fitted
+from erta_policies.teacache._polynomial import fit_polynomial
 
 SHAPE = (3, 2, 4, 4)
 LINE = (1.0, 0.0)
@@ -177,8 +177,8 @@ class Spied(TeaCacheRule):
             looked = True
 
             @staticmethod
-            def moved(index: int, now: Tensor, alone: bool) -> Tensor | None:
-                found = memory.moved(index, now, alone)
+            def measure_change(index: int, now: Tensor, alone: bool) -> Tensor | None:
+                found = memory.measure_change(index, now, alone)
                 return None if found is None else factor * found
 
         return Stretched()
@@ -286,8 +286,10 @@ def test_a_profile_fits_the_plain_pairs_of_a_run() -> None:
     assert len(d) == 19 * 4 * 2
     expected = np.polyfit(d, y, 4)
     at = np.linspace(d.min(), d.max(), 50)
-    assert np.polyval(fitted(profile), at) == pytest.approx(np.polyval(expected, at), rel=1e-6)
-    assert np.array(fitted(profile)) == pytest.approx(expected, rel=1e-6)
+    assert np.polyval(fit_polynomial(profile), at) == pytest.approx(
+        np.polyval(expected, at), rel=1e-6
+    )
+    assert np.array(fit_polynomial(profile)) == pytest.approx(expected, rel=1e-6)
     assert torch.equal(result.sample, sample([], given, guidance).sample)
 
 
@@ -299,7 +301,7 @@ def test_profiles_of_batches_merge_to_that_of_one() -> None:
         parts.extend(sample([TeaCacheProfiler(signal="latents")], half).emitted)
     merged = Profile.merge(parts)
     assert merged.samples == calibrated().samples == 4
-    assert fitted(merged) == pytest.approx(fitted(calibrated()), rel=1e-6)
+    assert fit_polynomial(merged) == pytest.approx(fit_polynomial(calibrated()), rel=1e-6)
 
 
 def test_a_profile_serves_its_own_run_and_refuses_others() -> None:
@@ -334,7 +336,7 @@ def test_a_schedule_from_a_profile_is_known_beforehand() -> None:
     assert list(plan.computed) == expected
     trace = sample([policy], request(batch=1)).trace
     assert tuple(trace.computed_steps) == plan.computed
-    assert Engine([policy]).static
+    assert Engine([policy]).traits.static
     fits = TeaCacheSchedule(profile=calibrated(), threshold=0.2)
     assert 2 < len(fits.plan(20).computed) < 20
     with pytest.raises(PolicyError, match=r"'flux\.1-dev' is for the signal 'modulated_input'"):
@@ -352,9 +354,9 @@ def test_a_profiler_refuses_what_it_cannot_observe() -> None:
     for cls in (TeaCache, TeaCacheRule, TeaCacheSchedule):
         found = object.__new__(cls).calibrator()
         assert isinstance(found, TeaCacheProfiler)
-        assert found.requires == frozenset()
+        assert found.traits.requires == frozenset()
     chosen = TeaCache(profile="later.safetensors", threshold=0.1, signal="modulated_input")
-    assert chosen.calibrator().requires == {"signal:modulated_input"}
+    assert chosen.calibrator().traits.requires == {"signal:modulated_input"}
 
 
 # ------------------------------------------------------------------ at the trunk seam

@@ -1,6 +1,6 @@
 """A whole plugin for erta_framework: one policy, registered by an entry point."""
 
-from erta_framework import Decision, Policy, Reuse, Step, hookimpl
+from erta_framework import Decision, Policy, Reuse, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 
 
@@ -20,7 +20,7 @@ class EveryOther(Policy):
         EveryOther(period=3)
     """
 
-    static = True
+    traits = Traits(static=True)
 
     period: int = 2
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import platform
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import diffusers
 import torch
 from torch import Tensor
 
-from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
+from erta_framework import Engine, Policy, Profile, Profiler, Samples, Seam, Trace
 from erta_framework.attach import Attached
-from erta_framework.errors import InputError, PolicyError
+from erta_framework.calibration import calibrate, describe_run, describe_samples, find_profiler
+from erta_framework.errors import InputError
 from erta_framework.sampling import (
     BatchEnd,
     Callback,
@@ -28,7 +26,6 @@ from erta_framework.sampling import (
     resolve_device,
 )
 from erta_framework.session import RESIZED, TEXT, TRIAL
-from erta_framework.session import wanted as signals_of
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.bundled._pipeline_model import (
     InPipeline,
@@ -94,7 +91,7 @@ class PipelineSampler:
         self._watched_by = watched_by
         made = through.make_scheduler(scheduler)
         # which signals the blocks offer is known, and checked, once the model is attached
-        inside = signals_of(self.engine.policies)
+        inside = self.engine.signals
         if self.seam is Seam.LATENT:
             inside = TEXT | {TRIAL, RESIZED}
         self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
@@ -191,39 +188,28 @@ class PipelineSampler:
         Raises:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
-        offered = (policy.calibrator() for policy in self.policies)
-        chosen = profiler or next((found for found in offered if found is not None), None)
-        if chosen is None:
-            raise PolicyError(
-                "none of the policies needs calibration; give calibrate(..., profiler=...), "
-                "such as ResidualProfiler()"
+
+        def run(current: Profiler) -> Sequence[Profile]:
+            copies = current.calibration_copies
+            twin = PipelineSampler(
+                [current],
+                self.callbacks,
+                through=self.through,
+                scheduler=self.scheduler,
+                guidance_scale=self.guidance_scale,
+                num_steps=self.num_steps,
+                accelerator=self.device.type,
+                batch_size=self.batch_size * copies,
+                seam=self.seam,
             )
-        twin = PipelineSampler(
-            [chosen],
-            self.callbacks,
-            through=self.through,
-            scheduler=self.scheduler,
-            guidance_scale=self.guidance_scale,
-            num_steps=self.num_steps,
-            accelerator=self.device.type,
-            batch_size=self.batch_size * chosen.copies,
-            seam=self.seam,
-        )
-        names, seeds = copied(prompts, seed, self.batch_size, chosen.copies)
-        result = twin.sample(model, names, seeds=seeds, title="calibrating")
-        if not result.emitted:
-            raise PolicyError(f"{chosen!r} emitted no profile from on_session_end")
-        merged = Profile.merge(result.emitted)
-        if (after := chosen.following(merged)) is not None:
-            return self.calibrate(model, prompts, seed=seed, profiler=after)
-        return merged.with_provenance(
-            prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-            seeds=f"{seed}..{seed + len(prompts) - 1}",
-            date=datetime.now(UTC).date().isoformat(),
-            torch=torch.__version__,
+            names, seeds = copied(prompts, seed, self.batch_size, copies)
+            return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
+
+        return calibrate(find_profiler(self.policies, profiler), run).with_provenance(
+            **describe_samples(prompts, seed),
+            **describe_run(self.device),
             diffusers=diffusers.__version__,
             weights=model.fingerprint()["weights"],
-            machine=f"{platform.machine()} {self.device.type}",
         )
 
     def _attached(self, pipe: Any) -> Attachment | Attached:

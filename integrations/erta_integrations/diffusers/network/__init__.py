@@ -24,16 +24,16 @@ from erta_integrations.diffusers.network._output_spec import (
     read_output,
 )
 from erta_integrations.diffusers.network._patching import Patch, PatchSet, patched
-from erta_integrations.diffusers.network._trial import Given, Trials
+from erta_integrations.diffusers.network._trial import CallArguments, TrialRunner
 
 __all__ = [
-    "Given",
+    "CallArguments",
     "OutputForm",
     "Patch",
     "PatchSet",
     "Relation",
     "ShapeRule",
-    "Trials",
+    "TrialRunner",
     "as_tensor",
     "bound",
     "called",

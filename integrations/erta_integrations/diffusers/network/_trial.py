@@ -41,25 +41,36 @@ Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Given:
-    """What one network call was given, to call the network again on part or other latents.
+class CallArguments:
+    """What a pipeline gave to one network call; the network can be called again with it.
 
     Attributes:
-        arguments: The arguments by name.
-        placed: How many of them were given by place.
         original: The network's `forward`, without the patch.
-        time: The time among the arguments.
+        args: The arguments given by place.
+        kwargs: The arguments given by name.
+        arguments: All of them by name.
+        time: The timestep among them.
     """
 
-    arguments: Mapping[str, Any]
-    placed: int
     original: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     time: Any
+
+    @property
+    def placed(self) -> int:
+        """How many were given by place."""
+        return len(self.args)
+
+    def run(self) -> Any:
+        """What the network returns for these very arguments."""
+        return self.original(*self.args, **self.kwargs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trials:
-    """Trials of one network call; a `Trial` of the call's session.
+class TrialRunner:
+    """Runs the network of one call on other latents, or at another timestep.
 
     The network is told a time in the unit and shape that the pipeline uses. How it gets there from
     the scheduler's timestep is the pipeline's affair, so only times that it has told are known.
@@ -76,13 +87,13 @@ class Trials:
 
     name: str
     network: nn.Module
-    given: Given
+    given: CallArguments
     latents: Tensor
     form: OutputForm
     told: Mapping[float, Any]
     now: float
 
-    def __call__(self, x: Tensor, time: float | None) -> Tensor:
+    def run(self, x: Tensor, time: float | None) -> Tensor:
         """The network's prediction for `x`, of the shape of `x`.
 
         Latents may have another size along the axes of their grid. Conditions of the size of the
@@ -206,7 +217,7 @@ def check(policies: Sequence[Policy], networks: Mapping[str, nn.Module]) -> None
     """
     for policy in policies:
         for name, network in networks.items():
-            told = told_positions(network) if RESIZED in policy.requires else ""
+            told = told_positions(network) if RESIZED in policy.traits.requires else ""
             if told:
                 raise CapabilityError(
                     f"{policy!r} runs {name} ({type(network).__name__}) on smaller latents, but "

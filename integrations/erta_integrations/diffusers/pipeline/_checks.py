@@ -26,7 +26,7 @@ def require_output_reuse(
     Raises:
         CapabilityError: Names them and both shapes.
     """
-    asking = [repr(policy) for policy in policies if policy.reads_latents]
+    asking = [repr(policy) for policy in policies if policy.traits.reads_latents]
     if asking:
         raise CapabilityError(
             f"{name} ({type(network).__name__}) returns {output} for latents "

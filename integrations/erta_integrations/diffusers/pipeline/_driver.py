@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,25 +14,21 @@ from torch import Tensor, nn
 
 from erta_framework import Engine, Interval, Profile, Seam, Session, SessionInfo, Trace
 from erta_framework.errors import ProtocolError
-from erta_framework.session import NO_FEATURES, TEXT, TRIAL, wanted
+from erta_framework.session import TEXT, TRIAL, TRUNK, Site
 from erta_integrations.diffusers.network import (
-    Given,
+    CallArguments,
     OutputForm,
     Patch,
     PatchSet,
     Relation,
-    Trials,
     as_tensor,
     bound,
-    called,
     channel_dim,
-    copied,
     latents_of,
     read_output,
     time_of,
     unwrapped,
 )
-from erta_integrations.diffusers.network import _batch_axis as batching
 from erta_integrations.diffusers.network import _trial as trials
 from erta_integrations.diffusers.pipeline._branches import same_value
 from erta_integrations.diffusers.pipeline._call_frame import PipelineCall, WatchedBar, loops_of
@@ -45,6 +42,7 @@ from erta_integrations.diffusers.pipeline._fingerprint import (
     network_facts,
     solver_of,
 )
+from erta_integrations.diffusers.pipeline._network_call import NetworkCall
 from erta_integrations.diffusers.pipeline._request import Request
 from erta_integrations.diffusers.pipeline._schedulers import (
     capabilities,
@@ -58,6 +56,7 @@ from erta_integrations.diffusers.trunk import _signals as signals
 
 LEFT_ALONE = "its network is not named in networks=[...]"
 NO_OTHERS: Mapping[str, nn.Module] = {}
+NO_SIGNALS: Mapping[str, Feature] = {}
 
 
 class Aborted(Exception):
@@ -100,12 +99,12 @@ class Driver:
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
-        self._tries = any(TRIAL in policy.requires for policy in engine.policies)
+        self._tries = TRIAL in engine.traits.requires
         self.parts = {**networks, **others}  # all that count as calls of a step
         self._forwards = {name: unwrapped(part).forward for name, part in self.parts.items()}
         self.patches = PatchSet()
         self.seam = seam
-        asked = wanted(engine.policies)
+        asked = engine.signals
         self._reads_text = not asked.isdisjoint(TEXT)
         self.trunks = {
             name: Trunk(name, network, asked)
@@ -213,18 +212,19 @@ class Driver:
                 "by itself or steps a copy of its scheduler cannot be followed"
             )
         if name not in self.networks:
-            call = partial(original, *args, **kwargs)
-            return self._leave_alone(request, name, branch, latents, call)
+            whole = partial(original, *args, **kwargs)
+            return self._leave_alone(request, name, branch, latents, whole)
         model = request.adapters.model(name, network)
-        text = signals.text_features(network, arguments) if self._reads_text else NO_FEATURES
+        text = signals.text_features(network, arguments) if self._reads_text else NO_SIGNALS
+        site = Site(model, branch, TRUNK if name in self.trunks else "")
         if name in self.trunks:
-            call = partial(original, *args, **kwargs)
-            answer = self._answer_trunk(request, name, model, branch, latents, call, text)
+            whole = partial(original, *args, **kwargs)
+            answer = self._answer_trunk(request, name, site, latents, whole, text)
         else:
-            again = self.engine.per_sample or self._tries
-            given = Given(arguments, len(args), original, told) if again else None
-            whole = original, args, kwargs
-            answer = self._answer(request, name, model, branch, latents, whole, text, given)
+            started = time.perf_counter()
+            given = CallArguments(original, args, kwargs, arguments, told)
+            call = NetworkCall(name, network, request, site, latents, given, text, self._read)
+            answer = self._answer_latent(request, call, started)
         # hooks that take themselves off in their call took ours along
         if name in self.trunks or not isinstance(vars(network).get("forward"), Patch):
             self.patches.refresh()
@@ -370,7 +370,8 @@ class Driver:
             device=latents.device,
             branches=(),
             channel_dim=channel_dim(self.networks[name], tuple(latents.shape)),
-            model=self._facts(name),
+            model=network_facts(name, self.networks[name]),
+            seam=self.seam,
             solver=solver_of(self.scheduler),
             guidance=guidance_of(self.pipe),
             capabilities=capabilities(self.scheduler) | self.offered,
@@ -380,30 +381,24 @@ class Driver:
             prompts=self.prompts,
         )
 
-    def _facts(self, name: str) -> dict[str, str]:
-        facts = network_facts(name, self.networks[name])
-        # residuals of tokens are no residuals of latents: profiles must not be mixed up
-        return facts if self.seam is Seam.LATENT else {**facts, "seam": self.seam.value}
-
     def _answer_trunk(
         self,
         request: Request,
         name: str,
-        model: str,
-        branch: str,
+        site: Site,
         latents: Tensor,
         call: partial[Any],
         text: Mapping[str, Feature],
     ) -> Any:
         assert request.session is not None
-        key = (model, branch, latents.shape, latents.dtype)
+        key = (site, latents.shape, latents.dtype)
         trunk = self.trunks[name]
 
         def lent(other: str) -> Chain | None:
-            return request.chains.get((model, other, latents.shape, latents.dtype))
+            return request.chains.get((replace(site, branch=other), latents.shape, latents.dtype))
 
         known = request.chains.get(key)
-        run = Run(trunk, request.session, model, branch, call, known, latents, lent, text)
+        run = Run(trunk, request.session, site, call, known, latents, lent, text)
         with trunk.running(run):
             raw = run.whole()
         request.chains[key] = run.chain
@@ -411,63 +406,13 @@ class Driver:
             request.count_bytes()
         return raw
 
-    def _answer(
-        self,
-        request: Request,
-        name: str,
-        model: str,
-        branch: str,
-        latents: Tensor,
-        whole: tuple[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]],
-        text: Mapping[str, Feature],
-        given: Given | None,
-    ) -> Any:
+    def _answer_latent(self, request: Request, call: NetworkCall, started: float) -> Any:
         assert request.session is not None
-        key = (model, branch, latents.shape, latents.dtype)
-        original, args, kwargs = whole
-        ran: tuple[Any, Tensor, OutputForm] | None = None
-        started = time.perf_counter()
-        known = request.forms.get(key)
-
-        def compute() -> Tensor:
-            nonlocal ran
-            raw = original(*args, **kwargs)
-            if known is not None and (again := known.same(raw)) is not None:
-                ran = raw, again, known
-            else:
-                ran = raw, *self._read(raw, latents, name)
-            return ran[1]
-
-        network: Callable[[], Tensor] = compute
-        if known is None:  # nothing to reuse yet: compute, and learn the shapes from it
-            first = compute()
-            assert ran is not None
-            known, network = ran[2], lambda: first
-        rows: Callable[[Tensor], Tensor] | str = "it runs whole batches"
-        if given is not None and self.engine.per_sample:
-            rows = self._row_compute(request, key, name, latents, known, given)
-        trial = None
-        if given is not None and self._tries:
-            told = request.times.setdefault((name, branch), {})
-            told[request.time] = copied(given.time)  # pipelines may write into it
-            trial = Trials(name, self.networks[name], given, latents, known, told, request.time)
-        output = request.session.forward(
-            known.reference(latents),
-            network,
-            branch=branch,
-            model=model,
-            features=text,
-            rows=rows,
-            trial=trial,
-            started=started,
-        )
-        if ran is None:
-            return request.forms.get(key, known).rebuild(output)
-        raw, main, form = ran
-        request.forms[key] = form
-        if form.rest is not None or form.others:
-            request.count_bytes()
-        return raw if output is main else form.rebuild(output)
+        if self._tries:
+            call.note_time()
+        session = request.session
+        compute = session.ask(call.site, call.input, call, started=started)
+        return call.build(session.answer(compute))
 
     def _read(self, raw: Any, latents: Tensor, name: str) -> tuple[Tensor, OutputForm]:
         """What a network returned, once its form is new."""
@@ -476,30 +421,6 @@ class Driver:
             network, shapes = self.networks[name], (tuple(form.shape), tuple(latents.shape))
             require_output_reuse(self.engine.policies, name, network, *shapes)
         return main, form
-
-    def _row_compute(
-        self,
-        request: Request,
-        key: tuple[object, ...],
-        name: str,
-        latents: Tensor,
-        known: OutputForm,
-        given: Given,
-    ) -> Callable[[Tensor], Tensor] | str:
-        """Runs the network on some samples of this call, or why it cannot."""
-        take = batching.splitter(given.arguments, latents.shape[0])
-        why = batching.unsplit(known)
-        if isinstance(take, str) or why is not None:
-            return f"{type(self.networks[name]).__name__}: {take if isinstance(take, str) else why}"
-
-        def compute(rows: Tensor) -> Tensor:
-            args, kwargs = called(self.networks[name], take(rows), given.placed)
-            raw = given.original(*args, **kwargs)
-            main, form = read_output(raw, latents.index_select(0, rows), name)
-            request.forms[key] = batching.with_rows(request.forms.get(key, known), form, rows)
-            return main
-
-        return compute
 
     def _refuse_replaced_parts(self) -> None:
         refuse_replaced_parts(self.pipe, self.scheduler, self.parts)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from erta_framework import Interval, Schedule, Session
+from erta_framework import Interval, Schedule, Session, Site
 from erta_integrations.diffusers.network import OutputForm
 from erta_integrations.diffusers.pipeline._branches import Branches
 from erta_integrations.diffusers.pipeline._call_frame import PipelineCall
@@ -15,6 +16,9 @@ from erta_integrations.diffusers.pipeline._fingerprint import AdapterWatch
 from erta_integrations.diffusers.trunk import Chain
 
 UNREAD = Schedule((0.0,), (0.0,))
+
+FormKey = tuple[Site, torch.Size, torch.dtype]
+"""What a learned form holds for: a site, and the shape and type of the latents."""
 
 
 @dataclass(slots=True)
@@ -37,8 +41,8 @@ class Request:
     told: Any = None
     time: float = 0.0
     times: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
-    forms: dict[tuple[object, ...], OutputForm] = field(default_factory=dict)
-    chains: dict[tuple[object, ...], Chain] = field(default_factory=dict)
+    forms: dict[FormKey, OutputForm] = field(default_factory=dict)
+    chains: dict[FormKey, Chain] = field(default_factory=dict)
 
     def count_bytes(self) -> None:
         """Note in the trace what is held beside the history."""

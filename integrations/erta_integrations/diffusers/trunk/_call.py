@@ -10,15 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Reuse, Seam, Session
+from erta_framework import Call, Reuse, Session
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_framework.session import NO_FEATURES
+from erta_framework.session import FunctionNetwork, Site
 from erta_integrations.diffusers.network import read_output, signature_of
 from erta_integrations.diffusers.trunk import _signals as signals
 from erta_integrations.diffusers.trunk._discovery import Block
 from erta_integrations.diffusers.trunk._layout import TOKENS, Chain, Returned, Stage, glued
 from erta_integrations.diffusers.trunk._layout_tracer import Learner
 from erta_integrations.diffusers.trunk._patched import Trunk
+
+NO_SIGNALS: Mapping[str, signals.Feature] = {}
 
 
 class Run:
@@ -31,8 +33,7 @@ class Run:
     Args:
         trunk: The network's blocks.
         session: Decides.
-        model: Name of the network, and of its weights where they changed within the request.
-        branch: Name of the branch.
+        site: Network (and its weights, where they changed within the request), branch and trunk.
         call: Runs the whole network on the arguments of this call.
         chain: What an earlier call of this branch showed; None learns it from this one.
         latents: The latents among these arguments.
@@ -44,16 +45,15 @@ class Run:
         self,
         trunk: Trunk,
         session: Session,
-        model: str,
-        branch: str,
+        site: Site,
         call: partial[Any],
         chain: Chain | None,
         latents: Tensor,
         lent: Callable[[str], Chain | None] = lambda _: None,
-        text: Mapping[str, signals.Feature] = NO_FEATURES,
+        text: Mapping[str, signals.Feature] = NO_SIGNALS,
     ) -> None:
         self.trunk, self.session, self.call = trunk, session, call
-        self.model, self.branch, self.latents = model, branch, latents
+        self.site, self.latents = site, latents
         self.lent, self.text = lent, text
         self.learner = Learner(trunk.cls, trunk.depths) if chain is None else None
         self.chain = chain if chain is not None else Chain()
@@ -66,6 +66,7 @@ class Run:
         self.pending: Callable[[], Any] | None = None  # the block at which policies are asked
         self.reused: Tensor | None = None
         self.others: dict[str, Tensor] = {}
+        self.decided: Call  # what the session said of this call
         self.computed: Tensor | None = None
 
     def whole(self) -> Any:
@@ -157,7 +158,8 @@ class Run:
             if inputs[name].shape != residual.shape:
                 raise ProtocolError(
                     f"{self.trunk.cls} was given {name} of shape {tuple(inputs[name].shape)} in "
-                    f"branch {self.branch!r}, before {tuple(residual.shape)}; use seam='latent'"
+                    f"branch {self.site.branch!r}, before {tuple(residual.shape)}; "
+                    "use seam='latent'"
                 )
 
     def _ask(self, run: Callable[[], Any]) -> None:
@@ -165,7 +167,7 @@ class Run:
         self.pending = run
         call = self._decided(self._compute)
         if call.reused or call.ran:  # a policy that decides may have run the network already
-            self.reused = self.session.answer()
+            self.reused = self.session.answer(self.decided)
             self.early = []
             if self.computed is None:  # not run after all: the other streams are reused too
                 self.others = self._others(call)
@@ -180,8 +182,8 @@ class Run:
             if inputs[name].shape != residual.shape:
                 raise CapabilityError(
                     f"{self.trunk.cls} has {name} of shape {tuple(inputs[name].shape)} in branch "
-                    f"{self.branch!r} and {tuple(residual.shape)} in the one that is to stand in "
-                    "for it; use seam='latent'"
+                    f"{self.site.branch!r} and {tuple(residual.shape)} in the one that is to stand "
+                    "in for it; use seam='latent'"
                 )
         return {name: inputs[name] + residual for name, residual in source.residuals.items()}
 
@@ -196,15 +198,10 @@ class Run:
         if chain.rule is not None:
             # without the conditions that a pipeline joins to its latents
             features[signals.LATENTS] = partial(chain.rule.reference, self.latents)
-        return self.session.ask(
-            chain.inputs[chain.main],
-            compute,
-            branch=self.branch,
-            model=self.model,
-            seam=Seam.TRUNK,
-            features=features,
-            started=self.started,
-        )
+        network = FunctionNetwork(compute, signals=features)
+        x = chain.inputs[chain.main]
+        self.decided = self.session.ask(self.site, x, network, started=self.started)
+        return self.decided
 
     def _block(self, place: int, run: Callable[[], Any]) -> tuple[Any, Returned]:
         """What a block returns; one that ran before the decision does not run again after it."""
@@ -241,7 +238,7 @@ class Run:
         if self.nested:
             return raw
         assert self.computed is not None
-        output = self.session.answer()
+        output = self.session.answer(self.decided)
         return raw if output is self.computed else self._stand_in(output)
 
     def _split(self, returned: Returned) -> None:
@@ -252,7 +249,7 @@ class Run:
                 self.computed = stream
             else:
                 self.others[name] = stream
-                if self.session.engine.needs.evaluations:
+                if self.session.engine.traits.memory.evaluations:
                     chain.residuals[name] = stream - chain.inputs[name]
 
     def _stand_in(self, output: Tensor) -> Any:
@@ -281,13 +278,13 @@ class Run:
         """Close the first call; the corrected output where a policy changed the computed one."""
         self.learner = None
         chain = self.chain = learner.learned(self.trunk.stacks)
-        if any(policy.reads_latents for policy in self.session.engine.policies):
+        if self.session.engine.traits.reads_latents:
             chain.rule = read_output(raw, self.latents, self.trunk.name)[1].rule
         self._split(chain.outputs)
         output = self.computed
         assert output is not None
         self._decided(lambda: output)
-        answer = self.session.answer()
+        answer = self.session.answer(self.decided)
         self.position, self.asked = 0, True
         return None if answer is output else answer
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError
-from erta_framework.session import PREFIX, PROMPT, PROMPT_MASK, TEXT, holds_text, tokens, wanted
+from erta_framework.session import PREFIX, PROMPT, PROMPT_MASK, TEXT, holds_text, tokens
 from erta_integrations.diffusers.network import pick, signature, signature_of
 
 MODULATED = "modulated_input"
@@ -175,7 +175,8 @@ def check(
         CapabilityError: Names the policy, the signal, the model class and what it offers.
     """
     for policy in policies:
-        missing = sorted(wanted([policy]) - offered)
+        asked = {name for name in policy.traits.requires if name.startswith(PREFIX)}
+        missing = sorted(asked - offered)
         if missing:
             models = ", ".join(f"{n} ({type(m).__name__})" for n, m in networks.items())
             raise CapabilityError(

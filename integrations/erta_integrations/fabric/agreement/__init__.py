@@ -1,8 +1,20 @@
-"""Ranks that share one sample: they decide alike, and guidance may be divided between them."""
+"""Ranks that share one sample: they decide alike, and guidance may be divided between them.
 
-from erta_integrations.fabric.agreement.cfg import CFGParallel
-from erta_integrations.fabric.agreement.groups import group_of
-from erta_integrations.fabric.agreement.policy import Agreement, agreed
-from erta_integrations.fabric.agreement.wire import AgreementError, Ledger
+`find_group` names the ranks that compute together, and `add_agreement` puts an `Agreement` before
+the policies where those ranks might decide differently. `CFGParallel` divides the two branches of
+guidance between two ranks.
+"""
 
-__all__ = ["Agreement", "AgreementError", "CFGParallel", "Ledger", "agreed", "group_of"]
+from erta_integrations.fabric.agreement._cfg import CFGParallel
+from erta_integrations.fabric.agreement._collectives import AgreementError, Ledger
+from erta_integrations.fabric.agreement._groups import find_group
+from erta_integrations.fabric.agreement._policy import Agreement, add_agreement
+
+__all__ = [
+    "Agreement",
+    "AgreementError",
+    "CFGParallel",
+    "Ledger",
+    "add_agreement",
+    "find_group",
+]

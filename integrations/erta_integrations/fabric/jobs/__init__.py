@@ -1,31 +1,41 @@
-"""Sampling jobs: many prompts, many workers, one folder."""
+"""Sampling jobs: many prompts, any number of processes, one folder.
 
-from erta_integrations.fabric.jobs.division import Claim, Claims
-from erta_integrations.fabric.jobs.job import run_job
-from erta_integrations.fabric.jobs.manifest import Tally
-from erta_integrations.fabric.jobs.pipelines import PipelineWork
-from erta_integrations.fabric.jobs.progress import Reporter, State, Watch
-from erta_integrations.fabric.jobs.prompts import Item, load_items
-from erta_integrations.fabric.jobs.runner import Runner
-from erta_integrations.fabric.jobs.store import Store
-from erta_integrations.fabric.jobs.work import Made, SamplerWork, Work
-from erta_integrations.fabric.jobs.workers import Worker
+`run_job` is the whole of it for one process. It reads the prompts (`load_items`), claims samples
+(`Claims`, `Worker`), makes them with a `SampleSource`, and commits them to the `Store`. What
+remains of a killed process is taken over by the others, or by a later run in the same folder.
+"""
+
+from erta_integrations.fabric.jobs._claims import Claim, Claims
+from erta_integrations.fabric.jobs._job import run_job
+from erta_integrations.fabric.jobs._manifest import Tally, WorkerLog, write_manifest
+from erta_integrations.fabric.jobs._pipeline_source import PipelineSource
+from erta_integrations.fabric.jobs._progress import JobProgress, ProgressWatch, show_progress
+from erta_integrations.fabric.jobs._prompts import Item, load_items
+from erta_integrations.fabric.jobs._runner import JobRunner
+from erta_integrations.fabric.jobs._sample_source import SampledItem, SamplerSource, SampleSource
+from erta_integrations.fabric.jobs._store import SHARD, Store, count_committed, open_folder
+from erta_integrations.fabric.jobs._workers import Worker
 
 __all__ = [
+    "SHARD",
     "Claim",
     "Claims",
     "Item",
-    "Made",
-    "PipelineWork",
-    "Reporter",
-    "Runner",
-    "SamplerWork",
-    "State",
+    "JobProgress",
+    "JobRunner",
+    "PipelineSource",
+    "ProgressWatch",
+    "SampleSource",
+    "SampledItem",
+    "SamplerSource",
     "Store",
     "Tally",
-    "Watch",
-    "Work",
     "Worker",
+    "WorkerLog",
+    "count_committed",
     "load_items",
+    "open_folder",
     "run_job",
+    "show_progress",
+    "write_manifest",
 ]

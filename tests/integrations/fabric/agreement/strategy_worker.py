@@ -19,9 +19,10 @@ from erta_framework import (
     Request,
     Reuse,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
-from erta_integrations.fabric.agreement import Agreement, agreed, group_of
+from erta_integrations.fabric.agreement import Agreement, add_agreement, find_group
 
 
 class Shard(Policy):
@@ -35,8 +36,7 @@ class Shard(Policy):
     own: int
     wanted: list[bool]
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(memory=Needs(evaluations=1))
 
     @hookimpl
     def pre_step(self, step):
@@ -62,7 +62,7 @@ class Shard(Policy):
 class Listed(Policy):
     """Computes the listed steps."""
 
-    static = True
+    traits = Traits(static=True)
 
     steps: tuple[int, ...]
 
@@ -130,7 +130,7 @@ def compared(
     network: Any, latents: Tensor, group: Any, shard: Shard, plain: Any | None = None
 ) -> dict[str, Any]:
     """One sample of ranks that disagree, against the same schedule on one rank alone."""
-    policies = agreed([shard], group, timeout=15)
+    policies = add_agreement([shard], group, timeout=15)
     agreement = policies[0]
     assert isinstance(agreement, Agreement)
     result = sampled(network, policies, latents)
@@ -161,7 +161,7 @@ def fsdp2() -> dict[str, Any]:
     # rank 0's sample is far from zero, so that it changes little by comparison
     latents = noise(1, 4, 6, seed=RANK) * (4.0 if RANK == 0 else 1.0)
     shard = Shard(threshold=0.12, dim=0, own=0, wanted=[])
-    return compared(network, latents, group_of(mesh), shard)
+    return compared(network, latents, find_group(mesh), shard)
 
 
 def tensor_parallel() -> dict[str, Any]:
@@ -180,7 +180,7 @@ def tensor_parallel() -> dict[str, Any]:
     latents = noise(1, 4, 6)
     latents[:, :2] *= 4.0
     shard = Shard(threshold=0.12, dim=1, own=RANK, wanted=[])
-    return compared(network, latents, group_of(mesh), shard)
+    return compared(network, latents, find_group(mesh), shard)
 
 
 def context_parallel() -> dict[str, Any]:
@@ -210,7 +210,7 @@ def context_parallel() -> dict[str, Any]:
             config=ContextParallelConfig(ulysses_degree=2, mesh=mesh)
         )
         shard = Shard(threshold=0.2, dim=dim, own=RANK, wanted=[])
-        policies = agreed([shard], group_of(mesh, "ulysses"), timeout=15)
+        policies = add_agreement([shard], find_group(mesh, "ulysses"), timeout=15)
         with attach(pipe, policies) as run:
             sample = family.run(pipe, steps=8, latents=latents, **size)
         with attach(plain, [Listed(steps=run.traces[0].computed_steps)]):

@@ -152,7 +152,7 @@ def test_groups_come_from_meshes_ranks_and_groups(pair: Any) -> None:
         unnamed, unknown, strange, absent = rank["said"]
         assert "dimensions data, context; name those" in unnamed
         assert "no dimension 'tensor', it has data, context" in unknown
-        assert "group_of got 'world'" in strange
+        assert "find_group got 'world'" in strange
         assert f"rank {number} is not among the ranks [{1 - number}]" in absent
 
 

@@ -21,8 +21,8 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from erta_framework import Engine, Policy, Reuse, hookimpl
 from erta_framework.errors import InputError
-from erta_integrations.fabric.agreement import Agreement, agreed, group_of
-from erta_integrations.fabric.agreement.wire import device_for
+from erta_integrations.fabric.agreement import Agreement, add_agreement, find_group
+from erta_integrations.fabric.agreement._collectives import choose_device
 from erta_policies.ertacache import SkipPolicy
 
 
@@ -58,20 +58,20 @@ def three(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_ranks_with_models_of_their_own_never_agree() -> None:
-    assert group_of(DDPStrategy()) is None
-    assert group_of(SingleDeviceStrategy("cpu")) is None
+    assert find_group(DDPStrategy()) is None
+    assert find_group(SingleDeviceStrategy("cpu")) is None
 
 
 def test_fully_sharded_ranks_are_the_world_or_one_part_of_the_mesh(world: Any) -> None:
-    assert group_of(FSDPStrategy()) is world
+    assert find_group(FSDPStrategy()) is world
     named = init_device_mesh("cpu", (1, 1), mesh_dim_names=("replica", "shard"))
-    assert group_of(FSDPStrategy(device_mesh=named)) is named.get_group("shard")
-    assert group_of(FSDPStrategy(device_mesh=named), "replica") is named.get_group("replica")
+    assert find_group(FSDPStrategy(device_mesh=named)) is named.get_group("shard")
+    assert find_group(FSDPStrategy(device_mesh=named), "replica") is named.get_group("replica")
     plain = init_device_mesh("cpu", (1, 1))
-    assert group_of(FSDPStrategy(device_mesh=plain)) is plain.get_group(1)
+    assert find_group(FSDPStrategy(device_mesh=plain)) is plain.get_group(1)
     shards, replicas = dist.new_group([0]), dist.new_group([0])
     hybrid = FSDPStrategy(process_group=(shards, replicas), sharding_strategy="HYBRID_SHARD")
-    assert group_of(hybrid) is shards
+    assert find_group(hybrid) is shards
 
 
 def parallel(mesh: Any) -> ModelParallelStrategy:
@@ -95,25 +95,25 @@ class Grid:
 
 def test_a_model_parallel_strategy_with_a_choice_asks_for_it(world: Any) -> None:
     with pytest.raises(InputError, match=r"name .'tensor_parallel',. if each data-parallel rank"):
-        group_of(parallel(Grid(2, 2)))
-    assert group_of(parallel(Grid(1, 1))) is None
+        find_group(parallel(Grid(2, 2)))
+    assert find_group(parallel(Grid(1, 1))) is None
     names = ("data_parallel", "tensor_parallel")
     mesh = init_device_mesh("cpu", (1, 1), mesh_dim_names=names)
-    assert group_of(parallel(mesh), "tensor_parallel") is mesh.get_group("tensor_parallel")
-    both = group_of(parallel(mesh), names)
+    assert find_group(parallel(mesh), "tensor_parallel") is mesh.get_group("tensor_parallel")
+    both = find_group(parallel(mesh), names)
     assert both is not None
     assert dist.get_process_group_ranks(both) == [0]
 
 
 def test_a_strategy_before_its_launch_or_of_another_kind_is_refused() -> None:
     for strategy in (FSDPStrategy(), ModelParallelStrategy(lambda module, mesh: module)):
-        with pytest.raises(InputError, match=r"call fabric.launch\(\) before group_of"):
-            group_of(strategy)
+        with pytest.raises(InputError, match=r"call fabric.launch\(\) before find_group"):
+            find_group(strategy)
     unknown = object.__new__(DeepSpeedStrategy)
     with pytest.raises(InputError, match="DeepSpeedStrategy that compute together are not known"):
-        group_of(unknown)
-    with pytest.raises(InputError, match="group_of got 7; give a DeviceMesh"):
-        group_of(7)
+        find_group(unknown)
+    with pytest.raises(InputError, match="find_group got 7; give a DeviceMesh"):
+        find_group(7)
 
 
 def test_an_agreement_stands_before_policies_that_decide_while_sampling(
@@ -121,13 +121,13 @@ def test_an_agreement_stands_before_policies_that_decide_while_sampling(
 ) -> None:
     caplog.set_level(logging.INFO)
     guess = Guess()
-    first, *rest = agreed([guess], three, timeout=9)
+    first, *rest = add_agreement([guess], three, timeout=9)
     assert isinstance(first, Agreement)
     assert (first.group, first.timeout, rest) == (three, 9, [guess])
     assert "ranks 0, 1, 2 agree on each decision" in caplog.text
     engine = Engine([first, guess])
-    assert engine.agrees
-    assert not engine.static
+    assert engine.traits.collective
+    assert not engine.traits.static
     assert "decide            [agreement] -> guess -> core" in engine.explain()
     assert "0  Agreement(group of 3 ranks, timeout=9)" in engine.explain()
 
@@ -137,23 +137,23 @@ def test_nothing_is_added_where_nobody_can_differ(
 ) -> None:
     caplog.set_level(logging.INFO)
     guess, static = Guess(), SkipPolicy(every=2)
-    assert agreed([guess], None) == [guess]
-    assert agreed([guess], world) == [guess]
+    assert add_agreement([guess], None) == [guess]
+    assert add_agreement([guess], world) == [guess]
     assert caplog.text.count("no other rank shares the samples") == 2
-    assert agreed([static], three) == [static]
+    assert add_agreement([static], three) == [static]
     assert "the schedule is static, so that ranks 0, 1, 2 know it" in caplog.text
-    assert not Engine([static]).agrees
-    assert len(agreed([static, guess], three)) == 3
+    assert not Engine([static]).traits.collective
+    assert len(add_agreement([static, guess], three)) == 3
 
 
 def test_messages_stay_with_the_latents_unless_the_backend_is_gloo(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
-    assert device_for(world, cuda) == device_for(world, cpu) == cpu
+    assert choose_device(world, cuda) == choose_device(world, cpu) == cpu
     monkeypatch.setattr(dist, "get_backend_config", lambda group: "cpu:gloo,cuda:nccl")
-    assert device_for(world, cuda) == cuda
-    assert device_for(world, cpu) == cpu
+    assert choose_device(world, cuda) == cuda
+    assert choose_device(world, cpu) == cpu
 
 
 @pytest.mark.parametrize("timeout", [0, -1.0, float("inf"), float("nan")])

@@ -26,10 +26,11 @@ from erta_framework import (
     Result,
     Reuse,
     SamplingLoop,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import ErtaError, NonFiniteError
-from erta_integrations.fabric.agreement import Agreement, CFGParallel, agreed, group_of
+from erta_integrations.fabric.agreement import Agreement, CFGParallel, add_agreement, find_group
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 
 
@@ -66,14 +67,13 @@ class Wants(Policy):
             return Compute("wanted", scope)
         return Reuse("wanted", scope, self.table[step.index])
 
-    def needs(self) -> Needs:
-        return Needs(evaluations=1)
+    traits = Traits(decides="branch", memory=Needs(evaluations=1))
 
 
 class SampleWants(Wants):
     """The same, sample by sample."""
 
-    per_sample = True
+    traits = Traits(decides="sample", memory=Needs(evaluations=1))
 
 
 def wants(steps: Sequence[int] | Mapping[int, Any], scope: Any = None) -> Wants:
@@ -122,7 +122,7 @@ def world() -> Any:
 def decisions() -> dict[str, Any]:
     """Ranks that want different steps; the same steps without any rank to ask, alone."""
     judge = wants([2, 3, 5] if RANK == 0 else [2, 4, 5])
-    policies = agreed([judge], world(), timeout=10)
+    policies = add_agreement([judge], world(), timeout=10)
     before = counted.get("all_reduce", 0)
     result, net = run(policies, group=world())
     spent = counted["all_reduce"] - before - net.calls
@@ -145,7 +145,7 @@ def decisions() -> dict[str, Any]:
 def static() -> dict[str, Any]:
     """A static schedule sends nothing."""
     policies = [SkipPolicy(every=2), TimestepAdjuster(phi=(0.9,) * 8)]
-    added = agreed(policies, world())
+    added = add_agreement(policies, world())
     before = counted.get("all_reduce", 0)
     result, net = run(added, group=world())
     spent = counted["all_reduce"] - before - net.calls
@@ -159,7 +159,7 @@ def static() -> dict[str, Any]:
 def branches() -> dict[str, Any]:
     """Two branches on every rank: one vote a step, or one a branch where some rank asks for it."""
     judge = wants([2, 3, 4, 5], {3: "branch"} if RANK == 1 else {})
-    policies = agreed([judge], world(), timeout=10)
+    policies = add_agreement([judge], world(), timeout=10)
     result, _ = run(policies, guidance=CFG(scale=2.0), group=world())
     return {
         "votes": policies[0].ledger.votes,
@@ -174,7 +174,7 @@ def masks() -> dict[str, Any]:
         {2: (True, True, False), 3: (True, False, True), 4: (False, True, True), 5: None},
         {2: (True, False, True), 3: (True, False, True), 4: (True, False, False), 6: None},
     )
-    policies = agreed([wants(tables[RANK])], world(), timeout=10)
+    policies = add_agreement([wants(tables[RANK])], world(), timeout=10)
     result, net = run(policies, group=world())
     both = {2: (True, False, False), 3: (True, False, True)}
     alone, _ = run([wants(both)])
@@ -192,7 +192,7 @@ def nonfinite() -> dict[str, Any]:
     broken = Breaks(steps=(3,) if RANK == 1 else ())
     said = refused([broken, wants([3])])
     at_the_end = Breaks(steps=(7,) if RANK == 1 else ())
-    result, net = run(agreed([at_the_end, wants([7])], world(), timeout=10), group=world())
+    result, net = run(add_agreement([at_the_end, wants([7])], world(), timeout=10), group=world())
     try:
         result.trace.raise_if_nonfinite()
         last = ""
@@ -215,7 +215,7 @@ def bad_mask() -> dict[str, Any]:
 
 def refused(policies: list[Policy], **options: Any) -> dict[str, Any]:
     try:
-        run(agreed(policies, world(), timeout=10), group=world(), **options)
+        run(add_agreement(policies, world(), timeout=10), group=world(), **options)
     except ErtaError as error:
         return {"error": str(error), "kind": type(error).__name__}
     raise AssertionError("nothing was refused")
@@ -234,7 +234,7 @@ def cfg_parallel() -> dict[str, Any]:
         "static": [SkipPolicy(every=2), adjuster],
         "dynamic": [judge, adjuster],
     }.items():
-        added = agreed(policies, group, timeout=10)
+        added = add_agreement(policies, group, timeout=10)
         result, net = run(added, guidance=guidance)
         replay = SkipPolicy(steps=result.trace.computed_steps)
         same = [] if name == "full" else [replay, adjuster]
@@ -268,18 +268,18 @@ def groups() -> dict[str, Any]:
     line = init_device_mesh("cpu", (2,), mesh_dim_names=("context",))
     grid = init_device_mesh("cpu", (1, 2), mesh_dim_names=("data", "context"))
     found = {
-        "line": group_of(line),
-        "own": group_of(line, timeout=7),
-        "named": group_of(grid, "context"),
-        "both": group_of(grid, ("data", "context")),
-        "data": group_of(grid, "data"),
-        "ranks": group_of([0, 1]),
-        "group": group_of(world()),
+        "line": find_group(line),
+        "own": find_group(line, timeout=7),
+        "named": find_group(grid, "context"),
+        "both": find_group(grid, ("data", "context")),
+        "data": find_group(grid, "data"),
+        "ranks": find_group([0, 1]),
+        "group": find_group(world()),
     }
     said = []
     for source, dims in [(grid, ()), (grid, "tensor"), ("world", ()), ([1 - RANK], ())]:
         try:
-            group_of(source, dims)
+            find_group(source, dims)
         except ErtaError as error:
             said.append(str(error))
     ranks = {name: dist.get_process_group_ranks(group) for name, group in found.items()}
@@ -303,7 +303,7 @@ def ended(policy: Stops, group: Any, timeout: float) -> dict[str, Any]:
     """How the other rank ends."""
     started = time.monotonic()
     try:
-        run(agreed([policy], group, timeout=timeout), group=group)
+        run(add_agreement([policy], group, timeout=timeout), group=group)
     except (ErtaError, RuntimeError) as error:
         return {
             "error": str(error),
@@ -340,11 +340,11 @@ def departures() -> dict[str, Any]:
         ended(Stops(victim=1, deed=give_up), made[0], timeout=1)
         ended(Stops(victim=1, deed=kill), made[1], timeout=10)
     if RANK == 2:
-        run(agreed([wants([])], made[2], timeout=30), group=made[3], network=Dies)
+        run(add_agreement([wants([])], made[2], timeout=30), group=made[3], network=Dies)
     late = ended(Stops(victim=1, deed=give_up), made[0], timeout=1)
     dead = ended(Stops(victim=1, deed=kill), made[1], timeout=10)
     try:
-        run(agreed([wants([])], made[2], timeout=10), group=made[3], network=Dies)
+        run(add_agreement([wants([])], made[2], timeout=10), group=made[3], network=Dies)
     except RuntimeError as error:
         inside = {"kind": type(error).__name__, "notes": error.__notes__}
         return {"late": late, "dead": dead, "inside": inside}
@@ -369,11 +369,11 @@ def replicas() -> dict[str, Any]:
     """2 x 2: the ranks of one replica agree; replicas run different numbers of steps."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "context"))
     replica, shard = mesh.get_coordinate()
-    group = group_of(mesh, "context", timeout=20)
+    group = find_group(mesh, "context", timeout=20)
     assert group is not None
     steps = 6 + 5 * replica
     judge = wants([2, 3, 5] if shard == 0 else [2, 4, 5])
-    policies = agreed([judge], group, timeout=20)
+    policies = add_agreement([judge], group, timeout=20)
     result, _ = run(policies, steps=steps, group=group)
     alone, _ = run([wants([2, 5])], steps=steps)
     return {
@@ -389,10 +389,10 @@ def replicas() -> dict[str, Any]:
 def cfg_context() -> dict[str, Any]:
     """2 x 2: two branches, each computed by two ranks together; all four agree."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("cfg", "context"))
-    everyone = group_of(mesh, ("cfg", "context"), timeout=20)
-    guidance = CFGParallel(CFG(scale=3.0), group_of(mesh, "cfg"), timeout=20)
+    everyone = find_group(mesh, ("cfg", "context"), timeout=20)
+    guidance = CFGParallel(CFG(scale=3.0), find_group(mesh, "cfg"), timeout=20)
     judge = wants({0: [2, 3, 5], 1: [2, 5], 2: [2, 4, 5], 3: [1, 2, 5]}[RANK])
-    policies = agreed([judge], everyone, timeout=20)
+    policies = add_agreement([judge], everyone, timeout=20)
     result, net = run(policies, guidance=guidance, group=mesh.get_group("context"))
     alone, _ = run([wants([2, 5])], guidance=CFG(scale=3.0))
     return {

@@ -1,0 +1,202 @@
+"""Measure caching methods; each benchmark prints a table and takes `--json FILE`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from erta_bench.ablation import run_ablation
+from erta_bench.batch import BatchSetting, compare_modes
+from erta_bench.budgets import compare_schedules, vary_lambda
+from erta_bench.overhead import measure_overhead
+from erta_bench.setting import Setting, open_model
+from erta_framework.cli import BenchGroup
+
+app = typer.Typer(
+    cls=BenchGroup,
+    help="Measure caching methods; each benchmark prints a table and takes --json FILE.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+CALLS = [25, 17, 12]
+"""Network calls of each branch, unless others are asked for."""
+Model = Annotated[str, typer.Option(help="Name of a bundled model.")]
+HeldOut = Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")]
+Calls = Annotated[
+    list[int] | None,
+    typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
+]
+Steps = Annotated[int, typer.Option(min=2, help="Steps of the full run.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
+Seed = Annotated[int, typer.Option(help="First seed.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
+
+
+@app.command("ablation")
+def ablation_command(
+    model: Model = "shapes-wan",
+    prompts: HeldOut = 32,
+    seed_sets: Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")] = 3,
+    calls: Calls = None,
+    steps: Steps = 50,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="4 prompts, 1 seed set and the first number of calls.")
+    ] = False,
+    json: Json = None,
+) -> None:
+    """The paper's ablation: uniform, + offline policy, + timestep adjustment, + rectification.
+
+    Beside it the same number of plain steps, and every choice that the paper leaves open, once.
+    PSNR and SSIM compare with the full run from the same noise; gain is PSNR over uniform reuse.
+    """
+    budgets = calls or CALLS
+    if quick:
+        prompts, seed_sets, budgets = 4, 1, budgets[:1]
+    opened = open_model(model)
+    setting = Setting(
+        model=opened.model,
+        calibration=opened.calibration[:4] if quick else opened.calibration,
+        held_out=opened.take_held_out(prompts),
+        steps=steps,
+        batch_size=batch_size,
+    )
+    spelled = " ".join(f"--calls {budget}" for budget in budgets)
+    bench = run_ablation(
+        setting,
+        calls=budgets,
+        seed_sets=seed_sets,
+        seed=seed,
+        console=Console(stderr=True),
+        command=f"erta bench ablation --model {model} --prompts {prompts} "
+        f"--seed-sets {seed_sets} {spelled} --steps {steps} --seed {seed}"
+        + (" --quick" if quick else ""),
+    )
+    bench.show(path=json)
+
+
+def open_planning_setting(
+    name: str, prompts: int, steps: int, batch_size: int
+) -> tuple[Setting, str]:
+    """A bundled model with one batch of calibration prompts, and how the command names it."""
+    opened = open_model(name)
+    setting = Setting(
+        model=opened.model,
+        calibration=opened.calibration[:batch_size],
+        held_out=opened.take_held_out(prompts),
+        steps=steps,
+        batch_size=batch_size,
+    )
+    return setting, f"--model {name} --prompts {prompts} --steps {steps} --batch-size {batch_size}"
+
+
+@app.command("budgets")
+def budgets_command(
+    model: Model = "shapes-wan",
+    prompts: HeldOut = 32,
+    calls: Calls = None,
+    trials: Annotated[int, typer.Option(min=0, help="Moved steps that refining may try.")] = 8,
+    refine_samples: Annotated[int, typer.Option(min=1, help="Samples that it replays.")] = 8,
+    steps: Steps = 50,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Schedules at equal network calls: threshold walk, each planner, refined plans.
+
+    Each with residual reuse, with K and B, and with a first-order forecast over sigma. PSNR
+    compares with the full run from the same noise; prompts and noise are not those of calibration.
+    The JSON file is written after each number of calls, so that a run may be stopped.
+    """
+    budgets = calls or CALLS
+    setting, named = open_planning_setting(model, prompts, steps, batch_size)
+    bench = compare_schedules(
+        setting,
+        calls=budgets,
+        trials=trials,
+        refine_samples=refine_samples,
+        seed=seed,
+        console=Console(stderr=True),
+        command=f"erta bench budgets {named} --trials {trials} "
+        f"--refine-samples {refine_samples} --seed {seed}",
+        keep=lambda so_far: None if json is None else so_far.write(json),
+    )
+    bench.show(path=json)
+
+
+@app.command("lambda")
+def lambda_command(
+    model: Model = "shapes-wan",
+    prompts: HeldOut = 32,
+    calls: Calls = None,
+    steps: Steps = 50,
+    batch_size: BatchSize = 16,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
+    budgets = calls or CALLS
+    setting, named = open_planning_setting(model, prompts, steps, batch_size)
+    spelled = " ".join(f"--calls {budget}" for budget in budgets)
+    bench = vary_lambda(
+        setting,
+        calls=budgets,
+        seed=seed,
+        console=Console(stderr=True),
+        command=f"erta bench lambda {named} {spelled} --seed {seed}",
+    )
+    bench.show(path=json)
+
+
+@app.command("overhead")
+def overhead_command(
+    steps: Annotated[int, typer.Option(min=2, help="Steps a run.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 40,
+    json: Json = None,
+) -> None:
+    """Microseconds a step of the engine beside a hand-written loop, with a network that is free.
+
+    The last rows count device synchronisations: none with a static schedule, and, as a control,
+    those of a schedule that is decided by values.
+    """
+    command = f"erta bench overhead --steps {steps} --repeats {repeats}"
+    bench = measure_overhead(steps=steps, repeats=repeats, progress=True, command=command)
+    bench.show(path=json)
+
+
+@app.command("batch")
+def batch_command(
+    model: Model = "shapes-wan",
+    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts, in one batch.")] = 16,
+    threshold: Annotated[
+        list[float] | None,
+        typer.Option(help="Threshold of easycache; repeatable. Default 0.02 and 0.05."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.
+
+    The same policy decides for each sample, for the whole batch because a driver cannot split it
+    (safe maximum), by means over the batch, and one prompt at a time. Speed and PSNR compare with
+    the full run of the same batch. A second batch is chosen to be mixed: the easiest and the
+    hardest of a pool, by the network calls that they take.
+    """
+    thresholds = threshold or [0.02, 0.05]
+    opened = open_model(model)
+    spelled = " ".join(f"--threshold {value:g}" for value in thresholds)
+    bench = compare_modes(
+        BatchSetting(model=opened.model, steps=steps),
+        opened.take_held_out(prompts),
+        thresholds=thresholds,
+        seed=seed,
+        progress=True,
+        command=f"erta bench batch --model {model} --prompts {prompts} {spelled} --steps {steps} "
+        f"--seed {seed}",
+    )
+    bench.show(path=json)

@@ -1,0 +1,71 @@
+"""Options that several commands share, and what they are made into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from erta_bench.setting import Setting, open_model, repeat_prompts
+from erta_framework.optional_dependencies import require_extra
+
+Model = Annotated[str, typer.Option(help="shapes-wan, shapes-flux or shapes-unet.")]
+Scheduler = Annotated[str, typer.Option(help="A scheduler of the model; its default if empty.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")]
+Seed = Annotated[int, typer.Option(help="First seed.")]
+Steps = Annotated[int, typer.Option(min=4, help="Steps of the full run.")]
+Calibration = Annotated[int, typer.Option(min=1, help="Prompts to calibrate on.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Samples a request.")]
+Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
+Report = Annotated[Path | None, typer.Option(help="Folder for report.html and the plot.")]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option("--row", help="Only rows of this name, or with this policy; repeatable."),
+]
+
+
+def require_extras(command: str, report: Path | None) -> None:
+    """Refuse to start a comparison without the packages that it needs.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    for module in ("diffusers", "transformers"):
+        require_extra(module, extra="demo", wanted_by=f"erta bench {command}")
+    if report is not None:
+        require_extra("matplotlib", extra="report", wanted_by=f"erta bench {command} --report")
+
+
+def open_setting(name: str, samples: int, calibration: int, steps: int, batch_size: int) -> Setting:
+    """A bundled model with its prompts; held-out prompts repeat, from other noise, as asked for.
+
+    Raises:
+        InputError: The model has no prompts of its own, or too few to calibrate on.
+    """
+    opened = open_model(name)
+    return Setting(
+        model=opened.model,
+        calibration=opened.take_calibration(calibration),
+        held_out=repeat_prompts(opened.held_out, samples),
+        steps=steps,
+        batch_size=batch_size,
+    )
+
+
+def format_command(
+    command: str,
+    model: str,
+    *,
+    calls: list[int],
+    rows: list[str] | None,
+    scheduler: str,
+    **options: int,
+) -> str:
+    """The command line that makes the same table again."""
+    parts = [f"erta bench {command} --model {model}"]
+    parts += [f"--calls {number}" for number in calls]
+    parts += [f'--row "{name}"' for name in rows or ()]
+    parts += [f"--scheduler {scheduler}"] if scheduler else []
+    parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
+    return " ".join(parts)

@@ -1,0 +1,86 @@
+"""The commands `erta bench pipeline` and `erta bench attach-overhead`.
+
+diffusers is imported when they run.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from erta_framework.optional_dependencies import require_extra
+
+
+def pipeline_command(
+    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 16,
+    calls: Annotated[
+        list[int] | None,
+        typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
+    ] = None,
+    scheduler: Annotated[
+        list[str] | None, typer.Option(help="flow_euler or unipc; repeatable. Default both.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples a request.")] = 16,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+) -> None:
+    """The ablation on shapes-wan through diffusers' unmodified WanPipeline, beside the own loop.
+
+    PSNR compares with the full run of the same scheduler from the same noise. Under the Euler
+    scheduler the own loop runs every row too, on the same grid, and the table says whether both
+    gave the same bits. A policy that a scheduler cannot serve is refused, and its row says why.
+    """
+    for module in ("diffusers", "transformers"):
+        require_extra(module, extra="demo", wanted_by="erta bench pipeline")
+    from erta_bench.ablation.pipeline import NAMES, run_pipeline_ablation
+    from erta_bench.setting import Setting, open_model
+
+    opened = open_model("shapes-wan")
+    budgets, names = calls or [25, 17, 12], scheduler or list(NAMES)
+    spelled = [f"--calls {budget}" for budget in budgets]
+    spelled += [f"--scheduler {name}" for name in names]
+    bench = run_pipeline_ablation(
+        Setting(
+            model=opened.model,
+            calibration=opened.calibration,
+            held_out=opened.take_held_out(prompts),
+            steps=steps,
+            batch_size=batch_size,
+        ),
+        calls=budgets,
+        schedulers=names,
+        seed=seed,
+        console=Console(stderr=True),
+        command=f"erta bench pipeline --prompts {prompts} {' '.join(spelled)} --steps {steps} "
+        f"--seed {seed}",
+    )
+    bench.show(path=json)
+
+
+def attach_overhead_command(
+    pipeline: Annotated[
+        list[str] | None,
+        typer.Option(help="wan-euler or lumina2; repeatable. Default both."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=4, help="Steps a request.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Requests of each; the median counts.")] = 40,
+    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+) -> None:
+    """Microseconds a step that an attached engine adds to a pipeline whose network is free."""
+    for module in ("diffusers", "transformers"):
+        require_extra(module, extra="diffusers", wanted_by="erta bench attach-overhead")
+    from erta_bench.overhead.attached import PIPELINES, measure_attached
+
+    chosen = "".join(f"--pipeline {name} " for name in pipeline or ())
+    bench = measure_attached(
+        pipelines=pipeline or PIPELINES,
+        steps=steps,
+        repeats=repeats,
+        progress=True,
+        command=f"erta bench attach-overhead {chosen}--steps {steps} --repeats {repeats}",
+    )
+    bench.show(path=json)

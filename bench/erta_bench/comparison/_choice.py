@@ -1,0 +1,57 @@
+"""Which contenders are measured, and which installed policies have no row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from erta_bench.comparison._contender import Contender
+from erta_bench.comparison._runner import Runner
+from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
+from erta_bench.core import Row
+from erta_framework.compatibility import Role, role_of
+from erta_framework.errors import ErtaError, InputError, suggestion
+from erta_framework.plugins import Catalogue
+
+
+def is_offered(contender: Contender, runner: Runner) -> bool:
+    """Whether a model has the scheduler of a plain row, and no other row is the same.
+
+    A plain row of the full run's scheduler is there already, under the name of the same solver.
+    """
+    if contender.on is not None or not contender.scheduler:
+        return True
+    return contender.scheduler in runner.through.schedulers and (
+        contender.scheduler != runner.scheduler
+    )
+
+
+def choose_contenders(rows: Sequence[str], contenders: Sequence[Contender]) -> list[Contender]:
+    """The contenders of these names, or of policies with these names.
+
+    Raises:
+        InputError: Nothing has such a name.
+    """
+    names = [contender.name for contender in contenders]
+    parts = sorted({name for contender in contenders for name in contender.names})
+    for row in rows:
+        if row not in (*names, *parts):
+            raise InputError(f"no row and no policy {row!r}; {suggestion(row, [*names, *parts])}")
+    return [c for c in contenders if not rows or c.name in rows or c.names & set(rows)]
+
+
+def list_missing_rows(catalogue: Catalogue) -> list[Row]:
+    """Rows for installed skip rules and recipes that neither a contender nor `UNLISTED` names."""
+    found: list[Row] = []
+    listed = {name for contender in CONTENDERS for name in contender.names} | set(UNLISTED)
+    for name in catalogue.names():
+        if name in listed:
+            continue
+        try:
+            role = role_of(catalogue.load(name))
+        except ErtaError as error:
+            found.append({"name": name, "group": "policy", "status": "error", "detail": str(error)})
+            continue
+        if role in (Role.WHEN, Role.RECIPE):
+            said = "installed, but no row of this benchmark holds it"
+            found.append({"name": name, "group": "policy", "status": "no row", "detail": said})
+    return found

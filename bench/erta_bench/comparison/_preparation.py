@@ -1,0 +1,208 @@
+"""Prepares contenders: calibrates profiles, and finds the setting for a number of calls."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from erta_bench.comparison._contender import (
+    BUDGET,
+    PARTS,
+    RATIOS,
+    SOLVED,
+    CalibratedBy,
+    Contender,
+    Spec,
+    fill,
+)
+from erta_bench.comparison._runner import Prepared, Runner
+from erta_bench.comparison._search import SettingSearch, count_planned_calls
+from erta_bench.setting import CALIBRATION_SEEDS
+from erta_framework import Profile
+from erta_framework.budgets import forecast
+from erta_framework.config import build_policies
+from erta_framework.errors import CapabilityError
+from erta_integrations.diffusers.pipeline import capabilities
+
+FITTED_PROFILER = "fitted_profiler"
+RUNS = {"sensitivity_profiler": 2, FITTED_PROFILER: 4}
+"""Network calls of a calibration sample at a step, where they are not one: trials and copies."""
+ProfileKey = tuple[CalibratedBy, str, int | None]
+"""How a profile is calibrated, at which seam, and for which number of calls if that matters."""
+
+
+@dataclass(slots=True)
+class Preparation:
+    """Fills contenders in, and keeps what that took.
+
+    Attributes:
+        runner: Runs them.
+        calibration: Prompts to calibrate and to search on.
+        search_prompts: How many of them a search runs.
+        profiles: The profiles that were calibrated.
+        searches: What was tried for each contender with a setting to find.
+        search_calls: Network calls of each branch, over all samples, that the searches took.
+    """
+
+    runner: Runner
+    calibration: Sequence[str]
+    search_prompts: int = 2
+    profiles: dict[ProfileKey, Profile] = field(default_factory=dict)
+    searches: dict[str, SettingSearch] = field(default_factory=dict)
+    search_calls: dict[str, float] = field(default_factory=dict)
+    _ratios: list[float] | None = None
+    _full_elements: int = 0
+
+    def prepare(self, contender: Contender, budget: int) -> Prepared:
+        """Calibrate what is not calibrated yet, and find the setting for the number of calls.
+
+        Raises:
+            ErtaError: The pipeline cannot serve the contender.
+        """
+        if contender.search is None:
+            return self._fill_in(contender, budget, None)
+        if contender.name not in self.searches:
+            self.search_calls[contender.name] = 0.0
+            self.searches[contender.name] = SettingSearch(
+                contender.search, lambda value: self._count_calls(contender, value)
+            )
+        return self._fill_in(contender, budget, self.searches[contender.name].find(budget))
+
+    def prepare_oracle(
+        self, contender: Contender, budget: int, prompts: Sequence[str], seed: int
+    ) -> Prepared:
+        """Fit the weights of a contender to the very samples that are measured."""
+
+        def profile_of(made: CalibratedBy, options: dict[str, Any]) -> Profile:
+            if made.profiler != FITTED_PROFILER:
+                return self._profile(made, contender.seam, budget, options)
+            return self._calibrate(made, contender.seam, options, prompts, seed)
+
+        return self._fill_in(contender, budget, None, profile_of)
+
+    def count_calibration_calls(self, prepared: Prepared) -> int:
+        """Network calls of each branch, over all samples, that calibrating took."""
+        steps = self.runner.steps
+        count = steps if RATIOS in prepared.contender.options.values() else 0
+        for key in self.profiles:
+            if self._uses(prepared, key):
+                made = key[0]
+                calls = RUNS.get(made.profiler, 1) * (made.steps or steps)
+                count += len(self.calibration) * calls
+        return count
+
+    def _uses(self, prepared: Prepared, key: ProfileKey) -> bool:
+        made, seam, budget = key
+        found: list[Any] = []
+        fill(prepared.contender.policies, found.append)
+        for other in [one for one in found if isinstance(one, CalibratedBy)]:
+            fill(other.options, found.append)
+        where = made.seam or prepared.contender.seam
+        return made in found and seam == where and budget in (None, prepared.budget)
+
+    # ------------------------------------------------------------------ filling in
+    def _fill_in(
+        self,
+        contender: Contender,
+        budget: int,
+        value: float | None,
+        profile: Callable[[CalibratedBy, dict[str, Any]], Profile] | None = None,
+    ) -> Prepared:
+        """Replace every placeholder, at every depth of the settings."""
+        profile_of = profile or (
+            lambda made, options: self._profile(made, contender.seam, budget, options)
+        )
+
+        def replace_placeholder(what: Any) -> Any:
+            if isinstance(what, CalibratedBy):
+                return profile_of(what, fill(dict(what.options), replace_placeholder))
+            if what is RATIOS:
+                return self._magnitude_ratios()
+            return {BUDGET: budget, SOLVED: value, PARTS: list(self.runner.through.parts)}[what]
+
+        policies = build_policies(list(fill(contender.policies, replace_placeholder)))
+        options = fill(dict(contender.options), replace_placeholder)
+        sigmas: tuple[float, ...] = ()
+        if contender.on is not None:
+            sigmas = self._list_sigmas(fill(contender.on, replace_placeholder))
+        return Prepared(contender, budget, value, tuple(policies), options, sigmas)
+
+    def _list_sigmas(self, on: Spec) -> tuple[float, ...]:
+        """Sigmas of the full run's grid at which a schedule computes.
+
+        Raises:
+            CapabilityError: The scheduler does not step from sigma to sigma.
+        """
+        full = self.runner.through.make_scheduler(self.runner.scheduler)
+        if "first_order" not in capabilities(full):
+            raise CapabilityError(
+                f"{type(full).__name__} does not step from sigma to sigma; plain steps on given "
+                "sigmas need FlowMatchEulerDiscreteScheduler"
+            )
+        (schedule,) = build_policies([on])
+        full.set_timesteps(self.runner.steps)
+        grid = full.sigmas.tolist()
+        return tuple(grid[step] for step in forecast([schedule], self.runner.steps).computed)
+
+    def _profile(
+        self, made: CalibratedBy, seam: str, budget: int, options: dict[str, Any]
+    ) -> Profile:
+        """A profile, calibrated when it is first asked for."""
+        where = made.seam or seam
+        key = made, where, budget if made.budgeted else None
+        if key not in self.profiles:
+            self.profiles[key] = self._calibrate(
+                made, where, options, self.calibration, CALIBRATION_SEEDS
+            )
+        return self.profiles[key]
+
+    def _calibrate(
+        self,
+        made: CalibratedBy,
+        seam: str,
+        options: dict[str, Any],
+        prompts: Sequence[str],
+        seed: int,
+    ) -> Profile:
+        (profiler,) = build_policies([{made.profiler: options}])
+        # a fit over several batches has no judgement of all samples together: one batch
+        batch = len(prompts) if made.profiler == FITTED_PROFILER else self.runner.batch_size
+        sampler = self.runner.make_sampler(
+            num_steps=made.steps or self.runner.steps, batch_size=batch, seam=seam
+        )
+        return sampler.calibrate(self.runner.model, prompts, seed=seed, profiler=profiler)
+
+    def _magnitude_ratios(self) -> list[float]:
+        """The ratios that diffusers' own calibration prints, of the first branch; one prompt."""
+        if self._ratios is None:
+            options: dict[str, Any] = {"calibrate": True, "num_inference_steps": self.runner.steps}
+            sampler = self.runner.make_sampler(
+                watched_by=self.runner.make_bridge("MagCache", options)
+            )
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                sampler.sample(self.runner.model, self.calibration[:1], seed=CALIBRATION_SEEDS)
+            lines = [line for line in printed.getvalue().splitlines() if line.startswith("[1.0")]
+            self._ratios = [float(ratio) for ratio in json.loads(lines[0])]
+        return self._ratios
+
+    # ------------------------------------------------------------------ searching
+    def _count_calls(self, contender: Contender, value: float) -> float:
+        """Calls at a value, planned where that is possible and else counted in a short run."""
+        steps = self.runner.steps
+        prepared = self._fill_in(contender, 0, value)
+        planned = count_planned_calls(prepared.policies, steps) if prepared.policies else None
+        if planned is not None:
+            return planned
+        prompts = self.calibration[: self.search_prompts]
+        result = self.runner.run(prepared, prompts, CALIBRATION_SEEDS)
+        self.search_calls[contender.name] += result.calls * len(prompts)
+        if not contender.parts:
+            return result.calls
+        if not self._full_elements:
+            plain = Prepared(Contender(name="full", group="plain"), steps)
+            self._full_elements = self.runner.run(plain, prompts, CALIBRATION_SEEDS).elements
+        return steps * result.elements / self._full_elements

@@ -1,0 +1,196 @@
+"""The rows of the comparison while they are measured, and the records that come of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from erta_bench.comparison._contender import SOLVED, Contender
+from erta_bench.comparison._leaders import NEAR
+from erta_bench.comparison._preparation import Preparation
+from erta_bench.comparison._runner import BRANCHES, Prepared, RunResult
+from erta_bench.core import (
+    Outcome,
+    Row,
+    Value,
+    as_finite,
+    average,
+    describe_error,
+    make_record,
+)
+from erta_framework.errors import CapabilityError
+from erta_framework.metrics import psnr
+from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.plugins import flatten
+from erta_integrations.diffusers.bundled import PipelineModel
+
+LONGEST, HEAD = 280, 60
+"""Characters of an error that are kept, and how many of them from its beginning."""
+TIMES = (
+    "seconds",
+    "speedup",
+    "efficiency",
+    "processor_seconds",
+    "processor_speedup",
+    "processor_efficiency",
+)
+GAINS = ("gain_mean", "gain_std")
+
+
+@dataclass(slots=True)
+class ContenderRow:
+    """A contender at one number of calls, and what it measured.
+
+    Attributes:
+        contender: The contender.
+        budget: Network calls of each branch that were asked for.
+        prepared: The contender with everything filled in; None where it does not run.
+        outcome: Times and qualities.
+        fine: PSNR of each prompt against the fine solution.
+        right: Share of samples that show what their prompt says, word by word, by seed set.
+        elements: Elements that the layers computed, over all runs.
+        bytes_held: Bytes a sample held between steps.
+        status, detail: Whether it was measured, and why not.
+    """
+
+    contender: Contender
+    budget: int
+    prepared: Prepared | None = None
+    outcome: Outcome = field(default_factory=Outcome)
+    fine: list[float] = field(default_factory=list)
+    right: list[Mapping[str, float]] = field(default_factory=list)
+    elements: int = 0
+    bytes_held: int | None = None
+    status: str = "measured"
+    detail: str = ""
+
+    def add(
+        self, result: RunResult, reference: RunResult, exact: Tensor, through: PipelineModel
+    ) -> None:
+        """Measure one run against the full one.
+
+        Args:
+            result: The run; it may hold only the first samples.
+            reference: The full run.
+            exact: The fine solution `[B, C, ...]` of the same samples.
+            through: Reads from the pixels what a sample shows.
+        """
+        count = len(result.samples.samples)
+        first = replace(reference.samples, samples=reference.samples.samples[:count])
+        self.outcome.add(result.samples, first, result.processor, BRANCHES, result.calls)
+        self.elements += result.elements
+        self.fine += psnr(result.samples.samples, exact[:count]).tolist()
+        self.right.append(through.shown(result.samples.samples, result.samples.prompts))
+
+    def average_right(self) -> dict[str, Value]:
+        """Share of samples that show what their prompt says: all words, and each."""
+        found = {word: average([each[word] for each in self.right]) for word in self.right[0]}
+        return {"right": found.pop("all"), **{f"right_{k}": v for k, v in found.items()}}
+
+    def fail(self, error: Exception) -> None:
+        """Stop running it, and note why."""
+        self.prepared = None
+        kinds: dict[type[Exception], str] = {
+            MissingExtraError: "not installed",
+            CapabilityError: "refused",
+        }
+        if self.contender.rival:
+            kinds[ValueError] = "refused"  # as cache-dit says which pipelines it does not know
+        self.status = next((s for kind, s in kinds.items() if isinstance(error, kind)), "error")
+        self.detail = describe_error(error, LONGEST, HEAD)
+
+
+def make_full_record(full: ContenderRow, steps: int) -> Row:
+    """The full run, which all others are compared with."""
+    facts: dict[str, Value] = {
+        "group": "plain",
+        "kind": "full",
+        "budget": None,
+        "steps": steps,
+        "status": "measured",
+        "psnr_fine_mean": average(full.fine),
+        **full.average_right(),
+        "work": 1.0,
+        "efficiency": 1.0,
+        "processor_efficiency": 1.0,
+        "bytes_held": 0,
+        "calibration_calls": 0,
+    }
+    return drop_gain(make_record("full", full.outcome, full.outcome, None, facts))
+
+
+def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Preparation) -> Row:
+    """The record of a contender at one number of calls; without numbers where it did not run."""
+    contender, steps = row.contender, preparation.runner.steps
+    facts: dict[str, Value] = {
+        "group": contender.group,
+        "kind": contender.kind,
+        "budget": row.budget,
+        "steps": contender.steps(row.budget, steps),
+        "status": row.status,
+        "detail": row.detail,
+        "equal": "work" if contender.parts else "calls",
+        "seam": "" if contender.group in ("plain", "other") else contender.seam,
+        "setting": "",
+    }
+    if row.prepared is None or not row.outcome.psnr:
+        return {"name": contender.name, **facts}
+    found = make_record(contender.name, row.outcome, full.outcome, None, facts)
+    made = average(row.outcome.calls)
+    saved = steps / made
+    off = abs(made - row.budget) > NEAR
+    value = row.prepared.value
+    means = torch.stack([quality.mean() for quality in row.outcome.psnr])
+    made_record: dict[str, Value] = {
+        **found,
+        "status": "off budget" if off else "measured",
+        "detail": explain_off_budget(contender, made, steps) if off else "",
+        "setting": "" if value is None else f"{find_solved_name(contender)}={value:.4g}",
+        "efficiency": compute_efficiency(found["speedup"], saved),
+        "processor_efficiency": compute_efficiency(found["processor_speedup"], saved),
+        "work": row.elements / full.elements * len(full.fine) / len(row.fine),
+        "psnr_sets_std": as_finite(means.std(correction=0)),
+        "psnr_fine_mean": average(row.fine),
+        **row.average_right(),
+        "bytes_held": row.bytes_held,
+        "calibration_calls": preparation.count_calibration_calls(row.prepared),
+        "solving_calls": preparation.search_calls.get(contender.name, 0.0),
+        "policies": "; ".join(repr(part) for part in flatten(row.prepared.policies)),
+    }
+    if contender.oracle:  # runs on fewer samples, so its time compares with nothing
+        made_record |= dict.fromkeys((*TIMES, "calibration_calls"), None)
+    return drop_gain(made_record)
+
+
+def compute_efficiency(speedup: Value, saved: float) -> float:
+    """Efficiency: the measured speed-up over steps per call."""
+    return float(speedup or 0.0) / saved
+
+
+def explain_off_budget(contender: Contender, made: float, steps: int) -> str:
+    """Why a row has another number of calls."""
+    if contender.parts:
+        return "skips parts of blocks, all of which run; see work"
+    if made == steps:
+        return "it skipped nothing, whatever the setting"
+    if contender.search is not None and contender.search.whole:
+        return f"no whole number is nearer; {made:.1f} calls were made"
+    return f"{made:.1f} calls were made on the measured prompts, or nothing nearer can be reached"
+
+
+def find_solved_name(contender: Contender) -> str:
+    """Name of the setting that was solved for."""
+    for spec in (*contender.policies, {"": contender.options}):
+        for options in {} if isinstance(spec, str) else spec.values():
+            for name, value in options.items():
+                if value is SOLVED:
+                    return str(name)
+    return ""
+
+
+def drop_gain(row: Row) -> Row:
+    """The record without the gain, which only the ablation has."""
+    return {key: value for key, value in row.items() if key not in GAINS}

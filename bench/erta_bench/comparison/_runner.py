@@ -1,0 +1,187 @@
+"""Runs contenders that are prepared: policies, plain steps and other projects' caches alike."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from torch import nn
+
+from erta_bench.comparison._contender import Contender
+from erta_bench.comparison._fixed_sigmas import make_scheduler
+from erta_bench.other_caches import Bridge, bridge, watch_layers
+from erta_bench.setting import time_call
+from erta_framework import CFG, Policy, Sampler
+from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
+from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
+
+BRANCHES = 2
+"""Guidance branches of a step."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """One run.
+
+    Attributes:
+        samples: What came out.
+        calls: Network calls of each branch a sample; with other caches, runs of the block stack.
+        processor: Processor seconds.
+        elements: Elements that the layers of the network computed.
+    """
+
+    samples: Samples
+    calls: float
+    processor: float
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A contender with everything filled in for one number of calls.
+
+    Attributes:
+        contender: The contender.
+        budget: The number of calls.
+        value: The setting that was searched for; None where nothing was.
+        policies: Its policies.
+        options: Settings of another project's cache.
+        sigmas: Where plain steps on a schedule's sigmas start, without the 0 at the end.
+    """
+
+    contender: Contender
+    budget: int
+    value: float | None = None
+    policies: tuple[Policy, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+    sigmas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """Runs contenders on one model, with what all of them share.
+
+    Attributes:
+        model: The model; its class says how it runs inside a pipeline.
+        steps: Steps of the full run.
+        scheduler: Scheduler of all but some plain rows; empty for the model's default.
+        guidance_scale: Scale of classifier-free guidance.
+        batch_size: Samples a request.
+    """
+
+    model: InPipeline
+    steps: int = 50
+    scheduler: str = ""
+    guidance_scale: float = 3.0
+    batch_size: int = 16
+
+    @property
+    def through(self) -> PipelineModel:
+        """How the model runs inside its pipeline."""
+        return self.model.pipeline_model()
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoising network."""
+        found: nn.Module = getattr(self.model, self.through.network)
+        return found
+
+    def make_sampler(
+        self,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        *,
+        scheduler: str = "",
+        **options: Any,
+    ) -> PipelineSampler:
+        """A sampler with what all contenders share; `options` are others of `PipelineSampler`."""
+        shared = {"guidance_scale": self.guidance_scale, "batch_size": self.batch_size}
+        return self.model.pipeline_sampler(
+            policies,
+            callbacks,
+            scheduler=scheduler or self.scheduler or self.through.default,
+            **{**shared, "num_steps": self.steps, **options},
+        )
+
+    def make_bridge(self, rival: str, options: dict[str, Any]) -> Callable[[Any], Bridge]:
+        """Switches another project's cache on for this model's pipeline."""
+        return lambda pipe: bridge(
+            pipe, rival, layout=self.through.layout, batched=self.through.batched, **options
+        )
+
+    def run(
+        self,
+        prepared: Prepared,
+        prompts: Sequence[str],
+        seed: int,
+        callbacks: Sequence[Callback] = (),
+    ) -> RunResult:
+        """Sample prompts, prompt k from the noise of `seed + k`.
+
+        Raises:
+            ErtaError: The pipeline cannot serve the contender.
+        """
+        sampler = self._choose_sampler(prepared, callbacks)
+        work = watch_layers([self.network])
+        try:
+            with _silence_logging():
+                result, took = time_call(lambda: sampler.sample(self.model, prompts, seed=seed))
+        finally:
+            work.stop()
+        through = sum(trace.network_samples for trace in result.traces)
+        calls = through / (BRANCHES * len(prompts))
+        return RunResult(result, calls, took.processor, work.elements)
+
+    def _choose_sampler(self, prepared: Prepared, callbacks: Sequence[Callback]) -> TextSampler:
+        """The pipeline, or the own loop for a solver that no pipeline has."""
+        contender = prepared.contender
+        if contender.on is not None:
+            return self._sample_on_sigmas(contender.scheduler, prepared.sigmas, callbacks)
+        rival = contender.rival
+        return self.make_sampler(
+            prepared.policies,
+            callbacks,
+            scheduler=contender.scheduler,
+            num_steps=contender.steps(prepared.budget, self.steps),
+            seam=contender.seam,
+            watched_by=self.make_bridge(rival, prepared.options) if rival else None,
+        )
+
+    def _sample_on_sigmas(
+        self, solver: str, sigmas: tuple[float, ...], callbacks: Sequence[Callback]
+    ) -> TextSampler:
+        if solver == "ab2":
+            return Sampler(
+                callbacks=callbacks,
+                solver=FlowAdamsBashforth2(),
+                guidance=CFG(scale=self.guidance_scale),
+                sigmas=(*sigmas, 0.0),
+                batch_size=self.batch_size,
+            )
+        given = replace(self.through, schedulers={"given": lambda: make_scheduler(solver, sigmas)})
+        return PipelineSampler(
+            callbacks=callbacks,
+            through=given,
+            guidance_scale=self.guidance_scale,
+            num_steps=len(sigmas),
+            batch_size=self.batch_size,
+        )
+
+    def sample_fine_solution(self, prompts: Sequence[str], seed: int) -> Samples:
+        """Second-order steps on a grid twice as fine: nearly the exact solution."""
+        sampler = self.through.fine(2 * self.steps, self.guidance_scale, self.batch_size)
+        return sampler.sample(self.model, prompts, seed=seed)
+
+
+@contextlib.contextmanager
+def _silence_logging() -> Iterator[None]:
+    """Other projects' caches log when they are switched on; what they do is counted anyway."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

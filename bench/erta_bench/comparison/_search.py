@@ -1,0 +1,76 @@
+"""A search over one setting for a number of network calls, with few samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from erta_bench.comparison._contender import SearchRange
+from erta_framework.budgets import as_planner
+from erta_framework.compatibility import Role, role_of
+from erta_framework.plugins import Policy, flatten
+
+EQUAL = 0.25
+"""The search ends where the calls are this near to the budget."""
+TRIES = 9
+"""Values that are tried at the most for one number of calls."""
+
+
+@dataclass(slots=True)
+class SettingSearch:
+    """Finds the value of a setting for a number of calls, and remembers what it tried.
+
+    Attributes:
+        range: Where the value may lie.
+        measure: Calls at a value.
+        tried: Calls by value, over all numbers of calls that were asked for.
+    """
+
+    range: SearchRange
+    measure: Callable[[float], float]
+    tried: dict[float, float] = field(default_factory=dict)
+
+    def find(self, budget: float) -> float:
+        """The value whose number of calls is nearest to the budget.
+
+        Example:
+            >>> SettingSearch(SearchRange(1, 12, whole=True), lambda n: 50 / n).find(17)
+            3
+        """
+        for _ in range(TRIES):
+            nearest = min(self.tried.values(), key=lambda calls: abs(calls - budget), default=None)
+            if nearest is not None and abs(nearest - budget) <= EQUAL:
+                break
+            between = self._between(budget)
+            if between is None:
+                break
+            self.tried[between] = self.measure(between)
+        # of two values that are equally near, the one with fewer calls: no row may compute more
+        return min(self.tried, key=lambda v: (abs(self.tried[v] - budget), self.tried[v]))
+
+    def _between(self, budget: float) -> float | None:
+        """A value that was not tried, between the last with too many calls and the next."""
+        low = max((v for v, calls in self.tried.items() if calls > budget), default=self.range.low)
+        high = min(
+            (v for v, calls in self.tried.items() if calls <= budget and v >= low),
+            default=self.range.high,
+        )
+        if self.range.whole:
+            ends = [v for v in (low, high) if v not in self.tried]
+            middle = ends[0] if ends else (low + high) // 2
+            return None if middle in self.tried else int(middle)
+        middle = math.sqrt(low * high)
+        return None if middle in self.tried or high / low < 1.0005 else middle
+
+
+def count_planned_calls(policies: Sequence[Policy], num_steps: int) -> float | None:
+    """Calls of each branch, where one policy alone decides and knows beforehand; else None."""
+    parts = flatten(policies)
+    deciding = [part for part in parts if role_of(type(part)) in (Role.WHEN, Role.LIMIT)]
+    planner = as_planner(deciding[0]) if len(deciding) == 1 else None
+    if planner is None:
+        return None
+    schedule = planner.plan(num_steps)
+    each = list(schedule.branches.values()) or [schedule]
+    return sum(plan.calls for plan in each) / len(each)

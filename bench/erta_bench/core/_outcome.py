@@ -1,0 +1,130 @@
+"""What one row of a comparison measured against the full run, and its flat record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from erta_bench.core.report import Row
+from erta_framework.metrics import psnr, ssim
+from erta_framework.sampling import Samples
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one row measured, seed set by seed set.
+
+    Attributes:
+        seconds: Wall seconds of sampling all prompts.
+        processor: Processor seconds of the same, which other programs disturb less.
+        calls: Network calls of each branch, counted by the engine.
+        psnr, ssim: `[prompts]` against the full run.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
+    calls: list[float] = field(default_factory=list)
+    psnr: list[Tensor] = field(default_factory=list)
+    ssim: list[Tensor] = field(default_factory=list)
+
+    def add(
+        self,
+        result: Samples,
+        reference: Samples,
+        processor: float,
+        branches: int,
+        calls: float | None = None,
+    ) -> None:
+        """Measure one run against the full one.
+
+        Args:
+            result: The run.
+            reference: The full run of the same prompts from the same noise.
+            processor: Processor seconds of the run.
+            branches: Guidance branches of a step.
+            calls: Calls of each branch, where they are not the network calls that were counted.
+        """
+        self.add_time(result, processor)
+        made = result.network_calls / (branches * len(result.traces))
+        self.calls.append(made if calls is None else calls)
+        self.psnr.append(psnr(result.samples, reference.samples))
+        self.ssim.append(ssim(result.samples, reference.samples))
+
+    def add_time(self, result: Samples, processor: float) -> None:
+        """Take the time of one run, and nothing else of it."""
+        self.seconds.append(result.seconds)
+        self.processor.append(processor)
+
+
+def make_record(
+    name: str,
+    outcome: Outcome,
+    full: Outcome,
+    uniform: Outcome | None,
+    facts: Row,
+) -> Row:
+    """One flat record; PSNR is None where the samples equal the full run's.
+
+    Args:
+        name: The row's name.
+        outcome: What it measured.
+        full: What the full run measured; speed-ups are relative to it.
+        uniform: What the gain is relative to; None for no gain.
+        facts: Further keys, which replace those of the measures.
+    """
+    quality, structure = torch.cat(outcome.psnr), torch.cat(outcome.ssim)
+    gain = quality - torch.cat(uniform.psnr) if uniform is not None else None
+    return {
+        "name": name,
+        "calls": as_whole(average(outcome.calls)),
+        "seconds": average(outcome.seconds),
+        "speedup": average(full.seconds) / average(outcome.seconds),
+        "processor_seconds": average(outcome.processor),
+        "processor_speedup": average(full.processor) / average(outcome.processor),
+        "psnr_mean": as_finite(quality.mean()),
+        "psnr_std": as_finite(quality.std(correction=0)),
+        "ssim_mean": as_finite(structure.mean()),
+        "ssim_std": as_finite(structure.std(correction=0)),
+        "gain_mean": None if gain is None else as_finite(gain.mean()),
+        "gain_std": None if gain is None else as_finite(gain.std(correction=0)),
+        "seeds": len(outcome.psnr),
+        "prompts": len(outcome.psnr[0]),
+        **facts,
+    }
+
+
+def average(values: Sequence[float]) -> float:
+    """The mean of at least one value."""
+    return sum(values) / len(values)
+
+
+def as_whole(value: float) -> int | float:
+    """An int where the value is a whole number; the mean of several seed sets may not be."""
+    return int(value) if value.is_integer() else value
+
+
+def as_finite(value: Tensor) -> float | None:
+    """A number, or None where it is infinite or undefined."""
+    return value.item() if bool(value.isfinite()) else None
+
+
+def describe_error(error: BaseException, longest: int, head: int) -> str:
+    """Type and first line of an error, shortened in the middle.
+
+    Args:
+        error: The error.
+        longest: Characters at the most.
+        head: How many of them are kept from the beginning; the rest are from the end.
+
+    Example:
+        >>> describe_error(ValueError("a" * 50 + " requires velocity"), longest=40, head=14)
+        'ValueError: aa...aaaa requires velocity'
+    """
+    text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+    text = text.removesuffix(": ")
+    if len(text) <= longest:
+        return text
+    return f"{text[:head]}...{text[len(text) - (longest - 3 - head) :]}"

@@ -1,0 +1,10 @@
+"""What the engine itself costs: microseconds a step, and device synchronisations.
+
+`measure_overhead` measures the own loop. `erta_bench.overhead.attached` measures an attached
+pipeline; it is imported by itself, since it needs diffusers and `tiny_pipelines`.
+"""
+
+from erta_bench.overhead._overhead import measure_overhead
+from erta_bench.overhead._syncs import SyncCounter
+
+__all__ = ["SyncCounter", "measure_overhead"]

@@ -1,1 +1,0 @@
-"""`erta bench families`: which caches work on which pipelines, side by side."""

@@ -1,0 +1,39 @@
+"""What every benchmark starts from: a model with its prompts, what rows share, and the clocks."""
+
+from erta_bench.setting._models import DemoModel, open_model, read_prompts, repeat_prompts
+from erta_bench.setting._progress import RunProgress
+from erta_bench.setting._reference import Reference
+from erta_bench.setting._setting import (
+    CALIBRATION_SEEDS,
+    SEEDS_APART,
+    Setting,
+    calibrate_residuals,
+    describe_model,
+    describe_setting,
+    require_disjoint,
+    require_measurable,
+)
+from erta_bench.setting._specs import PROFILE, Spec, build_policy
+from erta_bench.setting._timing import Seconds, time_call
+
+__all__ = [
+    "CALIBRATION_SEEDS",
+    "PROFILE",
+    "SEEDS_APART",
+    "DemoModel",
+    "Reference",
+    "RunProgress",
+    "Seconds",
+    "Setting",
+    "Spec",
+    "build_policy",
+    "calibrate_residuals",
+    "describe_model",
+    "describe_setting",
+    "open_model",
+    "read_prompts",
+    "repeat_prompts",
+    "require_disjoint",
+    "require_measurable",
+    "time_call",
+]

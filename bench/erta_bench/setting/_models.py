@@ -1,0 +1,87 @@
+"""A model by name, with the prompts that it brings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from erta_framework.errors import InputError
+from erta_framework.plugins import models
+from erta_framework.sampling import TextModel
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModel:
+    """A model and its own prompts.
+
+    Attributes:
+        name: The name in the catalogue of models.
+        model: The model.
+        calibration: Prompts to calibrate on.
+        held_out: Prompts to measure; they share none with `calibration`.
+    """
+
+    name: str
+    model: TextModel
+    calibration: Sequence[str]
+    held_out: Sequence[str]
+
+    def take_held_out(self, count: int) -> list[str]:
+        """The first `count` held-out prompts.
+
+        Raises:
+            InputError: There are fewer.
+        """
+        if count > len(self.held_out):
+            raise InputError(
+                f"--prompts {count}: {self.name!r} has {len(self.held_out)} held-out prompts"
+            )
+        return list(self.held_out[:count])
+
+    def take_calibration(self, count: int) -> list[str]:
+        """The first `count` calibration prompts.
+
+        Raises:
+            InputError: There are fewer.
+        """
+        if count > len(self.calibration):
+            raise InputError(
+                f"--calibration {count}: {self.name!r} has {len(self.calibration)} prompts for it"
+            )
+        return list(self.calibration[:count])
+
+
+def open_model(name: str) -> DemoModel:
+    """Load a model of the catalogue, with its prompts.
+
+    Raises:
+        RegistryError: There is no such model.
+        InputError: The model has no prompts of its own.
+    """
+    return read_prompts(name, models().load(name)())
+
+
+def read_prompts(name: str, model: TextModel) -> DemoModel:
+    """Ask a model for its prompts.
+
+    Raises:
+        InputError: It has none.
+    """
+    own = getattr(model, "demo_prompts", None)
+    if own is None:
+        raise InputError(
+            f"the model {name!r} has no demo_prompts() -> (calibration, held-out); use a bundled "
+            "model that has, or erta_bench.ablation.run_ablation() with your own prompts"
+        )
+    calibration, held_out = own()
+    return DemoModel(name, model, list(calibration), list(held_out))
+
+
+def repeat_prompts(prompts: Sequence[str], count: int) -> list[str]:
+    """Exactly `count` prompts, from the start again where there are fewer.
+
+    Example:
+        >>> repeat_prompts(["a", "b"], 3)
+        ['a', 'b', 'a']
+    """
+    return [prompts[k % len(prompts)] for k in range(count)]

@@ -1,0 +1,182 @@
+"""`erta calibrate`: a profile from the full network on calibration prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from erta_framework.calibration import Profile, require_profiler
+from erta_framework.cli._jobs import calibrate_job, is_distributed
+from erta_framework.cli._models import find_profile_path, get_demo_prompts, load_model
+from erta_framework.cli._options import (
+    ConfigOptions,
+    Force,
+    PipelineOptions,
+    Prompts,
+    RequestOptions,
+    unset,
+)
+from erta_framework.cli._pipeline import load_pipeline, read_prompts, to_arguments, wants_pipeline
+from erta_framework.cli._samplers import make_console, make_sampler_at_seam, require_own_loop
+from erta_framework.cli._settings import choose_prompts
+from erta_framework.compatibility import Role, role_of
+from erta_framework.config import RunConfig, build_policy
+from erta_framework.errors import CapabilityError, InputError, PolicyError, RegistryError
+from erta_framework.plugins import Policy, Profiler, default_policy
+from erta_framework.plugins import policies as policy_catalogue
+from erta_framework.sampling import ProgressBar
+from erta_framework.session import Seam
+
+
+def calibrate(
+    config_options: ConfigOptions,
+    pipeline_options: PipelineOptions,
+    request: RequestOptions,
+    prompt: Prompts = None,
+    output: Annotated[
+        Path | None,
+        unset("Profile to write; by default the file that the policy reads.", "--output", "-o"),
+    ] = None,
+    policy: Annotated[
+        str | None, unset("Policy to calibrate, instead of the configured ones.")
+    ] = None,
+    profiler: Annotated[
+        str | None, unset("The profiler itself, instead of asking a policy for its own.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Run the full network on calibration prompts and write a profile.
+
+    With --pipeline and without a policy or profiler, for the default policy.
+    """
+    settings, config = config_options.settings, config_options.read()
+    piped = wants_pipeline(pipeline_options, request, config, settings)
+    if piped and policy is None and profiler is None and not config.policies:
+        policy = default_policy()
+    policies = [make_blank_policy(policy)] if policy is not None else list(config.policies)
+    target = output or find_profile_path(policies) or Path("profile.safetensors")
+    if target.exists() and not force:
+        raise InputError(f"{target} exists; give --force to replace it, or another --output")
+    chosen = require_profiler(find_profiler(policies, profiler))
+    require_seam(chosen, Seam(config.seam))
+    if piped:
+        texts = read_prompts(request.prompts, prompt)
+        made = calibrate_pipeline(pipeline_options, request.steps, config, texts, chosen)
+    else:
+        found = calibrate_model(config, prompt, chosen)
+        if found is None:
+            return
+        made = found
+    made.save(target)
+    out = make_console()
+    out.print(f"{made!r} by {chosen!r}", markup=False)
+    out.print(f"written to {target}", markup=False, soft_wrap=True)
+
+
+def calibrate_pipeline(
+    options: PipelineOptions,
+    steps: int | None,
+    config: RunConfig,
+    prompts: Sequence[str] | None,
+    profiler: Profiler,
+) -> Profile:
+    """Calibrate a pipeline in this process.
+
+    Raises:
+        InputError: Several processes are asked for, or there are no prompts.
+    """
+    if is_distributed(config):
+        raise InputError(
+            "a pipeline is calibrated by one process; calibrate parts of the prompts apart, "
+            "with other --seed, and add them up with `erta profile merge`"
+        )
+    texts = choose_prompts(config, prompts, fallback=profiler.calibration_prompts)
+    run = load_pipeline(options, config)
+    made: Profile = run.calibrate(texts, profiler, **to_arguments(options, steps, config))
+    return made
+
+
+def calibrate_model(
+    config: RunConfig, prompt: Sequence[str] | None, profiler: Profiler
+) -> Profile | None:
+    """Calibrate a bundled model; None on the ranks that do not write the profile.
+
+    Raises:
+        InputError: There are no prompts.
+    """
+    model = load_model(config.model)
+    offered = get_demo_prompts(model)
+    shown = offered[0] if offered is not None else ()
+    texts = choose_prompts(config, prompt, fallback=profiler.calibration_prompts or shown)
+    if is_distributed(config):
+        require_own_loop(config)
+        made, leader = calibrate_job(config, texts, profiler)
+        return made if leader else None
+    sampler = make_sampler_at_seam(config, model, (), [ProgressBar()])
+    return sampler.calibrate(model, texts, seed=config.seed, profiler=profiler)
+
+
+def find_profiler(policies: Sequence[Policy], name: str | None) -> Policy:
+    """The profiler of that name, else the first that a policy asks for or is.
+
+    Raises:
+        PolicyError: No policy asks for one; names those that do.
+    """
+    if name is not None:
+        return build_policy(name, where="--profiler")
+    for policy in policies:
+        found = policy if role_of(type(policy)) is Role.OBSERVER else find_calibrator(policy)
+        if found is not None:
+            return found
+    names = ", ".join(policy.name for policy in policies) or "no policies"
+    raise PolicyError(
+        f"nothing asks for calibration ({names}); give --policy NAME, --profiler NAME, or a "
+        f"config whose policies read a profile, such as {', '.join(list_calibrated())}"
+    )
+
+
+def find_calibrator(policy: Policy) -> Policy | None:
+    """The profiler of a policy, or None; the policy may lack its settings."""
+    try:
+        return policy.calibrator()
+    except AttributeError:
+        if vars(policy):
+            raise
+        return None  # it looks at a setting, such as the policy inside, which a blank one lacks
+
+
+def list_calibrated() -> list[str]:
+    """Names of the installed policies that read a profile, which `--policy` takes."""
+    catalogue, found = policy_catalogue(), []
+    for name in catalogue.names():
+        try:
+            asks = find_calibrator(make_blank_policy(name))
+        except RegistryError:  # it cannot be imported; `erta policies` says why
+            continue
+        if asks is not None:
+            found.append(name)
+    return found
+
+
+def require_seam(profiler: Policy, seam: Seam) -> None:
+    """Refuse a profiler that does not observe this seam, before anything is loaded.
+
+    Raises:
+        CapabilityError: Names both seams.
+    """
+    seams = profiler.traits.seams
+    if seam not in seams:
+        raise CapabilityError(
+            f"{profiler!r} observes the {' and '.join(sorted(seams))} seam, not the "
+            f"{seam.value} seam; calibrate with --seam {min(seams)}, or another policy"
+        )
+
+
+def make_blank_policy(name: str) -> Policy:
+    """A policy by name without its settings, good only to ask for its profiler.
+
+    The profiler is needed before the settings, such as the budget, are known.
+    """
+    cls: type[Policy] = policy_catalogue().load(name)
+    return object.__new__(cls)

@@ -1,0 +1,81 @@
+"""The group `erta`: `--debug` anywhere, errors as one message, commands of other distributions."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand
+
+from erta_framework.cli._installed import CommandGroup
+from erta_framework.errors import ConfigError, ErtaError, InputError
+
+USAGE_ERRORS = (ConfigError, InputError, OSError)
+"""What the caller gave was wrong (exit status 2); any other `ErtaError` exits with 1."""
+ELSEWHERE = {
+    "bench": "erta bench is in the distribution erta-bench, which is not installed; "
+    "pip install erta-bench, or in a checkout: pip install -e bench"
+}
+"""Commands of ours that come with another distribution, and how to get them."""
+PASS_ON = {
+    "allow_extra_args": True,
+    "ignore_unknown_options": True,
+    "help_option_names": [],
+}
+
+
+class ErtaGroup(CommandGroup):
+    """Prints errors as one red message with their notes; `--debug`, anywhere, shows tracebacks."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for name, message in ELSEWHERE.items():
+            if name not in self.commands:
+                self.add_command(make_pointer(name, message))
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["erta.debug"] = "--debug" in args
+        return super().parse_args(ctx, [arg for arg in args if arg != "--debug"])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        hidden = {entry.name: entry for entry in self.catalogue().hidden()}
+        if args[0] in hidden and args[0] not in self.commands:
+            entry = hidden[args[0]]
+            raise InputError(
+                f"erta {entry.name} comes from {entry.distribution}, which ERTA_PLUGINS="
+                f"{os.environ.get('ERTA_PLUGINS', '')} does not allow"
+            )
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ErtaError, OSError) as error:
+            if ctx.meta["erta.debug"] or isinstance(error, BrokenPipeError):
+                raise  # typer ends quietly where the reader of a pipe has gone
+            print_error(error)
+            raise typer.Exit(2 if isinstance(error, USAGE_ERRORS) else 1) from error
+
+
+def make_pointer(name: str, message: str) -> TyperCommand:
+    """A command, left out of the list, that only says how to get the real one."""
+
+    def point() -> None:
+        typer.echo(message, err=True)
+        raise typer.Exit(2)
+
+    return TyperCommand(
+        name, callback=point, hidden=True, add_help_option=False, context_settings=PASS_ON
+    )
+
+
+def print_error(error: BaseException) -> None:
+    """One red message on standard error: what happened, where, and where to see more."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text(f"error: {error}", style="bold red"))
+    for note in getattr(error, "__notes__", ()):
+        console.print(Text(f"  {note}", style="red"))
+    console.print(Text("add --debug to see the traceback", style="dim"))

@@ -1,0 +1,108 @@
+"""Commands of installed distributions: listed from metadata, imported when they run."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from erta_framework.plugins import Catalogue, Entry, benches, commands
+
+
+class InstalledCommand(TyperCommand):
+    """A command of a catalogue. Nothing is imported until it runs or shows its own help.
+
+    Args:
+        name: Name in the catalogue.
+        catalogue: Loads a Typer app, or a function that becomes a command.
+        summary: One line for the list of commands.
+    """
+
+    def __init__(self, name: str, catalogue: Catalogue, summary: str) -> None:
+        super().__init__(name, help=summary)
+        self._catalogue = catalogue
+
+    def load(self) -> Any:
+        """The command itself.
+
+        Raises:
+            RegistryError: It cannot be imported, or several distributions provide it.
+        """
+        loaded = self._catalogue.load(str(self.name))
+        if not isinstance(loaded, typer.Typer):
+            single = typer.Typer(add_completion=False)
+            single.command(self.name)(loaded)
+            loaded = single
+        return typer.main.get_command(loaded)
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+class CatalogueGroup(TyperGroup):
+    """A group that also holds the commands of a catalogue; its own come first and win."""
+
+    def catalogue(self) -> Catalogue:
+        """Where the group looks for commands."""
+        raise NotImplementedError
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        catalogue = self.catalogue()
+        for entry in catalogue.entries():
+            if entry.name not in self.commands:
+                self.add_command(InstalledCommand(entry.name, catalogue, read_summary(entry)))
+
+
+class CommandGroup(CatalogueGroup):
+    """A group with the commands of `erta_framework.commands`."""
+
+    def catalogue(self) -> Catalogue:
+        return commands()
+
+
+class BenchGroup(CatalogueGroup):
+    """A group with the benchmarks of `erta_framework.benches`."""
+
+    def catalogue(self) -> Catalogue:
+        return benches()
+
+
+def read_summary(entry: Entry) -> str:
+    """One line about a command, from its docstring in the source: nothing is imported.
+
+    Where the source cannot be read, the distribution that provides it.
+    """
+    module, _, name = entry.point.value.partition(":")
+    try:
+        tree = ast.parse(find_source(module).read_text(encoding="utf-8"))
+    except (ImportError, OSError, SyntaxError, ValueError):
+        return f"From {entry.distribution} {entry.version}."
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    documented = next((node for node in functions if node.name == name), tree)
+    text = ast.get_docstring(documented) or ast.get_docstring(tree) or ""
+    return text.partition("\n")[0] or f"From {entry.distribution} {entry.version}."
+
+
+def find_source(module: str) -> Path:
+    """The file of a module. Unlike `find_spec` of a dotted name, it imports no parent package.
+
+    Raises:
+        ImportError: There is no such file.
+    """
+    top, *inner = module.split(".")
+    spec = find_spec(top)
+    for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
+        path = Path(folder, *inner)
+        for candidate in (path / "__init__.py", path.with_suffix(".py")):
+            if candidate.is_file():
+                return candidate
+    if spec is not None and spec.origin is not None and not inner:
+        return Path(spec.origin)
+    raise ImportError(f"no source of {module}")

@@ -1,0 +1,246 @@
+"""The options of the commands, each declared once: its help text, default and validation.
+
+An option that stands alone is an `Annotated` alias. Options that belong together are the fields of
+a dataclass; a command takes the dataclass as one parameter, and `expand_options` gives Typer a
+signature with the fields in its place.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_type_hints
+
+import typer
+
+from erta_framework.cli._settings import read_settings
+from erta_framework.config import RunConfig
+from erta_framework.errors import InputError
+from erta_framework.session import Seam
+
+WITH_PIPELINE = "With --pipeline"
+WITH_PROFILE = "With --profile"
+FRONT = "The front of all budgets"
+MANY = "For many prompts and devices"
+
+
+def unset(help: str, *names: str, panel: str | None = None, **checks: Any) -> Any:
+    """An option without a default to show."""
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **checks)
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CONFIG | KEY=VALUE",
+        help="A YAML file, and dotted overrides such as steps=30 guidance.cfg.scale=5.",
+        show_default=False,
+    ),
+]
+Prompts = Annotated[list[str] | None, unset("A prompt. Repeatable.", "--prompt", "-p")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigOptions:
+    """The configuration of a command that runs at a seam."""
+
+    settings: Settings = None
+    seam: Annotated[
+        str | None,
+        unset(
+            "What a reused step skips: latent the whole network, trunk its stack of blocks, in a "
+            "pipeline. By default as configured."
+        ),
+    ] = None
+
+    def read(self) -> RunConfig:
+        """The configuration, with the seam of `--seam` where it was given.
+
+        Raises:
+            ConfigError: The file or an override is wrong.
+            InputError: Two files, or `--seam` is no seam of a pipeline.
+        """
+        config = read_settings(self.settings)
+        if self.seam is None:
+            return config
+        if self.seam not in (Seam.LATENT, Seam.TRUNK):
+            raise InputError(f"seam is {self.seam!r}, it must be 'latent' or 'trunk'")
+        return replace(config, seam=cast(Literal["latent", "trunk"], self.seam))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOptions:
+    """Prompts and steps of a pipeline's requests; jobs take the file of prompts too."""
+
+    prompts: Annotated[Path | None, unset("File with one prompt a line.", panel=WITH_PIPELINE)] = (
+        None
+    )
+    steps: Annotated[int | None, unset("Inference steps.", panel=WITH_PIPELINE, min=1)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineOptions:
+    """A pipeline and its settings; None takes the pipeline's own default."""
+
+    pipeline: Annotated[
+        str | None,
+        unset(
+            "A saved diffusers pipeline (folder) or a hub id, instead of a bundled model.",
+            panel=WITH_PIPELINE,
+        ),
+    ] = None
+    guidance: Annotated[float | None, unset("Guidance scale.", panel=WITH_PIPELINE)] = None
+    height: Annotated[int | None, unset("Pixels.", panel=WITH_PIPELINE, min=1)] = None
+    width: Annotated[int | None, unset("Pixels.", panel=WITH_PIPELINE, min=1)] = None
+    frames: Annotated[int | None, unset("Frames of a video.", panel=WITH_PIPELINE, min=1)] = None
+    seed: Annotated[
+        int | None, unset("Prompt k draws its noise from seed + k.", panel=WITH_PIPELINE)
+    ] = None
+    dtype: Annotated[str | None, unset("float32, bfloat16 or float16.", panel=WITH_PIPELINE)] = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobOptions:
+    """A job that is divided over devices."""
+
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue the job in the output folder, or join it while it runs.",
+            rich_help_panel=MANY,
+        ),
+    ] = False
+    log_json: Annotated[
+        bool,
+        typer.Option(
+            "--log-json", help="Print JSON lines instead of a progress bar.", rich_help_panel=MANY
+        ),
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileOptions:
+    """A plan from a profile alone, without a configuration."""
+
+    profile: Annotated[
+        Path | None,
+        unset(
+            "Plan from this profile instead of a configuration's policies; a file, or the name of "
+            "a bundled model that brings one."
+        ),
+    ] = None
+    calls: Annotated[
+        list[int] | None,
+        unset("Network calls a branch. Repeatable, to compare budgets.", panel=WITH_PROFILE),
+    ] = None
+    threshold: Annotated[
+        list[float] | None, unset("Error threshold. Repeatable.", panel=WITH_PROFILE)
+    ] = None
+    budget: Annotated[
+        list[str] | None,
+        unset("calls, speedup, psnr or seconds; psnr=30. Repeatable.", panel=WITH_PROFILE),
+    ] = None
+    policy: Annotated[
+        str | None,
+        unset("The policy that plans, else the default one.", panel=WITH_PROFILE),
+    ] = None
+    option: Annotated[
+        list[str] | None,
+        unset("A setting of the policy; cost=forecast. Repeatable.", panel=WITH_PROFILE),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class FrontOptions:
+    """The plans of all budgets."""
+
+    front: Annotated[
+        bool,
+        typer.Option(
+            "--front", help="The best plan of every number of network calls.", rich_help_panel=FRONT
+        ),
+    ] = False
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Replay plans on calibration prompts, and keep PSNR and seconds in the profile.",
+            rich_help_panel=FRONT,
+        ),
+    ] = False
+    refine: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Measure, and try this many moved steps for each plan.",
+            rich_help_panel=FRONT,
+        ),
+    ] = 0
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Calibration prompts to replay.", rich_help_panel=FRONT)
+    ] = 16
+    plot: Annotated[Path | None, unset("Picture of the front to draw.", panel=FRONT)] = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether plans are replayed."""
+        return self.measure or self.refine > 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether one of them asks for the front."""
+        return self.front or self.measured or self.plot is not None
+
+
+def expand_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the fields of its option groups as parameters of their own.
+
+    Typer reads the parameters of a function. This gives it a function whose signature lists, where
+    `command` takes a dataclass of this module, that dataclass's fields.
+
+    Example:
+        >>> def show(job: JobOptions) -> None: ...
+        >>> list(inspect.signature(expand_options(show)).parameters)
+        ['resume', 'log_json']
+    """
+    signature = inspect.signature(command, eval_str=True)
+    groups: Mapping[str, Any] = {
+        name: parameter.annotation
+        for name, parameter in signature.parameters.items()
+        if is_dataclass(parameter.annotation)
+    }
+    parameters = []
+    for name, parameter in signature.parameters.items():
+        group = groups.get(name)
+        parameters += [parameter] if group is None else list_parameters(group)
+
+    def run(**values: Any) -> None:
+        made = {
+            name: group(**{field.name: values.pop(field.name) for field in fields(group)})
+            for name, group in groups.items()
+        }
+        command(**values, **made)
+
+    run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, __name__
+    run.__annotations__ = {}
+    run.__dict__["__signature__"] = signature.replace(parameters=parameters)
+    return run
+
+
+def list_parameters(group: type) -> list[inspect.Parameter]:
+    """The fields of an option group as keyword parameters."""
+    hints = get_type_hints(group, include_extras=True)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in fields(group)
+    ]

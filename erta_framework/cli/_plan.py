@@ -1,0 +1,218 @@
+"""`erta plan`: what a profile and a budget will do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from erta_framework.budgets import forecast, plan_export, write_export
+from erta_framework.calibration import Profile
+from erta_framework.cli._front import FrontRequest, show_front
+from erta_framework.cli._models import find_profile
+from erta_framework.cli._options import (
+    ConfigOptions,
+    FrontOptions,
+    Json,
+    PipelineOptions,
+    ProfileOptions,
+    RequestOptions,
+    unset,
+)
+from erta_framework.cli._pipeline import wants_pipeline
+from erta_framework.cli._samplers import make_console
+from erta_framework.cli._schedules import as_record, make_table, show_schedule
+from erta_framework.config import RunConfig, build_policies, options_from
+from erta_framework.errors import InputError
+from erta_framework.plugins import Policy, default_policy
+
+
+def plan(
+    config_options: ConfigOptions,
+    planned: ProfileOptions,
+    front: FrontOptions,
+    pipeline: PipelineOptions,
+    as_json: Json = False,
+    export: Annotated[
+        str | None,
+        unset("Write the schedule for a cache of another project: cache-dit or magcache."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        unset(
+            "With --export: the JSON file. With --measure: the profile with what was measured, by "
+            "default in place.",
+            "--output",
+            "-o",
+        ),
+    ] = None,
+) -> None:
+    """Show the schedule, calls and predicted speed-up of a profile and a budget.
+
+    Without a budget, or with --front, --plot, --measure or --refine: the front of all budgets.
+    Nothing is sampled unless --measure or --refine asks for it; with --pipeline, in that pipeline,
+    on the prompts of the configuration (prompts_file=prompts.txt).
+    """
+    config = config_options.read()
+    piped = wants_pipeline(pipeline, RequestOptions(), config, config_options.settings)
+    refuse_conflicts(planned, front, export, output, piped)
+    chosen = FromProfile.read(planned)
+    no_budget = not (planned.calls or planned.threshold or planned.budget)
+    if front.wanted or (chosen is not None and no_budget):
+        refuse_budgets(planned, export)
+        request = FrontRequest(
+            options=front,
+            calls=planned.calls or (),
+            output=output,
+            as_json=as_json,
+            bundled=None if chosen is None else chosen.bundled,
+            pipeline=pipeline if piped else None,
+        )
+        if chosen is not None:
+            show_front(config, chosen.build_whole(), chosen.steps, request)
+        else:
+            show_front(config, config.policies, count_steps(config), request)
+    elif chosen is not None:
+        show_plans(chosen.build_planned(planned), chosen.steps, export, output, as_json)
+    else:
+        show_plans([config.policies], count_steps(config), export, output, as_json)
+
+
+def refuse_conflicts(
+    planned: ProfileOptions,
+    front: FrontOptions,
+    export: str | None,
+    output: Path | None,
+    piped: bool,
+) -> None:
+    """Refuse options that do not go together.
+
+    Raises:
+        InputError: Names them.
+    """
+    if (export is None) != (output is None) and not front.measured:
+        raise InputError("--export <cache> and --output <file> go together; give both or neither")
+    if piped and not front.measured:
+        raise InputError("--pipeline replays plans; give --measure or --refine N with it")
+    own = planned.threshold or planned.budget or planned.option or planned.policy
+    if planned.profile is None and (own or (planned.calls and not front.measured)):
+        raise InputError(
+            "--calls, --threshold, --budget, --policy and --option go with --profile; override "
+            "the configuration with key=value, such as policies.0.NAME.budget.calls=17"
+        )
+
+
+def refuse_budgets(planned: ProfileOptions, export: str | None) -> None:
+    """Refuse what has no meaning for the front of all budgets.
+
+    Raises:
+        InputError: Names it.
+    """
+    if export is not None:
+        raise InputError(
+            "--export writes one schedule, this asks for the front of all budgets; give one "
+            "--calls N, and no --front, --plot, --measure or --refine"
+        )
+    if planned.threshold or planned.budget:
+        raise InputError(
+            "a front has all budgets; give --calls to measure some, no --threshold or --budget"
+        )
+
+
+def show_plans(
+    planned: Sequence[Sequence[Policy]],
+    steps: int,
+    export: str | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Print the schedule of each list of policies, and write the only one for another cache."""
+    found = [forecast(policies, steps) for policies in planned]
+    if export is not None and output is not None:
+        write_one(planned, steps, export, output)
+    if as_json:
+        typer.echo(json.dumps([as_record(each) for each in found], indent=2))
+        return
+    out = make_console()
+    for each in found:
+        show_schedule(out, each)
+    out.print(make_table(found))
+
+
+def count_steps(config: RunConfig) -> int:
+    """Steps of the schedule that a configuration describes."""
+    return config.solver.schedule(config.steps, config.sigmas).num_steps
+
+
+@dataclass(frozen=True, slots=True)
+class FromProfile:
+    """A policy that plans from a profile, as `--profile`, `--policy` and `--option` name it.
+
+    Attributes:
+        file: The profile.
+        policy: Name of the policy that plans.
+        options: Its other settings.
+        steps: Steps of the profile.
+        bundled: Model that brings this profile; None for a file of the user's.
+    """
+
+    file: Path
+    policy: str
+    options: Mapping[str, Any]
+    steps: int
+    bundled: str | None
+
+    @classmethod
+    def read(cls, options: ProfileOptions) -> FromProfile | None:
+        """With the profile found and read; None without `--profile`.
+
+        Raises:
+            InputError: An option is not `KEY=VALUE`.
+            ProfileError: There is no such profile.
+        """
+        if options.profile is None:
+            return None
+        file = find_profile(options.profile)
+        return cls(
+            file,
+            options.policy or default_policy(),
+            options_from("--option", options.option or ()),
+            steps=int(Profile.load(file).fingerprint["num_steps"]),
+            bundled=None if file == options.profile else str(options.profile),
+        )
+
+    def build_whole(self) -> tuple[Policy, ...]:
+        """The policy with a budget of every step."""
+        return self._with({"budget": {"calls": self.steps}})
+
+    def build_planned(self, options: ProfileOptions) -> list[tuple[Policy, ...]]:
+        """One list of policies for each budget.
+
+        Raises:
+            ConfigError: A budget is not `KEY=VALUE`.
+            PolicyError: It is none of the four.
+        """
+        wanted: list[dict[str, Any]] = [{"budget": {"calls": n}} for n in options.calls or ()]
+        wanted += [{"budget": options_from("--budget", [each])} for each in options.budget or ()]
+        wanted += [{"threshold": value} for value in options.threshold or ()]
+        return [self._with(each) for each in wanted]
+
+    def _with(self, chosen: Mapping[str, Any]) -> tuple[Policy, ...]:
+        options = {"profile": str(self.file), **self.options, **chosen}
+        return build_policies([{self.policy: options}])
+
+
+def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: Path) -> None:
+    """Write the one schedule that was planned for another cache.
+
+    Raises:
+        InputError: There are several, or it cannot be written for that cache.
+    """
+    if len(planned) != 1:
+        raise InputError(f"--export writes one schedule, {len(planned)} were planned; give one")
+    written = write_export(plan_export(planned[0], steps), form, path)
+    typer.echo(f"wrote {written}", err=True)

@@ -1,0 +1,162 @@
+"""`erta sample`: a few prompts in one process, or a job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from safetensors.torch import save_file
+
+from erta_framework.cli._jobs import is_job, sample_job
+from erta_framework.cli._models import load_model
+from erta_framework.cli._options import (
+    ConfigOptions,
+    JobOptions,
+    PipelineOptions,
+    Prompts,
+    RequestOptions,
+    unset,
+)
+from erta_framework.cli._pipeline import (
+    load_pipeline,
+    read_prompts,
+    to_arguments,
+    wants_pipeline,
+    write_picture,
+)
+from erta_framework.cli._samplers import make_console, make_sampler, make_sampler_at_seam
+from erta_framework.cli._settings import choose_prompts
+from erta_framework.config import RunConfig
+from erta_framework.sampling import (
+    BatchEnd,
+    Callback,
+    Observers,
+    PictureWriter,
+    ProgressBar,
+    RunStart,
+    Samples,
+    TraceLogger,
+)
+
+
+def sample(
+    config_options: ConfigOptions,
+    pipeline_options: PipelineOptions,
+    request: RequestOptions,
+    job: JobOptions,
+    prompt: Prompts = None,
+    output: Annotated[
+        Path | None,
+        unset("Folder to write to; by default as configured.", "--output", "-o"),
+    ] = None,
+    gifs: Annotated[
+        bool, typer.Option(help="Write a GIF of each sample, or a PNG of a still.")
+    ] = True,
+) -> None:
+    """Sample prompts; writes GIFs or PNGs, samples.safetensors and trace.jsonl.
+
+    A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job: one file a
+    sample, divided over devices and machines, that can be resumed.
+    """
+    settings, config = config_options.settings, config_options.read()
+    folder = output if output is not None else Path(config.output)
+    if is_job(job, request.prompts, config):
+        sample_job(job, pipeline_options, request, config, settings, prompt, folder, gifs)
+    elif wants_pipeline(pipeline_options, request, config, settings):
+        sample_pipeline(pipeline_options, request, config, prompt, folder, gifs)
+    else:
+        sample_model(config, prompt, folder, gifs)
+
+
+def sample_model(
+    config: RunConfig, prompt: Sequence[str] | None, folder: Path, pictures: bool
+) -> None:
+    """Sample a bundled model in this process."""
+    batches = Batches()
+    callbacks: list[Callback] = [ProgressBar(), TraceLogger(folder / "trace.jsonl"), batches]
+    if pictures:
+        from erta_framework.report import write_gif
+
+        callbacks.append(PictureWriter(folder / "gifs", write_gif))
+    if config.seam == "latent":  # refused before the model is loaded
+        make_sampler(config, config.policies)
+    model = load_model(config.model)
+    sampler = make_sampler_at_seam(config, model, config.policies, callbacks)
+    texts = choose_prompts(config, prompt, fallback=())
+    (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
+    show_samples(sampler.sample(model, texts, seed=config.seed), batches, folder)
+
+
+def sample_pipeline(
+    options: PipelineOptions,
+    request: RequestOptions,
+    config: RunConfig,
+    prompt: Sequence[str] | None,
+    folder: Path,
+    pictures: bool,
+) -> None:
+    """Sample a loaded pipeline in this process."""
+    texts = choose_prompts(config, read_prompts(request.prompts, prompt), fallback=())
+    run = load_pipeline(options, config)
+    arguments = to_arguments(options, request.steps, config)
+    result: Samples = run.sample(texts, config.policies, **arguments)
+    batches = Batches()
+    callbacks: list[Callback] = [TraceLogger(folder / "trace.jsonl"), batches]
+    if pictures:
+        callbacks.append(PictureWriter(folder / "pictures", write_picture))
+    (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
+    seconds = result.seconds / len(texts)
+    start = RunStart(len(texts), len(texts), result.traces[0].num_steps, "sampling")
+    with Observers(tuple(callbacks), start) as observers:
+        for text, number, one, trace in zip(
+            result.prompts, result.seeds, result.samples, result.traces, strict=True
+        ):
+            for step in trace.steps:
+                observers.step(step)
+            observers.batch(BatchEnd((text,), (number,), one.unsqueeze(0), trace, seconds))
+    show_samples(result, batches, folder)
+
+
+def show_samples(result: Samples, batches: Batches, folder: Path) -> None:
+    """Write the samples with their prompts and seeds, and print what ran."""
+    facts = {"prompts": "\n".join(result.prompts), "seeds": ",".join(map(str, result.seeds))}
+    save_file({"samples": result.samples.contiguous()}, folder / "samples.safetensors", facts)
+    out = make_console()
+    out.print(batches.make_table())
+    out.print(result.traces[0].summary(), markup=False)
+    out.print(f"written to {folder}", markup=False, soft_wrap=True)
+
+
+class Batches(Callback):
+    """Keeps the finished batches."""
+
+    def __init__(self) -> None:
+        self.done: list[BatchEnd] = []
+
+    def on_batch_end(self, batch: BatchEnd) -> None:
+        """Keep it."""
+        self.done.append(batch)
+
+    def make_table(self) -> Table:
+        """What ran in each batch, and in total."""
+        calls = sum(batch.trace.network_calls for batch in self.done)
+        samples = sum(len(batch.prompts) for batch in self.done)
+        seconds = sum(batch.seconds for batch in self.done)
+        table = Table(caption=f"{samples} samples, {calls} network calls, {seconds:.2f} s")
+        table.add_column("batch", no_wrap=True)
+        for name in ("samples", "network calls", "reused calls", "steps computed", "seconds"):
+            table.add_column(name, justify="right")
+        for batch in self.done:
+            trace = batch.trace
+            table.add_row(
+                trace.request_id,
+                str(len(batch.prompts)),
+                str(trace.network_calls),
+                str(trace.reused_calls),
+                f"{len(trace.computed_steps)} of {len(trace.steps)}",
+                f"{batch.seconds:.2f}",
+            )
+        return table

@@ -1,0 +1,69 @@
+"""From a command's positional arguments to a configuration and prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from erta_framework.config import RunConfig, load_config
+from erta_framework.errors import InputError
+
+
+def read_settings(settings: Sequence[str] | None) -> RunConfig:
+    """The configuration that a command's positional arguments describe.
+
+    Raises:
+        InputError: Two files.
+        ConfigError: The file or an override is wrong.
+    """
+    arguments = list(settings or ())
+    files = [item for item in arguments if "=" not in item]
+    if len(files) > 1:
+        raise InputError(
+            f"got {len(files)} configuration files ({', '.join(files)}); give one, and overrides "
+            "as key=value"
+        )
+    return load_config(files[0] if files else None, [item for item in arguments if "=" in item])
+
+
+def list_set_keys(
+    config: RunConfig, settings: Sequence[str] | None, keys: Sequence[str]
+) -> list[str]:
+    """Which of these keys the configuration or the overrides set."""
+    default = RunConfig()
+    named = {item.partition("=")[0].partition(".")[0] for item in settings or ()}
+    return [
+        key
+        for key in keys
+        if key in named or repr(getattr(config, key)) != repr(getattr(default, key))
+    ]
+
+
+def read_lines(path: str | Path) -> list[str]:
+    """The prompts of a file, one a line; empty lines are left out.
+
+    Raises:
+        InputError: The file holds none.
+    """
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise InputError(f"{path} holds no prompts; write one a line")
+    return prompts
+
+
+def choose_prompts(
+    config: RunConfig, given: Sequence[str] | None, fallback: Sequence[str]
+) -> list[str]:
+    """The given prompts, else those of the configuration, else the fallback.
+
+    Raises:
+        InputError: There are none at all.
+    """
+    prompts = list(given or config.prompts)
+    if not prompts and config.prompts_file is not None:
+        prompts = read_lines(config.prompts_file)
+    prompts = prompts or list(fallback)
+    if not prompts:
+        raise InputError("no prompts; give --prompt TEXT, or prompts or prompts_file in the config")
+    return prompts

@@ -1,0 +1,29 @@
+"""Configuration: YAML and dotted overrides to frozen objects, by name, never by import path."""
+
+from erta_framework.config._build import (
+    build_guidance,
+    build_policies,
+    build_policy,
+    build_run,
+    build_solver,
+)
+from erta_framework.config._convert import construct, convert
+from erta_framework.config._load import apply_override, load_config, options_from
+from erta_framework.config._options import options_of, registered_name
+from erta_framework.config._run_config import RunConfig
+
+__all__ = [
+    "RunConfig",
+    "apply_override",
+    "build_guidance",
+    "build_policies",
+    "build_policy",
+    "build_run",
+    "build_solver",
+    "construct",
+    "convert",
+    "load_config",
+    "options_from",
+    "options_of",
+    "registered_name",
+]

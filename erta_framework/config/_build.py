@@ -1,0 +1,102 @@
+"""Plain values to a `RunConfig` and to policies, each part by its name in a catalogue."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from erta_framework.config._convert import construct, convert, split_name
+from erta_framework.config._problems import Misfit
+from erta_framework.config._run_config import RunConfig
+from erta_framework.errors import ConfigError, suggestion
+from erta_framework.jobs import FabricConfig, JobConfig
+from erta_framework.plugins import Catalogue, Policy
+from erta_framework.sampling import Guidance, Solver, guidance_catalogue, solver_catalogue
+
+
+def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) -> RunConfig:
+    """Plain values as a `RunConfig`; parts are given as `{name: {option: value}}` or a name.
+
+    Raises:
+        ConfigError: A key is unknown or a value of the wrong type.
+        RegistryError: A policy is not installed, or a part does not load.
+
+    Example:
+        >>> build_run({"steps": 20, "solver": "flow_ab2"}).solver
+        FlowAdamsBashforth2(shift=3.0, time_scale=1000.0)
+    """
+    values = dict(values)
+    if "policies" in values:
+        values["policies"] = build_policies(values["policies"] or [], only)
+    if "solver" in values:
+        values["solver"] = build_solver(values["solver"], only)
+    if "guidance" in values:
+        values["guidance"] = build_guidance(values["guidance"], only)
+    for key, section in (("fabric", FabricConfig), ("job", JobConfig)):
+        if key in values:
+            if not isinstance(values[key], Mapping):
+                raise ConfigError(f"{key} is {values[key]!r}; write {key}.option=value")
+            values[key] = construct(section, values[key], where=key)
+    return construct(RunConfig, values, where="configuration")
+
+
+def build_solver(spec: object, only: Collection[str] | None = None) -> Solver:
+    """A solver from `name` or `{name: {option: value}}`.
+
+    Raises:
+        ConfigError: The name or an option is unknown, or a value of the wrong type.
+        RegistryError: The class does not load.
+    """
+    solver: Solver = build_part(spec, "solver", solver_catalogue(only), only)
+    return solver
+
+
+def build_guidance(spec: object, only: Collection[str] | None = None) -> Guidance:
+    """A guidance rule from `name` or `{name: {option: value}}`.
+
+    Raises:
+        ConfigError: The name or an option is unknown, or a value of the wrong type.
+    """
+    guidance: Guidance = build_part(spec, "guidance", guidance_catalogue(only), only)
+    return guidance
+
+
+def build_part(
+    spec: object, key: str, catalogue: Catalogue, only: Collection[str] | None = None
+) -> Any:
+    """The part that the configuration names under `key`."""
+    try:
+        name, options = split_name(spec)
+    except Misfit as problem:
+        raise ConfigError(f"{key} {problem}") from None
+    known = catalogue.names()
+    if name not in known:
+        raise ConfigError(f"unknown {key} {name!r}{catalogue.limit}; " + suggestion(name, known))
+    return construct(catalogue.load(name), options, where=f"{key}.{name}", only=only)
+
+
+def build_policies(specs: object, only: Collection[str] | None = None) -> tuple[Policy, ...]:
+    """A list of `{name: {option: value}}`, names or policies as policies, in order.
+
+    Raises:
+        ConfigError: The value is no list, or an option is unknown.
+        RegistryError: A policy is not installed.
+    """
+    if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
+        raise ConfigError(
+            f"policies is {specs!r}; it is a list, so that the order is visible, "
+            "as in [{name: {option: value}}, another_name]"
+        )
+    built: tuple[Policy, ...] = convert(list(specs), tuple[Policy, ...], "policies", only)
+    return built
+
+
+def build_policy(spec: object, where: str, only: Collection[str] | None = None) -> Policy:
+    """One policy, from its name, from `{name: {option: value}}` or finished.
+
+    Raises:
+        ConfigError: An option is unknown; the message says `where`.
+        RegistryError: The policy is not installed.
+    """
+    policy: Policy = convert(spec, Policy, where, only)
+    return policy

@@ -1,0 +1,88 @@
+"""YAML files and dotted overrides to plain values: the only module that imports OmegaConf."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from erta_framework.config._build import build_run
+from erta_framework.config._run_config import RunConfig
+from erta_framework.errors import ConfigError, ErtaError
+
+
+def load_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Collection[str] | None = None,
+) -> RunConfig:
+    """Read a YAML file and apply dotted overrides such as `policies.0.NAME.calls=17`.
+
+    Args:
+        path: The file; None starts from the defaults.
+        overrides: `key=value`, dotted, in YAML syntax; applied in order.
+        only: Third-party distributions whose code may be loaded; see
+            `erta_framework.plugins.Catalogue`.
+
+    Raises:
+        ConfigError: The file cannot be read, a key is unknown or a value of the wrong type.
+        RegistryError: A policy is not installed.
+    """
+    try:
+        loaded = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        if not OmegaConf.is_dict(loaded):
+            raise ConfigError(f"{path} holds a list; a configuration is a mapping of keys")
+        for override in overrides:
+            apply_override(loaded, override)
+        plain = OmegaConf.to_container(loaded, resolve=True)
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path}: {error}") from error
+    except ErtaError:
+        raise
+    except Exception as error:  # yaml and omegaconf errors have no common base
+        raise ConfigError(f"cannot read the configuration {path or overrides}: {error}") from error
+    assert isinstance(plain, dict)
+    return build_run({str(key): value for key, value in plain.items()}, only)
+
+
+def apply_override(config: Any, override: str) -> None:
+    """Set one dotted key.
+
+    Raises:
+        ConfigError: The override has no `=`, or its key leads nowhere.
+    """
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"the override {override!r} is not of the form key=value")
+    value = OmegaConf.create({"value": None})
+    try:
+        value.merge_with_dotlist([f"value={text}"])
+        plain = OmegaConf.to_container(value, resolve=False)
+        assert isinstance(plain, dict)
+        # replaced, not merged: solver={ddim: {}} takes the place of the file's solver
+        OmegaConf.update(config, key, plain["value"], merge=False, force_add=True)
+    except Exception as error:  # yaml and omegaconf errors have no common base
+        raise ConfigError(f"cannot apply the override {override!r}: {error}") from error
+
+
+def options_from(option: str, items: Sequence[str]) -> dict[str, Any]:
+    """The values of a repeatable command-line option of the form `KEY=VALUE`.
+
+    Raises:
+        ConfigError: An item is not of this form.
+
+    Example:
+        >>> options_from("--budget", ["psnr=30"])
+        {'psnr': 30}
+    """
+    for item in items:
+        if not all(part.strip() for part in item.partition("=")):
+            raise ConfigError(f"{option} {item}: it must be KEY=VALUE")
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist(list(items)))
+    except Exception as error:  # yaml and omegaconf errors have no common base
+        raise ConfigError(f"{option} {' '.join(items)}: it cannot be read: {error}") from error
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}

@@ -1,0 +1,100 @@
+"""`Traits`: what a policy declares about itself, before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from erta_framework.session import Needs, Seam
+
+Unit = Literal["step", "branch", "sample"]
+NOTHING = Needs()
+UNITS: tuple[Unit, ...] = ("step", "branch", "sample")
+"""From the coarsest to the finest; each may decide for those before it as well."""
+
+
+def finest_unit(each_sample: bool, each_branch: bool = False) -> Unit:
+    """What a decision holds for, by the settings of a policy that can decide for less than a step.
+
+    Example:
+        >>> finest_unit(False, each_branch=True)
+        'branch'
+    """
+    if each_sample:
+        return "sample"
+    return "branch" if each_branch else "step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traits:
+    """What the engine must know of a policy before anything runs.
+
+    A policy has them as a class attribute, or as a property where its settings decide.
+
+    Attributes:
+        requires: Capabilities that the driver must offer, such as `"first_order"` or
+            `"signal:prompt"`; checked before sampling.
+        seams: Where it may answer. A policy that integrates latents works at `LATENT` only, and
+            one that selects submodules names `MODULE`.
+        memory: What it wants remembered of earlier evaluations.
+        decides: What one of its decisions holds for: all branches and samples of a `"step"`; a
+            `"branch"`, where it may give `scope="branch"`; or a `"sample"`, where it may give a
+            mask as well.
+        static: Whether every decision is known before the request, so that no value is read back.
+        corrects_computed: Whether its `forward`, a wrapper, may change freshly computed outputs.
+        reads_latents: Whether it looks at `call.x` itself, or at kept inputs. A network whose
+            output has another shape than its latents offers no input to compare with, and is
+            refused then; without this, its whole output is reused. True where `memory` asks for
+            pairs.
+        reads_peers: Whether its `decide` asks for `call.peers()`, the other branches of the step.
+        sees_every_branch: Whether its `decide`, a wrapper, is asked for every branch. A decision is
+            shared by the branches of a step; this policy, and wrappers listed before it, then see
+            it again for each further branch, with the earlier answers in `call.answers`.
+        collective: Whether it makes several ranks decide alike, so that none may compute alone.
+
+    Example:
+        >>> Traits(static=True, memory=Needs(evaluations=2)).memory.evaluations
+        2
+    """
+
+    requires: frozenset[str] = frozenset()
+    seams: frozenset[Seam] = frozenset({Seam.LATENT, Seam.TRUNK})
+    memory: Needs = NOTHING
+    decides: Unit = "step"
+    static: bool = False
+    corrects_computed: bool = False
+    reads_latents: bool = False
+    reads_peers: bool = False
+    sees_every_branch: bool = False
+    collective: bool = False
+
+    def __post_init__(self) -> None:
+        if self.memory.pairs:
+            object.__setattr__(self, "reads_latents", True)
+
+    @staticmethod
+    def merge(several: Iterable[Traits]) -> Traits:
+        """What holds for policies that run together; of none of them, a static engine's.
+
+        Example:
+            >>> Traits.merge([Traits(static=True), Traits(decides="sample")]).static
+            False
+        """
+        traits = tuple(several)
+        seams = [one.seams for one in traits]
+        return Traits(
+            requires=frozenset().union(*(one.requires for one in traits)),
+            seams=frozenset.intersection(*seams) if seams else frozenset(Seam),
+            memory=Needs(
+                evaluations=max((one.memory.evaluations for one in traits), default=0),
+                pairs=any(one.memory.pairs for one in traits),
+            ),
+            decides=max((one.decides for one in traits), key=UNITS.index, default="step"),
+            static=all(one.static for one in traits),
+            corrects_computed=any(one.corrects_computed for one in traits),
+            reads_latents=any(one.reads_latents for one in traits),
+            reads_peers=any(one.reads_peers for one in traits),
+            sees_every_branch=any(one.sees_every_branch for one in traits),
+            collective=any(one.collective for one in traits),
+        )

@@ -1,0 +1,17 @@
+"""Adapters that bring a published network into the form that the sampling loop calls."""
+
+from erta_framework.sampling.networks._adapters import (
+    convert_prediction,
+    no_condition,
+    precondition_edm,
+    reverse_time,
+    unconditional,
+)
+
+__all__ = [
+    "convert_prediction",
+    "no_condition",
+    "precondition_edm",
+    "reverse_time",
+    "unconditional",
+]

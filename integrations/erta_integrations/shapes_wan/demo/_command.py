@@ -1,0 +1,246 @@
+"""`erta demo`: ERTACache against other ways to spend the same number of network calls."""
+
+from __future__ import annotations
+
+import hashlib
+import webbrowser
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as Remaining
+from rich.table import Table
+
+from erta_framework.budgets import forecast
+from erta_framework.calibration import Profile
+from erta_framework.cli import (
+    find_shipped_profile,
+    get_demo_prompts,
+    load_model,
+    make_console,
+)
+from erta_framework.config import build_policies
+from erta_framework.environment import use_fastest_threads
+from erta_framework.errors import InputError, ProfileMismatchError
+from erta_framework.optional_dependencies import require_extra
+from erta_framework.plugins import Policy
+from erta_framework.report import (
+    Comparison,
+    Method,
+    Report,
+    compare,
+    write_report,
+)
+from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
+from erta_framework.session import StepTrace
+from erta_integrations.shapes_wan.demo._methods import (
+    list_methods,
+    make_sampler,
+    runs_in_pipeline,
+)
+
+CALIBRATION_PROMPTS, CALIBRATION_SEED, SEED = 8, 1000, 5000
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(
+        "runs/demo"
+    ),
+    calls: Annotated[int, typer.Option(min=2, help="Network calls a guidance branch.")] = 25,
+    prompts: Annotated[int, typer.Option(help="Held-out prompts to sample.")] = 8,
+    steps: Annotated[int, typer.Option(help="Steps of the full run.")] = 50,
+    model: Annotated[str, typer.Option(help="Model of the catalogue.")] = "shapes-wan",
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Calibrate even if the model ships a profile.")
+    ] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
+) -> None:
+    """Sample held-out prompts with and without ERTACache; writes pictures and a report."""
+    for module in ("PIL", "jinja2", "matplotlib", "torchmetrics"):
+        require_extra(module, extra="report", wanted_by="erta demo")
+    if calls > steps:
+        raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
+    out = make_console()
+    network = load_model(model)
+    calibration, held_out = choose_prompts(network, model, prompts)
+    device = resolve_device("auto", 1)
+    with choose_threads(network, held_out, device):
+        profile, origin = choose_profile(network, calibration, steps, output, out, recalibrate)
+        methods = list_methods(profile, calls, steps, pipeline=runs_in_pipeline(network))
+        plan = forecast(methods[-1].policies, steps)
+        comparison = run_methods(network, methods, held_out)
+        report = write_report(
+            comparison,
+            output,
+            title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
+            setting=describe_setting(model, network, comparison, origin),
+            forecast=plan,
+            device=device,
+            command="erta demo",
+        )
+    show_results(out, comparison, report)
+    if show:
+        webbrowser.open(report.html.resolve().as_uri())
+
+
+def choose_threads(
+    model: TextModel, prompts: list[str], device: torch.device
+) -> AbstractContextManager[object]:
+    """The number of CPU threads that suits the model on this machine right now."""
+    if device.type != "cpu":
+        return nullcontext()
+    condition = model.encode(prompts)
+    x = torch.zeros(len(prompts), *model.latent_shape)
+    times = torch.full((len(prompts),), 500.0)
+
+    def call() -> object:
+        with torch.no_grad():
+            return model(x, times, condition)
+
+    return use_fastest_threads(call)
+
+
+def choose_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
+    """Calibration prompts and `count` held-out ones.
+
+    Raises:
+        InputError: The model brings no prompts, or fewer than were asked for.
+    """
+    offered = get_demo_prompts(model)
+    if offered is None:
+        raise InputError(
+            f"the model {name!r} brings no prompts for a demo (demo_prompts); use `erta sample`"
+        )
+    calibration, held_out = offered
+    if not 1 <= count <= len(held_out):
+        raise InputError(
+            f"--prompts {count}: {name!r} brings 1 to {len(held_out)} held-out prompts"
+        )
+    return calibration, held_out[:count]
+
+
+def choose_profile(
+    model: TextModel,
+    calibration: list[str],
+    steps: int,
+    output: Path,
+    out: Console,
+    recalibrate: bool,
+) -> tuple[Path, str]:
+    """The shipped profile, or a new one from a few prompts; says which."""
+    shipped = None if recalibrate else find_shipped_profile(model)
+    if shipped is not None and (known := Profile.load(shipped)).fingerprint["num_steps"] == str(
+        steps
+    ):
+        origin = f"shipped with the model, calibrated on {known.samples} prompts"
+        hashed = hashlib.sha256("\n".join(calibration).encode()).hexdigest()[:16]
+        if known.provenance.get("prompts") == hashed:
+            origin += "; none of them is shown"
+        out.print(f"using the profile {origin}", soft_wrap=True)
+        return shipped, origin
+    few = calibration[:CALIBRATION_PROMPTS]
+    sampler = make_sampler(model, (), [ProgressBar()], steps=steps)
+    (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
+    profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
+    path = profile.save(output / "profile.safetensors")
+    origin = f"calibrated now on {len(few)} prompts; none of them is shown"
+    out.print(f"{origin}: {path}", soft_wrap=True)
+    return path, origin
+
+
+class DemoProgress(Callback):
+    """One bar over every run of the demo."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def on_step(self, step: StepTrace) -> None:
+        """Advance by one step."""
+        self._progress.update(self._task, advance=1)
+
+
+def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> Comparison:
+    """Compare the methods under one progress bar.
+
+    Raises:
+        ProfileMismatchError: The shipped profile is not of this model.
+    """
+    rounds = min(2, len(prompts))
+
+    def sampler_of(
+        method: Method,
+        policies: Sequence[Policy],
+        callbacks: Sequence[Callback],
+        batch_size: int,
+    ) -> TextSampler:
+        return make_sampler(
+            model,
+            policies,
+            callbacks,
+            steps=method.steps,
+            batch_size=batch_size,
+            solver=method.solver,
+            scheduler=method.scheduler,
+        )
+
+    total = (1 + rounds) * sum(method.steps for method in methods)
+    columns = (TextColumn("sampling"), BarColumn(bar_width=30), TimeElapsedColumn(), Remaining())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = DemoProgress(progress, progress.add_task("sampling", total=total))
+        try:
+            return compare(
+                model,
+                methods,
+                prompts,
+                seed=SEED,
+                rounds=rounds,
+                callbacks=[bar],
+                make_sampler=sampler_of,
+            )
+        except ProfileMismatchError as error:
+            error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")
+            raise
+
+
+def describe_setting(
+    name: str, model: TextModel, comparison: Comparison, origin: str
+) -> dict[str, str]:
+    """The facts of the run that the report states."""
+    sampler = make_sampler(model, (), (), steps=comparison.methods[0].steps)
+    shape = " x ".join(map(str, model.latent_shape))
+    return {
+        "model": f"{name}, samples of {shape}",
+        "network": ", ".join(f"{key} {value}" for key, value in model.fingerprint().items()),
+        **sampler.facts,
+        "profile": origin,
+    }
+
+
+def show_results(out: Console, comparison: Comparison, report: Report) -> None:
+    """The measured table and where to look."""
+    table = Table(
+        title=f"{len(comparison.prompts)} held-out prompts, measured against the first row",
+        title_justify="left",
+    )
+    table.add_column("", no_wrap=True)
+    for name in ("network calls", "seconds", "speed-up", "PSNR dB", "SSIM"):
+        table.add_column(name, justify="right")
+    for position, row in enumerate(comparison.rows):
+        table.add_row(
+            row.name,
+            f"{row.calls:.0f}",
+            f"{row.seconds:.2f}",
+            f"{row.speedup:.2f}x",
+            "-" if row.psnr_mean is None else f"{row.psnr_mean:.2f}",
+            "-" if row.ssim_mean is None else f"{row.ssim_mean:.4f}",
+            style="bold" if position == comparison.subject else None,
+        )
+    out.print(table)
+    out.print(f"report         {report.html}", markup=False, soft_wrap=True)
+    out.print(f"contact sheet  {report.contact_sheet}", markup=False, soft_wrap=True)
+    out.print(f"animation      {report.animation}", markup=False, soft_wrap=True)

@@ -1,0 +1,185 @@
+"""Pure functions over a residual profile: errors, phi, and affine fits.
+
+Notation of ERTACache (arXiv 2508.21091): v is the network's velocity, the residual is r = v - x,
+a reused velocity is v~ = x + r~ with the residual r~ of the last computed step, its error
+eps = v~ - v. On a logged trajectory eps equals r~ - r. The walk, phi and the affine model of eps
+are that paper's; logging every pair of steps, and averaging before comparing, are our reading.
+
+Statistics of a residual profile, sums over samples, with T steps, C channels and one row a branch
+`b`, in the order of the fingerprint's `branches`; a pair `[j, i]` is "step i reuses the
+residual of step j". A branch that does not run at a step has zeros there:
+
+| name | shape | sum of |
+|---|---|---|
+| `samples` | `[b, T]` | 1 |
+| `ratio` | `[b, T, T]` | `||r_j - r_i||_1 / ||r_i||_1` |
+| `phi_velocity` | `[b, T, T]` | `clip(1 - ||v~_i - v_i||_1 / ||v_i||_1, 0, 1)` |
+| `phi_difference` | `[b, T, T]` | `clip(1 - ||v~_i - v_i||_1 / ||v_i - v_{i+1}||_1, 0, 1)` |
+| `distance` | `[b, T, T]` | mean of `|r_j - r_i|` over elements |
+| `velocity` | `[b, T, T]` | mean of `(v_j - v_i)^2` over elements |
+| `sigma` | `[T + 1]` | sigma of the nominal schedule |
+| `elements` | `[b, T]` | elements of one channel |
+| `v`, `vv`, `e`, `ee`, `ve` | `[b, T, T, C]` | v~, v~^2, eps, eps^2, v~ * eps |
+
+Profiles of earlier versions lack `distance`, `velocity` and `sigma`; what needs them says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from erta_framework import Profile
+
+__all__ = [
+    "KIND",
+    "AffineFit",
+    "Form",
+    "Signal",
+    "affine_fit",
+    "pair_errors",
+    "phi_table",
+]
+
+KIND = "residual_profiler"
+Signal = Literal["first", "mean", "max"]
+Form = Literal["velocity", "difference"]
+
+
+def pair_errors(profile: Profile, signal: Signal = "max") -> Tensor:
+    """Relative L1 error `[T, T]` of reusing step j's residual at step i, averaged over samples.
+
+    The error is ERTACache's (arXiv 2508.21091); averaging it over samples before any comparison
+    with a threshold is ours. It is infinite where reuse is impossible, because some branch that
+    runs at step i did not run at step j.
+
+    Args:
+        profile: A residual profile.
+        signal: Which branch decides: the first that runs (conditional), the mean or the largest.
+
+    Example:
+        >>> pair_errors(profile)[0, 1]  # doctest: +SKIP
+        tensor(0.0181, dtype=torch.float64)
+    """
+    present, usable = presence(profile)
+    errors = combined(per_sample(profile, "ratio"), present, signal)
+    return torch.where(usable, errors, torch.inf)
+
+
+def phi_table(profile: Profile, form: Form, signal: Signal = "first") -> Tensor:
+    """Mean step-size factor phi `[T, T]` for every pair, in [0, 1], averaged over samples.
+
+    Both forms are published for ERTACache (arXiv 2508.21091); the average is ours. Where a form is
+    not defined phi is 1: on pairs that cannot be reused and, for `"difference"`, on a step after
+    which the branch does not run again, such as the last.
+
+    Args:
+        profile: A residual profile.
+        form: Which denominator.
+        signal: Which branch counts, as in `pair_errors`.
+
+    Example:
+        >>> phi_table(profile, "velocity")[0, 1]  # doctest: +SKIP
+        tensor(0.9858, dtype=torch.float64)
+    """
+    present, usable = presence(profile)
+    defined = present.clone()
+    if form == "difference":
+        defined[:, :-1] &= present[:, 1:]
+        defined[:, -1] = False
+    values = combined(per_sample(profile, f"phi_{form}"), defined, signal)
+    return torch.where(usable & defined.any(dim=0), values, 1.0)
+
+
+def presence(profile: Profile) -> tuple[Tensor, Tensor]:
+    """Whether a branch runs at a step, `[b, T]`, and whether a pair can be reused, `[T, T]`."""
+    present = profile.statistics["samples"] > 0
+    usable = (present[:, :, None] | ~present[:, None, :]).all(dim=0) & present.any(dim=0)
+    return present, usable
+
+
+def per_sample(profile: Profile, name: str) -> Tensor:
+    """A statistic of pairs divided by the number of samples, `[b, T, T]`."""
+    return profile.statistics[name] / profile.statistics["samples"][:, None, :].clamp(min=1)
+
+
+def combined(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
+    """Per-branch values `[b, T, T]` as one, over branches present `[b, T]` at the later step."""
+    mask = present[:, None, :]
+    if signal == "first":
+        first = present.int().argmax(dim=0).expand(1, values.shape[1], -1)
+        return values.gather(0, first)[0]
+    if signal == "mean":
+        kept = torch.where(mask, values, 0.0)
+        return kept.sum(dim=0) / mask.sum(dim=0).clamp(min=1)
+    return torch.where(mask, values, -torch.inf).amax(dim=0)
+
+
+@dataclass(frozen=True, slots=True)
+class AffineFit:
+    """Least squares `eps ~ slope * v~ + offset` for every pair, `[b, T, T, C]`.
+
+    `r2` is the share of the variance of eps that it explains, `left` the root mean square of what
+    it leaves, `mean` and `mean_v` the averages of eps and v~. In the notation of ERTACache (arXiv
+    2508.21091), K = 4 * slope and B = 4 * (mean - 1/2) - K * mean_v, so that K v~ / 4 + B / 4 + 1/2
+    is this line.
+
+    Example:
+        >>> affine_fit(profile, per_channel=True).slope.shape  # doctest: +SKIP
+        torch.Size([2, 50, 50, 4])
+    """
+
+    slope: Tensor
+    offset: Tensor
+    mean: Tensor
+    mean_v: Tensor
+    r2: Tensor
+    left: Tensor
+
+    @property
+    def k(self) -> Tensor:
+        """K of the paper's sigmoid form."""
+        return 4 * self.slope
+
+    @property
+    def b(self) -> Tensor:
+        """B of the paper's sigmoid form."""
+        return 4 * (self.mean - 0.5) - self.k * self.mean_v
+
+
+def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
+    """Fit the error of residual reuse for every pair of steps.
+
+    The slope is 0 where v~ has no variance (below 1e-12 an element). Source: ERTACache, arXiv
+    2508.21091, error rectification; the granularity is not published, both choices are ours.
+
+    Args:
+        profile: A residual profile.
+        per_channel: One line a channel, or one for all channels (`C` is then 1).
+
+    Example:
+        >>> fit = affine_fit(profile, per_channel=False)  # doctest: +SKIP
+        >>> float(fit.slope[0, 3, 5])  # doctest: +SKIP
+        -0.0213
+    """
+    count = profile.statistics["elements"][:, None, :, None]
+    sums = {name: profile.statistics[name] for name in ("v", "vv", "e", "ee", "ve")}
+    if not per_channel:
+        count = count * sums["v"].shape[-1]
+        sums = {name: value.sum(dim=-1, keepdim=True) for name, value in sums.items()}
+    count = count.clamp(min=1)
+    # least squares of eps on v~ from moments, everything [b, T, T, C or 1]; K and B of the paper
+    # are this line seen through sigmoid(z) = z / 4 + 1 / 2, see `AffineFit`
+    mean_v, mean = sums["v"] / count, sums["e"] / count
+    variance = sums["vv"] / count - mean_v**2
+    error_variance = sums["ee"] / count - mean**2
+    covariance = sums["ve"] / count - mean_v * mean
+    slope = torch.where(variance > 1e-12, covariance / variance.clamp(min=1e-12), 0.0)
+    r2 = torch.where(
+        error_variance > 1e-12, slope * covariance / error_variance.clamp(min=1e-12), 0.0
+    )
+    left = (error_variance - slope * covariance).clamp(min=0).sqrt()
+    return AffineFit(slope, mean - slope * mean_v, mean, mean_v, r2, left)

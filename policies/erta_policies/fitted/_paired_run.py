@@ -1,0 +1,234 @@
+"""The calibration run: full run and cached runs of the same samples, side by side in one batch.
+
+A batch holds every sample several times. The first copy is the full run. The second is the cached
+run under the weights fitted so far. The others are cached runs under rules that need no fit, to
+compare with. At each step the first copy says where the second should be; the weights of this step
+are solved, and the second copy goes on with them. So each step sees the states that the fit so far
+has led to, and all samples of the batch are fitted together.
+
+The fit is on the guided velocity. How much each branch weighs in it is read off the full run, see
+`BranchWeights`. Then one branch alone, the last of a step, is changed so that the combination
+becomes what it should be.
+
+With n samples of R = 4 copies, latents and outputs of a call are `[R n, C, ...]`; one copy is
+`[n, C, ...]`. What holds after every step: copy 0 has moved as without this profiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from erta_framework import Call, SessionInfo, Step
+from erta_framework.errors import PolicyError
+from erta_policies.fitted import _features as features
+from erta_policies.fitted import _normal_equations as equations
+from erta_policies.fitted._batch_checks import check_copies, check_nodes, count_samples
+from erta_policies.fitted._branch_weights import BranchWeights
+from erta_policies.fitted._cached_run import RUNS, CachedRun, combine_features
+from erta_policies.fitted._normal_equations import FOLDS, FitSettings, StepChoice
+from erta_policies.fitted._solver_variable import SolverVariable, is_one_step
+
+
+class PairedRun:
+    """State of one calibration session.
+
+    Args:
+        session: Facts of the run.
+        computed: Computed steps of the schedule.
+        settings: How to fit.
+        per_channel: Whether each channel has weights of its own.
+        given: Weights of an earlier round by step, to use instead of solving.
+
+    Attributes:
+        rows: n, samples of the batch without their copies.
+        sums: Products of all pairs of quantities, `[FOLDS, T, C or 1, Q, Q]`.
+        errors: Squared error of each cached run at the end, summed, `[R - 1]`.
+        depths: Velocities that were available at each step, `[T]`.
+        computed: Steps that were computed.
+        finished: Whether the last step is done.
+    """
+
+    def __init__(
+        self,
+        session: SessionInfo,
+        computed: frozenset[int],
+        settings: FitSettings,
+        per_channel: bool,
+        given: Mapping[int, StepChoice] | None,
+    ) -> None:
+        self.settings, self.per_channel, self.given = settings, per_channel, given
+        self.planned = computed
+        self.computed: list[int] = []
+        count_samples(session.shape[0])
+        self.batch = 0
+        self.rows = 0
+        self.variable = SolverVariable.of(session)
+        self.nodes = check_nodes([self.variable.node(sigma) for sigma in session.sigmas])
+        self.channel_dim = session.channel_dim
+        self.elements = math.prod(session.shape[1:])
+        size = features.EXTRA + features.TARGETS + settings.velocities
+        channels = session.shape[session.channel_dim] if per_channel else 1
+        wide = torch.float32 if session.device.type == "mps" else torch.float64
+        self.sums = torch.zeros(
+            FOLDS, session.num_steps, channels, size, size, dtype=wide, device=session.device
+        )
+        self.errors = torch.zeros(len(RUNS) - 1, dtype=wide, device=session.device)
+        self.folds = torch.zeros(0, dtype=torch.long, device=session.device)
+        self.order: tuple[str, ...] = ()
+        self.before: tuple[str, ...] = ()
+        self.depths = torch.zeros(session.num_steps, dtype=torch.float64)
+        self.weights = BranchWeights(is_one_step(session), wide)
+        self.runs = {name: CachedRun() for name in RUNS[1:]}
+        self.outputs: dict[str, list[Tensor]] = {}
+        self.x: Tensor | None = None
+        self.answered = False
+        self.finished = False
+
+    # ------------------------------------------------------------------ one branch of a step
+    def answer(self, step: Step, call: Call, output: Tensor) -> Tensor:
+        """The network's output, or for the last branch the output that steers the copies."""
+        # how many branches a call holds shows at the end of the first step
+        pieces = output.shape[0] // self.batch if self.batch else 1
+        if not self.outputs:
+            self.x = call.x.chunk(pieces)[0]
+            self.answered = False
+        self.outputs[call.branch] = list(output.chunk(pieces))
+        order = step.branches or self.order
+        # other branches than in the step before: what is cached belongs to another combination
+        if not order or call.branch != order[-1] or tuple(self.outputs) != self.before:
+            return output
+        self.weights.require_steerable(self.outputs)
+        return self.weights.steer(self.outputs, self._step(step), output, self.rows)
+
+    def _begin(self, batch: int) -> None:
+        """Take note of the batch, and check that it holds each sample once a run."""
+        assert self.x is not None
+        self.batch, self.rows = batch, count_samples(batch)
+        self.x = self.x[:batch]
+        check_copies(self.x, "latents")
+        for branch, (output,) in self.outputs.items():
+            self.outputs[branch] = list(torch.split(output, batch))
+            for piece in self.outputs[branch]:
+                check_copies(piece, f"outputs of branch {branch!r}")
+
+    # ------------------------------------------------------------------------------ the step
+    def _step(self, step: Step) -> Tensor:
+        """Solve for the weights of a step; the guided velocity that every copy should have.
+
+        The trajectory target is the velocity that leads copy 1 back to the full run within this
+        step. In the solver's variable a step is s' x' = s x + (t' - t) v, so a gap x_0 - x_1 is
+        closed by the full run's velocity plus s (x_0 - x_1) / (t' - t).
+        """
+        assert self.x is not None
+        network = self.weights.guide(self.outputs).chunk(len(RUNS))
+        xs = self.x.chunk(len(RUNS))
+        computes = step.index in self.planned
+        if computes:
+            self._computed(step.index, network, xs)
+        interval = self._interval(step)
+        gain = self.variable.scale(step.interval.start) / (interval[1] - interval[0])
+        target = network[0] + gain * (xs[0] - xs[1]).to(network[0])
+        run = self.runs["fitted"]
+        assert run.start is not None
+        depth = self.settings.velocities
+        found = features.build_features(run.velocities, xs[1], run.start, depth)
+        values = [value.movedim(self.channel_dim, 1) for value in (*found, network[1], target)]
+        step_sums = equations.sum_products(values, self.folds, self.per_channel)
+        self.sums[:, step.index] += step_sums
+        kept = self.computed[-len(run.velocities) :]
+        self.depths[step.index] = len(kept)
+        nodes = [self.nodes[index] for index in reversed(kept)]
+        if self.given is not None:
+            choice = self.given[step.index]
+        else:
+            choice = equations.choose_weights(
+                step_sums.cpu(), self.settings, nodes, interval, computes
+            )
+        wanted = combine_features(found, choice.weights, self.channel_dim)
+        self.answered = True
+        ends = self.settings.interval(*interval)
+        rivals = [
+            network[copy]
+            if computes
+            else self.runs[name].follow_rule(name, xs[copy], nodes, ends, self.channel_dim)
+            for copy, name in enumerate(RUNS[2:], start=2)
+        ]
+        return torch.cat([network[0], wanted, *rivals])
+
+    def _computed(self, index: int, network: Sequence[Tensor], xs: Sequence[Tensor]) -> None:
+        self.computed.append(index)
+        depth = max(2, self.settings.velocities)
+        for name, velocity, x in zip(RUNS[1:], network[1:], xs[1:], strict=True):
+            self.runs[name].add(velocity, x, depth)
+
+    def _interval(self, step: Step) -> tuple[float, float]:
+        """Nodes where a step starts and ends."""
+        node = self.variable.node
+        return node(step.interval.start), node(step.interval.end)
+
+    # --------------------------------------------------------------------------- after a step
+    def end(self, step: Step, sample: Tensor) -> None:
+        """Learn or check how branches weigh, and at the last step measure the cached runs.
+
+        Args:
+            step: The step that has just been made.
+            sample: Latents after it, `[R n, C, ...]`.
+
+        Raises:
+            PolicyError: Guidance is no weighted sum that stays the same.
+        """
+        if not self.batch:
+            self._begin(len(sample))
+        order = tuple(self.outputs)
+        parts = [
+            piece.chunk(len(RUNS))[0].to(self.sums.dtype)
+            for each in self.outputs.values()
+            for piece in each
+        ]
+        guided, rounding = self._movement(step, sample)
+        self.weights.learn(step, order, parts, guided)
+        if order != self.before:
+            self._start_over(step)
+        elif not self.answered:
+            raise PolicyError(
+                f"FittedProfiler was asked for the branches {', '.join(order)} at step "
+                f"{step.index} in another order than before; calibrate without other plugins"
+            )
+        self.order, self.before = self.order or order, order
+        self.weights.verify(step, order, parts, guided, rounding)
+        self.outputs = {}
+        if step.index == step.num_steps - 1:
+            full, *others = sample.to(self.sums.dtype).chunk(len(RUNS))
+            self.errors += torch.stack([((other - full) ** 2).sum() for other in others])
+            self.finished = True
+
+    def _movement(self, step: Step, sample: Tensor) -> tuple[Tensor, float]:
+        """The velocity that moved the full run, `[n, C, ...]`, and the norm of its rounding.
+
+        An Euler step in the solver's variable, s' x' = s x + (t' - t) v, solved for v. The latents
+        are rounded in their own type, which counts for more the shorter the step is.
+        """
+        assert self.x is not None
+        (first, last), scale = self._interval(step), self.variable.scale
+        size, ends = last - first, scale(step.interval.end)
+        start = self.x.chunk(len(RUNS))[0].to(self.sums.dtype) * scale(step.interval.start)
+        moved = (sample.chunk(len(RUNS))[0].to(self.sums.dtype) * ends - start) / size
+        return moved, 8 * torch.finfo(sample.dtype).eps * float(start.norm()) / abs(size)
+
+    def _start_over(self, step: Step) -> None:
+        """Cache the first step with these branches: the network's output, whatever the schedule."""
+        assert self.x is not None
+        if step.index == 0:
+            # folds follow from the noise, so that batches of one sample spread over all of them
+            digest = hashlib.sha256(self.x[:1].float().cpu().contiguous().numpy().tobytes())
+            first = int.from_bytes(digest.digest()[:4], "big")
+            self.folds = (torch.arange(self.rows, device=self.x.device) + first) % FOLDS
+        for run in self.runs.values():
+            run.velocities = []  # of another set of branches
+        network = self.weights.guide(self.outputs).chunk(len(RUNS))
+        self._computed(step.index, network, self.x.chunk(len(RUNS)))

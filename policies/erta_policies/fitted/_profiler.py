@@ -1,0 +1,222 @@
+"""`FittedProfiler`: fits the weights of a schedule on calibration samples, in one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from erta_framework import (
+    Call,
+    Policy,
+    Profile,
+    Profiler,
+    Seam,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
+from erta_framework.budgets import as_planner, forecast
+from erta_framework.errors import PolicyError
+from erta_policies.fitted._cached_run import RUNS
+from erta_policies.fitted._normal_equations import TOWARD, FitSettings, Toward
+from erta_policies.fitted._paired_run import PairedRun
+from erta_policies.fitted._solver_variable import is_one_step
+from erta_policies.fitted._table import KIND, FittedTable, make_judged_statistic
+from erta_policies.shared import RunProfiler, load_profile, require_computed, require_match
+
+MOST = 6
+"""Most velocities that a fit combines."""
+SHARES = {True: 1.0, False: 0.3}
+"""Default share of the trajectory target, under solvers without memory (True) and with it."""
+
+
+class FittedProfiler(RunProfiler):
+    """Fits, step by step, the weights that combine cached velocities under one schedule.
+
+    At each step a few scalars combine the newest computed velocities and the latents into the
+    velocity to integrate with; with `displacement`, also how far the latents have moved since the
+    newest computed step. The scalars are least squares on calibration samples, in closed form, on
+    states that the fit so far has led to. The target is the velocity that leads back to the
+    sample's own full run (trajectory), the network's velocity at the latents of the cached run
+    (local), or a share of both. At each step the error on held-out folds chooses between the fits
+    with 1 to `velocities` velocities, Taylor (Adams-Bashforth 2), the newest velocity, and plain
+    residual reuse.
+
+    A batch must hold four copies of each sample; the batch is repeated as a whole. The copies are
+    the full run, the fitted run, and plain and Taylor reuse on the same schedule to compare with.
+    `Sampler.calibrate` and `erta calibrate` repeat the batch. All samples of a batch are fitted
+    together, exactly.
+
+    Profiles of several batches add up their normal equations. The sum is solved jointly, but each
+    batch ran with weights of its own, and none with those of the sum. So `calibrate` runs another
+    round with `start`: all batches then run with the weights of the sum, unchanged, and the errors
+    of the new profile are those of these weights. A profile that was added up by hand is refused
+    until this round was made.
+
+    Source: ours. It extends the closed form of ERTACache's error rectification (arXiv 2508.21091)
+    to several quantities.
+
+    Attributes:
+        schedule: A schedule known before sampling, such as `SkipPolicy(profile=..., calls=17)`; by
+            default every second step and the last.
+        velocities: How many computed velocities are combined, 1 to 6.
+        latent: Combine the latents as well.
+        displacement: Combine their displacement since the newest computed step as well.
+        target: Share of the trajectory target, 1 is all, 0 is the local target alone. By default 1
+            under a solver without memory, 0.3 under a multistep one.
+        ridge: Penalty relative to the mean square of each quantity.
+        toward: The rule that the penalty pulls to.
+        computed: Correct computed steps too.
+        granularity: One weight for all channels (`"scalar"`) or one a `"channel"`.
+        bound: Largest weight of a velocity that is accepted.
+        start: A profile whose schedule and weights are used and judged, instead of fitting.
+
+    Raises:
+        PolicyError: A setting is out of range; the batch does not hold copies; or guidance is no
+            fixed weighted sum of the branches.
+        InputError: The trajectory does not start at step 0.
+
+    Example:
+        >>> schedule = SkipPolicy(profile="wan.safetensors", calls=17)  # doctest: +SKIP
+        >>> profiler = FittedProfiler(schedule=schedule)  # doctest: +SKIP
+        >>> Sampler(batch_size=16).calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
+    """
+
+    kind = KIND
+
+    traits = Traits(seams=frozenset({Seam.LATENT}), corrects_computed=True)
+    calibration_copies = len(RUNS)
+
+    schedule: Policy | None = None
+    velocities: int = 4
+    latent: bool = True
+    displacement: bool = False
+    target: float | None = None
+    ridge: float = 1e-4
+    toward: Toward = "taylor"
+    computed: bool = True
+    granularity: Literal["scalar", "channel"] = "scalar"
+    bound: float = 100.0
+    start: str | Path | Profile | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.velocities <= MOST:
+            raise PolicyError(
+                f"FittedProfiler(velocities={self.velocities}): it must be 1 to {MOST}"
+            )
+        if self.target is not None and not 0 <= self.target <= 1:
+            raise PolicyError(f"FittedProfiler(target={self.target}): it must be in [0, 1]")
+        if not self.ridge >= 0 or not self.bound > 0:
+            raise PolicyError(
+                f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
+                "negative, the bound must be positive"
+            )
+        if self.schedule is not None and as_planner(self.schedule) is None:
+            raise PolicyError(
+                f"FittedProfiler got the schedule {self.schedule!r}, which decides while sampling; "
+                "give one that is known before, such as SkipPolicy(calls=...)"
+            )
+        if self.schedule is not None and self.start is not None:
+            raise PolicyError("FittedProfiler got schedule and start, which has one; drop schedule")
+
+    def prepare(self) -> None:
+        if self.start is not None:
+            table = FittedTable.of(load_profile(self, self.start, (KIND,)))
+            if table.settings != self.settings(bool(table.settings.averaged)):
+                raise PolicyError(
+                    f"{self!r}: start was fitted with {table.settings}; judge it with the same "
+                    "settings"
+                )
+        if self.schedule is not None:
+            self.schedule.prepare()
+
+    def settings(self, one_step: bool) -> FitSettings:
+        """The settings that profiles share, under a solver without or with memory."""
+        share = SHARES[one_step] if self.target is None else self.target
+        return FitSettings(
+            velocities=self.velocities,
+            latent=int(self.latent),
+            displacement=int(self.displacement),
+            trajectory=share,
+            ridge=self.ridge,
+            toward=TOWARD.index(self.toward),
+            bound=self.bound,
+            computed=int(self.computed),
+            averaged=int(one_step),
+        )
+
+    def steps(self, num_steps: int) -> frozenset[int]:
+        """Computed steps of the schedule."""
+        if self.schedule is None:
+            return frozenset({*range(0, num_steps, 2), num_steps - 1})
+        return frozenset(forecast([self.schedule], num_steps).computed)
+
+    def next_profiler(self, profile: Profile) -> Profiler | None:
+        """A sum of several batches is judged by the weights that it stands for."""
+        judged = self.start is not None or FittedTable.of(profile).judged
+        return None if judged else replace(self, schedule=None, start=profile)
+
+    @hookimpl
+    def on_session_start(self, session: SessionInfo) -> None:
+        super().on_session_start(session)
+        given, steps = None, self.steps(session.num_steps)
+        settings = self.settings(is_one_step(session))
+        if self.start is not None:
+            profile = load_profile(self, self.start, (KIND,))
+            require_match(profile, session, ())
+            table = FittedTable.of(profile)
+            given, steps = dict(enumerate(table.choices)), frozenset(table.computed)
+        per_channel = self.granularity == "channel"
+        session.state_of(self, lambda: PairedRun(session, steps, settings, per_channel, given))
+
+    @hookimpl(wrapper=True)
+    def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
+        output = yield
+        require_computed(self, step, call)
+        return self._run_of(step.session).answer(step, call, output)
+
+    @hookimpl
+    def post_step(self, step: Step, sample: Tensor) -> None:
+        self._run_of(step.session).end(step, sample)
+
+    def _run_of(self, session: SessionInfo) -> PairedRun:
+        def missing() -> PairedRun:
+            raise PolicyError(f"{self!r} was not told that the session began")
+
+        return session.state_of(self, missing)
+
+    def summarise(self, session: SessionInfo) -> Profile | None:
+        run = self._run_of(session)
+        if not run.finished:
+            return None
+        samples, sums, depths = run.rows, run.sums.double().cpu(), run.depths
+        if self.start is not None:
+            # in shares, so that profiles of all batches add up to the weights that were judged
+            given = load_profile(self, self.start, (KIND,))
+            sums = given.statistics["moments"] / given.samples * samples
+            depths = given.statistics["depths"] / given.samples
+        settings = run.settings.row()
+        flags = torch.zeros(session.num_steps).double()
+        flags[run.computed] = samples
+        return self.emit(
+            session,
+            {
+                "moments": sums,
+                "computed": flags,
+                "depths": samples * depths,
+                "errors": run.errors.double().cpu(),
+                # with their squares a sum shows whether all merged profiles had the same
+                "settings": samples * torch.stack([settings, settings * settings]),
+                "sigmas": samples * torch.tensor(run.nodes, dtype=torch.float64),
+                "elements": torch.tensor(float(samples * run.elements)).double(),
+                "batches": torch.ones(()).double(),
+                "judged": make_judged_statistic(None if self.start is None else sums),
+            },
+            samples=samples,
+        )

@@ -1,0 +1,157 @@
+"""`FittedTable`: schedule and weights that a profile of `FittedProfiler` holds, and its errors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erta_framework import Profile
+from erta_framework.errors import ProfileError
+from erta_policies.fitted import _features as features
+from erta_policies.fitted._cached_run import RUNS
+from erta_policies.fitted._normal_equations import FitSettings, StepChoice, choose_weights
+
+KIND = "fitted_profiler"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedTable:
+    """A solved profile.
+
+    Attributes:
+        computed: Computed steps.
+        settings: How the fit was made.
+        choices: The combination at each step.
+        errors: Mean squared error of the samples that calibration ended with, by run.
+        kept: The run that the profile stands for: `fitted`, or a rule that ended nearer to the
+            full run.
+        batches: How many batches were added up.
+        judged: Whether `errors` are those of these weights: of one batch, or of a profile that
+            was made with `start`.
+    """
+
+    computed: tuple[int, ...]
+    settings: FitSettings
+    choices: tuple[StepChoice, ...]
+    errors: dict[str, float]
+    kept: str
+    batches: int
+    judged: bool
+
+    @classmethod
+    def of(cls, profile: Profile) -> FittedTable:
+        """Solve the normal equations of a profile, step by step.
+
+        Raises:
+            ProfileError: It was merged from unlike fits.
+        """
+        # every statistic is a sum over samples: over `samples` it is that of one run, and a value
+        # that all merged profiles shared comes back exactly
+        held = profile.statistics
+        samples = profile.samples
+        settings = read_settings(profile)
+        share = held["computed"] / samples
+        computed = tuple(index for index, part in enumerate(share.tolist()) if part > 0)
+        if any(float(share[index]) != 1 for index in computed):
+            raise ProfileError(
+                f"{profile!r} was merged from fits to different schedules; calibrate with one"
+            )
+        channels = held["moments"].shape[2]
+        depths = (held["depths"] / samples).round().int().tolist()
+        sigmas = (held["sigmas"] / samples).tolist()
+        choices = []
+        for index in range(len(share)):
+            nodes = [sigmas[step] for step in reversed(computed) if step <= index][: depths[index]]
+            choices.append(
+                choose_weights(
+                    held["moments"][:, index],
+                    settings,
+                    nodes,
+                    (sigmas[index], sigmas[index + 1]),
+                    index in computed,
+                )
+                if bool(held["moments"][:, index].any())
+                else make_unfitted_choice(settings, channels)
+            )
+        means = (held["errors"] / held["elements"]).tolist()
+        errors = dict(zip(RUNS[1:], means, strict=True))
+        # the first of equal ones, so that a rule must be better to be kept
+        kept = min(errors, key=lambda name: errors[name])
+        batches = int(held["batches"])
+        judged = batches == 1 or is_judged_together(held["judged"], batches)
+        return cls(computed, settings, tuple(choices), errors, kept, batches, judged)
+
+    def rows(self) -> tuple[Tensor | None, ...]:
+        """Weights of velocities, latents and displacement by step, `[C, n + 2]`.
+
+        None leaves a step as it is. All are None where a rule ended nearer to the full run.
+        """
+        depth = self.settings.velocities
+        if self.kept != "fitted":
+            return (None,) * len(self.choices)
+        found: list[Tensor | None] = []
+        for index, choice in enumerate(self.choices):
+            same = index in self.computed and choice.name == "velocity"
+            rows = [features.to_raw_weights(row, depth) for row in choice.weights.tolist()]
+            found.append(None if same else torch.tensor(rows).double())
+        return tuple(found)
+
+
+def make_judged_statistic(moments: Tensor | None) -> Tensor:
+    """The statistic `judged` of one batch, `[3]`: count, a number for the weights, its square.
+
+    The number stands for the weights that the batch ran with; zeros if it fitted its own. In a sum
+    over batches, count * squares equals the squared total only if all numbers are the same.
+
+    Args:
+        moments: Normal equations of the given weights; None if there were none.
+    """
+    if moments is None:
+        return torch.zeros(3).double()
+    shares = (moments / moments.abs().amax().clamp(min=1e-30)).flatten()
+    number = float(1 + (shares * torch.arange(len(shares)).double().cos()).sum())
+    return torch.tensor([1.0, number, number * number], dtype=torch.float64)
+
+
+def is_judged_together(judged: Tensor, batches: int) -> bool:
+    """Whether every batch ran under weights of an earlier profile, and all under the same."""
+    count, total, squares = judged.tolist()
+    return int(count) == batches and math.isclose(total * total, squares * count, rel_tol=1e-9)
+
+
+def make_unfitted_choice(settings: FitSettings, channels: int) -> StepChoice:
+    """A step without statistics, which is computed and left as it is."""
+    row = torch.tensor(features.velocity_weights(settings.velocities)).double()
+    return StepChoice("velocity", row.expand(channels, -1), 0.0)
+
+
+def require_judged(who: str, table: FittedTable) -> None:
+    """Refuse a sum of several batches whose weights no run has used.
+
+    Raises:
+        ProfileError: Says how to judge it.
+    """
+    if not table.judged:
+        raise ProfileError(
+            f"{who} got a profile added up from {table.batches} batches, each with weights of its "
+            "own; no run has used those of the sum, so its errors are not theirs: calibrate the "
+            "same samples once more with FittedProfiler(start=...), or with judge: true"
+        )
+
+
+def read_settings(profile: Profile) -> FitSettings:
+    """The settings of all fits that were merged into a profile.
+
+    Raises:
+        ProfileError: They differ.
+    """
+    mean, square = profile.statistics["settings"] / profile.samples
+    if not torch.allclose(mean * mean, square, rtol=1e-9, atol=0.0):
+        raise ProfileError(
+            f"{profile!r} was merged from fits with different settings; calibrate with the same"
+        )
+    digits = [float(f"{value:.12g}") for value in mean.tolist()]
+    return FitSettings.of(digits)

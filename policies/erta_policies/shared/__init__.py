@@ -1,0 +1,79 @@
+"""What the packages of several papers share: rules, profiles, budgets, signals and paths."""
+
+from erta_framework.metrics import mean_magnitude, relative_l1
+from erta_policies.shared._budgets import (
+    BudgetedPlanner,
+    BudgetedRecipe,
+    BudgetLike,
+    PlanBudget,
+    list_thresholds,
+    solve_setting,
+)
+from erta_policies.shared._change_profiler import DEGREE, ChangeProfiler, read_calibrated_range
+from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
+from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
+from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared._profiles import (
+    ProfileSource,
+    RunProfiler,
+    load_profile,
+    order_branches,
+    read_branches,
+    require_computed,
+    require_match,
+    require_one_option,
+    require_whole_run,
+)
+from erta_policies.shared._rule_wrapper import RuleWrapper, call_hook
+from erta_policies.shared._signal_memory import Signal
+from erta_policies.shared._signals import (
+    Mixing,
+    check_probe_depth,
+    grid_dims,
+    probe_capability,
+    read_mixing,
+    read_probe,
+)
+
+__all__ = [
+    "DEGREE",
+    "Accumulator",
+    "BudgetLike",
+    "BudgetedPlanner",
+    "BudgetedRecipe",
+    "ChangeProfiler",
+    "ChangeRule",
+    "FirstBranch",
+    "FittedChangeRule",
+    "FixedSchedule",
+    "Mixing",
+    "PlanBudget",
+    "ProfileSource",
+    "RuleWrapper",
+    "RunProfiler",
+    "Signal",
+    "call_hook",
+    "check_probe_depth",
+    "find_cheapest_paths",
+    "forbid_growing_gaps",
+    "grid_dims",
+    "list_thresholds",
+    "load_profile",
+    "mean_magnitude",
+    "order_branches",
+    "probe_capability",
+    "read_branches",
+    "read_calibrated_range",
+    "read_mixing",
+    "read_probe",
+    "relative_l1",
+    "require_computed",
+    "require_match",
+    "require_one_option",
+    "require_whole_run",
+    "resolve_threshold",
+    "reuse_below",
+    "solve_setting",
+    "to_band",
+]

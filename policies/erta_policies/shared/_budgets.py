@@ -1,0 +1,290 @@
+"""Budgets: what a request may cost, or how good it must be, in place of a threshold.
+
+`PlanBudget` is the value; `BudgetedPlanner` and `BudgetedRecipe` are the bases of the policies that
+have it as a field; `solve_setting` finds the threshold or interval that keeps a number of calls.
+The file is long so that all that a policy needs for a budget is in one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+from typing import Any, ClassVar, Self
+
+from erta_framework import Policy, Profile, SessionInfo
+from erta_framework.budgets import (
+    REMEDY,
+    MeasuredFront,
+    Planner,
+    StepSchedule,
+    find_planner,
+    forecast,
+    list_measured_units,
+)
+from erta_framework.errors import PolicyError, ProfileError, suggestion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanBudget:
+    """What a schedule is planned for; exactly one of the four is given.
+
+    A plan is made once, before the request, and costs the same for every request. The policy
+    `Budget` is something else: a cap that a rule runs into while it decides.
+
+    Attributes:
+        calls: Most network calls of each branch.
+        speedup: Least number of steps for each network call; 2.0 computes half of the steps.
+        psnr: Least mean PSNR against the full run, in dB, as measured on calibration samples.
+        seconds: Longest time of a request, as measured on this device.
+
+    Raises:
+        PolicyError: None or several are given, or a number is out of range.
+
+    Example:
+        >>> PlanBudget(speedup=2.0).calls_for(50)
+        25
+    """
+
+    calls: int | None = None
+    speedup: float | None = None
+    psnr: float | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        names = [f.name for f in fields(self)]
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise PolicyError(
+                f"a budget got {' and '.join(given) or 'nothing'}; give exactly one of "
+                f"{', '.join(names)}, as in budget={{calls: 20}}"
+            )
+        amount = getattr(self, given[0])
+        least = {"calls": 1, "speedup": 1.0}.get(given[0], 0.0)
+        if not (least <= amount < math.inf) or amount == 0:
+            raise PolicyError(
+                f"a budget of {given[0]} {amount}: it must be finite and {spell_bound(least)}"
+            )
+
+    @classmethod
+    def of(cls, value: PlanBudget | Mapping[str, Any] | None) -> PlanBudget | None:
+        """A budget from a mapping such as `{"calls": 20}`.
+
+        Raises:
+            PolicyError: Unknown keys, or not exactly one.
+        """
+        if value is None or isinstance(value, PlanBudget):
+            return value
+        names = [f.name for f in fields(cls)]
+        for key in value:
+            if key not in names:
+                raise PolicyError(f"a budget has no {key!r}; {suggestion(str(key), names)}")
+        return cls(**value)
+
+    @property
+    def measured(self) -> bool:
+        """Whether it takes a measurement to say how many calls it is."""
+        return self.psnr is not None or self.seconds is not None
+
+    def calls_for(
+        self,
+        num_steps: int,
+        profile: Profile | None = None,
+        predicted: Callable[[int], float] | None = None,
+        unit: str = "",
+    ) -> int:
+        """Network calls of each branch.
+
+        Args:
+            num_steps: Steps of the schedule.
+            profile: Holds the measured plans of a budget in dB or seconds.
+            predicted: The planner's error for a number of calls; by default fewer calls are worse.
+            unit: What that error is in, as in `StepSchedule.unit`.
+
+        Raises:
+            PolicyError: There is no profile that could hold measurements.
+            ProfileError: It holds none, or the budget is out of reach.
+        """
+        if self.calls is not None:
+            return min(self.calls, num_steps)
+        if self.speedup is not None:
+            return math.floor(num_steps / self.speedup + 1e-9)
+        front = self.front(profile, unit)
+        if self.seconds is not None:
+            return front.calls_for_seconds(self.seconds, num_steps)
+        assert self.psnr is not None
+        return front.calls_for_psnr(self.psnr, predicted or (lambda calls: 1.0 / calls))
+
+    def front(self, profile: Profile | None, unit: str = "") -> MeasuredFront:
+        """The measured plans of a profile that this budget is read from.
+
+        Seconds are read from any, those of the same unit first: they follow from the calls.
+
+        Raises:
+            PolicyError: There is no profile.
+            ProfileError: It holds none, or for a budget in dB none of this unit.
+        """
+        kind = "seconds" if self.seconds is not None else "psnr"
+        if profile is None:
+            raise PolicyError(
+                f"a budget in {kind} needs a profile in which plans were measured, and this policy "
+                "has no profile; give calls or speedup"
+            )
+        held = {name: MeasuredFront.of(profile, name) for name in list_measured_units(profile)}
+        fronts = {name: front for name, front in held.items() if front is not None}
+        if self.seconds is not None:
+            fronts = {name: front for name, front in fronts.items() if front.timed}
+        if unit in fronts:
+            return fronts[unit]
+        if self.seconds is not None and fronts:
+            return next(iter(fronts.values()))
+        if self.seconds is not None:
+            raise ProfileError(
+                f"a budget in seconds needs plans that were timed on this device, and {profile!r} "
+                f"holds none; {REMEDY} here, or give calls or speedup"
+            )
+        known = f"only those of {' and '.join(fronts)}" if fronts else "none"
+        raise ProfileError(
+            f"a budget in psnr needs plans that were measured with {unit}, and {profile!r} holds "
+            f"{known}; {REMEDY}, or give calls or speedup"
+        )
+
+
+BudgetLike = PlanBudget | Mapping[str, Any] | None
+"""How a policy takes a budget: as a `PlanBudget`, or as a configuration writes it."""
+
+
+class BudgetedPlanner(Policy, Planner):
+    """Base of policies that take a budget in place of a setting; core for what they share.
+
+    A subclass lists in `solved_fields` the settings that a budget stands for, calls
+    `_settle_budget` in `__post_init__`, and asks `_calls_for` how many calls it has.
+
+    Source: ours.
+
+    Attributes:
+        budget: One of `calls`, `speedup`, `psnr` and `seconds`.
+    """
+
+    solved_fields: ClassVar[tuple[str, ...]] = ()
+
+    budget: BudgetLike = None
+
+    @property
+    def unit(self) -> str:
+        """What its predicted errors are in; plans that were measured hold for the same unit."""
+        return self.name
+
+    def with_calls(self, calls: int) -> Self | None:
+        """The same policy with a budget of so many network calls."""
+        return replace(self, budget=PlanBudget(calls=calls), **dict.fromkeys(self.solved_fields))
+
+    def _settle_budget(self) -> None:
+        """Read a written budget, and refuse it beside a setting that it stands for.
+
+        Raises:
+            PolicyError: The budget is none, or a setting that it solves for is given too.
+        """
+        object.__setattr__(self, "budget", PlanBudget.of(self.budget))
+        given = [name for name in self.solved_fields if getattr(self, name) is not None]
+        if self.budget is not None and given:
+            name = given[0]
+            raise PolicyError(
+                f"{type(self).__name__} got {name}={getattr(self, name)} and budget={self.budget}; "
+                f"a budget solves for {name}, give one of the two"
+            )
+
+    def _calls_for(
+        self,
+        num_steps: int,
+        profile: Profile | None = None,
+        predicted: Callable[[int], float] | None = None,
+    ) -> int | None:
+        """Network calls of the budget, None without one; see `PlanBudget.calls_for`."""
+        budget = PlanBudget.of(self.budget)
+        return (
+            None if budget is None else budget.calls_for(num_steps, profile, predicted, self.unit)
+        )
+
+    def _require_device(self, profile: Profile | None, session: SessionInfo) -> None:
+        """Refuse a budget in seconds that was measured elsewhere.
+
+        Raises:
+            ProfileError: Another device, or another number of samples.
+        """
+        budget = PlanBudget.of(self.budget)
+        if budget is not None and budget.seconds is not None:
+            budget.front(profile, self.unit).require_device(session)
+
+
+class BudgetedRecipe(BudgetedPlanner):
+    """Base of recipes whose schedule takes a budget: one of their parts plans for them.
+
+    Source: ours.
+
+    Attributes:
+        budget: One of `calls`, `speedup`, `psnr` and `seconds`, for the part that plans.
+    """
+
+    def plan(self, num_steps: int) -> StepSchedule:
+        """The schedule of the part that plans.
+
+        Raises:
+            PolicyError: No part plans ahead.
+        """
+        return forecast(self.parts(), num_steps)
+
+    def schedules(self, num_steps: int) -> Mapping[int, StepSchedule]:
+        """The schedules of the part that plans, by number of calls; none if no part does."""
+        planner = find_planner(self.parts())
+        return {} if planner is None else planner.schedules(num_steps)
+
+
+def solve_setting(
+    candidates: Iterable[float], count: Callable[[float], int], calls: int, owner: str
+) -> float:
+    """The value of a setting whose schedule comes closest to `calls` without exceeding them.
+
+    Calls need not fall as the value grows, so every candidate is counted. Of several that take as
+    many calls, the smallest is returned.
+
+    Args:
+        candidates: One value for every schedule there can be.
+        count: Network calls at a value.
+        calls: Most calls.
+        owner: Who asks, for the message.
+
+    Raises:
+        ProfileError: Every value takes more.
+
+    Example:
+        >>> solve_setting([1, 2, 3, 4], lambda interval: int(12 / interval), calls=5, owner="x")
+        3
+    """
+    counts = {value: count(value) for value in sorted(set(candidates))}
+    fitting = {value: number for value, number in counts.items() if number <= calls}
+    if not fitting:
+        raise ProfileError(
+            f"{owner} cannot be scheduled in {calls} network calls: at least "
+            f"{min(counts.values())} are forced by its other settings; relax those, or ask for more"
+        )
+    most = max(fitting.values())
+    return min(value for value, number in fitting.items() if number == most)
+
+
+def list_thresholds(values: Iterable[float]) -> list[float]:
+    """A threshold below, between and above all of the values, rising.
+
+    Example:
+        >>> list_thresholds([1.0, 3.0])[:2]
+        [0.0, 2.0]
+    """
+    known = sorted({value for value in values if math.isfinite(value)})
+    middles = [(low + high) / 2 for low, high in pairwise(known)]
+    return [0.0, *middles, known[-1] * 1.01 + 1e-12] if known else [0.0]
+
+
+def spell_bound(least: float) -> str:
+    """A lower bound in words."""
+    return f"at least {least:g}" if least else "above 0"

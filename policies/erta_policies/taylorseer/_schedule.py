@@ -1,0 +1,89 @@
+"""`RefreshInterval`: one computed step every so many, as each published code counts them."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from erta_framework.errors import PolicyError
+from erta_policies.shared import BudgetedPlanner, FixedSchedule, PlanBudget, solve_setting
+
+Counting = Literal["release", "diffusers", "cache-dit", "fora"]
+
+
+class RefreshInterval(BudgetedPlanner, FixedSchedule):
+    """Computes the first steps and then every `interval`-th, counted as one of four codes does.
+
+    With n for `interval` and f for `first`, step i is computed if i < f or
+
+    * `release` (TaylorSeer): n - 1 forecasts have been made: (i - f + 1) mod n is 0;
+    * `cache-dit`: the same steps;
+    * `diffusers` (`TaylorSeerCacheConfig`): (i - f - 1) mod n is 0, so that one forecast comes
+      right after the first steps;
+    * `fora`: (T - 1 - i) mod n is 0 with T steps, since FORA's index counts down; the last step is
+      computed.
+
+    The last step is computed where the rule says so; list `last_step` before it to force it.
+
+    Source: the published code of TaylorSeer (Shenyi-Z/TaylorSeer at 288776df), diffusers,
+    cache-dit and FORA (prathebaselva/FORA at acde628e).
+
+    Attributes:
+        interval: n; 5 unless a budget is given.
+        budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
+        first: f, at least 1.
+        counting: Whose count.
+
+    Raises:
+        PolicyError: The interval or the number of first steps is less than 1.
+
+    Example:
+        >>> RefreshInterval(interval=6, first=3).plan(20).computed
+        (0, 1, 2, 8, 14)
+    """
+
+    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
+
+    interval: int | None = None
+    first: int = 3
+    counting: Counting = "release"
+
+    def __post_init__(self) -> None:
+        self._settle_budget()
+        if (self.interval is not None and self.interval < 1) or self.first < 1:
+            raise PolicyError(
+                f"RefreshInterval has interval {self.interval} and first {self.first}; both must "
+                "be at least 1"
+            )
+        budget = PlanBudget.of(self.budget)
+        if budget is not None and budget.measured:
+            budget.front(None)  # says that there is no profile
+
+    def computed_steps(self, num_steps: int) -> tuple[int, ...]:
+        """The steps that the rule computes.
+
+        Raises:
+            ProfileError: No interval keeps the budget.
+        """
+        calls = self._calls_for(num_steps)
+        if calls is None:
+            return self._every(5 if self.interval is None else self.interval, num_steps)
+        interval = solve_setting(
+            range(1, num_steps + 1),
+            lambda n: len({0, *self._every(int(n), num_steps)}),
+            calls,
+            repr(self),
+        )
+        return self._every(int(interval), num_steps)
+
+    def _every(self, interval: int, num_steps: int) -> tuple[int, ...]:
+        origin = {
+            "release": self.first - 1,
+            "cache-dit": self.first - 1,
+            "diffusers": self.first + 1,
+            "fora": num_steps - 1,
+        }[self.counting]
+        return tuple(
+            index
+            for index in range(num_steps)
+            if index < self.first or (index - origin) % interval == 0
+        )

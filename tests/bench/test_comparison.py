@@ -1,0 +1,387 @@
+"""`erta bench policies`: the table of rows, how settings are solved, and what a run measures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from erta_bench.cli import app
+from erta_bench.core.pareto import Point, find_frontier, write_pareto_plot
+from erta_framework import Policy, Reuse, hookimpl
+from erta_framework.compatibility import Role, role_of
+from erta_framework.config import build_policies
+from erta_framework.errors import CapabilityError, InputError
+from erta_framework.plugins import policies
+from erta_framework.sampling.guidance import NoGuidance
+from erta_framework.testing import GaussianMixtureFlow
+
+pytest.importorskip("diffusers")
+pytest.importorskip("matplotlib")
+
+from erta_bench.comparison import Prepared, _bench, compare_policies
+from erta_bench.comparison._choice import list_missing_rows
+from erta_bench.comparison._contender import (
+    BUDGET,
+    SOLVED,
+    Contender,
+    SearchRange,
+    calibrate_with,
+    fill,
+    mix,
+)
+from erta_bench.comparison._memory import MemoryMeter, count_live_bytes, count_only_new
+from erta_bench.comparison._rows import LONGEST, ContenderRow
+from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
+from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
+from erta_bench.comparison.page import make_heading, write_page
+from erta_bench.other_caches import RIVALS
+from erta_bench.setting import Setting
+from erta_bench.shapes_image import load_flux, load_unet
+from erta_integrations.shapes_wan import ShapesWan, load
+
+STEPS, CALLS = 10, 5
+
+
+# -------------------------------------------------------------------------- the table
+def test_every_installed_skip_rule_and_recipe_has_a_row_or_a_reason() -> None:
+    """A new policy takes one line in `contenders.py`."""
+    found = {
+        name
+        for name in policies(only=[]).names()
+        if role_of(policies().load(name)) in (Role.WHEN, Role.RECIPE)
+    }
+    listed = {name for contender in CONTENDERS for name in contender.names}
+    assert found - listed == set(UNLISTED) & found
+    assert set(UNLISTED) <= found
+    assert all(len(reason) > 10 for reason in UNLISTED.values())
+    assert listed <= set(policies(only=[]).names())
+
+
+def test_rows_have_names_of_their_own() -> None:
+    names = [contender.name for contender in CONTENDERS]
+    assert len(set(names)) == len(names)
+    assert {c.rival for c in CONTENDERS if c.rival} == set(RIVALS)
+    for contender in CONTENDERS:
+        seen: list[object] = []
+        fill((*contender.policies, contender.options), seen.append)
+        assert (SOLVED in seen) == (contender.search is not None), contender.name
+
+
+def test_an_installed_policy_without_a_row_is_said() -> None:
+    class Sometimes(Policy):
+        @hookimpl
+        def decide(self) -> Reuse:
+            return Reuse("always")
+
+    class Installed:
+        def names(self) -> list[str]:
+            return ["sometimes", "fora", "residual_reuse"]
+
+        def load(self, name: str) -> Any:
+            return Sometimes if name == "sometimes" else policies().load(name)
+
+    (row,) = list_missing_rows(Installed())  # type: ignore[arg-type]
+    assert (row["name"], row["status"]) == ("sometimes", "no row")
+
+
+def test_stand_ins_are_filled_at_every_depth() -> None:
+    spec = ({"a": {"x": BUDGET, "y": [SOLVED, 1]}}, "b")
+    known: Mapping[object, Any] = {BUDGET: 17, SOLVED: 0.5}
+    assert fill(spec, known.__getitem__) == ({"a": {"x": 17, "y": [0.5, 1]}}, "b")
+    assert calibrate_with("p", a=BUDGET).budgeted
+    assert not calibrate_with("p", a=1).budgeted
+    nested = mix("m", {"every_branch_agrees": {"policy": {"easycache": {}}}}, "residual_reuse")
+    assert nested.names == {"every_branch_agrees", "easycache", "residual_reuse"}
+
+
+# -------------------------------------------------------------------------- solving
+def test_a_threshold_is_solved_for_the_calls_nearest_to_the_budget() -> None:
+    tried: list[float] = []
+
+    def calls(threshold: float) -> float:
+        tried.append(threshold)
+        return 50 / (1 + 40 * threshold)
+
+    search = SettingSearch(SearchRange(1e-3, 3.0), calls)
+    assert calls(search.find(25)) == pytest.approx(25, abs=0.25)
+    count = len(tried)
+    assert calls(search.find(17)) == pytest.approx(17, abs=0.25)
+    assert count <= TRIES
+    assert search.find(25) == search.find(25)
+    assert len(search.tried) == len(set(search.tried))
+
+
+@pytest.mark.parametrize(("budget", "interval"), [(25, 2), (17, 3), (12, 4), (1, 12)])
+def test_an_interval_is_a_whole_number(budget: int, interval: int) -> None:
+    search = SettingSearch(SearchRange(1, 12, whole=True), lambda n: -(-50 // int(n)))
+    found = search.find(budget)
+    assert (found, type(found)) == (interval, int)
+
+
+def test_a_budget_that_cannot_be_reached_gives_what_is_nearest() -> None:
+    search = SettingSearch(
+        SearchRange(1e-3, 3.0), lambda threshold: 40.0 if threshold < 0.1 else 30.0
+    )
+    assert search.tried.get(search.find(17)) == 30.0
+    assert len(search.tried) <= TRIES
+
+
+def test_of_two_that_are_equally_near_the_one_with_fewer_calls() -> None:
+    search = SettingSearch(SearchRange(1, 2, whole=True), {1: 27.0, 2: 23.0}.__getitem__)
+    assert search.find(25) == 2
+
+
+def test_calls_that_are_planned_need_no_run() -> None:
+    ratios = [1.0, 1.0, 0.9, 0.9, 1.0, 1.0, 0.5, 0.5]
+    two = {"ratios": ratios, "branches": ["a", "b"], "threshold": 0.2, "retention": 0.0}
+    (mag,) = build_policies([{"magcache": two}])
+    both = [len(plan.computed) for plan in mag.plans(4).values()]  # type: ignore[attr-defined]
+    assert count_planned_calls([mag], 4) == sum(both) / 2
+    assert count_planned_calls(build_policies([{"fora": {"interval": 3}}]), 8) == 4
+    assert count_planned_calls(build_policies(["easycache"]), 8) is None
+    assert count_planned_calls(build_policies(["last_step", {"fora": {"interval": 3}}]), 8) is None
+
+
+# -------------------------------------------------------------------------- what failed
+def test_a_long_reason_keeps_its_end_and_a_rival_may_refuse() -> None:
+    row = ContenderRow(Contender(name="x", group="policy"), 5)
+    row.fail(CapabilityError("Policy(" + "a, " * 300 + ") requires velocity"))
+    assert (row.status, len(row.detail)) == ("refused", LONGEST)
+    assert row.detail.startswith("CapabilityError: Policy(a, ")
+    assert row.detail.endswith("a, ) requires velocity")
+    row.fail(ValueError("wrong"))
+    assert (row.status, row.detail) == ("error", "ValueError: wrong")
+    other = ContenderRow(Contender(name="y", group="other", rival="cache-dit"), 5)
+    other.fail(ValueError("not supported\nat all"))
+    assert (other.status, other.detail) == ("refused", "ValueError: not supported")
+
+
+# -------------------------------------------------------------------------- memory
+def test_bytes_are_those_of_new_storages() -> None:
+    old = torch.zeros(7)
+    with count_only_new():
+        assert count_live_bytes() == 0
+        new = torch.zeros(5, dtype=torch.float64)
+        view = new[1:]
+        assert count_live_bytes() == 40
+        del new
+        assert count_live_bytes() == 40  # the view keeps the storage
+    assert len(old) + len(view) == 11
+
+
+# -------------------------------------------------------------------------- the picture
+def test_the_frontier_holds_what_nobody_beats() -> None:
+    found = [Point(str(k), "policy", c, q) for k, (c, q) in enumerate([(2, 30), (1, 20), (3, 29)])]
+    assert [point.name for point in find_frontier(found)] == ["1", "0"]
+
+
+def test_a_plot_leaves_out_what_has_no_number(tmp_path: Path) -> None:
+    rows = [
+        {"name": "full", "group": "plain", "calls": 50, "processor_speedup": 1.0},
+        {"name": "x", "group": "policy", "status": "refused"},
+        {"name": "y", "group": "other", "calls": 5, "processor_speedup": 2.0, "psnr_mean": 30.0},
+    ]
+    for dark in (False, True):
+        assert write_pareto_plot(rows, tmp_path / f"{dark}.png", dark=dark).stat().st_size > 5000
+
+
+# -------------------------------------------------------------------------- a run
+@pytest.fixture(scope="module")
+def model() -> ShapesWan:
+    """The trained model, cut to two blocks for speed."""
+    model = load()
+    model.transformer.blocks = model.transformer.blocks[:2]
+    return model
+
+
+@pytest.fixture(scope="module")
+def setting(model: ShapesWan) -> Setting:
+    few, held_out = model.demo_prompts()
+    return Setting(model=model, calibration=few[:2], held_out=held_out[:2], steps=STEPS)
+
+
+ROWS = (
+    "plain, same solver",
+    "plain UniPC",
+    "uniform reuse",
+    "ERTACache steps + mean velocity",
+    "FBCache",
+    "FORA, whole output",
+    "diffusers FirstBlockCache",
+    "diffusers MagCache",
+    "diffusers PyramidAttentionBroadcast",
+)
+
+
+@pytest.fixture(scope="module")
+def record(setting: Setting) -> Mapping[str, Any]:
+    found = compare_policies(setting, calls=[CALLS], seeds=2, rows=ROWS, command="x")
+    record: Mapping[str, Any] = json.loads(json.dumps(found.record(), allow_nan=False))
+    return record
+
+
+def by_name(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    (row,) = [row for row in record["rows"] if row["name"] == name]
+    found: Mapping[str, Any] = row
+    return found
+
+
+@pytest.mark.slow
+def test_rows_make_the_calls_that_were_asked_for(record: Mapping[str, Any]) -> None:
+    in_order = [contender.name for contender in CONTENDERS if contender.name in ROWS]
+    assert [row["name"] for row in record["rows"]] == ["full", *in_order]
+    full = by_name(record, "full")
+    assert (full["calls"], full["psnr_mean"], full["speedup"]) == (STEPS, None, 1.0)
+    for name in ROWS[:4]:
+        row = by_name(record, name)
+        assert (row["status"], row["calls"], row["budget"]) == ("measured", CALLS, CALLS)
+        assert row["work"] == pytest.approx(0.5)
+        assert (row["seeds"], row["prompts"]) == (2, 2)
+        assert row["psnr_mean"] > 10 < row["psnr_fine_mean"]
+        saved = STEPS / CALLS
+        assert row["efficiency"] == pytest.approx(row["speedup"] / saved)
+        assert row["processor_efficiency"] == pytest.approx(row["processor_speedup"] / saved)
+    ours, theirs = by_name(record, "FBCache"), by_name(record, "diffusers FirstBlockCache")
+    assert ours["setting"] == theirs["setting"]  # the same rule, the same threshold
+    assert ours["calls"] == theirs["calls"]
+    assert ours["psnr_mean"] == pytest.approx(theirs["psnr_mean"], abs=1e-3)
+    assert ours["work"] > ours["calls"] / STEPS  # the first block runs at every step
+
+
+@pytest.mark.slow
+def test_costs_are_counted(record: Mapping[str, Any]) -> None:
+    latents = 3 * 5 * 16 * 16 * 4
+    uniform = by_name(record, "uniform reuse")
+    assert 0 <= uniform["bytes_held"] - 2 * latents < 100  # a residual of each branch
+    assert uniform["calibration_calls"] == 0
+    assert by_name(record, "ERTACache steps + mean velocity")["calibration_calls"] == 2 * STEPS
+    assert by_name(record, "diffusers MagCache")["calibration_calls"] == STEPS
+    assert by_name(record, "FBCache")["solving_calls"] > 0
+    assert by_name(record, "FORA, whole output")["solving_calls"] == 0  # planned
+    assert by_name(record, "FORA, whole output")["setting"].startswith("interval=")
+
+
+@pytest.mark.slow
+def test_a_cache_of_parts_says_that_it_saves_no_call(record: Mapping[str, Any]) -> None:
+    row = by_name(record, "diffusers PyramidAttentionBroadcast")
+    assert (row["status"], row["calls"]) == ("off budget", STEPS)
+    assert row["work"] < 1
+    assert "parts of blocks" in row["detail"]
+
+
+@pytest.mark.slow
+def test_the_report_needs_nothing_beside_it(record: Mapping[str, Any], tmp_path: Path) -> None:
+    page = write_page(record, tmp_path / "new").read_text(encoding="utf-8")
+    for name in ROWS:
+        assert name in page
+    assert page.count("data:image/png;base64,") == 2
+    assert "Not as asked for" in page
+    assert (tmp_path / "new" / "pareto.png").is_file()
+
+
+@pytest.mark.slow
+def test_what_cannot_run_is_a_row(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = replace(RIVALS["cache-dit"], package="not_a_package")
+    monkeypatch.setitem(RIVALS, "cache-dit", absent)
+
+    broken_row = Contender(name="broken", group="policy", policies=("easycache",))
+    monkeypatch.setattr(_bench, "CONTENDERS", (*CONTENDERS, broken_row))
+    own = MemoryMeter.measure
+
+    def measure(meter: MemoryMeter, prepared: Prepared) -> int:
+        if prepared.contender is broken_row:
+            raise RuntimeError("out of order")
+        return own(meter, prepared)
+
+    monkeypatch.setattr(MemoryMeter, "measure", measure)
+    rows = ["cache-dit DBCache F1B0", "ERTACache steps + mean velocity", "broken"]
+    found = compare_policies(setting, calls=[CALLS], scheduler="unipc", seeds=1, rows=rows)
+    said = {row["name"]: (row["status"], str(row.get("detail"))) for row in found.rows}
+    assert said["full"][0] == "measured"
+    assert said["broken"] == ("error", "RuntimeError: out of order")
+    status, detail = said["cache-dit DBCache F1B0"]
+    assert status == "not installed"
+    assert "pip install not-a-package" in detail
+    status, detail = said["ERTACache steps + mean velocity"]
+    assert status == "refused"
+    assert "first_order" in detail
+
+
+IMAGE_ROWS = (
+    "plain, same solver",
+    "plain DPM-Solver++ 2M",
+    "uniform reuse",
+    "MeanCache A",
+    "FBCache",
+    "diffusers FirstBlockCache",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
+@pytest.mark.parametrize("load_image", [load_flux, load_unet])
+def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) -> None:
+    image = load_image()
+    few, held_out = image.demo_prompts()
+    setting = Setting(model=image, calibration=few[:2], held_out=held_out[:2], steps=STEPS)
+    found = compare_policies(setting, calls=[CALLS], seeds=1, rows=IMAGE_ROWS).record()
+    rows = {row["name"]: row for row in found["rows"]}
+    assert list(rows) == ["full", *(c.name for c in CONTENDERS if c.name in IMAGE_ROWS)]
+    assert found["settings"]["scheduler"] == image.pipeline_model().default
+    assert image.name in make_heading(found)
+    flux = image.name == "shapes-flux"
+    for name in IMAGE_ROWS[:3]:
+        assert (rows[name]["status"], rows[name]["calls"]) == ("measured", CALLS)
+        assert rows[name]["work"] == pytest.approx(0.5)
+        assert rows[name]["psnr_mean"] > 15 < rows[name]["psnr_fine_mean"]
+    # the fine solution is nearer to the full run than half as many steps are
+    assert rows["full"]["psnr_fine_mean"] > rows["plain, same solver"]["psnr_fine_mean"]
+    for name in IMAGE_ROWS[3:]:
+        assert (rows[name]["status"] == "refused") == (not flux), name
+    if flux:
+        assert rows["MeanCache A"]["calls"] == CALLS
+        assert rows["MeanCache A"]["calibration_calls"] == 2 * STEPS
+        assert rows["FBCache"]["work"] > rows["FBCache"]["calls"] / STEPS
+    else:
+        assert (
+            "requires first_order, velocity, which DDIMScheduler" in rows["MeanCache A"]["detail"]
+        )
+        assert "no trunk that can be skipped" in rows["FBCache"]["detail"]
+        assert "has no enable_cache" in rows["diffusers FirstBlockCache"]["detail"]
+
+
+def test_a_setting_without_a_pipeline_or_guidance_is_refused(setting: Setting) -> None:
+    with pytest.raises(InputError, match=r"give guidance=CFG"):
+        compare_policies(replace(setting, guidance=NoGuidance()), calls=[CALLS])
+    with pytest.raises(InputError, match="does not say how it runs inside a pipeline"):
+        compare_policies(replace(setting, model=GaussianMixtureFlow()), calls=[CALLS])
+    with pytest.raises(InputError, match="'ddim' is unknown to shapes-wan"):
+        compare_policies(setting, calls=[CALLS], scheduler="ddim")
+
+
+def test_unknown_rows_are_refused(setting: Setting) -> None:
+    with pytest.raises(InputError, match=r"no row and no policy 'FBCash'; .*FBCache"):
+        compare_policies(setting, calls=[CALLS], rows=["FBCash"])
+
+
+@pytest.mark.slow
+def test_command(tmp_path: Path) -> None:
+    path = tmp_path / "policies.json"
+    options = ["policies", "--prompts", "2", "--seeds", "1", "--steps", "6", "--calls", "3"]
+    options += ["--row", "uniform reuse", "--json", str(path), "--report", str(tmp_path / "page")]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text())
+    assert found["command"] == (
+        'erta bench policies --model shapes-wan --calls 3 --row "uniform reuse" --prompts 2 '
+        "--seeds 1 --steps 6 --calibration 8 --batch-size 16 --seed 0"
+    )
+    assert [row["name"] for row in found["rows"]] == ["full", "uniform reuse"]
+    assert (tmp_path / "page" / "report.html").is_file()
