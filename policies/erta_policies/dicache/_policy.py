@@ -58,7 +58,7 @@ class ProbeRule(Policy):
         PolicyError: A setting is out of range.
 
     Example:
-        >>> ProbeRule(threshold=0.4).traits.traits.traits.requires
+        >>> ProbeRule(threshold=0.4).traits.requires
         frozenset({'signal:probe:1'})
     """
 
@@ -131,7 +131,7 @@ class TwoAnchors(Policy):
         PolicyError: A setting is out of range.
 
     Example:
-        >>> TwoAnchors().needs().evaluations
+        >>> TwoAnchors().traits.memory.evaluations
         2
     """
 

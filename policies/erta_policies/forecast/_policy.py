@@ -40,7 +40,7 @@ class Forecaster(Policy):
         PolicyError: A setting is out of range, or `adams` is asked to count in indices.
 
     Example:
-        >>> Forecaster(order=1).needs().evaluations
+        >>> Forecaster(order=1).traits.memory.evaluations
         2
     """
 
@@ -117,7 +117,7 @@ class MeanVelocity(Policy):
         PolicyError: The order is out of range.
 
     Example:
-        >>> MeanVelocity().needs().evaluations
+        >>> MeanVelocity().traits.memory.evaluations
         2
     """
 
