@@ -37,7 +37,7 @@ class Forecaster(Policy):
         since: First step whose evaluations are used; the newest is used in any case.
 
     Raises:
-        PolicyError: A setting is out of range, or `adams` is asked to count in indices.
+        PolicyError: A setting is out of range, or `adams` is to count in indices.
 
     Example:
         >>> Forecaster(order=1).traits.memory.evaluations
