@@ -34,7 +34,7 @@ class ERTACache(BudgetedRecipe):
         threshold: lambda, instead of `calls`.
         skip: Another skip policy instead of the offline schedule.
         predictor: The predictor of reused steps.
-        adjuster: Whether to adjust timesteps, off unless asked for: see the measured ablation.
+        adjuster: Whether to adjust timesteps; off by default, see the measured ablation.
         linearizer: Whether to correct reused outputs; fitted to residual reuse.
         allow: Fingerprint fields of the profile that may differ from the run.
 

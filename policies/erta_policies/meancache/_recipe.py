@@ -24,7 +24,7 @@ class MeanCache(BudgetedRecipe):
     * `"B"`, the paper's edges, from secondary sources: `EdgeVelocity`, one constant velocity each.
     * `"C"`, ours: `MeanVelocity`, Adams-Bashforth 2 on the grid of the computed steps, which
       replaces the mean velocity by the trapezoid of two computed ones. It needs no latents and no
-      spans, and holds under any guidance.
+      spans, and is the same rule under any guidance.
 
     A and B act on each guidance branch; see `AverageVelocity` for when that is the published rule.
 
@@ -35,8 +35,9 @@ class MeanCache(BudgetedRecipe):
         fresh: Computed steps, listed, instead of a table.
         spans: K of each edge between listed steps; variants A and B need them.
         profile: File or profile of a `MeanCacheProfiler`, instead of a table.
-        gamma: Power of the edge costs of the planner.
-        variant: The predictor of reused steps.
+        gamma: Power of the edge costs of the planner; 4 is among the best of the paper's ablation,
+            from secondary sources.
+        variant: The predictor.
         allow: Fingerprint fields of the profile that may differ from the run.
 
     Raises:
