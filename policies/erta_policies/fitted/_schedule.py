@@ -30,7 +30,7 @@ class FittedSchedule(FixedSchedule):
         ProfileError: It has another number of steps, or is a sum that no run has judged.
 
     Example:
-        >>> FittedSchedule(profile="fitted.safetensors").static
+        >>> FittedSchedule(profile="fitted.safetensors").traits.static
         True
     """
 

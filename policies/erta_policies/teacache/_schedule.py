@@ -48,7 +48,7 @@ class TeaCacheSchedule(BudgetedPlanner, FixedSchedule):
         PolicyError: There is no threshold, or a setting is out of range.
 
     Example:
-        >>> TeaCacheSchedule(profile="wan.safetensors", threshold=0.1).static
+        >>> TeaCacheSchedule(profile="wan.safetensors", threshold=0.1).traits.static
         True
     """
 
