@@ -296,7 +296,7 @@ PAGE = Path(__file__).parents[3] / "docs/how-to/diffusers.md"
 
 
 def test_the_page_lists_the_families_and_why_others_are_not_among_them() -> None:
-    section = PAGE.read_text(encoding="utf-8").partition("## As in a loop of your own")[2]
+    section = PAGE.read_text(encoding="utf-8").partition("## The same samples as the own loop")[2]
     section = section.partition("\n## ")[0]
     rows = dict(re.findall(r"^\| (.+?) \| (.+?) \|$", section, re.MULTILINE))
     listed = {True: rows["`FlowEuler`"], False: rows["the scheduler's own step"]}

@@ -44,6 +44,7 @@ class Probing(Policy):
         return Traits(
             requires=frozenset(f"signal:probe:{depth}" for depth in self.depths),
             memory=Needs(evaluations=1),
+            decides="branch",
         )
 
     def look(self, step: Step, call: Call) -> None:
