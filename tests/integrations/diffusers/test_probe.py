@@ -43,6 +43,7 @@ class Probing(Policy):
     def traits(self) -> Traits:
         return Traits(
             requires=frozenset(f"signal:probe:{depth}" for depth in self.depths),
+            decides="branch",
             memory=Needs(evaluations=1),
         )
 
