@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from erta_framework import FunctionNetwork, Site, Traits
+
 pytest.importorskip("diffusers")
 from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanDiT2DModel
 
@@ -25,7 +27,6 @@ from erta_framework import (
     Seam,
     SessionInfo,
     Step,
-    Traits,
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, InputError, ProtocolError
@@ -236,7 +237,7 @@ class Watch(Policy):
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Reuse | Compute:
-        SEEN.append((step.index, call.x, call.feature("modulated_input"), call.features))
+        SEEN.append((step.index, call.x, call.feature("modulated_input")))
         TIMES.append(call.feature("timestep_embedding"))
         return Reuse(self.reason) if step.index % 2 else Compute(self.reason)
 
@@ -273,7 +274,7 @@ def test_signals_are_what_the_first_block_and_the_time_embedding_give(name: str)
     assert len(given) == family.calls * STEPS // 2  # asking ran no attention
     computed_first = [seen for seen in SEEN if seen[0] % 2 == 0]
     assert computed_first
-    for _, x, modulated, _ in SEEN:
+    for _, x, modulated in SEEN:
         assert modulated.shape == x.shape
         assert not torch.equal(modulated, x)
     # every computed and decided step gave its attention exactly the signal
@@ -285,7 +286,7 @@ def test_signals_are_what_the_first_block_and_the_time_embedding_give(name: str)
 
 def test_an_unavailable_signal_is_refused_with_the_model_class() -> None:
     class Probing(Watch):
-        requires = frozenset({"signal:probe"})
+        traits = Traits(requires=frozenset({"signal:probe"}))
 
     with pytest.raises(CapabilityError, match=r"signal:probe.*FluxTransformer2DModel"):
         attach(built("flux"), [Probing()], seam="trunk")
@@ -457,16 +458,17 @@ def test_an_asked_branch_must_be_answered_before_anything_else() -> None:
     info = SessionInfo((1.0, 0.0), (1000.0,), (1, 2), x.dtype, x.device)
     with Engine([]).session(info) as session:
         session.begin(Interval(0, 1.0, 0.0, 1000.0, 0.0))
-        with pytest.raises(ProtocolError, match="answer without ask"):
-            session.answer()
-        assert not session.ask(x, lambda: x + 1).reused
-        with pytest.raises(ProtocolError, match=r"'other' was asked.*before branch 'cond'"):
-            session.ask(x, lambda: x, branch="other")
-        assert torch.equal(session.answer(), x + 1)
-        session.ask(x, lambda: x + 2, branch="other")
+        call = session.ask(Site(), x, FunctionNetwork(lambda: x + 1))
+        assert not call.reused
+        with pytest.raises(ProtocolError, match=r"'other'.*was asked.*before branch 'cond'"):
+            session.ask(Site(branch="other"), x, FunctionNetwork(lambda: x))
+        assert torch.equal(session.answer(call), x + 1)
+        with pytest.raises(ProtocolError, match="but nothing was asked"):
+            session.answer(call)
+        other = session.ask(Site(branch="other"), x, FunctionNetwork(lambda: x + 2))
         with pytest.raises(ProtocolError, match=r"settle in step 0 before branch 'other'"):
             session.settle()
-        session.answer()
+        session.answer(other)
         session.settle()
         session.end(x)
     assert session.trace.network_calls == 2
