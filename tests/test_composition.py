@@ -293,21 +293,19 @@ def uncalibrated(profiler):
 def on_a_pipeline(calibrated, seam="latent"):
     pytest.importorskip("diffusers")
     import erta_framework as erta
-    from erta_integrations.diffusers.network import _trial as trials
+    from erta_integrations.diffusers.network import find_trial_capabilities
     from erta_integrations.diffusers.pipeline import capabilities
-    from erta_integrations.diffusers.trunk import _signals as signals
-    from erta_integrations.diffusers.trunk import discover, first_blocks, longest
+    from erta_integrations.diffusers.trunk import discover, find_text_signals, find_trunk_signals
     from tiny_pipelines import FAMILIES
 
     family = FAMILIES["wan-euler"]
     pipe = family.build()
     offered = capabilities(pipe.scheduler)
-    offered |= signals.of_text([pipe.transformer])
+    offered |= find_text_signals([pipe.transformer])
     if seam == "trunk":
-        stacks = discover(pipe.transformer)
-        offered |= signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
+        offered |= find_trunk_signals(pipe.transformer, discover(pipe.transformer))
     else:
-        offered |= trials.offered({"transformer": pipe.transformer})
+        offered |= find_trial_capabilities({"transformer": pipe.transformer})
 
     def calibrate(profiler):
         copies = profiler.calibration_copies

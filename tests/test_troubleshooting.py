@@ -45,12 +45,12 @@ from erta_framework.errors import ErtaError
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
-from erta_integrations.diffusers.network import CallArguments, OutputForm, TrialRunner, read_output
-from erta_integrations.diffusers.trunk import Chain
+from erta_integrations.diffusers.network import CallArguments, OutputSpec, TrialRunner, read_output
+from erta_integrations.diffusers.trunk import TrunkLayout
 from erta_integrations.diffusers.trunk._discovery import Block
-from erta_integrations.diffusers.trunk._layout import Returned, Stage
-from erta_integrations.diffusers.trunk._layout_tracer import Learner
-from erta_integrations.diffusers.trunk._signals import modulated_input
+from erta_integrations.diffusers.trunk._layout import BlockIO, BlockOutput
+from erta_integrations.diffusers.trunk._layout_tracer import LayoutTracer
+from erta_integrations.diffusers.trunk._signals import compute_modulated_input
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.lfcache import LFCache
@@ -194,8 +194,15 @@ class Bare(nn.Module):
         return hidden_states * timestep
 
 
-class Told(nn.Module):
-    """Is told where its tokens lie."""
+class OneSize(nn.Module):
+    """Runs on latents of one size only."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states + torch.ones(1, 3, 2)
+
+
+class Positioned(nn.Module):
+    """Takes the positions of its tokens."""
 
     def forward(self, hidden_states: Tensor, timestep: Tensor, img_ids: Tensor) -> Tensor:
         return hidden_states * timestep + img_ids
@@ -403,29 +410,38 @@ def _() -> None:
         pipe()
 
 
-def tried(form: OutputForm, x: Tensor, time: float | None = None, **arguments: Any) -> None:
-    """A trial in a call whose latents are `[1, 3, 2]`."""
+def run_trial(
+    spec: OutputSpec,
+    x: Tensor,
+    at: float | None = None,
+    network: nn.Module | None = None,
+    now: float = 1000.0,
+    **arguments: Any,
+) -> None:
+    """A trial in a call whose latents are `[1, 3, 2]`, at timestep `now` of a pipeline."""
+    network = Bare() if network is None else network
     latents = torch.ones(1, 3, 2)
-    every = {"hidden_states": latents, **arguments}
-    given = CallArguments(Bare().forward, (), every, every, None)
-    TrialRunner("transformer", Bare(), given, latents, form, {1000.0: 1}, 1000.0).run(x, time)
+    everything = {"hidden_states": latents, **arguments}
+    call = CallArguments(network.forward, (), everything, everything, None)
+    passed = {1000.0: 1, now: 1}
+    TrialRunner("transformer", network, call, latents, spec, passed, now).run(x, at)
 
 
-def form(*shape: int) -> OutputForm:
+def make_spec(*shape: int) -> OutputSpec:
     return read_output(torch.zeros(shape), torch.ones(1, 3, 2), "transformer")[1]
 
 
 @says("no trial of {network} ({class}): its output has another shape than its latents")
 def _() -> None:
-    tried(form(2), torch.ones(1, 3, 2))
+    run_trial(make_spec(2), torch.ones(1, 3, 2))
 
 
 @says(
-    "{policy} runs {network} ({class}) on smaller latents, but this network is told where its "
-    "tokens lie in {argument}"
+    "{policy} runs {network} ({class}) on smaller latents, but this network takes the positions "
+    "of its tokens in {argument}"
 )
 def _() -> None:
-    attach(Pipe(Told()), [LFCache()])
+    attach(Pipe(Positioned()), [LFCache()])
 
 
 @says(
@@ -433,7 +449,7 @@ def _() -> None:
     "features of a control network"
 )
 def _() -> None:
-    tried(form(1, 3, 2), torch.ones(1, 2, 2), controlnet_block_samples=[torch.ones(1)])
+    run_trial(make_spec(1, 3, 2), torch.ones(1, 2, 2), controlnet_block_samples=[torch.ones(1)])
 
 
 @says(
@@ -441,28 +457,20 @@ def _() -> None:
     "the network {answer}"
 )
 def _() -> None:
-    latents = torch.ones(1, 3, 2)
-    every = {"hidden_states": latents}
-    given = CallArguments(lambda hidden_states: hidden_states + latents, (), every, every, None)
-    runner = TrialRunner("transformer", Bare(), given, latents, form(1, 3, 2), {1000.0: 1}, 1000.0)
-    runner.run(torch.ones(1, 5, 2), None)
+    run_trial(make_spec(1, 3, 2), torch.ones(1, 5, 2), network=OneSize())
 
 
 @says(
-    "no trial of {network} ({class}) at time {time}: how a pipeline tells its network the time is "
-    "known only for"
+    "no trial of {network} ({class}) at timestep {timestep}: how this pipeline passes a timestep "
+    "to its network is known only for"
 )
 def _() -> None:
-    tried(form(1, 3, 2), torch.ones(1, 3, 2), 500.0, timestep=1)
+    run_trial(make_spec(1, 3, 2), torch.ones(1, 3, 2), 500.0, timestep=1)
 
 
-@says("no trial of {network} ({class}) at another time: its forward takes none")
+@says("no trial of {network} ({class}) at another timestep: its forward takes none")
 def _() -> None:
-    latents = torch.ones(1, 3, 2)
-    every, used = {"hidden_states": latents}, {1000.0: 1, 500.0: 1}
-    given = CallArguments(Pass().forward, (), every, every, None)
-    runner = TrialRunner("transformer", Pass(), given, latents, form(1, 3, 2), used, 500.0)
-    runner.run(latents, 1000.0)
+    run_trial(make_spec(1, 3, 2), torch.ones(1, 3, 2), 1000.0, Pass(), now=500.0)
 
 
 @says('{pipeline} gave {shape} for output_type="pt"')
@@ -523,7 +531,7 @@ def _() -> None:
     trunk(Net(InPlace))
 
 
-@says("{network}: {block} returns a tensor of shape {shape} that stands for nothing it takes")
+@says("{network}: {block} returns a tensor of shape {shape} that matches nothing it takes")
 def _() -> None:
     trunk(Net(Extra))
 
@@ -533,7 +541,7 @@ def _() -> None:
     trunk(Net(Two, TextOnly))
 
 
-@says("{block} ({class}) returns an output that may stand for {streams}, all of shape")
+@says("{block} ({class}) returns an output that may match {streams}, all of shape")
 def _() -> None:
     network = Net(Alike)
     network.length = 3
@@ -571,8 +579,8 @@ class Guided(Pipe):
 
 
 @says(
-    "{network} has {stream} of shape {shape} in branch {branch} and {shape} in the one that is to "
-    "stand in for it"
+    "{network} has {stream} of shape {shape} in branch {branch} and {shape} in the branch "
+    "that replaces it"
 )
 def _() -> None:
     lends = BranchSubstitute(codebook=(0.1,) * 4, threshold=9.0, branch="call1", stands_in="call0")
@@ -597,7 +605,7 @@ def _() -> None:
 
 @says("{block} never ran its attention; no modulated input")
 def _() -> None:
-    modulated_input(Pass(), (torch.ones(1, 2),), {})
+    compute_modulated_input(Pass(), (torch.ones(1, 2),), {})
 
 
 @says("{network} did not embed its timestep before its blocks")
@@ -615,12 +623,12 @@ def _() -> None:
 @says("probe:{depth} is not there: {block} of {network} does not return {stream}")
 def _() -> None:
     one, two = Block("blocks", 0, Two()), Block("blocks", 1, TextOnly())
-    learner = Learner("Net", frozenset({2}))
+    tracer = LayoutTracer("Net", frozenset({2}))
     both = (("hidden_states",), ("text",))
-    stages = [Stage(one, ("hidden_states", "text"), False, both, False)]
-    stages += [Stage(two, ("text",), True, (("text",),), False)]
-    kept = {2: Returned.of(torch.ones(1, 4, 2))}
-    learner._check_probes(Chain(stages=stages, kept=kept))
+    blocks = [BlockIO(one, ("hidden_states", "text"), False, both, False)]
+    blocks += [BlockIO(two, ("text",), True, (("text",),), False)]
+    probed = {2: BlockOutput.of(torch.ones(1, 4, 2))}
+    tracer._check_probes(TrunkLayout(blocks=blocks, probed=probed))
 
 
 @says("{network} writes into what {block} returned, so probe:{depth} is lost")
@@ -773,7 +781,7 @@ def template(node: ast.expr, functions: dict[str, ast.expr]) -> str:
         case ast.Call(func=ast.Name(id=name)) if name in functions:
             return template(functions[name], functions)
         case ast.Subscript(value=ast.Attribute(attr="broken")):
-            return template(functions["glued"], functions)  # where `Learner` puts it
+            return template(functions["explain_broken_link"], functions)  # `LayoutTracer` keeps it
     return "\0"
 
 

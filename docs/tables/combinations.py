@@ -15,10 +15,9 @@ def render_combinations() -> str:
     from erta_framework.plugins import Engine, Policy
     from erta_framework.session import Seam
     from erta_integrations.diffusers import attach
-    from erta_integrations.diffusers.network import _trial as trials
+    from erta_integrations.diffusers.network import find_trial_capabilities
     from erta_integrations.diffusers.pipeline import capabilities
-    from erta_integrations.diffusers.trunk import _signals as signals
-    from erta_integrations.diffusers.trunk import discover, first_blocks, longest
+    from erta_integrations.diffusers.trunk import discover, find_text_signals, find_trunk_signals
     from tiny_pipelines import FAMILIES
 
     family = FAMILIES["wan-euler"]
@@ -30,10 +29,9 @@ def render_combinations() -> str:
             family.run(pipe, steps=8)
         return run.profile()
 
-    stacks = discover(pipe.transformer)
-    inner = signals.available(pipe.transformer, first_blocks(stacks), longest(stacks))
-    euler = capabilities(pipe.scheduler) | signals.of_text([pipe.transformer])
-    whole = euler | trials.offered({"transformer": pipe.transformer})
+    inner = find_trunk_signals(pipe.transformer, discover(pipe.transformer))
+    euler = capabilities(pipe.scheduler) | find_text_signals([pipe.transformer])
+    whole = euler | find_trial_capabilities({"transformer": pipe.transformer})
     found = make_overview(
         calibrated,
         (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),

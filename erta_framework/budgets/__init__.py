@@ -1,40 +1,48 @@
-"""Budgets: see the documentation."""
+"""Schedules that are known before sampling, and budgets: planned, measured by replays, exported.
 
-from erta_framework.budgets._export import exportable, exported, write_export
-from erta_framework.budgets._forecast import Forecast, Planner, forecast, promise, unit_of
-from erta_framework.budgets._measured_front import REMEDY, MeasuredFront, measured_units
-from erta_framework.budgets._plan_front import FrontRow, front_of
+A `Planner` is a policy that says which steps it computes, as a `StepSchedule`. `forecast` asks it,
+`plan_front` compares all budgets, `measure` replays plans and keeps what they cost and gave in a
+profile as a `MeasuredFront`.
+"""
+
+from erta_framework.budgets._export import export_schedule, plan_export, write_export
+from erta_framework.budgets._forecast import forecast, promise
+from erta_framework.budgets._listed_steps import ListedSteps, with_steps
+from erta_framework.budgets._measured_front import REMEDY, MeasuredFront, list_measured_units
+from erta_framework.budgets._plan_front import FrontRow, plan_front
+from erta_framework.budgets._planner import Planner, as_planner, find_planner, with_calls
 from erta_framework.budgets._replay import (
     MakeSampler,
     Replays,
     ReplaySetting,
-    cost_of,
+    count_replay_calls,
     measure,
     own_loop,
-    refined,
-    with_steps,
 )
+from erta_framework.budgets._step_schedule import StepSchedule
 
 __all__ = [
     "REMEDY",
-    "Forecast",
     "FrontRow",
+    "ListedSteps",
     "MakeSampler",
     "MeasuredFront",
     "Planner",
     "ReplaySetting",
     "Replays",
-    "cost_of",
-    "exportable",
-    "exported",
+    "StepSchedule",
+    "as_planner",
+    "count_replay_calls",
+    "export_schedule",
+    "find_planner",
     "forecast",
-    "front_of",
+    "list_measured_units",
     "measure",
-    "measured_units",
     "own_loop",
+    "plan_export",
+    "plan_front",
     "promise",
-    "refined",
-    "unit_of",
+    "with_calls",
     "with_steps",
     "write_export",
 ]

@@ -1,7 +1,7 @@
 """What replayed plans measured, kept in a profile: quality and seconds by network calls.
 
-A profile holds one such front for each unit that predicted errors are in, so that a budget in dB is
-never read off the errors of another planner.
+A profile holds one such front for each unit of predicted errors, so that a budget in dB is never
+read off the errors of another planner.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from statistics import linear_regression
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ class MeasuredFront:
         planner: Name of the policy that planned.
         policies: All policies of the replays.
         spent: Network calls of each branch and sample that measuring took.
-        unit: What predicted errors are in, see `erta_framework.budgets.unit_of`.
+        unit: What predicted errors are in, as in `StepSchedule.unit`.
     """
 
     steps: tuple[tuple[int, ...], ...]
@@ -137,19 +138,16 @@ class MeasuredFront:
 
     def psnr_of(self, error: float) -> float:
         """PSNR that a predicted error promises; -infinity beyond the worst measured plan."""
-        points = levelled(
+        points = level_rises(
             sorted(
                 (math.log(max(e, 1e-300)), quality)
                 for e, quality in zip(self.predicted, self.psnr, strict=True)
             )
         )
+        logs, qualities = zip(*points, strict=True)
         at = math.log(max(error, 1e-300))
-        if at <= points[0][0]:
-            return points[0][1]
-        for (left, high), (right, low) in pairwise(points):
-            if at <= right:
-                return high + (low - high) * (at - left) / max(right - left, 1e-12)
-        return points[-1][1] if at <= points[-1][0] + 1e-9 else -math.inf
+        # the error of the worst plan itself must not fall beyond it by rounding
+        return float(np.interp(at, logs, qualities)) if at <= logs[-1] + 1e-9 else -math.inf
 
     # --------------------------------------------------------------- seconds
     @property
@@ -194,10 +192,8 @@ class MeasuredFront:
         if len(self.calls) > 1:
             x.pop()
             y.pop()
-        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-        spread = sum((a - mean_x) ** 2 for a in x)
-        each = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
-        return mean_y - each * mean_x, each
+        line = linear_regression(x, y)
+        return line.intercept, line.slope
 
     def require_device(self, session: SessionInfo) -> None:
         """Refuse a run whose seconds are not those that were measured.
@@ -213,15 +209,23 @@ class MeasuredFront:
             )
 
 
-def measured_units(profile: Profile) -> list[str]:
+def list_measured_units(profile: Profile) -> list[str]:
     """Units for which a profile holds measured plans, in alphabetical order."""
     end = ".computed"
     names = (name for name in profile.statistics if name.startswith(MEASURED))
     return sorted(name[len(MEASURED) : -len(end)] for name in names if name.endswith(end))
 
 
-def levelled(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Points `(x, y)`, x rising, with y falling: neighbours that rise get their common mean."""
+def level_rises(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points `(x, y)`, x rising, with y made falling: neighbours that rise get their common mean.
+
+    Isotonic regression by pooling neighbours: the falling values that are nearest in squares. After
+    each point the means of the groups fall.
+
+    Example:
+        >>> level_rises([(0.0, 9.0), (1.0, 5.0), (2.0, 7.0)])
+        [(0.0, 9.0), (1.0, 6.0), (2.0, 6.0)]
+    """
     groups: list[list[float]] = []  # [sum of y, count]
     for _, y in points:
         groups.append([y, 1.0])
@@ -234,7 +238,7 @@ def levelled(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def device_facts(device: torch.device) -> str:
-    """What decides how fast a device is, in words: its name, and for a CPU torch's threads."""
+    """Name of a device and, for a CPU, torch's threads: what its speed depends on."""
     if device.type == "cuda":
         return f"cuda {torch.cuda.get_device_name(device)}"
     if device.type == "cpu":

@@ -16,13 +16,11 @@ from erta_framework.budgets import (
     FrontRow,
     MakeSampler,
     MeasuredFront,
-    Planner,
     ReplaySetting,
-    cost_of,
-    front_of,
+    count_replay_calls,
     measure,
     own_loop,
-    unit_of,
+    plan_front,
 )
 from erta_framework.calibration import Profile
 from erta_framework.cli._models import find_profile_path, get_demo_prompts, load_model
@@ -72,11 +70,9 @@ def show_front(
     profile = load_profile(policies)
     if request.options.measured:
         profile = measure_front(config, policies, num_steps, request)
-    planner = next((part for part in flatten(policies) if isinstance(part, Planner)), None)
-    held = None
-    if profile is not None and planner is not None:
-        held = MeasuredFront.of(profile, unit_of(planner))
-    rows = front_of(policies, num_steps, held)
+    rows = plan_front(policies, num_steps)
+    held = None if profile is None else MeasuredFront.of(profile, rows[0].schedule.unit)
+    rows = [FrontRow.of(row.schedule, held) for row in rows]
     if request.options.plot is not None:
         names = ", ".join(part.name for part in flatten(policies))
         write_front_plot(f"front of {names}", rows, request.options.plot)
@@ -115,7 +111,7 @@ def measure_front(
     calls = sorted({*(request.calls or [max(2, round(part * num_steps)) for part in CALLS])})
     out = typer.get_text_stream("stderr")
     batches = -(-len(setting.prompts) // setting.batch)
-    most = cost_of(calls, num_steps, request.options.refine) * batches
+    most = count_replay_calls(calls, num_steps, request.options.refine) * batches
     print(f"at most {most} network calls a branch", file=out)
     found = measure(
         setting,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from erta_framework.budgets import exportable, forecast, write_export
+from erta_framework.budgets import forecast, plan_export, write_export
 from erta_framework.calibration import Profile
 from erta_framework.cli._front import FrontRequest, show_front
 from erta_framework.cli._models import find_profile
@@ -214,5 +214,5 @@ def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: 
     """
     if len(planned) != 1:
         raise InputError(f"--export writes one schedule, {len(planned)} were planned; give one")
-    written = write_export(exportable(planned[0], steps), form, path)
+    written = write_export(plan_export(planned[0], steps), form, path)
     typer.echo(f"wrote {written}", err=True)

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from erta_framework.budgets import Forecast
+from erta_framework.budgets import StepSchedule
 
 
-def show_schedule(out: Console, each: Forecast) -> None:
+def show_schedule(out: Console, each: StepSchedule) -> None:
     """The schedule as a strip of computed and reused steps, ten to a group."""
     out.print(
         f"{each.policy}: {each.calls} of {each.num_steps} steps computed",
@@ -29,7 +29,7 @@ def show_schedule(out: Console, each: Forecast) -> None:
     out.print()
 
 
-def make_table(found: Sequence[Forecast]) -> Table:
+def make_table(found: Sequence[StepSchedule]) -> Table:
     """One column a budget, one row a number."""
     table = Table(
         show_header=False,
@@ -46,18 +46,19 @@ def make_table(found: Sequence[Forecast]) -> Table:
         "predicted speed-up": [f"{each.speedup:.2f}x" for each in found],
         "threshold": ["-" if e.threshold is None else f"{e.threshold:.4g}" for e in found],
     }
-    names = dict.fromkeys(name for each in found for name in each.facts)
+    facts = [each.describe() for each in found]
+    names = dict.fromkeys(name for each in facts for name in each)
     for name in names:
         if name not in ("calls", "threshold"):  # stated above
-            values = [each.facts.get(name) for each in found]
+            values = [each.get(name) for each in facts]
             rows[name.replace("_", " ")] = ["-" if v is None else f"{v:.4g}" for v in values]
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
 
 
-def as_record(each: Forecast) -> dict[str, object]:
-    """A forecast as JSON holds it."""
+def as_record(each: StepSchedule) -> dict[str, object]:
+    """A schedule as JSON holds it."""
     return {
         "policy": each.policy,
         "steps": each.num_steps,
@@ -66,5 +67,5 @@ def as_record(each: Forecast) -> dict[str, object]:
         "threshold": each.threshold,
         "computed": list(each.computed),
         "sources": list(each.sources),
-        "facts": dict(each.facts),
+        "facts": each.describe(),
     }

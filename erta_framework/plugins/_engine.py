@@ -170,7 +170,7 @@ class Engine:
         return self._implemented[id(policy)]
 
     def check(self, capabilities: frozenset[str], driver: str, seam: Seam = Seam.LATENT) -> None:
-        """Refuse a driver that lacks what a policy requires, or answers at another seam.
+        """Refuse a driver that lacks what a policy requires, or works at another seam.
 
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
@@ -204,7 +204,7 @@ class Engine:
 
         Args:
             hook: Name of the hook.
-            where: Describes the step, asked only when something is raised.
+            where: Describes the step; called only when something is raised.
             *arguments: Every argument of the hook, in the order of its specification.
 
         Raises:
@@ -224,10 +224,10 @@ class Engine:
     def revise(
         self, decision: Decision, where: Callable[[], str], step: Step | None, call: Call
     ) -> Decision:
-        """Re-runs the revising wrappers on the step's decision for another branch.
+        """Re-run the revising wrappers on the step's decision for another branch.
 
-        Those are the policies with `sees_every_branch` and the wrappers listed before them; they
-        wrap the decision as they would wrap the answer of the chain, and nobody else is asked.
+        Those are the policies with `sees_every_branch` and the wrappers listed before them. They
+        wrap the decision as they would wrap that of the other policies, which are not called.
         Arguments and errors as in `call_hook`.
         """
         caller = call_within_wrappers(self._revisers, lambda *_: decision)
@@ -299,7 +299,7 @@ class Engine:
         return found
 
     def explain(self) -> str:
-        """Who answers what, in call order."""
+        """The policies, and which of them has which hook, in call order."""
         if not self.policies:
             return "no policies: every step is computed"
         lines = ["policies, in call order:"]

@@ -5,7 +5,7 @@ One step, as nested hook calls:
 * `pre_step(step)`
 * for each guidance branch:
     * `decide(step, call)`, once a step unless a decision says `scope="branch"`;
-      not asked when some branch has nothing usable in its history
+      skipped when some branch has nothing usable in its history
     * `forward(step, call)`: predictors answer, then core (`x + residual`, or the network);
       wrappers correct and observe
 * `adjust_interval(step, answers)`
@@ -57,22 +57,23 @@ class HookSpecs:
     def decide(self, step: Step, call: Call) -> Decision | None:
         """Whether to run the network on this step: `Compute(reason)`, `Reuse(reason)` or None.
 
-        Stops at the first policy that answers; None passes the question on; core answers
-        `Compute` last. A wrapper sees and may replace the answer of the chain.
+        The first policy that returns a decision decides. If all return None, the step is computed.
+        A wrapper sees the decision of the policies that it encloses, and may return another.
         """
 
     @hookspec(firstresult=True)
     def forward(self, step: Step, call: Call) -> Tensor | None:
         """The forward extension point: the output of one branch, `[B, C, ...]`.
 
-        Predictors answer when `call.reused`; core answers last with the network's output or with
-        `x + residual`. Wrappers (`@hookimpl(wrapper=True)`) correct reused outputs and observe;
-        what they return is never stored, since the raw output was recorded when it was computed.
+        A predictor returns a tensor when `call.reused`, else None. If all return None, the output
+        is the network's, or `x + residual` on a reused call. Wrappers (`@hookimpl(wrapper=True)`)
+        correct reused outputs and observe. What they return is never stored in the history: the raw
+        output was recorded when it was computed.
         """
 
     @hookspec(firstresult=True)
     def adjust_interval(self, step: Step, answers: Mapping[str, Answer]) -> Interval | None:
-        """How far to integrate, asked after the forwards and before the solver.
+        """How far to integrate; called after all branches and before the solver.
 
         At most one policy of an engine may implement it. It may move `end` and `end_time`; the
         last interval must end where the schedule ends.

@@ -21,10 +21,10 @@ class Policy:
     """Base of every plugin; a subclass is a frozen, keyword-only dataclass by itself.
 
     A policy holds settings only. What changes during a request lives in
-    `call.state_of(self, factory)` or `session.state_of(self, factory)` and dies with the session.
-    Two policies are never equal, so the same settings may stand twice in one engine. The
-    dataclass is also the schema of the configuration. A class attribute, a setting or a property of
-    the same name overrides each member below.
+    `call.state_of(self, factory)` or `session.state_of(self, factory)` and is dropped with the
+    session. Two policies are never equal, so one engine may hold two with the same settings. The
+    fields of the dataclass are the options in a configuration. To override a member below, define a
+    class attribute, a field or a property of the same name.
 
     Example:
         >>> from erta_framework import Reuse, hookimpl
@@ -40,7 +40,7 @@ class Policy:
 
     @property
     def traits(self) -> Traits:
-        """What it declares about itself, as a class attribute or, by its settings, a property."""
+        """What the engine must know before anything runs."""
         return Traits()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -54,11 +54,11 @@ class Policy:
         return snake_case(type(self).__name__)
 
     def parts(self) -> Sequence[Policy]:
-        """The policies this one stands for, in call order; a recipe returns several."""
+        """The parts of a recipe, in call order; for any other policy, the policy itself."""
         return (self,)
 
     def calibrator(self) -> Profiler | None:
-        """The profiler that emits what this policy's `profile` needs, if it needs one."""
+        """The profiler that makes this policy's `profile`, if it needs one."""
         return None
 
     def prepare(self) -> None:

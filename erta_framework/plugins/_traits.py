@@ -35,22 +35,21 @@ class Traits:
     Attributes:
         requires: Capabilities that the driver must offer, such as `"first_order"` or
             `"signal:prompt"`; checked before sampling.
-        seams: Where it may answer. A policy that integrates latents works at `LATENT` only, and
-            one that selects submodules names `MODULE`.
-        memory: What it wants remembered of earlier evaluations.
+        seams: Where it works. A policy that integrates latents works at `LATENT` only. One that
+            works on submodules names `MODULE`.
+        memory: How many earlier evaluations it needs, and what of them.
         decides: What one of its decisions holds for: all branches and samples of a `"step"`; a
             `"branch"`, where it may give `scope="branch"`; or a `"sample"`, where it may give a
             mask as well.
         static: Whether every decision is known before the request, so that no value is read back.
         corrects_computed: Whether its `forward`, a wrapper, may change freshly computed outputs.
-        reads_latents: Whether it looks at `call.x` itself, or at kept inputs. A network whose
-            output has another shape than its latents offers no input to compare with, and is
-            refused then; without this, its whole output is reused. True where `memory` asks for
-            pairs.
-        reads_peers: Whether its `decide` asks for `call.peers()`, the other branches of the step.
-        sees_every_branch: Whether its `decide`, a wrapper, is asked for every branch. A decision is
-            shared by the branches of a step; this policy, and wrappers listed before it, then see
-            it again for each further branch, with the earlier answers in `call.answers`.
+        reads_latents: Whether it reads `call.x` or kept inputs. Such a policy is refused for a
+            network whose output has another shape than its latents, which has no residual; other
+            policies reuse the whole output there. True where `memory` has pairs.
+        reads_peers: Whether its `decide` calls `call.peers()`, the other branches of the step.
+        sees_every_branch: Whether its `decide`, a wrapper, is called for every branch. The
+            branches of a step share one decision; this policy, and the wrappers listed before it,
+            are called again for each further branch, with the earlier results in `call.answers`.
         collective: Whether it makes several ranks decide alike, so that none may compute alone.
 
     Example:
@@ -75,7 +74,7 @@ class Traits:
 
     @staticmethod
     def merge(several: Iterable[Traits]) -> Traits:
-        """What holds for policies that run together; of none of them, a static engine's.
+        """The traits of policies that run together. Those of no policies are static.
 
         Example:
             >>> Traits.merge([Traits(static=True), Traits(decides="sample")]).static

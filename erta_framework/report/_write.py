@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from erta_framework.budgets import Forecast
+from erta_framework.budgets import StepSchedule
 from erta_framework.environment import collect_versions, describe_machine
 from erta_framework.plugins import Engine
 from erta_framework.report._comparison import Comparison
@@ -53,7 +53,7 @@ def write_report(
     *,
     title: str,
     setting: Mapping[str, str],
-    forecast: Forecast | None = None,
+    forecast: StepSchedule | None = None,
     device: torch.device | None = None,
     command: str | None = None,
 ) -> Report:
@@ -132,7 +132,7 @@ def _make_sheet(comparison: Comparison) -> ContactSheet:
     return ContactSheet(columns, comparison.prompts, captions)
 
 
-def _make_plot(comparison: Comparison, forecast: Forecast | None) -> SchedulePlot:
+def _make_plot(comparison: Comparison, forecast: StepSchedule | None) -> SchedulePlot:
     """The first batch of the subject."""
     row = comparison.rows[comparison.subject]
     return SchedulePlot(

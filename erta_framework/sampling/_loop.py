@@ -30,7 +30,7 @@ from erta_framework.session import (
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Request:
-    """What one run of the loop is asked for.
+    """The input of one run of the loop.
 
     Attributes:
         latents: Latents at the first sigma, `[B, C, ...]`.
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """What one run of the loop gives.
+    """The output of one run of the loop.
 
     Attributes:
         sample: Latents at the end of the schedule, `[B, C, ...]`.

@@ -154,7 +154,7 @@ class Sampler:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What samples, in words for a report."""
+        """Loop, solver and guidance, in words for a report."""
         return {
             "loop": type(self.loop).__name__,
             "solver": repr(self.solver),

@@ -14,9 +14,9 @@ class TextModel(Protocol):
     """A text-conditioned denoiser: encodes prompts and predicts at latents and times.
 
     `latent_shape` is the shape of one sample without the batch, such as `(C, F, H, W)`;
-    `fingerprint()` gives facts that identify the network, which profiles are checked against. What
-    it predicts a model may say in `prediction`: `"velocity"`, `"epsilon"`, `"sample"` or
-    `"v_prediction"`; a solver that does not integrate it is refused then.
+    `fingerprint()` gives facts that identify the network; profiles are checked against them. A
+    model may state what it predicts in an attribute `prediction`: `"velocity"`, `"epsilon"`,
+    `"sample"` or `"v_prediction"`. A solver that does not integrate that is then refused.
     """
 
     @property

@@ -33,7 +33,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """One evaluation at one site.
+    """One evaluation at one site, as policies see it.
 
     Attributes:
         x: The network's input, `[B, C, ...]`; policies must not write into it.
@@ -42,10 +42,10 @@ class Call:
             of another branch where the decision lends its history.
         decision: What was decided; in `decide` itself still `Compute("undecided")`.
         compute: Runs the network at most once and returns its raw output.
-        rows: Places in the batch of the samples in `x`, in a `forward` on part of the batch that
-            a per-sample decision made; None is the whole batch.
-        answers: What the branches of this step that were called before this one were answered,
-            by branch, for policies whose traits say `sees_every_branch`.
+        rows: After a per-sample decision, `forward` may get part of the batch: the places in the
+            batch of the samples in `x`. None is the whole batch.
+        answers: Results of the branches of this step that came before, by branch; only for
+            policies whose traits say `sees_every_branch`.
         memory: What the request remembers; use `state_of` and `peers`.
     """
 
@@ -70,12 +70,12 @@ class Call:
 
     @property
     def seam(self) -> Seam:
-        """What is left out where this call is reused."""
+        """What is skipped where this call is reused."""
         return self.site.seam
 
     @property
     def reused(self) -> bool:
-        """Whether this call is to be answered without the network."""
+        """Whether the decision is to predict without running the network."""
         return isinstance(self.decision, Reuse)
 
     @property
@@ -86,8 +86,8 @@ class Call:
     def peers(self) -> tuple[Call, ...]:
         """The other branches of this network that have a history, as calls on the same latents.
 
-        For rules that ask every branch before the first is answered (`reads_peers` in their
-        traits). A peer has its own history and state, no signals, and must not be answered.
+        For rules that look at every branch before they decide for the first (`reads_peers` in
+        their traits). A peer has its own history and state, but no signals, and cannot be computed.
         """
         return tuple(
             replace(self, site=site, history=history, compute=Computation(NO_PEER))
@@ -117,13 +117,14 @@ class Call:
     def trial(self, x: Tensor | None = None, time: float | None = None) -> Tensor:
         """The network's raw output on other latents or at another timestep, under this condition.
 
-        It answers nothing and is not remembered. The trace counts it as `trial_calls`, which are
-        not among its `network_calls`. A policy that uses it requires `"trial"` in its traits.
+        The output is neither the prediction of the step nor kept in the history. The trace counts
+        it in `trial_calls`, not in `network_calls`. A policy that uses trials requires `"trial"`
+        in its traits.
 
         Args:
             x: Latents with the batch of this call, `[B, C, ...]`; by default those of this call.
-            time: The timestep; by default that of this step. A pipeline can be asked for those of
-                this and of earlier steps only.
+            time: The timestep; by default that of this step. In a pipeline it must be the
+                timestep of this or of an earlier step.
 
         Raises:
             CapabilityError: The driver cannot run the network on this.

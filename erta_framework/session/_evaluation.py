@@ -18,7 +18,7 @@ Stamp = tuple[int, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What was kept of one computed call, because a policy declared that it needs it.
+    """What is kept of one computed call, because a policy declared that it needs it.
 
     Attributes:
         index: Step at which the network ran; of the newest sample where they differ.
@@ -27,8 +27,8 @@ class Evaluation:
         tensors: What is kept, by name, batch first. Of a network it is the `residual`, with
             `input` and `output` where a policy asks for pairs; a submodule may keep something
             else, such as keys and values.
-        stamps: Step, sigma and timestep of each sample, after a per-sample decision made them
-            differ; else empty. In `forward`, reused samples come in groups that share theirs.
+        stamps: Step, sigma and timestep of each sample, where a per-sample decision made them
+            differ; else empty. In `forward`, the reused samples of one call share them.
     """
 
     index: int
@@ -97,7 +97,7 @@ Evaluations = tuple[Evaluation, ...]
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What a policy wants remembered: memory is what was declared, and is reported.
+    """How much history a policy needs. The session keeps no more than was declared.
 
     Attributes:
         evaluations: How many computed evaluations of each branch to keep.

@@ -14,7 +14,7 @@ UNDIVIDED = "the driver cannot run the network on part of it"
 
 
 class Network(Protocol):
-    """One network call as a driver offers it; nothing runs before a policy or the session asks.
+    """One network call as a driver offers it. Nothing runs until one of these methods is called.
 
     `FunctionNetwork` makes one out of functions, for loops that are driven by hand.
     """
@@ -66,13 +66,13 @@ class FunctionNetwork:
 
     Attributes:
         compute: Runs the network on the input of the call.
-        rows: Runs it on the samples at some places of the batch; without it, one sample that must
-            be computed computes all.
+        rows: Runs it on the samples at some places of the batch. Without it, the whole batch is
+            computed as soon as one sample must be.
         at: Runs it on other latents, at another timestep.
-        signals: Functions that give the signals that policies may ask for, by name.
-        kept: What to remember of a computed call, from its input and output, where that is not
+        signals: Functions that return the signals that policies may read, by name.
+        kept: Returns what to remember of a computed call, from its input and output; without it,
             the residual.
-        undivided: Why it cannot run on part of the batch, where `rows` is not given.
+        undivided: Why the network cannot run on part of the batch; empty if `rows` is given.
 
     Example:
         >>> FunctionNetwork(lambda: torch.ones(2)).run()

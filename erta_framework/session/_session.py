@@ -56,8 +56,8 @@ class Session:
     """One request. A driver calls `begin`, `forward` per branch, `settle` and `end`, in order.
 
     Made by `Engine.session(info)` and used once, as a context manager. Everything it remembers
-    dies when it closes, also after an exception. Calls may be nested: while the network of one
-    runs, a driver may ask for sites inside it.
+    is dropped when it closes, also after an exception. Calls may be nested: while the network of
+    one runs, a driver may call `forward` for sites inside it.
 
     Example:
         >>> with engine.session(info) as session:  # doctest: +SKIP
@@ -178,23 +178,24 @@ class Session:
     ) -> Tensor: ...
 
     def forward(self, first, second, network=None, /, *, branch="cond", model="model"):  # type: ignore[no-untyped-def]
-        """Answer one site of the open step, with the network or from what is cached.
+        """The prediction at one site of the open step, from the network or from the cache.
 
-        Drivers call `forward(site, x, network)`. A loop that is driven by hand may call
-        `forward(x, compute, branch=...)` with a function instead.
+        Drivers call `forward(site, x, network)`. A loop that is driven by hand may instead call
+        `forward(x, compute, branch=...)`, where `compute` is a function that runs the network.
 
         Args:
-            first: The site; or the input `x`, `[B, C, ...]`.
-            second: The input; or a function that runs the network on it, called at most once.
-            network: The network call.
-            branch: Name of the guidance branch, for a function.
-            model: Name of the network, where a pipeline has several, for a function.
+            first (Site | Tensor): The site; or the input `x`, `[B, C, ...]`.
+            second (Tensor | Callable[[], Tensor]): The input `x`; or `compute`, which is called at
+                most once.
+            network (Network | None): The network call; left out in the short form.
+            branch (str): Name of the guidance branch, in the short form.
+            model (str): Name of the network, in the short form, where a pipeline has several.
 
         Returns:
-            The prediction, of the shape of `x`.
+            prediction (Tensor): Of the shape of `x`.
 
         Raises:
-            ProtocolError: No step is open, or the branch was already answered.
+            ProtocolError: No step is open, or this branch already has its prediction.
             PolicyError: A policy raised, or returned something impossible.
         """
         if network is None:
@@ -204,11 +205,12 @@ class Session:
         return self.answer(self.ask(site, x, network))
 
     def ask(self, site: Site, x: Tensor, network: Network, *, started: float | None = None) -> Call:
-        """Decide one site of the open step; `answer` must follow.
+        """The first half of `forward`: decide whether to compute. `answer` must follow.
 
-        For drivers that are inside the network when they ask, and that let it run on when
-        `call.reused` is false: `network.run` then returns what the network has produced by the
-        time of `answer`. Between the two, sites inside this one may be asked and answered.
+        It is for drivers that are already inside the network when they must decide. Where
+        `call.reused` is false, such a driver lets the network run on; `network.run` then returns
+        what it has produced by the time of `answer`. Between the two halves, the driver may call
+        `forward`, or `ask` and `answer`, for sites inside this one.
 
         Args:
             site: Network, branch and place inside the network.
@@ -220,7 +222,7 @@ class Session:
             The call, with its decision.
 
         Raises:
-            ProtocolError: No step is open, or the site was already answered.
+            ProtocolError: No step is open, or this site already has its prediction.
             PolicyError: A policy raised, or decided something impossible.
         """
         self._require(Stage.RUNNING, verb="forward")
@@ -236,10 +238,10 @@ class Session:
         return call
 
     def answer(self, call: Call) -> Tensor:
-        """Answer a call that was asked; the prediction, of the shape of its `x`.
+        """The second half of `forward`: the prediction, of the shape of `call.x`.
 
         Raises:
-            ProtocolError: It is not the call that was asked last.
+            ProtocolError: It is not the call that the last `ask` returned.
             PolicyError: A policy raised, or returned something impossible.
         """
         self._require(Stage.RUNNING, verb="answer")
@@ -305,19 +307,19 @@ class Session:
         reason: str,
         started: float,
     ) -> None:
-        """Note a branch of the open step that the driver computed without asking any policy.
+        """Record a branch of the open step that the driver computed without the policies.
 
-        For networks that are left alone: nothing of them is kept.
+        It is for networks that no policy may skip. The trace counts the call; no history is kept.
 
         Args:
             output: What the network predicted.
             branch: Name of the guidance branch.
             model: Name of the network.
-            reason: Why nobody was asked, for the trace.
+            reason: Why no policy decided, for the trace.
             started: When the call began, by `time.perf_counter()`.
 
         Raises:
-            ProtocolError: No step is open, or the branch was already answered.
+            ProtocolError: No step is open, or this branch already has its prediction.
         """
         self._require(Stage.RUNNING, verb="note")
         self._refuse_second(branch)
@@ -327,7 +329,7 @@ class Session:
         self._calls.append(CallTrace(self._expected, branch, model, True, reason, None, seconds))
 
     def settle(self) -> Interval:
-        """Close the forwards of this step; the interval that the solver must integrate.
+        """End the evaluations of this step; the interval that the solver must integrate.
 
         Raises:
             ProtocolError: No forward ran in this step.

@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Seam(StrEnum):
-    """What a policy may leave out.
+    """What a reused step skips.
 
     `LATENT` is the whole network, latents in and prediction out. `TRUNK` is the block stack only:
     embedders and head still run. `MODULE` is a selected submodule.
@@ -26,7 +26,7 @@ TRUNK = "trunk"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place at which a call may be answered: the key of histories, state and answers.
+    """A place at which a network call may be reused: the key of histories and state.
 
     Attributes:
         model: Name of the network within the pipeline; two-network pipelines have two.

@@ -57,7 +57,7 @@ class SessionInfo:
             driver learns them as they are called.
         channel_dim: Dimension of the latents that holds the channels.
         model: Facts that identify the network (class, hash of its configuration).
-        seam: What a reused step leaves out in this request.
+        seam: What a reused step skips in this request.
         solver: Description of the solver, with its settings.
         guidance: Description of the guidance, with its scale.
         capabilities: What the driver offers, such as `"first_order"`.
@@ -97,10 +97,10 @@ class SessionInfo:
         return self.states.get(policy, None, factory)
 
     def adopt(self, policy: object) -> None:
-        """Let a policy keep state of its own that another one made for this request.
+        """Let a policy that was made during this request keep state.
 
-        State belongs to the policies of the engine and to those that they hold in a field. One that
-        is made while sampling, such as a rule with a threshold for this prompt, is adopted.
+        The policies of the engine may, and those that they hold in a field. One that is made while
+        sampling, such as a rule with a threshold for this prompt, must be adopted first.
         """
         self.states.adopt(policy)
 

@@ -90,8 +90,8 @@ class Trace:
         steps: The settled steps, in order.
         network_calls: Times the network really ran; batched guidance counts one call.
         network_samples: Samples that went through the network, over all its calls.
-        trial_calls: Times policies ran the network beside that, on other latents or at another
-            time; such latents may be smaller.
+        trial_calls: Times policies ran the network in trials, on other latents or at another
+            timestep; such latents may be smaller.
         trial_samples: Samples that went through the network in those.
         trial_share: Size of the latents of the trials, in latents of a network call; what they cost
             in network calls, as far as a network's cost is in proportion to their size.

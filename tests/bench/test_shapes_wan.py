@@ -12,7 +12,7 @@ from erta_bench.shapes_wan.calibrate import calibrate_shapes_wan
 from erta_bench.shapes_wan.check import check_shapes_wan, choose_prompts
 from erta_bench.training import TrainingOptions
 from erta_framework import Profile
-from erta_framework.budgets import measured_units
+from erta_framework.budgets import list_measured_units
 from erta_integrations.shapes_wan import load
 from erta_integrations.shapes_wan.data import all_prompts
 from erta_integrations.shapes_wan.model import PROFILE, ShapesWan, save_weights
@@ -121,6 +121,6 @@ def test_the_profile_can_be_made_again(tmp_path):
     )
     made = Profile.load(written)
     assert (made.samples, made.fingerprint["num_steps"]) == (1, "3")
-    assert measured_units(made) == measured_units(Profile.load(PROFILE))
+    assert list_measured_units(made) == list_measured_units(Profile.load(PROFILE))
     assert made.provenance["weights"] == load().weights_hash
     assert made.provenance["seeds"] == "1000..1000"

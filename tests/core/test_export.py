@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erta_framework.budgets import exportable, exported, write_export
-from erta_framework.budgets._export import step_mask
+from erta_framework.budgets import export_schedule, plan_export, write_export
+from erta_framework.budgets._export import to_step_mask
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError
 
@@ -18,10 +18,10 @@ LISTED = [{"skip_policy": {"steps": [0, 3, 4]}}]
 
 
 def test_the_mask_has_a_one_where_a_step_computes() -> None:
-    plan = exportable(build_policies(LISTED), 7)
+    plan = plan_export(build_policies(LISTED), 7)
     assert plan.computed == (0, 3, 4, 6)
-    assert step_mask(plan) == [1, 0, 0, 1, 1, 0, 1]
-    assert exported(plan, "cache-dit") == {
+    assert to_step_mask(plan) == [1, 0, 0, 1, 1, 0, 1]
+    assert export_schedule(plan, "cache-dit") == {
         "policy": "skip_policy",
         "num_steps": 7,
         "computed": [0, 3, 4, 6],
@@ -36,14 +36,14 @@ def test_the_mask_has_a_one_where_a_step_computes() -> None:
 @given(st.integers(1, 40), st.sets(st.integers(0, 39)))
 def test_our_magcache_computes_the_exported_steps(num_steps: int, steps: set[int]) -> None:
     listed = sorted(step for step in steps if step < num_steps)
-    plan = exportable(build_policies([{"skip_policy": {"steps": listed}}]), num_steps)
-    settings = exported(plan, "magcache")
+    plan = plan_export(build_policies([{"skip_policy": {"steps": listed}}]), num_steps)
+    settings = export_schedule(plan, "magcache")
     (mag,) = build_policies([{"magcache": settings["magcache"]}])
     assert mag.plan(num_steps).computed == plan.computed  # type: ignore[attr-defined]
 
 
 def test_a_recipe_exports_the_schedule_of_its_part(tmp_path: Path) -> None:
-    plan = exportable(build_policies([{"fora": {"interval": 3}}]), 8)
+    plan = plan_export(build_policies([{"fora": {"interval": 3}}]), 8)
     path = write_export(plan, "cache-dit", tmp_path / "new" / "mask.json")
     found = json.loads(path.read_text())
     assert found["computed"] == [0, 1, 4, 7]
@@ -65,9 +65,9 @@ def test_a_recipe_exports_the_schedule_of_its_part(tmp_path: Path) -> None:
 )
 def test_what_one_list_of_steps_cannot_say_is_refused(policies: list[object], said: str) -> None:
     with pytest.raises((InputError, PolicyError), match=said):
-        exportable(build_policies(policies), 40)
+        plan_export(build_policies(policies), 40)
 
 
 def test_an_unknown_cache_is_refused() -> None:
     with pytest.raises(InputError, match=r"no export to 'magcash'; .*magcache"):
-        exported(exportable(build_policies(LISTED), 5), "magcash")
+        export_schedule(plan_export(build_policies(LISTED), 5), "magcash")

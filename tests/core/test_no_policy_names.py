@@ -26,13 +26,6 @@ PLAIN = {
 EXCEPTIONS = {
     "budgets/_export.py": {
         "magcache": "a format of another project, diffusers, that is written for it",
-        "skip_policy": "in an example, until a planner of the core can stand there",
-    },
-    "budgets/_forecast.py": {
-        "skip_policy": "in examples, until a planner of the core can stand there",
-    },
-    "budgets/_replay.py": {
-        "skip_policy": "replays listed steps, until a planner of the core can do it",
     },
     "cli/_plan.py": {"magcache": "the same format, as a value of --export"},
 }

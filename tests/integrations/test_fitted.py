@@ -17,7 +17,7 @@ from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_framework.sampling import copied
 from erta_framework.testing import GaussianMixtureFlow
-from erta_integrations.diffusers import PipelineRun, attach
+from erta_integrations.diffusers import LoadedPipeline, attach
 from erta_integrations.diffusers.bundled import PipelineSampler
 from erta_integrations.shapes_wan import ShapesWan, load
 from erta_integrations.shapes_wan.pipeline import WAN, pipeline, request
@@ -102,7 +102,7 @@ def test_one_prompt_after_another_gets_copies_and_is_judged(
     monkeypatch.setattr(pipe, "encode_prompt", encoded)
     size = request(model, prompts[0][:1], seeds=[0])
     options = {"height": size["height"], "width": size["width"], "frames": size["num_frames"]}
-    found = PipelineRun(pipe, "shapes").calibrate(
+    found = LoadedPipeline(pipe, "shapes").calibrate(
         prompts[0][:2], PROFILER, seed=70, steps=STEPS, **options
     )
     # both again: the sum of two batches is judged

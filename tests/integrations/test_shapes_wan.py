@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from erta_integrations.shapes_wan import load
-from erta_integrations.shapes_wan.accuracy import accuracy, expected, read
+from erta_integrations.shapes_wan.accuracy import accuracy, parse_prompt, read
 from erta_integrations.shapes_wan.data import (
     COLORS,
     DIRECTIONS,
@@ -31,7 +31,7 @@ def scenes(count: int, seed: int = 0) -> Scene:
 
 def still(*, radius: float = 3.5, speed: float = 1.5, tone: float = -0.6) -> Scene:
     """Every prompt once, in the middle of a plain background."""
-    words = [expected(prompt) for prompt in all_prompts()]
+    words = [parse_prompt(prompt) for prompt in all_prompts()]
     count = len(words)
     return Scene(
         color=torch.tensor([list(COLORS).index(w[0]) for w in words]),
@@ -129,7 +129,7 @@ def test_shuffled_prompts_score_near_chance():
 def test_faults_are_counted_one_by_one():
     drawn = scenes(4, seed=8)
     prompts = drawn.prompts()
-    color, shape, direction = expected(prompts[1])
+    color, shape, direction = parse_prompt(prompts[1])
     other = next(c for c in COLORS if c != color)
     asked = [prompts[0], f"a {other} {shape} moving {direction}", *prompts[2:]]
     found = accuracy(render(drawn), asked)

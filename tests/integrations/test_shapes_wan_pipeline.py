@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Callback, Engine, FlowEuler, Interval, Policy, Profile, Sampler
-from erta_framework.budgets import MeasuredFront, forecast, front_of
+from erta_framework.budgets import MeasuredFront, forecast, plan_front
 from erta_framework.errors import (
     CapabilityError,
     InputError,
@@ -339,7 +339,7 @@ def test_the_shipped_profile_plans_for_every_cost_and_budget(cost: str) -> None:
     def planned(**budget: float) -> PlannedSchedule:
         return PlannedSchedule(profile=model_module.PROFILE, budget=budget, cost=cost)
 
-    rows = front_of([planned(calls=50)], 50, MeasuredFront.of(SHIPPED, planned(calls=1).unit))
+    rows = plan_front([planned(calls=50)], 50, MeasuredFront.of(SHIPPED, planned(calls=1).unit))
     assert [row.calls for row in rows if row.psnr is not None] == [8, 12, 17, 25]
     assert len(planned(speedup=4).plan(50).computed) == 12
     (quality,) = (row.psnr for row in rows if row.calls == 17)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from erta_framework import Policy, Profile, Reuse, Traits, hookimpl
+from erta_framework.budgets import Planner, StepSchedule
 from erta_framework.errors import ErtaError
 from erta_framework.testing import CHECKS, AlternateSteps, CheckError, check_policy
 from erta_policies.seacache import SeaCacheRule
@@ -439,6 +440,28 @@ class DrawsAndPutsBack(Policy):
         with torch.random.fork_rng(devices=[]):
             noise = torch.randn_like(output)
         return output + 1e-3 * noise if call.reused else output
+
+
+@broken("check_plan_is_what_runs", r"planned the steps \(0, 1\), but branch 'cond' computed")
+class PlansOtherSteps(Policy, Planner):
+    def plan(self, num_steps):
+        return StepSchedule.of({0, 1}, num_steps)
+
+    @hookimpl
+    def decide(self, step):
+        return odd(step)
+
+
+@broken("check_plan_is_what_runs", r"has plan\(\) but no schedules\(\) and no with_calls\(\)")
+class PlansHalf(Policy):
+    def plan(self, num_steps):
+        return StepSchedule.of(range(0, num_steps, 2), num_steps)
+
+
+@broken("check_plan_is_what_runs", "planned .0, 2. of type tuple; return")
+class PlansATuple(Policy, Planner):
+    def plan(self, num_steps):
+        return (0, 2)
 
 
 @broken("check_exception_leaves_no_trace", "the caller saw PolicyError")

@@ -35,7 +35,7 @@ from erta_bench.setting import (
     describe_setting,
     require_measurable,
 )
-from erta_framework.budgets import cost_of, forecast
+from erta_framework.budgets import count_replay_calls, forecast
 
 COLUMNS = {
     "budget": "calls",
@@ -90,7 +90,7 @@ def compare_schedules(
     unique = dict.fromkeys(calls)
     rows = sum(map(len, COMPARED.values())) + len(REFINED)
     work = setting.steps * (batches + 2) + rows * batches * sum(unique)
-    work += len(REFINED) * (cost_of([*unique], setting.steps, trials) - setting.steps)
+    work += len(REFINED) * (count_replay_calls([*unique], setting.steps, trials) - setting.steps)
     done: list[int] = []
     with RunProgress(work, console) as bar:
         profile = calibrate_residuals(setting, bar, CALIBRATION_SEEDS + seed)
@@ -146,7 +146,7 @@ class ScheduleTable:
         facts: dict[str, Value] = {
             "budget": row.budget,
             "stands_in": row.predictor,
-            "predicted": row.plan.facts.get("predicted"),
+            "predicted": row.plan.predicted,
             "threshold": row.plan.threshold,
             "steps": " ".join(map(str, row.plan.computed)),
             "same_as": same,

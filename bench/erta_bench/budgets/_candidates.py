@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from erta_bench.setting import PROFILE, Setting, Spec, build_policy
-from erta_framework.budgets import Forecast, Replays, ReplaySetting, forecast, refined, with_steps
+from erta_framework.budgets import Replays, ReplaySetting, StepSchedule, forecast, with_steps
 from erta_framework.calibration import Profile
 from erta_framework.plugins import Policy
 
@@ -56,7 +56,7 @@ class Candidate:
     predictor: str
     name: str
     policies: tuple[Policy, ...]
-    plan: Forecast
+    plan: StepSchedule
 
 
 def make_candidate(
@@ -105,8 +105,8 @@ def refine_candidates(
     for predictor, name in REFINED.items():
         policies = build_schedule(name, number, predictor, profile)
         plan = forecast(policies, steps)
-        values, _ = replays.quality(policies, plan.calls)
-        better, _ = refined(replays, policies, plan.computed, float(values.mean()), trials)
+        values, _ = replays.measure_quality(policies, plan.calls)
+        better, _ = replays.refine_steps(policies, plan.computed, float(values.mean()), trials)
         moved = with_steps(policies, better)
         found.append(make_candidate(number, predictor, f"{name}, refined", moved, steps))
     return found

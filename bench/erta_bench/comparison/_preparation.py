@@ -23,7 +23,7 @@ from erta_bench.comparison._runner import Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
 from erta_framework import Profile
-from erta_framework.budgets import Planner
+from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers.pipeline import capabilities
@@ -144,10 +144,9 @@ class Preparation:
                 "sigmas need FlowMatchEulerDiscreteScheduler"
             )
         (schedule,) = build_policies([on])
-        assert isinstance(schedule, Planner)
         full.set_timesteps(self.runner.steps)
         grid = full.sigmas.tolist()
-        return tuple(grid[step] for step in schedule.plan(self.runner.steps).computed)
+        return tuple(grid[step] for step in forecast([schedule], self.runner.steps).computed)
 
     def _profile(
         self, made: CalibratedBy, seam: str, budget: int, options: dict[str, Any]

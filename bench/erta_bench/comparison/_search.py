@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from erta_bench.comparison._contender import SearchRange
-from erta_framework.budgets import Planner
+from erta_framework.budgets import as_planner
 from erta_framework.compatibility import Role, role_of
 from erta_framework.plugins import Policy, flatten
 
@@ -68,8 +68,9 @@ def count_planned_calls(policies: Sequence[Policy], num_steps: int) -> float | N
     """Calls of each branch, where one policy alone decides and knows beforehand; else None."""
     parts = flatten(policies)
     deciding = [part for part in parts if role_of(type(part)) in (Role.WHEN, Role.LIMIT)]
-    if len(deciding) != 1 or not isinstance(deciding[0], Planner):
+    planner = as_planner(deciding[0]) if len(deciding) == 1 else None
+    if planner is None:
         return None
-    plans = getattr(deciding[0], "plans", None)
-    each = list(plans(num_steps).values()) if plans else [deciding[0].plan(num_steps)]
-    return sum(len(plan.computed) for plan in each) / len(each)
+    schedule = planner.plan(num_steps)
+    each = list(schedule.branches.values()) or [schedule]
+    return sum(plan.calls for plan in each) / len(each)

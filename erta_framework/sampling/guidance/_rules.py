@@ -60,7 +60,7 @@ class Guidance(Protocol):
             num_steps: Steps of the schedule.
 
         Raises:
-            InputError: The step needs a condition that there is none of.
+            InputError: The step needs a condition that the request lacks.
         """
         ...
 

@@ -67,7 +67,7 @@ class VPSolver(SolverRecipe):
 
     Attributes:
         train_steps: Number of training timesteps.
-        beta_start: First beta; `"cosine"` takes no notice of it.
+        beta_start: First beta; not used by `"cosine"`.
         beta_end: Last beta, likewise.
         betas: `"scaled_linear"`, `"linear"` or `"cosine"`.
         grid: `"trailing"` timesteps, or `"karras"` between the first and last training sigma.

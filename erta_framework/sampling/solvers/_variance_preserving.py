@@ -57,7 +57,7 @@ class DiscreteVP(_VariancePreserving):
 
     Attributes:
         train_steps: Number of training timesteps; the network's timestep is 0 to this minus 1.
-        beta_start: First beta; `"cosine"` takes no notice of it.
+        beta_start: First beta; not used by `"cosine"`.
         beta_end: Last beta, likewise.
         betas: `"linear"`, linear in the root (`"scaled_linear"`), or the cosine schedule
             (arXiv 2102.09672, eq. 17).

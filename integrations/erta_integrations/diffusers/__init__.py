@@ -1,7 +1,12 @@
-"""Caching on unmodified diffusers pipelines."""
+"""Caching on unmodified diffusers pipelines: `attach` drives one, `load` loads one by name.
+
+From top to bottom: `bundled` runs the models that ship with the package; `_loading` and `_attach`
+are what users call; `pipeline` follows a pipeline's calls; `trunk` drives its block stack;
+`network` reads and patches one network.
+"""
 
 from erta_integrations.diffusers._attach import Attachment, attach
-from erta_integrations.diffusers._loading import PipelineRun, load
+from erta_integrations.diffusers._loading import LoadedPipeline, load
 from erta_integrations.diffusers.pipeline import CAPABILITIES, Capability, Support
 from erta_integrations.diffusers.trunk import inspect
 
@@ -9,7 +14,7 @@ __all__ = [
     "CAPABILITIES",
     "Attachment",
     "Capability",
-    "PipelineRun",
+    "LoadedPipeline",
     "Support",
     "attach",
     "inspect",

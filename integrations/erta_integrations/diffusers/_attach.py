@@ -1,4 +1,4 @@
-"""`attach`: accelerate an unmodified diffusers pipeline for as long as a `with` block lasts."""
+"""`attach`: run an unmodified diffusers pipeline under policies, within a `with` block."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.budgets import promise
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
-from erta_integrations.diffusers.network import _trial as trials
-from erta_integrations.diffusers.network import find_networks, find_others, patched
+from erta_integrations.diffusers.network import (
+    check_trials,
+    find_networks,
+    find_undriven_networks,
+    is_patched,
+)
 from erta_integrations.diffusers.pipeline import Driver, capabilities
-from erta_integrations.diffusers.trunk import _signals as signals
+from erta_integrations.diffusers.trunk import check_signals
 
 Policies = str | Path | Policy | Engine | Sequence[Any]
 
 
 class Attachment:
-    """A pipeline with an engine attached; made by `attach`.
+    """A pipeline with policies attached; made by `attach`, used as a context manager.
 
     Attributes:
         engine: The policies that decide.
@@ -36,25 +40,27 @@ class Attachment:
         seam: Seam = Seam.LATENT,
     ) -> None:
         self.engine = engine
-        self._driver = Driver(engine, pipe, networks, seam, find_others(pipe, networks))
-        signals.check(engine.policies, networks, self._driver.signals)
+        others = find_undriven_networks(pipe, networks)
+        self._driver = Driver(engine, pipe, networks, seam, others)
+        parts = self._driver.parts
+        check_signals(engine.policies, networks, parts.signals)
         if seam is Seam.LATENT:
-            trials.check(engine.policies, networks)
-        scheduler = self._driver.scheduler
-        offered = capabilities(scheduler) | self._driver.offered
+            check_trials(engine.policies, networks)
+        scheduler = parts.scheduler
+        offered = capabilities(scheduler) | parts.offered
         engine.check(offered, type(scheduler).__name__, seam)
 
     def __enter__(self) -> Self:
-        driver = self._driver
-        for name, network in driver.parts.items():
-            if patched(network, "forward"):
+        driver, parts = self._driver, self._driver.parts
+        for name, network in parts.all_networks.items():
+            if is_patched(network, "forward"):
                 raise ConflictError(
                     f"{name} ({type(network).__name__}) has an engine attached already; leave "
                     "that `with` block or call detach() first"
                 )
-        if patched(driver.scheduler, "step"):
+        if is_patched(parts.scheduler, "step"):
             raise ConflictError(
-                f"the scheduler ({type(driver.scheduler).__name__}) is driven by another "
+                f"the scheduler ({type(parts.scheduler).__name__}) is driven by another "
                 "attachment; give this pipeline its own with "
                 "scheduler.from_config(scheduler.config)"
             )
@@ -74,44 +80,45 @@ class Attachment:
         self.detach()
 
     def detach(self) -> None:
-        """Put back the very same attributes and drop every state; safe to call twice."""
+        """Restore the same attribute objects and drop all state; safe to call twice."""
         try:
-            self._driver.abort("detached before the last step")
+            self._driver.life.abort("detached before the last step")
         finally:
             self._driver.patches.undo()
 
     @property
     def traces(self) -> list[Trace]:
-        """One trace a finished (or aborted) request, oldest first."""
-        return self._driver.traces
+        """One trace per finished or aborted request, oldest first."""
+        return self._driver.life.traces
 
     @property
     def newest(self) -> Trace | None:
-        """The trace of the request that runs, else of the last one; None before the first.
+        """The trace of the running request, else of the last one; None before the first.
 
         A pipeline's `callback_on_step_end` may read the step that just ended, `steps[-1]`.
         """
-        return self._driver.newest
+        return self._driver.life.newest
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts of the next request, for profilers that ask; a pipeline keeps none to read.
+        """The prompts of the next request, for profilers that need them.
 
-        Set it before each call: `run.prompts = ["a cat"]; pipe("a cat")`.
+        A pipeline does not keep its prompts, so set them before each call:
+        `run.prompts = ["a cat"]; pipe("a cat")`.
         """
-        return self._driver.prompts
+        return self._driver.life.prompts
 
     @prompts.setter
     def prompts(self, texts: Sequence[str]) -> None:
-        self._driver.prompts = tuple(texts)
+        self._driver.life.prompts = tuple(texts)
 
     @property
     def emitted(self) -> list[Profile]:
-        """Profiles that profilers emitted, one a request."""
-        return self._driver.emitted
+        """Profiles that profilers emitted, one per request."""
+        return self._driver.life.emitted
 
     def profile(self) -> Profile:
-        """The emitted profiles of all requests so far, merged.
+        """Merge the emitted profiles of all requests so far.
 
         Raises:
             ProfileError: Nothing was emitted.
@@ -119,20 +126,20 @@ class Attachment:
         return Profile.merge(self.emitted)
 
     def summary(self) -> str:
-        """Real against reused calls of every request, with reasons, by sample if they differ.
+        """Real and reused calls of every request, with reasons; per sample if samples differ.
 
-        Before the first, what each will cost, where a profile tells it.
+        Before the first request: what each will cost, if a profile says so.
         """
         if not self.traces:
             return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
         return "\n".join(trace.summary() for trace in self.traces)
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
-        """Draw which steps of a request were computed or reused, by sample where samples differed.
+        """Draw which steps of a request were computed or reused; per sample if samples differ.
 
         Args:
-            path: Picture to write; its ending gives the format.
-            request: Place in `traces`; the newest by default.
+            path: Picture to write; its suffix gives the format.
+            request: Index in `traces`; the newest by default.
 
         Raises:
             InputError: There is no such request.
@@ -160,9 +167,9 @@ def attach(
     seam: str = Seam.LATENT,
     **options: Any,
 ) -> Attachment:
-    """Attach policies to a diffusers pipeline that nobody changed.
+    """Attach policies to an unmodified diffusers pipeline.
 
-    Only attributes of this pipeline's scheduler and networks are replaced, and only within the
+    Only methods of this pipeline's own scheduler and networks are replaced, and only within the
     `with` block.
 
     Args:
@@ -170,18 +177,18 @@ def attach(
         policies: A policy's name, a policy, a list of either (or of `{name: options}`), a path to
             a configuration file, or an `Engine`.
         networks: Names of the components to drive; by default every module of the pipeline whose
-            `forward` takes latents and a time. Another network that the pipeline steps with, such
-            as Wan 2.2's second one, is then left alone: it always runs, and the trace says so.
+            `forward` takes latents and a timestep. With names, any other network that the pipeline
+            steps with, such as Wan 2.2's second one, always runs; the trace says so.
         seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` only its block
             stack, so that embedders, final norm and head run at the current timestep.
         options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.
 
     Raises:
-        CapabilityError: The scheduler cannot be driven, lacks what a policy requires, the pipeline
-            has no network, a network was compiled in place, or it has no trunk or not the signal
-            that a policy requires.
+        CapabilityError: The scheduler cannot be driven or lacks what a policy requires; the
+            pipeline has no network; a network was compiled in place, has no trunk, or lacks a
+            signal that a policy requires.
         InputError: `seam` is no seam of a pipeline.
-        ConflictError: On entering, when a network is attached already.
+        ConflictError: On entering, if a network or the scheduler is attached already.
 
     Example:
         >>> with attach(pipe, "skip_policy", every=2) as run:  # doctest: +SKIP
@@ -196,12 +203,12 @@ def attach(
         )
     if seam not in (Seam.LATENT, Seam.TRUNK):
         raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
-    capabilities(scheduler)  # refuses what cannot be driven, before anything else is looked at
+    capabilities(scheduler)  # refuses a scheduler that cannot be driven, first of all
     return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam))
 
 
 def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:
-    """An engine from whatever `attach` was given."""
+    """Build an engine from the policies that `attach` takes."""
     if isinstance(policies, Engine):
         return policies
     if isinstance(policies, Policy):

@@ -1,4 +1,4 @@
-"""Whole pipelines by name: load one, calibrate it, sample it; what `erta ... --pipeline` runs."""
+"""Loads whole pipelines by name, calibrates and samples them; `erta ... --pipeline` runs this."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from erta_framework.optional_dependencies import require_extra
 from erta_framework.sampling import resolve_device
 from erta_integrations.diffusers._attach import attach
 
-ARGUMENTS = {
+ARGUMENTS = {  # options of the command line, as pipelines call them
     "steps": "num_inference_steps",
     "guidance": "guidance_scale",
     "height": "height",
@@ -28,8 +28,8 @@ ARGUMENTS = {
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class PipelineRun:
-    """A loaded pipeline that is calibrated or sampled, one prompt after another.
+class LoadedPipeline:
+    """A loaded pipeline, to be calibrated or sampled one prompt at a time.
 
     Attributes:
         pipe: The diffusers pipeline.
@@ -48,23 +48,24 @@ class PipelineRun:
         """Run the full network on calibration prompts and merge what the profiler emits.
 
         Args:
-            prompts: One a request.
+            prompts: One per request.
             profiler: Such as `ResidualProfiler()`.
-            seed: Prompt k draws its noise from `seed + k`.
-            options: `steps`, `guidance`, `height`, `width`, `frames`; None takes the pipeline's.
+            seed: The noise of prompt k is drawn from `seed + k`.
+            options: `steps`, `guidance`, `height`, `width`, `frames`; None keeps the
+                pipeline's default.
 
         Raises:
             InputError: No prompts, or an option that this pipeline does not have.
             PolicyError: The profiler emitted nothing.
         """
-        given = self._arguments(prompts, options)
+        arguments = self._read_arguments(prompts, options)
 
         def run(current: Profiler) -> Sequence[Profile]:
             with attach(self.pipe, [current], seam=self.seam) as attached:
                 for number, prompt in enumerate(prompts):
                     attached.prompts = [prompt]
                     copies = current.calibration_copies
-                    self._call(prompt, seed + number, "latent", given, copies)
+                    self._call(prompt, seed + number, "latent", arguments, copies)
             return attached.emitted
 
         return calibrate(profiler, run).with_provenance(
@@ -76,25 +77,25 @@ class PipelineRun:
     def sample(
         self, prompts: Sequence[str], policies: Sequence[Policy], *, seed: int = 0, **options: Any
     ) -> Samples:
-        """Sample one output per prompt; images `[C, H, W]`, videos `[C, F, H, W]`, in [-1, 1].
+        """Sample one output per prompt: images `[C, H, W]` or videos `[C, F, H, W]` in [-1, 1].
 
         Args:
-            prompts: One a request.
-            policies: In call order; empty computes every step.
-            seed: Prompt k draws its noise from `seed + k`.
+            prompts: One per request.
+            policies: In call order; without any, every step is computed.
+            seed: The noise of prompt k is drawn from `seed + k`.
             options: As for `calibrate`.
 
         Raises:
             InputError: No prompts, or an option that this pipeline does not have.
             NonFiniteError: A reused output was NaN or infinite.
         """
-        given = self._arguments(prompts, options)
+        arguments = self._read_arguments(prompts, options)
         samples: list[Tensor] = []
         seconds = 0.0
         with attach(self.pipe, list(policies), seam=self.seam) as run:
             for number, prompt in enumerate(prompts):
                 clock = time.perf_counter()
-                output = self._call(prompt, seed + number, "pt", given)
+                output = self._call(prompt, seed + number, "pt", arguments)
                 samples.append(as_sample(output, type(self.pipe).__name__))
                 seconds += time.perf_counter() - clock
         for trace in run.traces:
@@ -108,26 +109,26 @@ class PipelineRun:
             emitted=tuple(run.emitted),
         )
 
-    def _arguments(self, prompts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    def _read_arguments(self, prompts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        taken = inspect.signature(self.pipe.__call__).parameters
-        given = {name: value for name, value in options.items() if value is not None}
-        for name in given:
-            if ARGUMENTS.get(name) not in taken:
-                usable = [option for option, argument in ARGUMENTS.items() if argument in taken]
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        chosen = {name: value for name, value in options.items() if value is not None}
+        for name in chosen:
+            if ARGUMENTS.get(name) not in parameters:
+                usable = [option for option, own in ARGUMENTS.items() if own in parameters]
                 raise InputError(
                     f"{type(self.pipe).__name__} has no {ARGUMENTS.get(name, name)}, so {name} "
                     f"cannot be set; it has {', '.join(usable)}"
                 )
-        return {ARGUMENTS[name]: value for name, value in given.items()}
+        return {ARGUMENTS[name]: value for name, value in chosen.items()}
 
     def _call(
         self,
         prompt: str,
         seed: int,
         output_type: str,
-        given: Mapping[str, Any],
+        arguments: Mapping[str, Any],
         copies: int = 1,
     ) -> Any:
         generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
@@ -136,7 +137,7 @@ class PipelineRun:
             generator=generators[0] if copies == 1 else generators,
             output_type=output_type,
             return_dict=False,
-            **given,
+            **arguments,
         )
         return output[0]
 
@@ -147,11 +148,11 @@ def load(
     accelerator: str = "auto",
     dtype: str | None = None,
     seam: str = Seam.LATENT,
-) -> PipelineRun:
+) -> LoadedPipeline:
     """Load a pipeline from a folder, or from the hub by its id.
 
-    A folder needs no network: nothing is fetched for it. A hub id is fetched once into the hub's
-    cache, and is found there offline (`HF_HUB_OFFLINE=1`).
+    Loading a folder needs no network. A hub id is downloaded once into the hub's cache; after that
+    it loads offline too (`HF_HUB_OFFLINE=1`).
 
     Args:
         source: Folder that `pipe.save_pretrained` wrote, or a hub id such as `owner/name`.
@@ -196,15 +197,15 @@ def load(
         )
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
-    return PipelineRun(pipe.to(device), folder.name if local else source, seam)
+    return LoadedPipeline(pipe.to(device), folder.name if local else source, seam)
 
 
 def as_sample(output: Any, pipeline: str) -> Tensor:
-    """One output of a pipeline as `[C, H, W]` or `[C, F, H, W]` in [-1, 1], on the CPU.
+    """Convert one output of a pipeline to `[C, H, W]` or `[C, F, H, W]` in [-1, 1], on the CPU.
 
     Args:
-        output: What the pipeline gave for `output_type="pt"`: `[1, C, H, W]` or `[1, F, C, H, W]`
-            in [0, 1].
+        output: What the pipeline returned for `output_type="pt"`: `[1, C, H, W]` or
+            `[1, F, C, H, W]` in [0, 1].
         pipeline: Class of the pipeline, for the message.
 
     Raises:

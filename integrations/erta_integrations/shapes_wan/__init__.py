@@ -1,10 +1,10 @@
-"""shapes-wan, the trained reference model that ships with erta_framework."""
+"""shapes-wan: a small trained text-to-video model that ships with the package."""
 
 from erta_integrations.shapes_wan.model import ShapesWan, load_model
 
 
 def load() -> ShapesWan:
-    """The trained reference model, from the weights in the package."""
+    """Load the trained model from the weights in the package."""
     return load_model()
 
 

@@ -1,9 +1,11 @@
-"""Reads colour, shape and direction of motion back from the pixels of a video.
+"""Reads colour, shape and direction of motion from the pixels of a video.
 
-No network and no prompt is involved: the measures see pixels alone, and score close to 100 % on
-rendered videos whose answer is known. Two facts of the rendering carry them. Backgrounds are almost
-grey and colours are not, so the chroma of a pixel (its channels minus their mean) tells how much
-of it is covered; and a shape is one of three outlines, so it is found by rendering all of them.
+Neither a network nor the prompt is used, only pixels. On rendered videos, whose answer is known,
+the measures are nearly always right. They rely on two facts of the rendering:
+
+* Backgrounds are almost grey and colours are not. So the chroma of a pixel, its channels minus
+  their mean, shows how much of it the shape covers.
+* A shape has one of three outlines. So it is found by comparing with all three.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ MINIMUM_MOTION = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What was read from a batch of videos, one word each; `"none"` where nothing was found.
+    """The words read from a batch of videos; `"none"` where nothing was found.
 
     Attributes:
         color, shape, direction: Words of `COLORS`, `SHAPES`, `DIRECTIONS`, or `"none"`.
@@ -37,7 +39,7 @@ class Reading:
     direction: tuple[str, ...]
 
     def prompts(self) -> list[str]:
-        """The prompt that each video looks like."""
+        """The prompt that fits each video."""
         return [
             f"a {color} {shape} moving {direction}"
             for color, shape, direction in zip(self.color, self.shape, self.direction, strict=True)
@@ -45,10 +47,10 @@ class Reading:
 
 
 def read(video: Tensor) -> Reading:
-    """Read videos.
+    """Read colour, shape and direction of videos.
 
     Args:
-        video: Pixels `[B, 3, F, H, W]`, in [-1, 1] up to what a sampler overshoots.
+        video: Pixels `[B, 3, F, H, W]`, in [-1, 1]; a sampler may overshoot that a little.
 
     Example:
         >>> from erta_integrations.shapes_wan.data import random_scenes, render
@@ -60,23 +62,23 @@ def read(video: Tensor) -> Reading:
     missing = (cover > 0.5).sum(dim=(2, 3)).float().mean(dim=1) < MINIMUM_AREA
     shape, direction = read_shape(cover), read_direction(cover)
     return Reading(
-        color=words(tuple(COLORS), color, missing),
-        shape=words(SHAPES, shape, missing),
-        direction=words(tuple(DIRECTIONS), direction, missing),
+        color=to_words(tuple(COLORS), color, missing),
+        shape=to_words(SHAPES, shape, missing),
+        direction=to_words(tuple(DIRECTIONS), direction, missing),
     )
 
 
-def words(names: Sequence[str], index: Tensor, missing: Tensor) -> tuple[str, ...]:
-    """Indices `[B]` as names, `"none"` where `missing` or negative."""
+def to_words(names: Sequence[str], index: Tensor, missing: Tensor) -> tuple[str, ...]:
+    """Convert indices `[B]` to names; `"none"` where `missing` or negative."""
     pairs = zip(index.tolist(), missing.tolist(), strict=True)
     return tuple(UNKNOWN if gone or k < 0 else names[k] for k, gone in pairs)
 
 
 def read_color(video: Tensor) -> tuple[Tensor, Tensor]:
-    """The colour index `[B]` and how far each pixel is covered by it, `[B, F, H, W]` in [0, 1].
+    """Read the colour index `[B]` and the cover of each pixel, `[B, F, H, W]` in [0, 1].
 
-    The colour is the one nearest to the mean of the sixteenth of all pixels with the strongest
-    chroma, fewer than the smallest shape covers.
+    The sixteenth of the pixels with the strongest chroma, fewer than the smallest shape covers, is
+    averaged; the nearest colour is taken.
     """
     pixels = video.float().clamp(-1, 1).permute(0, 2, 3, 4, 1)
     chroma = pixels - pixels.mean(dim=-1, keepdim=True)
@@ -95,9 +97,9 @@ def read_color(video: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_direction(cover: Tensor) -> Tensor:
-    """The direction index `[B]` of the centroid from the first frame to the last.
+    """Read the direction index `[B]` in which the centroid moves from the first frame to the last.
 
-    The larger of the two displacements decides; -1 where it is below `MINIMUM_MOTION`.
+    The larger of the two displacements decides; it is -1 below `MINIMUM_MOTION`.
     """
     weight = torch.where(cover > 0.25, cover, 0.0)[:, [0, -1]]
     total = weight.sum(dim=(2, 3)).clamp(min=1e-6)
@@ -111,14 +113,14 @@ def read_direction(cover: Tensor) -> Tensor:
 
 
 def read_shape(cover: Tensor) -> Tensor:
-    """The shape index `[B]` whose outline fits best.
+    """Read the shape index `[B]` whose outline fits best.
 
-    Every frame is compared with each shape at every radius and position of `templates`; the best
-    squared distances of the frames add up.
+    Every frame is compared with every outline of `make_outlines`; the smallest squared distances
+    of the frames are added.
     """
     frames = cover.flatten(0, 1).flatten(1)
     distances = []
-    for outlines in templates():
+    for outlines in make_outlines():
         size = outlines.square().sum(dim=1)
         distances.append((size - 2 * frames @ outlines.T).amin(dim=1))
     fit = torch.stack(distances, dim=1).reshape(cover.shape[0], cover.shape[1], len(SHAPES))
@@ -126,8 +128,8 @@ def read_shape(cover: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def templates() -> Tensor:
-    """Coverage of each shape at radii 2.5 to 4.5 and centres half a pixel apart, `[3, N, H*W]`."""
+def make_outlines() -> Tensor:
+    """The cover of each shape at radii 2.5 to 4.5 and centres half a pixel apart, `[3, N, H*W]`."""
     radius = torch.arange(2.5, 4.6, 0.25)
     center = torch.arange(2.0, SIZE - 2.0 + 0.01, 0.5)
     grid = torch.arange(SIZE) + 0.5
@@ -143,12 +145,12 @@ def templates() -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How many of the videos show what their prompt says.
+    """How many videos show what their prompt says.
 
     Attributes:
         samples: Number of videos.
-        color, shape, direction: Number of right ones.
-        wrong: `(prompt, what was read)` of every video with a fault.
+        color, shape, direction: Number of videos in which it is right.
+        wrong: `(prompt, what was read)` of every video that is wrong in one of them.
     """
 
     samples: int
@@ -173,7 +175,7 @@ def accuracy(video: Tensor, prompts: Sequence[str]) -> Accuracy:
         raise ValueError(
             f"{len(prompts)} prompts for {len(video)} videos; give one a video, and at least one"
         )
-    wanted = [expected(prompt) for prompt in prompts]
+    wanted = [parse_prompt(prompt) for prompt in prompts]
     reading = read(video)
     found = list(zip(reading.color, reading.shape, reading.direction, strict=True))
     right = [sum(w[k] == f[k] for w, f in zip(wanted, found, strict=True)) for k in range(3)]
@@ -185,8 +187,8 @@ def accuracy(video: Tensor, prompts: Sequence[str]) -> Accuracy:
     return Accuracy(len(prompts), right[0], right[1], right[2], tuple(wrong))
 
 
-def shown(video: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """Share of videos that show each word of their prompt, and `all` of them, in [0, 1].
+def measure_words(video: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Measure the share of videos, in [0, 1], that show each word of their prompt, and `all`.
 
     Raises:
         ValueError: As with `accuracy`.
@@ -196,8 +198,8 @@ def shown(video: Tensor, prompts: Sequence[str]) -> dict[str, float]:
     return {**words, "all": 1 - len(found.wrong) / found.samples}
 
 
-def expected(prompt: str) -> tuple[str, str, str]:
-    """Colour, shape and direction that a prompt asks for.
+def parse_prompt(prompt: str) -> tuple[str, str, str]:
+    """Read colour, shape and direction that a prompt asks for.
 
     Raises:
         ValueError: The prompt is not of the form `a <colour> <shape> moving <direction>`.

@@ -1,7 +1,7 @@
-"""Procedurally rendered videos of one coloured shape moving over a dim background.
+"""Rendered videos of one coloured shape that moves over a dim background.
 
-The pixels of every video follow from its `Scene` alone, so training needs no
-data set and the accuracy check knows the right answer.
+The pixels of a video follow from its `Scene` alone. So training needs no data set, and the accuracy
+check knows the right answer.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def all_prompts() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A batch of scenes: what is drawn, per video.
+    """A batch of scenes: what each video shows.
 
     Attributes:
         color, shape, direction: `[B]` integer indices into `COLORS`, `SHAPES`, `DIRECTIONS`.
         radius: `[B]` half extent in pixels.
         center: `[B, 2]` position (y, x) in the middle frame, in pixels.
-        speed: `[B]` pixels a frame.
+        speed: `[B]` pixels per frame.
         background: `[B, 2, 3]` colour at the top and at the bottom, in [-1, 1].
     """
 
@@ -147,7 +147,7 @@ def tokenize(prompts: Sequence[str]) -> Tensor:
 def indices(
     prompts: Sequence[str], vocabulary: Sequence[str], longest: int, model: str, example: str
 ) -> Tensor:
-    """Places of words in a vocabulary, `[B, longest]`, filled up with 0.
+    """Places of words in a vocabulary, `[B, longest]`, padded with 0.
 
     Raises:
         InputError: A prompt has a word outside the vocabulary or too many; names the model.

@@ -1,8 +1,7 @@
-"""shapes-wan: a small trained text-to-video Wan transformer that ships with the package.
+"""shapes-wan: diffusers' `WanTransformer3DModel` and a word embedding, small and trained.
 
-`ShapesWan` holds diffusers' `WanTransformer3DModel` and a word embedding. It is
-the reference model of the demo, the benchmarks and the tests: large enough to
-have real trajectories, small enough for two CPU cores.
+The demo, the benchmarks and the tests use it: it is large enough to have real trajectories, and
+small enough for two CPU cores.
 """
 
 from __future__ import annotations
@@ -54,8 +53,8 @@ NETWORK: dict[str, Any] = {
 class ShapesWan(InPipeline):
     """A Wan transformer over `[B, 3, 5, 16, 16]` pixels and its word embedding.
 
-    Predicts the flow-matching velocity `noise - video`; sigma in [0, 1] is told to the network
-    as the timestep `1000 * sigma`.
+    Predicts the flow-matching velocity `noise - video`; the timestep of the network is
+    `1000 * sigma`, for sigma in [0, 1].
 
     Example:
         >>> model = ShapesWan()
@@ -73,7 +72,7 @@ class ShapesWan(InPipeline):
 
     @classmethod
     def pipeline_model(cls) -> PipelineModel:
-        """Inside `WanPipeline`."""
+        """How it runs inside `WanPipeline`."""
         from erta_integrations.shapes_wan.pipeline import WAN
 
         return WAN
@@ -84,27 +83,27 @@ class ShapesWan(InPipeline):
         return (3, FRAMES, SIZE, SIZE)
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompt embeddings `[B, 6, 64]`; padding words, hence the empty prompt, are zero.
+        """Prompt embeddings `[B, 6, 64]`. Padding is zero, and so is the empty prompt.
 
         Raises:
-            ValueError: A prompt has a word outside the vocabulary.
+            InputError: A prompt has a word outside the vocabulary.
         """
         tokens = tokenize(prompts).to(self.words.weight.device)
         embedded: Tensor = self.words(tokens)
         return embedded * (tokens > 0).unsqueeze(-1)
 
     def demo_prompts(self) -> tuple[list[str], list[str]]:
-        """Prompts to calibrate on (24) and held-out prompts to show (48); they share none."""
+        """24 prompts to calibrate on, and the 48 others to sample."""
         order = torch.randperm(72, generator=torch.Generator().manual_seed(0)).tolist()
         prompts = all_prompts()
         shuffled = [prompts[k] for k in order]
         return shuffled[:24], shuffled[24:]
 
     def shipped_profile(self) -> Path | None:
-        """The profile that ships beside the weights, for runs through `pipeline_sampler`.
+        """The profile that ships with the weights, for runs through `pipeline_sampler`.
 
-        None where it was made with other weights or another diffusers, whose schedulers may have
-        other options: it would be refused, or be wrong.
+        None if it was made with other weights, or with another version of diffusers, whose
+        schedulers may have other options: the profile would be refused, or be wrong.
         """
         if not PROFILE.is_file():
             return None
@@ -113,12 +112,12 @@ class ShapesWan(InPipeline):
         return PROFILE if all(made.get(key) == value for key, value in now.items()) else None
 
     def fingerprint(self) -> dict[str, str]:
-        """Network class, hash of its configuration and of its weights file."""
+        """Class of the network, hash of its configuration and hash of its weights file."""
         config = hashlib.sha256(json.dumps(NETWORK, sort_keys=True).encode()).hexdigest()[:16]
         return {"network": "WanTransformer3DModel", "config": config, "weights": self.weights_hash}
 
     def signals(self) -> dict[str, NetworkSignal]:
-        """The embedded timestep `[B, D]` and Wan's projection of it for all blocks `[B, 6 * D]`."""
+        """The embedded timestep `[B, D]` and its projection for all blocks, `[B, 6 * D]`."""
         embedder = self.transformer.condition_embedder
 
         def embedded(x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
@@ -140,7 +139,7 @@ class ShapesWan(InPipeline):
 
 
 def save_weights(model: ShapesWan, path: Path, metadata: dict[str, str]) -> None:
-    """Write the weights as half precision safetensors (about 6 MB)."""
+    """Write the weights as safetensors in half precision, about 6 MB."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.half().contiguous() for name, value in model.state_dict().items()}
     save_file(tensors, path, metadata={**metadata, "network": json.dumps(NETWORK)})
@@ -148,7 +147,7 @@ def save_weights(model: ShapesWan, path: Path, metadata: dict[str, str]) -> None
 
 
 def load_model(path: Path = WEIGHTS) -> ShapesWan:
-    """The trained model in float32, in evaluation mode, from a file; never from the network.
+    """Load the trained model from a file, in float32 and in evaluation mode.
 
     Raises:
         FileNotFoundError: There is no weights file.
@@ -166,11 +165,11 @@ def load_model(path: Path = WEIGHTS) -> ShapesWan:
 
 
 def weights_metadata(path: Path = WEIGHTS) -> dict[str, str]:
-    """What the weights file says of its own training: steps, seconds, loss, machine."""
+    """What the weights file says of its training: steps, seconds, loss, machine."""
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 
 
 def default_device() -> torch.device:
-    """The accelerator where there is one, else the CPU."""
+    """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,16 +1,16 @@
-"""shapes-wan inside diffusers' unmodified `WanPipeline`, with the schedulers that Wan is run with.
+"""shapes-wan inside diffusers' unmodified `WanPipeline`, with the schedulers that are used for Wan.
 
-Without a VAE the pipeline assumes a temporal factor of 4, so it is asked for 17 frames to get 5;
-`erta_integrations.diffusers.bundled` says the rest.
+Without a VAE the pipeline assumes a temporal factor of 4, so it is asked for 17 frames to get 5.
+`erta_integrations.diffusers.bundled` explains the rest.
 
-How it differs from the own loop (`Sampler`), where it does:
+The differences from the own loop (`Sampler`):
 
-* The grid. `FlowMatchEulerDiscreteScheduler` spreads its N sigmas from 1 to 0.003 instead of 1 to
-  1/N before it shifts them, so its last step, to 0, is almost nothing.
-  `Sampler(sigmas=grid(...))` is on the same grid, and gives the same samples bit for bit.
-* Time-warps. A moved sigma is held in float32 by the scheduler and in float64 by the own loop.
-* `unipc` and `dpmpp` are multistep solvers that the own loop does not have, and tell the network
-  whole numbers as timesteps.
+* The grid. Before its shift, `FlowMatchEulerDiscreteScheduler` spreads N sigmas from 1 to 0.003,
+  not from 1 to 1/N, so its last step, to 0, is very small. `Sampler(sigmas=grid(...))` has the same
+  grid, and gives the same samples bit for bit.
+* Moved steps. The scheduler holds a moved sigma in float32, the own loop in float64.
+* `unipc` and `dpmpp`. The own loop does not have these multistep solvers. They pass whole numbers
+  as timesteps to the network.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from erta_framework import CFG, Sampler
 from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_integrations.diffusers.bundled import PipelineModel, request
 from erta_integrations.diffusers.bundled import pipeline as model_pipeline
-from erta_integrations.shapes_wan.accuracy import shown
+from erta_integrations.shapes_wan.accuracy import measure_words
 from erta_integrations.shapes_wan.data import FRAMES
 from erta_integrations.shapes_wan.model import ShapesWan, load_model
 
@@ -33,7 +33,7 @@ __all__ = ["SCHEDULERS", "WAN", "grid", "pipeline", "request"]
 
 SHIFT = 3.0
 TEMPORAL = 4
-"""What `WanPipeline` assumes of a VAE that is not there."""
+"""The temporal factor that `WanPipeline` assumes if there is no VAE."""
 SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     "flow_euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT),
     "unipc": lambda: diffusers.UniPCMultistepScheduler(
@@ -44,12 +44,12 @@ SCHEDULERS: Mapping[str, Callable[[], Any]] = {
     ),
     "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=SHIFT),
 }
-"""`unipc` is set up as in the published Wan pipelines, whose default it is; `dpmpp` is
-DPM-Solver++ 2M on the same sigmas. `heun` calls the network twice a step, but for the last."""
+"""`unipc` is configured as in the published Wan pipelines, whose default it is. `dpmpp` is
+DPM-Solver++ 2M on the same sigmas. `heun` calls the network twice per step, except in the last."""
 
 
 def grid(name: str, num_steps: int) -> tuple[float, ...]:
-    """The `num_steps + 1` sigmas of a scheduler, as `Sampler(sigmas=...)` takes them.
+    """The `num_steps + 1` sigmas of a scheduler, for `Sampler(sigmas=...)`.
 
     Example:
         >>> [round(sigma, 3) for sigma in grid("flow_euler", 3)]
@@ -61,9 +61,9 @@ def grid(name: str, num_steps: int) -> tuple[float, ...]:
 
 
 def pipeline(scheduler: str = "flow_euler", *, model: ShapesWan | None = None) -> Any:
-    """An unmodified `diffusers.WanPipeline` around the transformer of shapes-wan.
+    """Build an unmodified `diffusers.WanPipeline` around the transformer of shapes-wan.
 
-    Call it with what `request` gives, and it returns videos `[B, 3, 5, 16, 16]` in [-1, 1].
+    Call it with `**request(...)`; it returns videos `[B, 3, 5, 16, 16]` in [-1, 1].
 
     Args:
         scheduler: A name of `SCHEDULERS`, all with shift 3.
@@ -83,8 +83,8 @@ def pipeline(scheduler: str = "flow_euler", *, model: ShapesWan | None = None) -
     return model_pipeline(model if model is not None else load_model(), scheduler)
 
 
-def fine(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
-    """Second-order steps of the own loop on the pipeline's grid."""
+def make_fine_sampler(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
+    """A second-order sampler of the own loop on the pipeline's grid, nearly exact."""
     return Sampler(
         solver=FlowAdamsBashforth2(shift=SHIFT),
         guidance=CFG(scale=guidance_scale),
@@ -93,8 +93,8 @@ def fine(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
     )
 
 
-def frames(output: Any) -> Tensor:
-    """The videos `[B, 3, 5, 16, 16]` in what the pipeline returned."""
+def get_frames(output: Any) -> Tensor:
+    """Take the videos `[B, 3, 5, 16, 16]` from what the pipeline returned."""
     found: Tensor = output.frames
     return found
 
@@ -107,10 +107,10 @@ WAN = PipelineModel(
     settings=dict.fromkeys(("tokenizer", "text_encoder", "vae")),
     schedulers=SCHEDULERS,
     grid=f"shift {SHIFT:g}",
-    samples=frames,
-    fine=fine,
+    samples=get_frames,
+    fine=make_fine_sampler,
     arguments=lambda *_: {"num_frames": (FRAMES - 1) * TEMPORAL + 1},
     layout="BCFHW",
     parts=(r"blocks\.\d+\.(attn1|attn2|ffn)",),
-    shown=shown,
+    shown=measure_words,
 )

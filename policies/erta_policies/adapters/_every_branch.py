@@ -14,8 +14,8 @@ class EveryBranchAgrees(RuleWrapper):
     """Reuses a step only where a skip rule would reuse every branch of it.
 
     Published rules let the conditional branch decide for both. This one runs the rule for every
-    branch, each with its own history and state, before the first branch is answered. If the rule
-    would compute any branch, the step computes.
+    branch, each with its own history and state, when the first branch is called. If the rule would
+    compute any branch, the step computes.
 
     Source: ours.
 
@@ -23,7 +23,7 @@ class EveryBranchAgrees(RuleWrapper):
         policy: The skip rule; one that decides from latents and history, at the latent seam.
 
     Raises:
-        PolicyError: The policy does not decide, stands for several, or is asked at another seam.
+        PolicyError: The policy does not decide, stands for several, or runs at another seam.
 
     Example:
         >>> EveryBranchAgrees(policy=EasyCache())  # doctest: +SKIP

@@ -58,7 +58,7 @@ class ProbeRule(Policy):
         PolicyError: A setting is out of range.
 
     Example:
-        >>> ProbeRule(threshold=0.4).traits.traits.traits.requires
+        >>> ProbeRule(threshold=0.4).traits.requires
         frozenset({'signal:probe:1'})
     """
 
@@ -131,7 +131,7 @@ class TwoAnchors(Policy):
         PolicyError: A setting is out of range.
 
     Example:
-        >>> TwoAnchors().needs().evaluations
+        >>> TwoAnchors().traits.memory.evaluations
         2
     """
 
@@ -181,7 +181,7 @@ PUBLISHED = {
     "wan2.1": {"threshold": 0.08, "limit": 2.0},
     "wan2.1-paper": {"threshold": 0.2, "limit": 2.0},
 }
-"""delta and limit by model, as in the released code; the paper's table has 0.2 for Wan 2.1 1.3B."""
+"""delta and limit by model, as in the released code; 0.2 for Wan 2.1 1.3B by notes on the paper."""
 
 
 class DiCache(Policy):
@@ -192,7 +192,8 @@ class DiCache(Policy):
 
     Attributes:
         model: Takes `threshold` and `limit` from the released code: `flux.1-dev`,
-            `hunyuan-video`, `wan2.1`, or `wan2.1-paper` for the paper's value.
+            `hunyuan-video`, `wan2.1`, or `wan2.1-paper` with the delta that notes on the paper
+            report.
         threshold: delta; overrules the model's.
         limit: Largest place beyond the newest anchor; overrules the model's.
         depth: m, blocks of the probe.

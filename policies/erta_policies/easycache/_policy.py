@@ -17,7 +17,7 @@ from erta_policies.shared import Accumulator, mean_magnitude, reuse_below
 
 @dataclass(slots=True)
 class RateState:
-    """What one branch of one request remembers.
+    """State of one branch of one request.
 
     Attributes:
         previous: Latents of the last step, `[B, C, ...]`.
@@ -43,8 +43,9 @@ class EasyCache(Policy):
     is `x + residual`, core's own predictor, unless another one is listed. Needs no profile.
 
     Source: EasyCache, arXiv 2507.02860, and the repository H-EmbodVis/EasyCache (threshold 0.05 and
-    10 warm-up steps for Wan 2.1, 0.025 and 5 for HunyuanVideo). The conditional branch decides for
-    the step. Deciding for each sample of a batch is ours; for one sample it changes nothing.
+    10 warm-up steps for Wan 2.1, 0.025 and 5 for HunyuanVideo). There the conditional branch
+    decides for the step; here the branch that is called first does. A decision for each sample of a
+    batch is ours; for one sample it changes nothing.
 
     Attributes:
         threshold: tau, the predicted relative change at which the network runs again.

@@ -2,18 +2,18 @@
 
 from erta_policies.ertacache._adjuster import TimestepAdjuster
 from erta_policies.ertacache._linearizer import ErrorLinearizer
+from erta_policies.ertacache._predictions import errors_on_arrival, predict_errors
 from erta_policies.ertacache._predictor import ResidualReuse
 from erta_policies.ertacache._profiler import ResidualProfiler
 from erta_policies.ertacache._recipe import ERTACache
 from erta_policies.ertacache._replay import ReplayProfiler
-from erta_policies.ertacache._schedule import Plan, evenly
+from erta_policies.ertacache._schedule import solve_threshold, spread_evenly, walk
 from erta_policies.ertacache._skip import SkipPolicy
 from erta_policies.ertacache._statistics import (
     KIND,
     Signal,
     affine_fit,
     combined,
-    describe,
     pair_errors,
     per_sample,
     presence,
@@ -23,7 +23,6 @@ __all__ = [
     "KIND",
     "ERTACache",
     "ErrorLinearizer",
-    "Plan",
     "ReplayProfiler",
     "ResidualProfiler",
     "ResidualReuse",
@@ -32,9 +31,12 @@ __all__ = [
     "TimestepAdjuster",
     "affine_fit",
     "combined",
-    "describe",
-    "evenly",
+    "errors_on_arrival",
     "pair_errors",
     "per_sample",
+    "predict_errors",
     "presence",
+    "solve_threshold",
+    "spread_evenly",
+    "walk",
 ]

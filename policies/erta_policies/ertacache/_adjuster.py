@@ -19,8 +19,10 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import PolicyError
-from erta_policies.ertacache._statistics import KIND, Form, Plan, Signal, phi_table, reused_pairs
+from erta_policies.ertacache._schedule import reused_pairs
+from erta_policies.ertacache._statistics import KIND, Form, Signal, phi_table
 from erta_policies.shared import load_profile, require_match
 
 
@@ -101,14 +103,14 @@ class TimestepAdjuster(Policy):
         value = self.phi[index] if self.phi is not None else self._table[source][index]
         return min(1.0, max(self.minimum, value))
 
-    def mean_phi(self, plan: Plan) -> float:
-        """Average phi over the reused steps of a plan, after bounding; 1 if it reuses none.
+    def mean_phi(self, schedule: StepSchedule) -> float:
+        """Average phi over the reused steps of a schedule, after bounding; 1 if it reuses none.
 
         Example:
-            >>> TimestepAdjuster(phi=(1.0, 0.5, 0.1, 1.0)).mean_phi(Plan.of({0}, 4))
+            >>> TimestepAdjuster(phi=(1.0, 0.5, 0.1, 1.0)).mean_phi(StepSchedule.of({0, 3}, 4))
             0.35
         """
-        values = [self.phi_of(source, index) for source, index in reused_pairs(plan)]
+        values = [self.phi_of(source, index) for source, index in reused_pairs(schedule)]
         return sum(values) / len(values) if values else 1.0
 
     @hookimpl

@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from erta_framework import Policy, Profile, Profiler
-from erta_framework.errors import PolicyError
+from erta_framework.budgets import as_planner
 from erta_policies.ertacache._adjuster import TimestepAdjuster
 from erta_policies.ertacache._linearizer import ErrorLinearizer
 from erta_policies.ertacache._predictor import ResidualReuse
 from erta_policies.ertacache._profiler import ResidualProfiler
 from erta_policies.ertacache._skip import SkipPolicy
-from erta_policies.shared import Budgeted, settle
+from erta_policies.shared import BudgetedRecipe, require_one_option
 
 
-class ERTACache(Policy):
+class ERTACache(BudgetedRecipe):
     """Error-rectified, timestep-adjusted caching (ERTACache, arXiv 2508.21091) as a recipe.
 
     Stands for `SkipPolicy` + `ResidualReuse` + `TimestepAdjuster` + `ErrorLinearizer`, all on one
@@ -34,7 +34,7 @@ class ERTACache(Policy):
         threshold: lambda, instead of `calls`.
         skip: Another skip policy instead of the offline schedule.
         predictor: The predictor of reused steps.
-        adjuster: Whether to adjust timesteps, off unless asked for: see the measured ablation.
+        adjuster: Whether to adjust timesteps; off by default, see the measured ablation.
         linearizer: Whether to correct reused outputs; fitted to residual reuse.
         allow: Fingerprint fields of the profile that may differ from the run.
 
@@ -47,8 +47,9 @@ class ERTACache(Policy):
         ['skip_policy', 'residual_reuse', 'error_linearizer']
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("threshold", "calls")
+
     profile: str | Path | Profile | None = None
-    budget: Budgeted = None
     calls: int | None = None
     threshold: float | None = None
     skip: Policy | None = None
@@ -58,24 +59,25 @@ class ERTACache(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
-        options = ("budget", "calls", "threshold", "skip")
-        given = [n for n in options if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise PolicyError(
-                f"ERTACache got {' and '.join(given) or 'no schedule'}; give exactly one of "
-                "budget={calls: 20} (or speedup, psnr, seconds), calls=<network calls>, "
-                "threshold=<lambda> or skip=<policy>"
-            )
+        options = (
+            "budget={calls: 20} (or speedup, psnr, seconds)",
+            "calls=<network calls>",
+            "threshold=<lambda>",
+            "skip=<policy>",
+        )
+        require_one_option(self, "ERTACache", options, missing="no schedule")
+        self._settle_budget()
 
     def calibrator(self) -> Profiler | None:
         return ResidualProfiler()
 
-    def with_calls(self, calls: int) -> Self:
+    def with_calls(self, calls: int) -> Self | None:
         """The same recipe for a number of network calls, with its own rule or the given one."""
-        if self.skip is not None and hasattr(self.skip, "with_calls"):
-            return dataclasses.replace(self, skip=self.skip.with_calls(calls))
-        return dataclasses.replace(self, budget=None, threshold=None, calls=calls)
+        if self.skip is None:
+            return super().with_calls(calls)
+        planner = as_planner(self.skip)
+        other = None if planner is None else planner.with_calls(calls)
+        return dataclasses.replace(self, skip=other) if isinstance(other, Policy) else None
 
     def parts(self) -> Sequence[Policy]:
         skip = self.skip or SkipPolicy(

@@ -1,62 +1,31 @@
-"""Static schedules: ERTACache's threshold walk, lambda for a number of calls, even spacing."""
+"""ERTACache's threshold walk, lambda for a number of calls, and even spacing.
+
+All schedules here compute step 0 and the last. Errors are a table `[T, T]`: `errors[j, i]` is the
+error of reusing at step i the residual of step j, and only `j < i` is read.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A static schedule.
-
-    Attributes:
-        computed: Indices of the computed steps, rising.
-        sources: For every step, the step whose residual it uses (itself if computed).
-        threshold: The lambda that made it, if a threshold walk did.
+def reused_pairs(schedule: StepSchedule) -> list[tuple[int, int]]:
+    """The pairs `(source, step)` of the reused steps of a schedule, in order.
 
     Example:
-        >>> Plan.of({2}, 5).sources
-        (0, 0, 2, 2, 4)
-    """
-
-    computed: tuple[int, ...]
-    sources: tuple[int, ...]
-    threshold: float | None = None
-
-    @classmethod
-    def of(cls, computed: set[int], num_steps: int, threshold: float | None = None) -> Plan:
-        """A schedule from its computed steps; step 0 and the last are always added."""
-        chosen = computed | {0, num_steps - 1}
-        steps = tuple(sorted(chosen))
-        sources, newest = [], 0
-        for index in range(num_steps):
-            newest = index if index in chosen else newest
-            sources.append(newest)
-        return cls(steps, tuple(sources), threshold)
-
-    @property
-    def calls(self) -> int:
-        """Network calls of each branch."""
-        return len(self.computed)
-
-
-def reused_pairs(plan: Plan) -> list[tuple[int, int]]:
-    """The pairs `(source, step)` of the reused steps of a plan, in order.
-
-    Example:
-        >>> reused_pairs(Plan.of({0, 2}, 4))
+        >>> reused_pairs(StepSchedule.of({0, 2, 3}, 4))
         [(0, 1)]
     """
-    return [(source, step) for step, source in enumerate(plan.sources) if source != step]
+    return [(source, step) for step, source in enumerate(schedule.sources) if source != step]
 
 
-def walk(errors: Tensor, threshold: float, warmup: int = 1) -> Plan:
+def walk(errors: Tensor, threshold: float, warmup: int = 1) -> StepSchedule:
     """ERTACache's threshold walk on logged residuals.
 
     Steps are visited in sampling order with the residual of the last computed one; a step whose
@@ -79,16 +48,18 @@ def walk(errors: Tensor, threshold: float, warmup: int = 1) -> Plan:
         if index < warmup or not table[newest][index] < threshold:
             newest = index
             computed.add(index)
-    return Plan.of(computed, num_steps, threshold)
+    return StepSchedule.of(computed, num_steps, threshold, compute_last=True)
 
 
-def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> Plan:
+def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> StepSchedule:
     """The threshold walk that comes closest to `calls` network calls without exceeding them.
 
     The number of calls jumps as lambda grows, and need not fall: a later refresh can be a worse
-    residual to go on with. A walk changes only where lambda passes an error, so every lambda that
-    matters is tried; of several that fit, the smallest is taken. Solving for a number of calls
-    is ours; ERTACache (arXiv 2508.21091) gives a lambda for each model.
+    residual to go on with. Bisection would therefore miss solutions. But the walk only compares
+    lambda with entries of the table, so it changes only where lambda passes one of them: at most
+    T(T - 1)/2 + 1 values of lambda matter, and all are tried at once. Of several that come equally
+    close, the smallest is taken. Solving for a number of calls is ours; ERTACache (arXiv
+    2508.21091) gives a lambda for each model.
 
     Args:
         errors: `[T, T]`, from `pair_errors`.
@@ -105,8 +76,8 @@ def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> Plan:
     """
     errors = errors.double()
     num_steps = errors.shape[0]
-    thresholds = distinct_thresholds(errors)
-    counts = walk_calls(errors, thresholds, warmup)
+    thresholds = list_lambdas(errors)
+    counts = count_walk_calls(errors, thresholds, warmup)
     least = int(counts.min())
     if not least <= calls <= num_steps:
         raise ProfileError(
@@ -114,15 +85,15 @@ def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> Plan:
             f"(the first {min(warmup, num_steps)}, the last and those without a residual) "
             f"and {num_steps} are possible"
         )
-    reached = torch.where(counts <= calls, counts, -1)
+    reached = torch.where(counts <= calls, counts, -1)  # -1: takes too many
     best = int((reached == reached.max()).nonzero()[0])
     return walk(errors, float(thresholds[best]), warmup)
 
 
-def distinct_thresholds(errors: Tensor) -> Tensor:
-    """One lambda for every outcome that a walk over `errors` can have, rising, 0 first.
+def list_lambdas(errors: Tensor) -> Tensor:
+    """One lambda for every outcome that a walk over `errors` can have, rising, 0 first: `[M]`.
 
-    They lie halfway between neighbouring errors, so that a rounded lambda gives the same plan.
+    They lie halfway between neighbouring errors, so that a rounded lambda gives the same walk.
     """
     pairs = torch.ones_like(errors, dtype=torch.bool).triu(diagonal=1)
     values = errors[pairs & errors.isfinite()].unique()  # type: ignore[no-untyped-call]
@@ -130,12 +101,18 @@ def distinct_thresholds(errors: Tensor) -> Tensor:
         return errors.new_zeros(1)
     below, above = values[:-1], values[1:]
     halfway = below + (above - below) / 2
+    # of neighbours without a number between them, the upper: the walk reuses what is below lambda
     between = torch.where(halfway > below, halfway, above)
     return torch.cat([values.new_zeros(1), between, values[-1:] * 1.01 + 1e-12])
 
 
-def walk_calls(errors: Tensor, thresholds: Tensor, warmup: int) -> Tensor:
-    """Network calls of the walk at every threshold, `[L]`; all walks go on side by side."""
+def count_walk_calls(errors: Tensor, thresholds: Tensor, warmup: int) -> Tensor:
+    """Network calls of the walk at each of M thresholds, `[M]`.
+
+    All walks advance side by side, one step at a time. Invariant: before step `index`, `newest[m]`
+    is the newest step that walk m has computed, and `calls[m]` how many those are. Step 0 is the
+    first of them, and the last step, which no walk visits, is added at the end.
+    """
     newest = torch.zeros_like(thresholds, dtype=torch.long)
     calls = torch.ones_like(newest)
     for index in range(1, errors.shape[0] - 1):
@@ -147,7 +124,7 @@ def walk_calls(errors: Tensor, thresholds: Tensor, warmup: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def evenly(calls: int, num_steps: int) -> Plan:
+def spread_evenly(calls: int, num_steps: int) -> StepSchedule:
     """`calls` network calls spread evenly over the steps, both ends included.
 
     The uniform baseline of ERTACache's ablation (arXiv 2508.21091); how to round is ours.
@@ -156,7 +133,7 @@ def evenly(calls: int, num_steps: int) -> Plan:
         ProfileError: Fewer than 2 calls, or more than there are steps.
 
     Example:
-        >>> evenly(3, 6).computed
+        >>> spread_evenly(3, 6).computed
         (0, 2, 5)
     """
     if not min(2, num_steps) <= calls <= num_steps:
@@ -164,5 +141,6 @@ def evenly(calls: int, num_steps: int) -> Plan:
             f"{calls} calls cannot be spread over {num_steps} steps: use 2 to {num_steps}"
         )
     if calls == 1:
-        return Plan.of(set(), num_steps)
-    return Plan.of({round(k * (num_steps - 1) / (calls - 1)) for k in range(calls)}, num_steps)
+        return StepSchedule.of((), num_steps)
+    steps = (round(k * (num_steps - 1) / (calls - 1)) for k in range(calls))
+    return StepSchedule.of(steps, num_steps)

@@ -1,13 +1,15 @@
-"""`SkipPolicy`: a schedule that is known before sampling."""
+"""`SkipPolicy`: a schedule that is known before sampling.
+
+The file is long because a schedule may be given in six ways, each documented and checked here.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -15,7 +17,6 @@ from erta_framework import (
     Compute,
     Decision,
     Needs,
-    Policy,
     Profile,
     Profiler,
     Reuse,
@@ -24,27 +25,21 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
-from erta_framework.budgets import unit_of
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_policies.ertacache._statistics import (
-    KIND,
-    Plan,
-    Signal,
-    describe,
-    evenly,
-    pair_errors,
-    solve_threshold,
-    total_error,
-    walk,
+from erta_policies.ertacache._predictions import errors_on_arrival, predict_errors, total_error
+from erta_policies.ertacache._schedule import solve_threshold, spread_evenly, walk
+from erta_policies.ertacache._statistics import KIND, Signal, pair_errors
+from erta_policies.shared import (
+    BudgetedPlanner,
+    load_profile,
+    require_match,
 )
-from erta_policies.shared import Budgeted, budget_of, require_device, settle
-from erta_policies.shared import load_profile as loaded
-from erta_policies.shared import require_match as require
 
 REPLAY = "replay_profiler"
 
 
-class SkipPolicy(Policy):
+class SkipPolicy(BudgetedPlanner):
     """Computes the steps of a fixed schedule and reuses the others; step 0 and the last compute.
 
     Give one of `budget`, `threshold`, `calls`, `evenly`, `every` or `steps`. The first three walk
@@ -76,9 +71,9 @@ class SkipPolicy(Policy):
     """
 
     traits = Traits(static=True, memory=Needs(evaluations=1))
+    solved_fields: ClassVar[tuple[str, ...]] = ("threshold", "calls", "evenly", "every", "steps")
 
     profile: str | Path | Profile | None = None
-    budget: Budgeted = None
     threshold: float | None = None
     calls: int | None = None
     evenly: int | None = None
@@ -89,7 +84,6 @@ class SkipPolicy(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
         options = ("budget", "threshold", "calls", "evenly", "every", "steps")
         given = [name for name in options if getattr(self, name) is not None]
         if len(given) > 1 or (not given and self.profile is None):
@@ -97,6 +91,7 @@ class SkipPolicy(Policy):
                 f"SkipPolicy got {', '.join(given) if given else 'no schedule'}; "
                 f"give exactly one of {', '.join(options)}"
             )
+        self._settle_budget()
         if self.every is not None and self.every < 1:
             raise PolicyError(f"SkipPolicy(every={self.every}): it must be at least 1")
         if self.threshold is not None and not self.threshold >= 0:
@@ -123,7 +118,7 @@ class SkipPolicy(Policy):
                     f"({self._profile.provenance.get('threshold')}); drop budget, threshold and "
                     "calls"
                 )
-            self.plan(int(self._profile.fingerprint["num_steps"]))
+            self._schedule(int(self._profile.fingerprint["num_steps"]))
 
     def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache._profiler import ResidualProfiler
@@ -136,10 +131,10 @@ class SkipPolicy(Policy):
 
     @cached_property
     def _profile(self) -> Profile:
-        return loaded(self, self.profile, (KIND, REPLAY))
+        return load_profile(self, self.profile, (KIND, REPLAY))
 
     @cached_property
-    def _decided(self) -> dict[Plan, tuple[Decision, ...]]:
+    def _decided(self) -> dict[StepSchedule, tuple[Decision, ...]]:
         return {}  # requests of the same number of steps share their decisions
 
     @cached_property
@@ -147,35 +142,28 @@ class SkipPolicy(Policy):
         return pair_errors(self._profile, self.signal)
 
     @cached_property
-    def _profile_plan(self) -> Plan:
+    def _profile_schedule(self) -> StepSchedule:
         if self._profile.kind == REPLAY:
-            return self._replayed()
+            return self._replayed_schedule()
         if self.threshold is not None:
             return walk(self._errors, self.threshold, self.warmup)
-        budget = budget_of(self)
-        calls = self.calls if budget is None else budget.calls_for(*self._measured)
+        asked = self._calls_for(len(self._errors), self._profile, self._predicted_error)
+        calls = self.calls if asked is None else asked
         assert calls is not None
         return solve_threshold(self._errors, calls, self.warmup)
 
-    @property
-    def _measured(self) -> tuple[int, Profile, Callable[[int], float], str]:
-        """What a budget in dB or seconds is read from."""
-        return len(self._errors), self._profile, self._predicted, unit_of(self)
-
-    def _predicted(self, calls: int) -> float:
-        """Sum of the errors that so many calls reuse with; infinite where they cannot."""
+    def _predicted_error(self, calls: int) -> float:
+        """Sum of the errors of reuse with so many calls; infinite where they cannot be planned."""
         try:
-            plan = solve_threshold(self._errors, calls, self.warmup)
+            schedule = solve_threshold(self._errors, calls, self.warmup)
         except ProfileError:
             return math.inf
-        return total_error(pair_errors(self._profile), plan)
+        return total_error(pair_errors(self._profile), schedule)
 
-    def with_calls(self, calls: int) -> Self:
-        """The same walk for a number of network calls."""
-        return replace(self, budget=None, threshold=None, evenly=None, every=None, calls=calls)
+    def plan(self, num_steps: int) -> StepSchedule:
+        """The schedule for this number of steps, with the errors that its profile predicts.
 
-    def plan(self, num_steps: int) -> Plan:
-        """The schedule for this number of steps.
+        The predictions are those of `predict_errors`; none without a profile.
 
         Raises:
             ProfileError: The number of calls cannot be scheduled, or the profile has another
@@ -186,25 +174,36 @@ class SkipPolicy(Policy):
             >>> SkipPolicy(every=3).plan(8).computed
             (0, 3, 6, 7)
         """
+        schedule = self._schedule(num_steps)
+        if self.profile is None:
+            return schedule
+        if self._profile.kind == REPLAY:
+            errors = (self._profile.statistics["error"] / self._profile.samples).tolist()
+            return replace(schedule, errors=(math.nan, *errors[1:]))
+        schedule = predict_errors(self._profile, schedule)
+        return replace(schedule, errors=errors_on_arrival(self._errors, schedule))
+
+    def _schedule(self, num_steps: int) -> StepSchedule:
+        """The schedule without predictions, which no request needs."""
         if self.evenly is not None:
-            return evenly(self.evenly, num_steps)
+            return spread_evenly(self.evenly, num_steps)
         if self.every is not None:
             steps = {*range(0, num_steps, self.every), *range(min(self.warmup, num_steps))}
-            return Plan.of(steps, num_steps)
+            return StepSchedule.of(steps, num_steps, compute_last=True)
         if self.steps is not None:
             outside = [step for step in self.steps if not 0 <= step < num_steps]
             if outside:
                 raise InputError(f"{self!r} lists steps {outside}, outside 0..{num_steps - 1}")
-            return Plan.of(set(self.steps), num_steps)
-        plan = self._profile_plan
-        if len(plan.sources) != num_steps:
+            return StepSchedule.of(self.steps, num_steps, compute_last=True)
+        schedule = self._profile_schedule
+        if schedule.num_steps != num_steps:
             raise ProfileError(
-                f"{self!r} has a profile of {len(plan.sources)} steps, a schedule of {num_steps} "
+                f"{self!r} has a profile of {schedule.num_steps} steps, a schedule of {num_steps} "
                 "was asked for; calibrate for that number of steps"
             )
-        return plan
+        return schedule
 
-    def _replayed(self) -> Plan:
+    def _replayed_schedule(self) -> StepSchedule:
         share = self._profile.statistics["computed"] / self._profile.samples
         computed = {i for i, part in enumerate(share.tolist()) if part >= 0.5}
         threshold = self._profile.provenance.get("threshold")
@@ -215,70 +214,39 @@ class SkipPolicy(Policy):
                 f"{self!r}: this replay profile was merged from walks at different thresholds "
                 f"({threshold}); calibrate with one"
             ) from error
-        return Plan.of(computed, len(share), walked)
+        return StepSchedule.of(computed, len(share), walked, compute_last=True)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self._uses_profile:
-            require(self._profile, session, self.allow)
-            require_device(self, self._profile, session)
-        plan = self.plan(session.num_steps)
-        if session.first > 0 and self._walks and plan.threshold is not None:
-            plan = walk(self._errors, plan.threshold, max(self.warmup, session.first + 1))
-        if plan not in self._decided:
-            self._decided[plan] = self._decisions(plan)
-        session.state_of(self, lambda: self._decided[plan])
-
-    def describe(self, num_steps: int) -> dict[str, float]:
-        """What the schedule does according to the profile, as `statistics.describe` tells.
-
-        The number of calls alone where there is no profile of a `ResidualProfiler`.
-
-        Example:
-            >>> SkipPolicy(evenly=3).describe(8)
-            {'calls': 3.0}
-        """
-        plan = self.plan(num_steps)
-        if self.profile is None or self._profile.kind != KIND:
-            return {"calls": float(plan.calls)}
-        return describe(self._profile, plan)
-
-    def step_errors(self, num_steps: int) -> list[float]:
-        """Calibrated relative L1 error of reusing at each step the residual it would find.
-
-        NaN at step 0, and everywhere without a profile; infinite where reuse is impossible.
-
-        Example:
-            >>> SkipPolicy(evenly=2).step_errors(3)
-            [nan, nan, nan]
-        """
-        plan = self.plan(num_steps)
-        if self.profile is None:
-            return [math.nan] * num_steps
-        if self._profile.kind == REPLAY:
-            errors = (self._profile.statistics["error"] / self._profile.samples).tolist()
-            return [math.nan, *errors[1:]]
-        found = [float(self._errors[plan.sources[i - 1], i]) for i in range(1, num_steps)]
-        return [math.nan, *found]
+            require_match(self._profile, session, self.allow)
+            self._require_device(self._profile, session)
+        schedule = self._schedule(session.num_steps)
+        if session.first > 0 and self._walks and schedule.threshold is not None:
+            schedule = walk(self._errors, schedule.threshold, max(self.warmup, session.first + 1))
+        if schedule not in self._decided:
+            self._decided[schedule] = self._decisions(schedule)
+        session.state_of(self, lambda: self._decided[schedule])
 
     @property
     def _walks(self) -> bool:
         return self._uses_profile and self._profile.kind == KIND
 
-    def _decisions(self, plan: Plan) -> tuple[Decision, ...]:
+    def _decisions(self, schedule: StepSchedule) -> tuple[Decision, ...]:
         decisions: list[Decision] = []
-        newest, last = 0, len(plan.sources) - 1
-        for index, source in enumerate(plan.sources):
+        newest, last = 0, schedule.num_steps - 1
+        for index, source in enumerate(schedule.sources):
             computed = source == index
             if computed and index == last:
                 why = "last step"
-            elif not self._walks or plan.threshold is None:
+            elif not self._walks or schedule.threshold is None:
                 why = "schedule"
             elif index < self.warmup:
                 why = "warm-up"
             else:
                 sign = ">=" if computed else "<"
-                why = f"error {float(self._errors[newest, index]):.4f} {sign} {plan.threshold:.4f}"
+                error = float(self._errors[newest, index])
+                why = f"error {error:.4f} {sign} {schedule.threshold:.4f}"
             decisions.append(Compute(why) if computed else Reuse(why))
             newest = index if computed else newest
         return tuple(decisions)

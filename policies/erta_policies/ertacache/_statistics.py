@@ -1,4 +1,4 @@
-"""Pure functions over a residual profile: errors, phi, affine fits, and what a plan does.
+"""Pure functions over a residual profile: errors, phi, and affine fits.
 
 Notation of ERTACache (arXiv 2508.21091): v is the network's velocity, the residual is r = v - x,
 a reused velocity is v~ = x + r~ with the residual r~ of the last computed step, its error
@@ -6,8 +6,8 @@ eps = v~ - v. On a logged trajectory eps equals r~ - r. The walk, phi and the af
 are that paper's; logging every pair of steps, and averaging before comparing, are our reading.
 
 Statistics of a residual profile, sums over samples, with T steps, C channels and one row a branch
-`b`, in the order of the fingerprint's `branches`; a pair `[j, i]` is "the residual of step j
-stands in at step i". A branch that does not run at a step has zeros there:
+`b`, in the order of the fingerprint's `branches`; a pair `[j, i]` is "step i reuses the
+residual of step j". A branch that does not run at a step has zeros there:
 
 | name | shape | sum of |
 |---|---|---|
@@ -26,7 +26,6 @@ Profiles of earlier versions lack `distance`, `velocity` and `sigma`; what needs
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,24 +33,15 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile
-from erta_framework.errors import ProfileError
-from erta_policies.ertacache._schedule import Plan, evenly, reused_pairs, solve_threshold, walk
 
 __all__ = [
     "KIND",
     "AffineFit",
     "Form",
-    "Plan",
     "Signal",
     "affine_fit",
-    "describe",
-    "evenly",
     "pair_errors",
     "phi_table",
-    "reused_pairs",
-    "solve_threshold",
-    "total_error",
-    "walk",
 ]
 
 KIND = "residual_profiler"
@@ -128,18 +118,6 @@ def combined(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
     return torch.where(mask, values, -torch.inf).amax(dim=0)
 
 
-def total_error(errors: Tensor, plan: Plan) -> float:
-    """Sum of the errors `[T, T]` of the reused steps of a plan, 0 where nothing is reused.
-
-    Source: ours, what a plan predicts; the errors are those of ERTACache (arXiv 2508.21091).
-
-    Example:
-        >>> total_error(torch.ones(4, 4), Plan.of({0, 2}, 4))
-        1.0
-    """
-    return float(sum(errors[source, step] for source, step in reused_pairs(plan)))
-
-
 @dataclass(frozen=True, slots=True)
 class AffineFit:
     """Least squares `eps ~ slope * v~ + offset` for every pair, `[b, T, T, C]`.
@@ -205,50 +183,3 @@ def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
     )
     left = (error_variance - slope * covariance).clamp(min=0).sqrt()
     return AffineFit(slope, mean - slope * mean_v, mean, mean_v, r2, left)
-
-
-def describe(profile: Profile, plan: Plan) -> dict[str, float]:
-    """What a plan does, according to the calibration, without running anything.
-
-    Averages over the reused steps, and for `r2` also over branches. A value that has no meaning is
-    NaN: the averages of a plan that reuses nothing, and the threshold of a plan without one.
-
-    Args:
-        profile: A residual profile.
-        plan: A schedule over the same number of steps.
-
-    Returns:
-        `calls`; `threshold` (lambda); `error` (relative L1 error) and `predicted`, its sum over the
-        reused steps; `phi_velocity` and
-        `phi_difference` (mean phi of both forms); `r2` and `r2_channel` (share of the error's
-        variance that the affine fits explain, with one line for all channels or one a channel).
-
-    Raises:
-        ProfileError: The plan has another number of steps than the profile.
-
-    Example:
-        >>> describe(profile, SkipPolicy(profile=profile, calls=25).plan(50))  # doctest: +SKIP
-        {'calls': 25.0, 'threshold': 0.046, 'error': 0.031, ...}
-    """
-    errors = pair_errors(profile)
-    if len(plan.sources) != len(errors):
-        raise ProfileError(
-            f"the plan has {len(plan.sources)} steps, the profile {len(errors)}; "
-            "plan for the profile's number of steps"
-        )
-    pairs = reused_pairs(plan)
-    rows = torch.tensor([source for source, _ in pairs], dtype=torch.long)
-    columns = torch.tensor([step for _, step in pairs], dtype=torch.long)
-    seen = profile.statistics["samples"][:, columns] > 0  # [b, pairs]
-    facts = {
-        "calls": float(plan.calls),
-        "threshold": math.nan if plan.threshold is None else plan.threshold,
-        "error": float(errors[rows, columns].mean()),
-        "predicted": total_error(errors, plan),
-        "phi_velocity": float(phi_table(profile, "velocity")[rows, columns].mean()),
-        "phi_difference": float(phi_table(profile, "difference")[rows, columns].mean()),
-    }
-    for name, per_channel in (("r2", False), ("r2_channel", True)):
-        r2 = affine_fit(profile, per_channel).r2[:, rows, columns].mean(dim=-1)
-        facts[name] = float(r2[seen].mean())
-    return facts

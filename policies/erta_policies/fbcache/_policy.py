@@ -41,7 +41,7 @@ class FirstBlockRule(Policy):
         PolicyError: A setting is out of range.
 
     Example:
-        >>> FirstBlockRule(threshold=0.1).traits.traits.traits.requires
+        >>> FirstBlockRule(threshold=0.1).traits.requires
         frozenset({'signal:probe:1'})
     """
 

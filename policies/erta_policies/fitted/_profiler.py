@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
+from erta_framework.budgets import as_planner, forecast
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._cached_run import RUNS
 from erta_policies.fitted._normal_equations import TOWARD, FitSettings, Toward
@@ -33,13 +34,6 @@ MOST = 6
 """Most velocities that a fit combines."""
 SHARES = {True: 1.0, False: 0.3}
 """Default share of the trajectory target, under solvers without memory (True) and with it."""
-
-
-class ComputedSteps(Protocol):
-    """A schedule of `plan(num_steps)`."""
-
-    @property
-    def computed(self) -> tuple[int, ...]: ...
 
 
 class FittedProfiler(RunProfiler):
@@ -123,7 +117,7 @@ class FittedProfiler(RunProfiler):
                 f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
                 "negative, the bound must be positive"
             )
-        if self.schedule is not None and not hasattr(self.schedule, "plan"):
+        if self.schedule is not None and as_planner(self.schedule) is None:
             raise PolicyError(
                 f"FittedProfiler got the schedule {self.schedule!r}, which decides while sampling; "
                 "give one that is known before, such as SkipPolicy(calls=...)"
@@ -161,8 +155,7 @@ class FittedProfiler(RunProfiler):
         """Computed steps of the schedule."""
         if self.schedule is None:
             return frozenset({*range(0, num_steps, 2), num_steps - 1})
-        plan: ComputedSteps = self.schedule.plan(num_steps)  # type: ignore[attr-defined]
-        return frozenset({0, *plan.computed})
+        return frozenset(forecast([self.schedule], num_steps).computed)
 
     def next_profiler(self, profile: Profile) -> Profiler | None:
         """A sum of several batches is judged by the weights that it stands for."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 from erta_framework import Profile, Profiler, SessionInfo, hookimpl
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
 from erta_policies.fitted._table import KIND, require_judged
 from erta_policies.fitted._table import FittedTable as Table
@@ -28,7 +30,7 @@ class FittedSchedule(FixedSchedule):
         ProfileError: It has another number of steps, or is a sum that no run has judged.
 
     Example:
-        >>> FittedSchedule(profile="fitted.safetensors").static
+        >>> FittedSchedule(profile="fitted.safetensors").traits.static
         True
     """
 
@@ -64,23 +66,22 @@ class FittedSchedule(FixedSchedule):
             )
         return self._table.computed
 
-    def describe(self, num_steps: int) -> dict[str, float]:
-        """Calls, how many steps each rule has, and the root of the mean squared error at the end.
+    def predict(self, schedule: StepSchedule) -> StepSchedule:
+        """How many steps each rule has, and the root of the mean squared error at the end.
 
         The errors are those of the calibration samples; a plan may do better there than elsewhere.
         """
-        plan, table = self.plan(num_steps), self._table
+        table = self._table
         names = [choice.name.split()[0] for choice in table.choices]
-        return {
-            "calls": float(plan.calls),
+        facts = {
             **{f"{name}_steps": float(names.count(name)) for name in sorted(set(names))},
             **{f"{name}_error": value**0.5 for name, value in table.errors.items()},
             "batches": float(table.batches),
             "judged": float(table.judged),
         }
+        return replace(schedule, facts=facts)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         require(self._profile, session, self.allow)
-        plan = self.plan(session.num_steps)
-        session.state_of(self, lambda: frozenset(plan.computed))
+        super().on_session_start(session)

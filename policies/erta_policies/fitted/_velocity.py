@@ -49,11 +49,12 @@ class FittedVelocity(Policy):
 
     The weights belong to one schedule. A run may leave it: another rule decides, a sample of the
     batch goes its own way, or the steps were moved. From then on computed outputs are left alone
-    and reused ones are Adams-Bashforth 2 of the cached velocities; the trace says so.
+    and reused ones are Adams-Bashforth 2 of the cached velocities (under a multistep solver, their
+    line at the step); the trace says so.
 
     If calibration ended nearer to the full run with a rule than with the fit, the profile stands
-    for that rule. So on its own samples it is never worse than plain residual reuse. A profile that
-    was added up from several batches and not judged as a whole is refused.
+    for that rule. So on the calibration samples it is never worse than plain residual reuse. A
+    profile that was added up from several batches and not judged as a whole is refused.
 
     Source: ours.
 

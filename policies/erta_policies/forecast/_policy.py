@@ -37,10 +37,10 @@ class Forecaster(Policy):
         since: First step whose evaluations are used; the newest is used in any case.
 
     Raises:
-        PolicyError: A setting is out of range, or `adams` is asked to count in indices.
+        PolicyError: A setting is out of range, or `adams` is to count in indices.
 
     Example:
-        >>> Forecaster(order=1).needs().evaluations
+        >>> Forecaster(order=1).traits.memory.evaluations
         2
     """
 
@@ -117,7 +117,7 @@ class MeanVelocity(Policy):
         PolicyError: The order is out of range.
 
     Example:
-        >>> MeanVelocity().needs().evaluations
+        >>> MeanVelocity().traits.memory.evaluations
         2
     """
 

@@ -38,7 +38,7 @@ from erta_policies.shared import Accumulator, grid_dims
 
 @dataclass(slots=True)
 class TrialMemory:
-    """What is remembered of the trials of one network in a request.
+    """The trials of one network in a request, as far as later steps need them.
 
     Attributes:
         index: Step of the newest trial.
@@ -100,16 +100,17 @@ class TrialMemory:
 class LFCache(Policy):
     """Reuses while the low frequencies of a cheap trial forward have hardly changed.
 
-    Every step but the last first runs the network on small latents. The L2 differences between the
-    low frequencies of neighbouring trials are summed since the last computed step. A step is reused
-    while the sum stays below `alpha` times the largest difference of the request so far. The first
-    two steps compute. Trials cost network time; the trace counts them as `trial_calls`.
+    Every step but the last begins with a trial: the network runs on small latents. The L2
+    differences between the low frequencies of neighbouring trials are summed since the last
+    computed step. A step is reused while the sum stays below `alpha` times the largest difference
+    of the request so far. The first two steps compute. Trials cost network time; the trace counts
+    them as `trial_calls`.
 
     Source: the step-level part of PreciseCache, arXiv 2603.00976, from secondary sources; no code
-    was released. Theirs are alpha 0.5 (Base) and 0.7 (Turbo), the factors 2, 4, 4 for videos and
-    the radius of a fifth. Ours, where nothing is described: the running maximum, the means over
-    cells, that one branch decides for the step and the last step computes, and deciding for each
-    sample.
+    was released. The paper's are alpha 0.5 (Base) and 0.7 (Turbo), the factors 2, 4, 4 for videos
+    and the radius of a fifth. It does not describe the following, which are ours: the running
+    maximum, the means over cells, that one branch decides for the step, that the last step
+    computes, and a decision for each sample.
 
     Attributes:
         alpha: Part of the largest difference that the sum may reach.
@@ -174,7 +175,7 @@ class LFCache(Policy):
             )
 
     def trial(self, step: Step, call: Call) -> Tensor:
-        """Low frequencies of the network's answer to smaller latents, `[B, ..., bins]`."""
+        """Low frequencies of the network's output on smaller latents, `[B, ..., bins]`."""
         channels = step.session.channel_dim
         dims = grid_dims(call.x.shape, channels)
         sizes = shrink_sizes([call.x.shape[d] for d in dims], self.factors, self.multiple)

@@ -1,4 +1,7 @@
-"""`MagCache`: a skip rule whose schedule follows from a table of magnitude ratios."""
+"""`MagCache`: a skip rule whose schedule follows from a table of magnitude ratios.
+
+The file is long because the rule has twenty settings, one for each published variant of it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,13 @@ import math
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar
 
 from erta_framework import (
     Call,
     Compute,
     Decision,
     Needs,
-    Policy,
     Profile,
     Profiler,
     Reuse,
@@ -23,7 +25,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
-from erta_framework.budgets import unit_of
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_policies.magcache._profiler import MagCacheProfiler
 from erta_policies.magcache._rule import (
@@ -38,16 +40,12 @@ from erta_policies.magcache._rule import (
 )
 from erta_policies.magcache._tables import EVERY, KIND, Tables, of_list, of_model, of_profile
 from erta_policies.shared import (
-    Budgeted,
-    PlanBudget,
-    StepPlan,
-    between,
-    budget_of,
-    require_device,
-    settle,
-    solved,
+    BudgetedPlanner,
+    list_thresholds,
+    load_profile,
+    require_one_option,
+    solve_setting,
 )
-from erta_policies.shared import load_profile as loaded
 
 GENERIC: dict[str, Any] = {
     "threshold": 0.06,
@@ -64,7 +62,7 @@ GENERIC: dict[str, Any] = {
 """Where neither the user nor the model says otherwise."""
 
 
-class MagCache(Policy):
+class MagCache(BudgetedPlanner):
     """Reuses while the residual's predicted change of magnitude stays below `threshold`.
 
     The ratio of the residual's magnitude at one step to that at the step before is nearly the same
@@ -73,7 +71,7 @@ class MagCache(Policy):
     run stay within bounds. The schedule is known before sampling: nothing is read back.
 
     The residual is that of the block stack, so published tables are for `seam="trunk"`. Every
-    branch follows its own table. What stands in is `x + residual`, core's own answer.
+    branch follows its own table. The predictor is core's own, `x + residual`.
 
     Source: MagCache, arXiv 2506.09045, and the repository Zehong-Ma/MagCache. Thresholds and
     variants of the rule not given here are those of the model; for other tables `threshold` and
@@ -116,13 +114,13 @@ class MagCache(Policy):
     """
 
     traits = Traits(static=True, decides="branch", memory=Needs(evaluations=1))
+    solved_fields: ClassVar[tuple[str, ...]] = ("threshold",)
 
     model: str | None = None
     ratios: tuple[float, ...] | None = None
     profile: str | Path | Profile | None = None
     branches: tuple[str, ...] = ()
     threshold: float | None = None
-    budget: Budgeted = None
     max_skips: int | None = None
     retention: float | None = None
     rounding: Rounding | None = None
@@ -139,18 +137,9 @@ class MagCache(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        given = [n for n in ("model", "ratios", "profile") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise PolicyError(
-                f"MagCache got {' and '.join(given) or 'no ratios'}; give exactly one of "
-                "model=<published table>, ratios=<your own> or profile=<file>"
-            )
-        settle(self)
-        if self.budget is not None and self.threshold is not None:
-            raise PolicyError(
-                f"MagCache got threshold={self.threshold} and budget={self.budget}; a budget "
-                "solves the threshold, give one of the two"
-            )
+        options = ("model=<published table>", "ratios=<your own>", "profile=<file>")
+        require_one_option(self, "MagCache", options, missing="no ratios")
+        self._settle_budget()
         if self.profile is not None and self.branches:
             raise PolicyError("a profile names its branches itself; drop branches=...")
         least = {"threshold": 0.0, "max_skips": 0, "retention": 0.0, "high_steps": 0}
@@ -171,7 +160,7 @@ class MagCache(Policy):
     # ------------------------------------------------------------------ the schedule
     @cached_property
     def _profile(self) -> Profile:
-        return loaded(self, self.profile, (KIND,))
+        return load_profile(self, self.profile, (KIND,))
 
     @cached_property
     def _tables(self) -> Tables:
@@ -188,7 +177,7 @@ class MagCache(Policy):
 
     @cached_property
     def _solved(self) -> dict[tuple[int, int | None], Rule]:
-        """Rules that a budget was solved for, by number of steps and those of the first network."""
+        """Rules that keep the budget, by number of steps and of those of the first network."""
         return {}
 
     def _setting(self, name: str, tables: Tables) -> Any:
@@ -220,14 +209,19 @@ class MagCache(Policy):
         return {EVERY: next(iter(walks.values()))} if self.shared else walks
 
     def _rule_for(self, num_steps: int, high: int | None) -> Rule:
-        """The rule, with the threshold that a budget asks for."""
-        budget = budget_of(self)
-        if budget is None:
+        """The rule, with the threshold that keeps the budget.
+
+        The error of a run of reused steps grows as the run goes on, so every walk ends its runs
+        where a sum of `run_errors` passes the threshold: thresholds between two neighbouring sums
+        give the same walk, and one for each is tried.
+        """
+        if self.budget is None:
             return self._rule
         if (num_steps, high) in self._solved:
             return self._solved[num_steps, high]
         profile = None if self.profile is None else self._profile
-        calls = budget.calls_for(num_steps, profile, unit=unit_of(self))
+        calls = self._calls_for(num_steps, profile)
+        assert calls is not None
         tables = [resampled(t, num_steps, self.resample) for t in self._tables.ratios.values()]
         sums = [error for table in tables for error in run_errors(table, self._rule.max_skips)]
 
@@ -235,14 +229,10 @@ class MagCache(Policy):
             walks = self._walked(replace(self._rule, threshold=threshold), num_steps, high)
             return max(sum(computed for computed, _ in steps) for steps in walks.values())
 
-        threshold = solved(between(sums), count, calls, repr(self))
+        threshold = solve_setting(list_thresholds(sums), count, calls, repr(self))
         return self._solved.setdefault((num_steps, high), replace(self._rule, threshold=threshold))
 
-    def with_calls(self, calls: int) -> Self:
-        """The same rule with its threshold solved for a number of network calls."""
-        return replace(self, threshold=None, budget=PlanBudget(calls=calls))
-
-    def plans(self, num_steps: int) -> dict[str, StepPlan]:
+    def plans(self, num_steps: int) -> dict[str, StepSchedule]:
         """The schedule of each branch; `"all"` where one serves every branch.
 
         Raises:
@@ -250,48 +240,37 @@ class MagCache(Policy):
         """
         rule = self._rule_for(num_steps, self.high_steps)
         return {
-            name: replace(
-                StepPlan.of([i for i, (computed, _) in enumerate(steps) if computed], num_steps),
-                threshold=rule.threshold,
+            name: StepSchedule.of(
+                [i for i, (computed, _) in enumerate(steps) if computed], num_steps, rule.threshold
             )
             for name, steps in self._walked(rule, num_steps, self.high_steps).items()
         }
 
-    def plan(self, num_steps: int) -> StepPlan:
-        """The schedule of the first branch.
+    def plan(self, num_steps: int) -> StepSchedule:
+        """The schedule of the first branch, with those of all where several have a table.
+
+        Its errors are `|1 - p|` of reusing at each step the newest residual; NaN at step 0.
 
         Example:
             >>> MagCache(ratios=(1.0, 1.01, 1.02, 1.02, 0.7), retention=0.0).plan(5).computed
             (0, 3, 4)
         """
-        return next(iter(self.plans(num_steps).values()))
-
-    def describe(self, num_steps: int) -> dict[str, float]:
-        """Network calls of the first branch, and of each where several have a table.
-
-        Example:
-            >>> MagCache(model="omnigen2-t2i").describe(50)
-            {'calls': 28.0, 'calls cond': 28.0, 'calls uncond': 28.0}
-        """
         plans = self.plans(num_steps)
-        each = {
-            f"calls {name}": float(len(p.computed)) for name, p in plans.items() if len(plans) > 1
-        }
-        return {"calls": float(len(self.plan(num_steps).computed)), **each}
-
-    def step_errors(self, num_steps: int) -> list[float]:
-        """`|1 - p|` of reusing at each step what it would find; NaN at step 0."""
+        first = next(iter(plans.values()))
         table = resampled(next(iter(self._tables.ratios.values())), num_steps, self.resample)
-        sources = self.plan(num_steps).sources
-        products = [math.prod(table[sources[i - 1] + 1 : i + 1]) for i in range(1, num_steps)]
-        return [math.nan, *(abs(1.0 - product) for product in products)]
+        products = [math.prod(table[first.sources[i - 1] + 1 : i + 1]) for i in range(1, num_steps)]
+        return replace(
+            first,
+            errors=(math.nan, *(abs(1.0 - product) for product in products)),
+            branches=plans if len(plans) > 1 else {},
+        )
 
     # ------------------------------------------------------------------ the hooks
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self.profile is not None:
             self._profile.require(session, self.allow)
-            require_device(self, self._profile, session)
+            self._require_device(self._profile, session)
         elif self.model is not None and not self.any_seam and session.seam is not Seam.TRUNK:
             raise CapabilityError(
                 f"the table of {self.model!r} is for residuals of the block stack, this run reuses "

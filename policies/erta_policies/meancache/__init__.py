@@ -1,6 +1,12 @@
 """MeanCache (arXiv 2601.19961): a path over the steps, the predictors on it, and a profiler."""
 
-from erta_policies.meancache._path import EdgePath, edge_costs, released, shortest_path, tables
+from erta_policies.meancache._path import (
+    EdgePath,
+    find_shortest_path,
+    look_up_path,
+    price_edges,
+    read_tables,
+)
 from erta_policies.meancache._profiler import MeanCacheProfiler
 from erta_policies.meancache._recipe import MeanCache
 from erta_policies.meancache._schedule import MeanCacheSchedule
@@ -13,8 +19,8 @@ __all__ = [
     "MeanCache",
     "MeanCacheProfiler",
     "MeanCacheSchedule",
-    "edge_costs",
-    "released",
-    "shortest_path",
-    "tables",
+    "find_shortest_path",
+    "look_up_path",
+    "price_edges",
+    "read_tables",
 ]

@@ -1,4 +1,7 @@
-"""Which steps MeanCache computes and how far back each edge looks: released, or planned."""
+"""MeanCache's paths: which steps are computed and how far back each edge looks.
+
+A path is released with the paper's code, or planned from a profile.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import InputError, PolicyError, ProfileError, suggestion
-from erta_policies.shared import banded, cheapest
+from erta_policies.shared import find_cheapest_paths, to_band
 
 KIND = "mean_cache_profiler"
 STEPS = 50
@@ -71,14 +74,14 @@ class EdgePath:
 
 # ------------------------------------------------------------------------------- released
 @cache
-def tables() -> dict[str, dict[int, EdgePath]]:
+def read_tables() -> dict[str, dict[int, EdgePath]]:
     """The released paths by model and number of network calls, 50 steps each.
 
     Source: UnicomAI/MeanCache at 2e12280a (Apache-2.0), the scripts for Qwen-Image, Qwen-Image-2512
     and Z-Image.
 
     Example:
-        >>> tables()["qwen-image"][10].fresh
+        >>> read_tables()["qwen-image"][10].fresh
         (0, 1, 3, 7, 14, 21, 28, 35, 42, 49)
     """
     text = files("erta_policies.meancache").joinpath("tables.json").read_text(encoding="utf-8")
@@ -91,13 +94,13 @@ def tables() -> dict[str, dict[int, EdgePath]]:
     }
 
 
-def released(model: str, calls: int | None) -> EdgePath:
+def look_up_path(model: str, calls: int | None) -> EdgePath:
     """One released path.
 
     Raises:
         PolicyError: There is none; lists what exists and how to calibrate.
     """
-    models = tables()
+    models = read_tables()
     if model not in models:
         raise PolicyError(
             f"MeanCache has no released table for {model!r}; {suggestion(model, models)} or make "
@@ -114,7 +117,7 @@ def released(model: str, calls: int | None) -> EdgePath:
 
 
 # -------------------------------------------------------------------------------- planned
-def edge_costs(profile: Profile) -> tuple[Tensor, Tensor]:
+def price_edges(profile: Profile) -> tuple[Tensor, Tensor]:
     """Cost of every edge `[T + 1, T + 1]` at its best span, and that span.
 
     Infinite where no edge was measured: backwards, and longer than the profiler looked.
@@ -123,7 +126,7 @@ def edge_costs(profile: Profile) -> tuple[Tensor, Tensor]:
     prompts is the paper's, the mean magnitude as norm is ours, since the paper's is not known.
 
     Example:
-        >>> costs, spans = edge_costs(profile)  # doctest: +SKIP
+        >>> costs, spans = price_edges(profile)  # doctest: +SKIP
     """
     sums = profile.statistics["cost"].double() / profile.samples  # [K, T, longest]
     most, num_steps, longest = sums.shape
@@ -137,7 +140,7 @@ def edge_costs(profile: Profile) -> tuple[Tensor, Tensor]:
     return costs, best
 
 
-def shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ...]:
+def find_shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ...]:
     """Nodes of the path from 0 to T with at most `calls` edges and the least `sum(cost ** gamma)`.
 
     `gamma` above 1 keeps any single edge from being bad; 1 is the ordinary shortest path. The last
@@ -160,29 +163,29 @@ def shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ...]:
     Example:
         >>> inf = float("inf")
         >>> costs = torch.tensor([[inf, 0, 1, 9], [inf, inf, 0, 2], [inf, inf, inf, 0], [inf] * 4])
-        >>> shortest_path(costs, calls=2, gamma=4.0)
+        >>> find_shortest_path(costs, calls=2, gamma=4.0)
         (0, 2)
     """
     last = len(costs) - 1
     if calls > last:
         raise ProfileError(f"{calls} network calls are more than the {last} steps of the schedule")
-    paths = cheapest(banded(costs), gamma)
-    fitting = [path for number, path in paths.items() if number <= calls]
+    paths = find_cheapest_paths(to_band(costs), gamma)
+    fitting = {number: path for number, path in paths.items() if number <= calls}
     if not fitting:
         raise ProfileError(
             f"{calls} network calls cannot span {last} steps: the longest edge of this profile "
             f"makes it at least {min(paths)}; ask for more calls, or calibrate with a larger "
             "`longest`"
         )
-    return min(fitting, key=lambda path: (path.total, path.calls)).steps
+    return min(fitting.values(), key=lambda path: (path.predicted or 0.0, path.calls)).computed
 
 
-def planned(profile: Profile, calls: int, gamma: float) -> EdgePath:
+def plan_path(profile: Profile, calls: int, gamma: float) -> EdgePath:
     """The path of a profile for a number of network calls.
 
     Raises:
         ProfileError: So few calls cannot span the schedule.
     """
-    costs, best = edge_costs(profile)
-    fresh = shortest_path(costs, calls, gamma)
+    costs, best = price_edges(profile)
+    fresh = find_shortest_path(costs, calls, gamma)
     return EdgePath(fresh, tuple(int(best[start, end]) for start, end in pairwise(fresh)))

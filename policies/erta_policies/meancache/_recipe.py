@@ -1,11 +1,10 @@
-"""`MeanCache`: the paper as a recipe of a path and a predictor."""
+"""`MeanCache`: the paper as a recipe of a path and a predictor for its reused steps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 from erta_framework import Policy, Profile, Profiler
 from erta_framework.errors import PolicyError
@@ -13,10 +12,10 @@ from erta_policies.forecast import MeanVelocity
 from erta_policies.meancache._profiler import MeanCacheProfiler
 from erta_policies.meancache._schedule import MeanCacheSchedule
 from erta_policies.meancache._velocity import AverageVelocity, EdgeVelocity
-from erta_policies.shared import Budgeted, settle
+from erta_policies.shared import BudgetedRecipe
 
 
-class MeanCache(Policy):
+class MeanCache(BudgetedRecipe):
     """Average-velocity caching (MeanCache, arXiv 2601.19961) as a recipe.
 
     Stands for a `MeanCacheSchedule` and one of three predictors:
@@ -25,7 +24,7 @@ class MeanCache(Policy):
     * `"B"`, the paper's edges, from secondary sources: `EdgeVelocity`, one constant velocity each.
     * `"C"`, ours: `MeanVelocity`, Adams-Bashforth 2 on the grid of the computed steps, which
       replaces the mean velocity by the trapezoid of two computed ones. It needs no latents and no
-      spans, and holds under any guidance.
+      spans, and is the same rule under any guidance.
 
     A and B act on each guidance branch; see `AverageVelocity` for when that is the published rule.
 
@@ -36,7 +35,8 @@ class MeanCache(Policy):
         fresh: Computed steps, listed, instead of a table.
         spans: K of each edge between listed steps; variants A and B need them.
         profile: File or profile of a `MeanCacheProfiler`, instead of a table.
-        gamma: Power of the edge costs of the planner.
+        gamma: Power of the edge costs of the planner; 4 is among the best of the paper's ablation,
+            from secondary sources.
         variant: The predictor.
         allow: Fingerprint fields of the profile that may differ from the run.
 
@@ -49,9 +49,10 @@ class MeanCache(Policy):
         ['mean_cache_schedule', 'average_velocity']
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("calls",)
+
     model: str | None = None
     calls: int | None = None
-    budget: Budgeted = None
     fresh: tuple[int, ...] | None = None
     spans: tuple[int, ...] | None = None
     profile: str | Path | Profile | None = None
@@ -60,7 +61,7 @@ class MeanCache(Policy):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
+        self._settle_budget()
         if self.fresh is not None and (self.spans is None) != (self.variant == "C"):
             raise PolicyError(
                 f"MeanCache(variant={self.variant!r}, spans={self.spans}) with listed fresh steps: "
@@ -72,10 +73,6 @@ class MeanCache(Policy):
 
     def calibrator(self) -> Profiler | None:
         return MeanCacheProfiler() if self.model is None and self.fresh is None else None
-
-    def with_calls(self, calls: int) -> Self:
-        """The same recipe for a number of network calls."""
-        return replace(self, budget=None, calls=calls)
 
     def parts(self) -> Sequence[Policy]:
         schedule = self._schedule()

@@ -8,18 +8,29 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Self
+from typing import ClassVar
 
 from erta_framework import Profile, Profiler, SessionInfo, hookimpl
-from erta_framework.budgets import unit_of
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import InputError, PolicyError, ProfileError
-from erta_policies.meancache._path import KIND, STEPS, EdgePath, edge_costs, planned, released
-from erta_policies.shared import Budgeted, FixedSchedule, budget_of, require_device, settle
-from erta_policies.shared import load_profile as loaded
-from erta_policies.shared import require_match as require
+from erta_policies.meancache._path import (
+    KIND,
+    STEPS,
+    EdgePath,
+    look_up_path,
+    plan_path,
+    price_edges,
+)
+from erta_policies.shared import (
+    BudgetedPlanner,
+    FixedSchedule,
+    load_profile,
+    require_match,
+    require_one_option,
+)
 
 
-class MeanCacheSchedule(FixedSchedule):
+class MeanCacheSchedule(BudgetedPlanner, FixedSchedule):
     """Computes the nodes of a MeanCache path: released, listed, or planned from a profile.
 
     Source: MeanCache, arXiv 2601.19961; the released tables are those of UnicomAI/MeanCache at
@@ -45,9 +56,10 @@ class MeanCacheSchedule(FixedSchedule):
         (0, 1, 3, 7, 14, 21, 28, 35, 42, 49)
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("calls",)
+
     model: str | None = None
     calls: int | None = None
-    budget: Budgeted = None
     fresh: tuple[int, ...] | None = None
     spans: tuple[int, ...] | None = None
     profile: str | Path | Profile | None = None
@@ -55,21 +67,17 @@ class MeanCacheSchedule(FixedSchedule):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
-        given = [n for n in ("model", "fresh", "profile") if getattr(self, n) is not None]
-        if len(given) != 1:
-            raise PolicyError(
-                f"MeanCache got {' and '.join(given) or 'no path'}; give exactly one of model=... "
-                "(a released table), fresh=... (with spans=...) and profile=... (calibrated)"
-            )
+        self._settle_budget()
+        options = (
+            "model=... (a released table)",
+            "fresh=... (with spans=...)",
+            "profile=... (calibrated)",
+        )
+        require_one_option(self, "MeanCache", options, missing="no path")
         if (self.calls is None and self.budget is None) != (self.fresh is not None):
             raise PolicyError(
-                f"MeanCache(calls={self.calls}, budget={self.budget}) with {given[0]}: "
+                f"MeanCache(calls={self.calls}, budget={self.budget}) with fresh={self.fresh}: "
                 "calls=<network calls> or a budget goes with model and profile, and not with fresh"
-            )
-        if self.calls is not None and self.budget is not None:
-            raise PolicyError(
-                f"MeanCache got calls={self.calls} and budget={self.budget}; give one of the two"
             )
         if self.spans is not None and self.fresh is None:
             raise PolicyError("MeanCache(spans=...) goes with fresh=...; tables bring their own")
@@ -88,7 +96,7 @@ class MeanCacheSchedule(FixedSchedule):
 
     @cached_property
     def _profile(self) -> Profile:
-        return loaded(self, self.profile, (KIND,))
+        return load_profile(self, self.profile, (KIND,))
 
     @cached_property
     def path(self) -> EdgePath:
@@ -102,31 +110,26 @@ class MeanCacheSchedule(FixedSchedule):
             spans = self.spans if self.spans is not None else (1,) * (len(self.fresh) - 1)
             return EdgePath(self.fresh, spans)
         if self.model is not None:
-            return released(self.model, self._calls(STEPS, None))
+            return look_up_path(self.model, self._calls(STEPS, None))
         steps = int(self._profile.fingerprint["num_steps"])
-        return planned(self._profile, self._calls(steps, self._profile), self.gamma)
+        return plan_path(self._profile, self._calls(steps, self._profile), self.gamma)
 
     def _calls(self, num_steps: int, profile: Profile | None) -> int:
-        budget = budget_of(self)
-        if budget is not None:
-            return budget.calls_for(num_steps, profile, self._predicted, unit_of(self))
-        assert self.calls is not None
-        return self.calls
+        asked = self._calls_for(num_steps, profile, self._predicted)
+        calls = self.calls if asked is None else asked
+        assert calls is not None
+        return calls
 
     def _predicted(self, calls: int) -> float:
         """Sum of the edge costs of the path of so many calls; infinite where there is none."""
         try:
-            return sum(self._costs(planned(self._profile, calls, self.gamma).fresh))
+            return sum(self._costs(plan_path(self._profile, calls, self.gamma).fresh))
         except ProfileError:
             return math.inf
 
     def _costs(self, fresh: Sequence[int]) -> list[float]:
-        costs, _ = edge_costs(self._profile)
+        costs, _ = price_edges(self._profile)
         return [float(costs[a, b]) for a, b in pairwise((*fresh, len(costs) - 1))]
-
-    def with_calls(self, calls: int) -> Self:
-        """The same path planned, or looked up, for a number of network calls."""
-        return replace(self, budget=None, calls=calls)
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The nodes of the path.
@@ -142,22 +145,17 @@ class MeanCacheSchedule(FixedSchedule):
         self.path.by_step(num_steps)
         return self.path.fresh
 
-    def describe(self, num_steps: int) -> dict[str, float]:
-        """Number of calls and, of a calibrated path, the sum and the peak of its edge costs.
-
-        Example:
-            >>> MeanCacheSchedule(model="z-image", calls=13).describe(50)
-            {'calls': 13.0}
-        """
-        facts = {"calls": float(self.plan(num_steps).calls)}
-        if self.profile is not None:
-            found = self._costs(self.path.fresh)
-            facts.update(error=sum(found), peak=max(found), predicted=sum(found))
-        return facts
+    def predict(self, schedule: StepSchedule) -> StepSchedule:
+        """Of a calibrated path, the sum and the peak of its edge costs."""
+        if self.profile is None:
+            return schedule
+        costs = self._costs(self.path.fresh)
+        facts = {"error": sum(costs), "peak": max(costs)}
+        return replace(schedule, predicted=sum(costs), facts=facts)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         if self.profile is not None:
-            require(self._profile, session, self.allow)
-            require_device(self, self._profile, session)
+            require_match(self._profile, session, self.allow)
+            self._require_device(self._profile, session)
         super().on_session_start(session)

@@ -1,18 +1,17 @@
-"""Budgets first: schedules chosen by dynamic programming from a profile, for any budget."""
+"""Schedules chosen from a profile for any budget: by dynamic programming, or by a search."""
 
-from erta_policies.planning.costs import edges
-from erta_policies.planning.multistep import MultistepSchedule
-from erta_policies.planning.plans import front, planned_steps
-from erta_policies.planning.schedule import PlannedSchedule
-from erta_policies.shared import Path, PlanBudget, cheapest
+from erta_policies.planning._costs import price_edges
+from erta_policies.planning._multistep import MultistepSchedule
+from erta_policies.planning._plans import plan_all_calls, plan_steps
+from erta_policies.planning._schedule import PlannedSchedule
+from erta_policies.shared import PlanBudget, find_cheapest_paths
 
 __all__ = [
     "MultistepSchedule",
-    "Path",
     "PlanBudget",
     "PlannedSchedule",
-    "cheapest",
-    "edges",
-    "front",
-    "planned_steps",
+    "find_cheapest_paths",
+    "plan_all_calls",
+    "plan_steps",
+    "price_edges",
 ]

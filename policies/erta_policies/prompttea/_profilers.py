@@ -92,7 +92,7 @@ class CodebookProfiler(RunProfiler):
     numbers were measured. This definition is our guess; its values behave like the published ones.
 
     Attributes:
-        branch: The branch that may be left out.
+        branch: The branch that may be skipped.
         stands_in: The branch whose residual is used instead.
 
     Raises:

@@ -45,7 +45,7 @@ class PromptTea(Policy):
         codebook_threshold: tau of the codebook; by default the published one.
         substitute: Whether one branch may replace the other; by default where there is a
             codebook. Batched guidance and guidance with one branch need False.
-        branch: The branch that may be left out.
+        branch: The branch that may be skipped.
         stands_in: The branch whose residual is used instead; it has the prompts.
         counting: As in `BranchSubstitute`.
         signal: As in `PromptTeaRule`.

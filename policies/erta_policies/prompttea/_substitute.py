@@ -55,7 +55,7 @@ class SubstitutionMemory:
 
 
 class BranchSubstitute(Policy):
-    """Leaves out one branch of a computed step and answers it with the residual of another.
+    """Skips one branch of a computed step and predicts it with the residual of another.
 
     When the rules listed after it compute a step, the first branch runs. The codebook says how far
     the second branch is from it at each step. While the sum of these values, since the second
@@ -80,7 +80,7 @@ class BranchSubstitute(Policy):
         codebook: A difference for each step instead.
         profile: File or profile of a `CodebookProfiler` instead.
         threshold: tau, the difference at which the branch runs; by default the published one.
-        branch: The branch that may be left out.
+        branch: The branch that may be skipped.
         stands_in: The branch whose residual is used instead; it must be called before.
         counting: `"computed"` adds the values of computed steps and starts anew when the branch
             ran. `"script"` is what the published Wan 2.1 script does: it adds every step and starts

@@ -1,4 +1,4 @@
-"""The rules of one request of `PromptThreshold`, and how their answers become one."""
+"""The rules of one request of `PromptThreshold`, and how their decisions become one."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ from erta_policies.shared import ChangeRule, Mixing, Signal, grid_dims, read_mix
 class SeaCacheRule(ChangeRule):
     """Reuses while the filtered latents have changed by less than `threshold`.
 
-    The latents of every step pass a Wiener filter for their noise level, which keeps what the
-    picture consists of by then: coarse structure first, detail later. The relative L1 changes from
-    step to step are summed since the last computed step. It needs neither calibration nor signals
-    of the network. The latents are the same in all guidance branches, so one decides for the step.
+    The latents of every step pass a Wiener filter for their noise level. It keeps what is picture
+    at that level: coarse structure early, detail later. The relative L1 changes from step to step
+    are summed since the last computed step. It needs neither calibration nor signals of the
+    network. The latents are the same in all guidance branches, so one decides for the step.
 
     Source: SeaCache, arXiv 2602.18993, and the repository jiwoogit/SeaCache, which filter the
     modulated input of the first block; the latents instead are the choice of diffusers' SeaCache

@@ -64,7 +64,7 @@ class SensitivityProfiler(RunProfiler):
         InputError: The trajectory does not start at step 0, or has a single step.
 
     Example:
-        >>> sorted(SensitivityProfiler().traits.traits.traits.requires)
+        >>> sorted(SensitivityProfiler().traits.requires)
         ['trial']
     """
 

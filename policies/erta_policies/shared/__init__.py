@@ -2,19 +2,18 @@
 
 from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
-    Budgeted,
+    BudgetedPlanner,
+    BudgetedRecipe,
+    BudgetLike,
     PlanBudget,
-    between,
-    budget_of,
-    require_device,
-    settle,
-    solved,
+    list_thresholds,
+    solve_setting,
 )
 from erta_policies.shared._change_profiler import DEGREE, ChangeProfiler, read_calibrated_range
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
-from erta_policies.shared._fixed_schedule import FixedSchedule, StepPlan
-from erta_policies.shared._paths import Path, banded, cheapest, falling
+from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
     ProfileSource,
     RunProfiler,
@@ -40,28 +39,26 @@ from erta_policies.shared._signals import (
 __all__ = [
     "DEGREE",
     "Accumulator",
-    "Budgeted",
+    "BudgetLike",
+    "BudgetedPlanner",
+    "BudgetedRecipe",
     "ChangeProfiler",
     "ChangeRule",
     "FirstBranch",
     "FittedChangeRule",
     "FixedSchedule",
     "Mixing",
-    "Path",
     "PlanBudget",
     "ProfileSource",
     "RuleWrapper",
     "RunProfiler",
     "Signal",
-    "StepPlan",
-    "banded",
-    "between",
-    "budget_of",
     "call_hook",
-    "cheapest",
     "check_probe_depth",
-    "falling",
+    "find_cheapest_paths",
+    "forbid_growing_gaps",
     "grid_dims",
+    "list_thresholds",
     "load_profile",
     "mean_magnitude",
     "order_branches",
@@ -72,12 +69,11 @@ __all__ = [
     "read_probe",
     "relative_l1",
     "require_computed",
-    "require_device",
     "require_match",
     "require_one_option",
     "require_whole_run",
     "resolve_threshold",
     "reuse_below",
-    "settle",
-    "solved",
+    "solve_setting",
+    "to_band",
 ]

@@ -1,15 +1,28 @@
-"""`PlanBudget`: what a request may cost, or how good it must be, instead of a threshold."""
+"""Budgets: what a request may cost, or how good it must be, in place of a threshold.
+
+`PlanBudget` is the value; `BudgetedPlanner` and `BudgetedRecipe` are the bases of the policies that
+have it as a field; `solve_setting` finds the threshold or interval that keeps a number of calls.
+The file is long so that all that a policy needs for a budget is in one place.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, Self
 
 from erta_framework import Policy, Profile, SessionInfo
-from erta_framework.budgets import REMEDY, MeasuredFront, measured_units, unit_of
+from erta_framework.budgets import (
+    REMEDY,
+    MeasuredFront,
+    Planner,
+    StepSchedule,
+    find_planner,
+    forecast,
+    list_measured_units,
+)
 from erta_framework.errors import PolicyError, ProfileError, suggestion
 
 
@@ -51,7 +64,7 @@ class PlanBudget:
         least = {"calls": 1, "speedup": 1.0}.get(given[0], 0.0)
         if not (least <= amount < math.inf) or amount == 0:
             raise PolicyError(
-                f"a budget of {given[0]} {amount}: it must be finite and {said(least)}"
+                f"a budget of {given[0]} {amount}: it must be finite and {spell_bound(least)}"
             )
 
     @classmethod
@@ -87,7 +100,7 @@ class PlanBudget:
             num_steps: Steps of the schedule.
             profile: Holds the measured plans of a budget in dB or seconds.
             predicted: The planner's error for a number of calls; by default fewer calls are worse.
-            unit: What that error is in, see `erta_framework.budgets.unit_of`.
+            unit: What that error is in, as in `StepSchedule.unit`.
 
         Raises:
             PolicyError: There is no profile that could hold measurements.
@@ -118,7 +131,7 @@ class PlanBudget:
                 f"a budget in {kind} needs a profile in which plans were measured, and this policy "
                 "has no profile; give calls or speedup"
             )
-        held = {name: MeasuredFront.of(profile, name) for name in measured_units(profile)}
+        held = {name: MeasuredFront.of(profile, name) for name in list_measured_units(profile)}
         fronts = {name: front for name, front in held.items() if front is not None}
         if self.seconds is not None:
             fronts = {name: front for name, front in fronts.items() if front.timed}
@@ -138,46 +151,116 @@ class PlanBudget:
         )
 
 
-Budgeted = PlanBudget | Mapping[str, Any] | None
-"""How policies take a budget: finished, or as it is written in a configuration."""
+BudgetLike = PlanBudget | Mapping[str, Any] | None
+"""How a policy takes a budget: as a `PlanBudget`, or as a configuration writes it."""
 
 
-def settle(policy: Policy) -> None:
-    """Put a finished budget in the place of a written one, when a policy is made."""
-    object.__setattr__(policy, "budget", PlanBudget.of(getattr(policy, "budget")))  # noqa: B009
+class BudgetedPlanner(Policy, Planner):
+    """Base of policies that take a budget in place of a setting; core for what they share.
 
+    A subclass lists in `solved_fields` the settings that a budget stands for, calls
+    `_settle_budget` in `__post_init__`, and asks `_calls_for` how many calls it has.
 
-def budget_of(policy: Policy) -> PlanBudget | None:
-    """The budget of a policy that was settled."""
-    found = getattr(policy, "budget", None)
-    assert found is None or isinstance(found, PlanBudget)
-    return found
+    Source: ours.
 
-
-def require_device(policy: Policy, profile: Profile | None, session: SessionInfo) -> None:
-    """Refuse a budget in seconds that was measured elsewhere.
-
-    Raises:
-        ProfileError: Another device, or another number of samples.
+    Attributes:
+        budget: One of `calls`, `speedup`, `psnr` and `seconds`.
     """
-    budget = budget_of(policy)
-    if budget is not None and budget.seconds is not None:
-        budget.front(profile, unit_of(policy)).require_device(session)
+
+    solved_fields: ClassVar[tuple[str, ...]] = ()
+
+    budget: BudgetLike = None
+
+    @property
+    def unit(self) -> str:
+        """What its predicted errors are in; plans that were measured hold for the same unit."""
+        return self.name
+
+    def with_calls(self, calls: int) -> Self | None:
+        """The same policy with a budget of so many network calls."""
+        return replace(self, budget=PlanBudget(calls=calls), **dict.fromkeys(self.solved_fields))
+
+    def _settle_budget(self) -> None:
+        """Read a written budget, and refuse it beside a setting that it stands for.
+
+        Raises:
+            PolicyError: The budget is none, or a setting that it solves for is given too.
+        """
+        object.__setattr__(self, "budget", PlanBudget.of(self.budget))
+        given = [name for name in self.solved_fields if getattr(self, name) is not None]
+        if self.budget is not None and given:
+            name = given[0]
+            raise PolicyError(
+                f"{type(self).__name__} got {name}={getattr(self, name)} and budget={self.budget}; "
+                f"a budget solves for {name}, give one of the two"
+            )
+
+    def _calls_for(
+        self,
+        num_steps: int,
+        profile: Profile | None = None,
+        predicted: Callable[[int], float] | None = None,
+    ) -> int | None:
+        """Network calls of the budget, None without one; see `PlanBudget.calls_for`."""
+        budget = PlanBudget.of(self.budget)
+        return (
+            None if budget is None else budget.calls_for(num_steps, profile, predicted, self.unit)
+        )
+
+    def _require_device(self, profile: Profile | None, session: SessionInfo) -> None:
+        """Refuse a budget in seconds that was measured elsewhere.
+
+        Raises:
+            ProfileError: Another device, or another number of samples.
+        """
+        budget = PlanBudget.of(self.budget)
+        if budget is not None and budget.seconds is not None:
+            budget.front(profile, self.unit).require_device(session)
 
 
-def solved(
+class BudgetedRecipe(BudgetedPlanner):
+    """Base of recipes whose schedule takes a budget: one of their parts plans for them.
+
+    Source: ours.
+
+    Attributes:
+        budget: One of `calls`, `speedup`, `psnr` and `seconds`, for the part that plans.
+    """
+
+    def plan(self, num_steps: int) -> StepSchedule:
+        """The schedule of the part that plans.
+
+        Raises:
+            PolicyError: No part plans ahead.
+        """
+        return forecast(self.parts(), num_steps)
+
+    def schedules(self, num_steps: int) -> Mapping[int, StepSchedule]:
+        """The schedules of the part that plans, by number of calls; none if no part does."""
+        planner = find_planner(self.parts())
+        return {} if planner is None else planner.schedules(num_steps)
+
+
+def solve_setting(
     candidates: Iterable[float], count: Callable[[float], int], calls: int, owner: str
 ) -> float:
-    """The threshold whose schedule comes closest to `calls` without exceeding them.
+    """The value of a setting whose schedule comes closest to `calls` without exceeding them.
+
+    Calls need not fall as the value grows, so every candidate is counted. Of several that take as
+    many calls, the smallest is returned.
 
     Args:
-        candidates: One threshold for every schedule there can be.
-        count: Network calls at a threshold.
+        candidates: One value for every schedule there can be.
+        count: Network calls at a value.
         calls: Most calls.
         owner: Who asks, for the message.
 
     Raises:
-        ProfileError: Every threshold takes more.
+        ProfileError: Every value takes more.
+
+    Example:
+        >>> solve_setting([1, 2, 3, 4], lambda interval: int(12 / interval), calls=5, owner="x")
+        3
     """
     counts = {value: count(value) for value in sorted(set(candidates))}
     fitting = {value: number for value, number in counts.items() if number <= calls}
@@ -190,13 +273,18 @@ def solved(
     return min(value for value, number in fitting.items() if number == most)
 
 
-def between(values: Iterable[float]) -> list[float]:
-    """A threshold below, between and above all of the values, rising."""
+def list_thresholds(values: Iterable[float]) -> list[float]:
+    """A threshold below, between and above all of the values, rising.
+
+    Example:
+        >>> list_thresholds([1.0, 3.0])[:2]
+        [0.0, 2.0]
+    """
     known = sorted({value for value in values if math.isfinite(value)})
     middles = [(low + high) / 2 for low, high in pairwise(known)]
     return [0.0, *middles, known[-1] * 1.01 + 1e-12] if known else [0.0]
 
 
-def said(least: float) -> str:
+def spell_bound(least: float) -> str:
     """A lower bound in words."""
     return f"at least {least:g}" if least else "above 0"

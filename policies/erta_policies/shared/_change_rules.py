@@ -31,8 +31,8 @@ class ChangeRule(Policy):
     sum it computes. Core predicts the reused output.
 
     A signal of the timestep alone is known for all steps once the network has run for the first
-    time in a request. If the driver offers it, nothing is measured and no value is read back after
-    that. A step that leaves the nominal grid goes back to measuring.
+    time in a request, if the driver offers it. After that nothing is measured and no value is read
+    back, until a step leaves the nominal grid.
 
     Source: the rule of TeaCache, arXiv 2411.19108, which PromptTea (arXiv 2507.06739) shares.
     Knowing the changes ahead is ours.
@@ -72,7 +72,7 @@ class ChangeRule(Policy):
             differences: Relative L1 change of the signal, one a sample or one for the batch.
 
         Returns:
-            The changes, and in words for the trace what makes them doubtful (or nothing).
+            The changes, and for the trace what makes them doubtful; empty if nothing does.
         """
         raise NotImplementedError(f"{type(self).__name__} does not predict")
 

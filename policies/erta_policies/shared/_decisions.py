@@ -51,7 +51,7 @@ class Accumulator:
 
 
 class FirstBranch:
-    """Remembers which branch each network was asked for first in the newest step.
+    """Remembers which branch of each network was called first in the newest step.
 
     For rules in which that branch decides for all.
 
@@ -66,7 +66,7 @@ class FirstBranch:
         self._first: dict[str, tuple[int, str]] = {}
 
     def is_first(self, step: Step, call: Call) -> bool:
-        """Whether the network was asked for this call's branch before any other in this step."""
+        """Whether this call's branch is the first of its network in this step."""
         index, branch = self._first.get(call.model, (-1, ""))
         if index == step.index:
             return branch == call.branch

@@ -132,7 +132,7 @@ def order_branches(session: SessionInfo, sums: Mapping[str, T], empty: T) -> dic
 
 
 def require_computed(policy: Policy, step: Step, call: Call) -> None:
-    """Refuse a call that was answered without the network.
+    """Refuse a call in which the network did not run.
 
     Raises:
         PolicyError: Names the step and branch.

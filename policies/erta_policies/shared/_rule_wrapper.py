@@ -1,4 +1,4 @@
-"""`RuleWrapper`: the base of policies that hold one skip rule and ask it themselves."""
+"""`RuleWrapper`: the base of policies that hold one skip rule and call its hooks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from erta_framework.plugins import flatten
 
 
 class RuleWrapper(Policy):
-    """Base of policies around one skip rule; they declare what the rule declares.
+    """Base of policies around one skip rule; they have the traits of the rule.
 
     Source: ours.
 

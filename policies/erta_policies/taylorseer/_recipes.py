@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 from erta_framework import Policy
 from erta_policies.forecast import Forecaster
-from erta_policies.shared import Budgeted, PlanBudget, settle
+from erta_policies.shared import BudgetedRecipe
 from erta_policies.taylorseer._schedule import Counting, RefreshInterval
 
 Schedule = Literal["release", "diffusers", "cache-dit"]
 Over = Literal["index", "sigma"]
 
 
-def since(schedule: Schedule, first: int) -> int:
+def oldest_step(schedule: Schedule, first: int) -> int:
     """The oldest step that a forecast may use.
 
     The release forms its first difference at step `first - 1`, with the step before it; diffusers
@@ -24,10 +23,10 @@ def since(schedule: Schedule, first: int) -> int:
     return max(0, first - 2) if schedule == "release" else 0
 
 
-def refreshes(
+def plan_refreshes(
     recipe: TaylorSeer | HiCache | FORA, interval: int, first: int, counting: Counting
 ) -> RefreshInterval:
-    """The schedule of a recipe: its budget's, else its interval's or this one's."""
+    """The schedule of a recipe: its budget, else its interval, else this one."""
     if recipe.budget is None and recipe.interval is None:
         return RefreshInterval(interval=interval, first=first, counting=counting)
     return RefreshInterval(
@@ -35,7 +34,7 @@ def refreshes(
     )
 
 
-class TaylorSeer(Policy):
+class TaylorSeer(BudgetedRecipe):
     """TaylorSeer's schedule and forecast (arXiv 2503.06923) on the network's output, as a recipe.
 
     Stands for `RefreshInterval` + `Forecaster`. The published method forecasts the output of each
@@ -60,8 +59,9 @@ class TaylorSeer(Policy):
         ['refresh_interval', 'forecaster']
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
+
     interval: int | None = None
-    budget: Budgeted = None
     order: int = 1
     first: int = 3
     basis: Literal["taylor", "newton", "adams"] = "taylor"
@@ -69,27 +69,23 @@ class TaylorSeer(Policy):
     schedule: Schedule = "release"
 
     def __post_init__(self) -> None:
-        settle(self)
+        self._settle_budget()
         self.parts()
-
-    def with_calls(self, calls: int) -> Self:
-        """The same recipe with the interval that keeps a number of network calls."""
-        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def parts(self) -> Sequence[Policy]:
         return (
-            refreshes(self, 5, first=self.first, counting=self.schedule),
+            plan_refreshes(self, 5, first=self.first, counting=self.schedule),
             Forecaster(
                 basis=self.basis,
                 order=self.order,
                 over=self.over,
                 what="output",
-                since=since(self.schedule, self.first),
+                since=oldest_step(self.schedule, self.first),
             ),
         )
 
 
-class HiCache(Policy):
+class HiCache(BudgetedRecipe):
     """HiCache (arXiv 2508.16984) on the network's output, as a recipe.
 
     TaylorSeer's schedule with scaled Hermite polynomials in place of powers. As in `TaylorSeer`,
@@ -114,8 +110,9 @@ class HiCache(Policy):
         'hermite'
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
+
     interval: int | None = None
-    budget: Budgeted = None
     order: int = 2
     first: int = 3
     scale: float = 0.5
@@ -123,28 +120,24 @@ class HiCache(Policy):
     schedule: Schedule = "release"
 
     def __post_init__(self) -> None:
-        settle(self)
+        self._settle_budget()
         self.parts()
-
-    def with_calls(self, calls: int) -> Self:
-        """The same recipe with the interval that keeps a number of network calls."""
-        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def parts(self) -> Sequence[Policy]:
         return (
-            refreshes(self, 6, first=self.first, counting=self.schedule),
+            plan_refreshes(self, 6, first=self.first, counting=self.schedule),
             Forecaster(
                 basis="hermite",
                 order=self.order,
                 over=self.over,
                 what="output",
                 scale=self.scale,
-                since=since(self.schedule, self.first),
+                since=oldest_step(self.schedule, self.first),
             ),
         )
 
 
-class FORA(Policy):
+class FORA(BudgetedRecipe):
     """FORA's uniform schedule (arXiv 2407.01425) with reuse of the network's output, as a recipe.
 
     The published method reuses the output of each attention and MLP module, with fresh gates; this
@@ -164,21 +157,18 @@ class FORA(Policy):
         (0, 1, 4, 7)
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
+
     interval: int | None = None
-    budget: Budgeted = None
     counting: Literal["down", "up"] = "down"
 
     def __post_init__(self) -> None:
-        settle(self)
+        self._settle_budget()
         self.parts()
-
-    def with_calls(self, calls: int) -> Self:
-        """The same recipe with the interval that keeps a number of network calls."""
-        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def parts(self) -> Sequence[Policy]:
         counting: Literal["fora", "release"] = "fora" if self.counting == "down" else "release"
         return (
-            refreshes(self, 3, first=1, counting=counting),
+            plan_refreshes(self, 3, first=1, counting=counting),
             Forecaster(basis="taylor", order=0, over="index", what="output"),
         )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
 from erta_framework.errors import PolicyError
-from erta_policies.shared import Budgeted, FixedSchedule, PlanBudget, budget_of, settle, solved
+from erta_policies.shared import BudgetedPlanner, FixedSchedule, PlanBudget, solve_setting
 
 Counting = Literal["release", "diffusers", "cache-dit", "fora"]
 
 
-class RefreshInterval(FixedSchedule):
+class RefreshInterval(BudgetedPlanner, FixedSchedule):
     """Computes the first steps and then every `interval`-th, counted as one of four codes does.
 
     With n for `interval` and f for `first`, step i is computed if i < f or
@@ -42,24 +41,20 @@ class RefreshInterval(FixedSchedule):
         (0, 1, 2, 8, 14)
     """
 
+    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
+
     interval: int | None = None
-    budget: Budgeted = None
     first: int = 3
     counting: Counting = "release"
 
     def __post_init__(self) -> None:
-        settle(self)
+        self._settle_budget()
         if (self.interval is not None and self.interval < 1) or self.first < 1:
             raise PolicyError(
                 f"RefreshInterval has interval {self.interval} and first {self.first}; both must "
                 "be at least 1"
             )
-        if self.interval is not None and self.budget is not None:
-            raise PolicyError(
-                f"RefreshInterval got interval={self.interval} and budget={self.budget}; give one "
-                "of the two"
-            )
-        budget = budget_of(self)
+        budget = PlanBudget.of(self.budget)
         if budget is not None and budget.measured:
             budget.front(None)  # says that there is no profile
 
@@ -69,20 +64,16 @@ class RefreshInterval(FixedSchedule):
         Raises:
             ProfileError: No interval keeps the budget.
         """
-        budget = budget_of(self)
-        if budget is None:
+        calls = self._calls_for(num_steps)
+        if calls is None:
             return self._every(5 if self.interval is None else self.interval, num_steps)
-        interval = solved(
+        interval = solve_setting(
             range(1, num_steps + 1),
             lambda n: len({0, *self._every(int(n), num_steps)}),
-            budget.calls_for(num_steps),
+            calls,
             repr(self),
         )
         return self._every(int(interval), num_steps)
-
-    def with_calls(self, calls: int) -> Self:
-        """The same count with the interval that keeps a number of network calls."""
-        return replace(self, interval=None, budget=PlanBudget(calls=calls))
 
     def _every(self, interval: int, num_steps: int) -> tuple[int, ...]:
         origin = {

@@ -2,39 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
-from typing import Self
+from typing import ClassVar
 
 from erta_framework import Profile, SessionInfo, hookimpl
-from erta_framework.budgets import unit_of
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.shared import (
-    Budgeted,
+    BudgetedPlanner,
     FixedSchedule,
-    PlanBudget,
-    between,
-    budget_of,
-    require_device,
-    settle,
-    solved,
+    list_thresholds,
+    require_match,
+    solve_setting,
 )
-from erta_policies.shared import require_match as require
 from erta_policies.teacache._profiler import TeaCacheProfiler
 from erta_policies.teacache._recipe import TeaCache, forced
 from erta_policies.teacache._rule import OWN
 from erta_policies.teacache._settings import Source, profile_of
 
 
-class TeaCacheSchedule(FixedSchedule):
+class TeaCacheSchedule(BudgetedPlanner, FixedSchedule):
     """The steps that `TeaCache` computes, from the mean differences that a profile holds.
 
     Where the signal depends on the step alone, such as the timestep's embedding, these are the very
-    differences that `TeaCache` would measure, so that it computes the same steps; here they are
-    known before the request, nothing is read back, and the network is not looked into. With other
-    signals it is the schedule of an average sample.
+    differences that `TeaCache` would measure, and both compute the same steps. Here they are known
+    before the request: nothing is read back, and no hook in the network is needed. With other
+    signals this is the schedule of an average sample.
 
     Source: ours, on TeaCache, arXiv 2411.19108.
 
@@ -54,15 +48,16 @@ class TeaCacheSchedule(FixedSchedule):
         PolicyError: There is no threshold, or a setting is out of range.
 
     Example:
-        >>> TeaCacheSchedule(profile="wan.safetensors", threshold=0.1).static
+        >>> TeaCacheSchedule(profile="wan.safetensors", threshold=0.1).traits.static
         True
     """
+
+    solved_fields: ClassVar[tuple[str, ...]] = ("threshold",)
 
     profile: str | Path | Profile
     model: str | None = None
     coefficients: tuple[float, ...] | None = None
     threshold: float | None = None
-    budget: Budgeted = None
     first: int | None = None
     last: int | None = None
     absolute: bool | None = None
@@ -70,23 +65,18 @@ class TeaCacheSchedule(FixedSchedule):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
-        if self.budget is not None and self.threshold is not None:
-            raise PolicyError(
-                f"TeaCacheSchedule got threshold={self.threshold} and budget={self.budget}; a "
-                "budget solves the threshold, give one of the two"
-            )
+        self._settle_budget()
         _ = self._rule
 
     @property
     def _rule(self) -> TeaCache:
-        """The same settings as a rule that measures, which checks them."""
+        """The same settings as `TeaCache`, which checks them."""
         fitted = self.model is None and self.coefficients is None
         return TeaCache(
             model=self.model,
             coefficients=self.coefficients,
             profile=self.profile if fitted else None,
-            # a budget's threshold comes later; until then any will do
+            # the threshold of a budget is solved for later; the rule only needs some value
             threshold=self.threshold if self.budget is None else 0.0,
             first=self.first,
             last=self.last,
@@ -104,7 +94,7 @@ class TeaCacheSchedule(FixedSchedule):
 
     @cached_property
     def _solved(self) -> dict[str, float]:
-        """The threshold that a budget was solved for."""
+        """The threshold that keeps the budget, once it is solved for."""
         return {}
 
     def prepare(self) -> None:
@@ -142,52 +132,50 @@ class TeaCacheSchedule(FixedSchedule):
             )
         absolute = source.absolute if self.absolute is None else self.absolute
         changes = [source.change(d, absolute, self.clamp_nonnegative) for d in differences]
-        forced_steps = kept(source, self.first, self.last, num_steps)
-        budget = budget_of(self)
-        if budget is not None and "threshold" not in self._solved:
-            self._solved["threshold"] = solved(
-                between(run_sums(changes)),
-                lambda value: len(computed_at(changes, value, forced_steps)),
-                budget.calls_for(num_steps, self._profile, unit=unit_of(self)),
+        forced_steps = list_forced_steps(source, self.first, self.last, num_steps)
+        if self.budget is not None and "threshold" not in self._solved:
+            calls = self._calls_for(num_steps, self._profile)
+            assert calls is not None
+            self._solved["threshold"] = solve_setting(
+                list_thresholds(sum_runs(changes)),
+                lambda value: len(walk_changes(changes, value, forced_steps)),
+                calls,
                 repr(self),
             )
         threshold = self._solved.get("threshold", threshold)
-        return computed_at(changes, threshold, forced_steps)
-
-    def with_calls(self, calls: int) -> Self:
-        """The same rule with its threshold solved for a number of network calls."""
-        return replace(self, threshold=None, budget=PlanBudget(calls=calls))
+        return walk_changes(changes, threshold, forced_steps)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        require(self._profile, session, (*self.allow, *OWN))
-        require_device(self, self._profile, session)
-        plan = self.plan(session.num_steps)
-        session.state_of(self, lambda: frozenset(plan.computed))
+        require_match(self._profile, session, (*self.allow, *OWN))
+        self._require_device(self._profile, session)
+        super().on_session_start(session)
 
 
-def kept(source: Source, first: int | None, last: int | None, num_steps: int) -> set[int]:
+def list_forced_steps(
+    source: Source, first: int | None, last: int | None, num_steps: int
+) -> set[int]:
     """The first and last steps, which are always computed."""
     warm, end = forced(source, first, last)
     early, late = warm.count(num_steps), end.steps if end is not None else 0
     return {0, *range(early), *range(num_steps - late, num_steps)}
 
 
-def run_sums(changes: list[float]) -> list[float]:
+def sum_runs(changes: list[float]) -> list[float]:
     """The sum of changes over every run of steps.
 
     Example:
-        >>> run_sums([0.0, 1.0, 2.0])
+        >>> sum_runs([0.0, 1.0, 2.0])
         [1.0, 3.0, 2.0]
     """
     return [s for start in range(1, len(changes)) for s in accumulate(changes[start:])]
 
 
-def computed_at(changes: list[float], threshold: float, forced_steps: set[int]) -> tuple[int, ...]:
+def walk_changes(changes: list[float], threshold: float, forced_steps: set[int]) -> tuple[int, ...]:
     """The steps at which the sum of changes since the last computed one reaches the threshold.
 
     Example:
-        >>> computed_at([0.0, 0.04, 0.04, 0.04, 0.04], 0.1, {0})
+        >>> walk_changes([0.0, 0.04, 0.04, 0.04, 0.04], 0.1, {0})
         (0, 3)
     """
     total, computed = 0.0, []

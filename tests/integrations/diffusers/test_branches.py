@@ -102,8 +102,8 @@ def test_numbers_that_change_make_no_branch() -> None:
 def test_each_shape_of_latents_has_a_name() -> None:
     branches = Branches()
     shapes = [(1, 6), (1, 4), (1, 6), (1, 4), (1, 2)]
-    found = [branches.of_shape("transformer", "cond", shape) for shape in shapes]
+    found = [branches.name_shape("transformer", "cond", shape) for shape in shapes]
     assert found == ["cond", "cond@2", "cond", "cond@2", "cond@3"]
-    assert branches.of_shape("transformer_2", "cond", (1, 4)) == "cond"
+    assert branches.name_shape("transformer_2", "cond", (1, 4)) == "cond"
     branches.clear()
-    assert branches.of_shape("transformer", "cond", (1, 4)) == "cond"
+    assert branches.name_shape("transformer", "cond", (1, 4)) == "cond"

@@ -17,8 +17,8 @@ from erta_framework import Profile, Samples
 from erta_framework.budgets import MeasuredFront, ReplaySetting, measure
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
-from erta_integrations.diffusers.network import channel_dim
-from erta_integrations.diffusers.pipeline._fingerprint import config_hash
+from erta_integrations.diffusers.network import find_channel_dim
+from erta_integrations.diffusers.pipeline._fingerprint import hash_config
 from tiny_pipelines import FAMILIES, counted, unipc
 
 STEPS, CALLS = 8, 4
@@ -104,7 +104,7 @@ def test_the_channels_are_found_by_their_number(
 ) -> None:
     network = nn.Identity()
     network.config = SimpleNamespace(get=config.get)  # type: ignore[assignment]
-    assert channel_dim(network, shape) == dim
+    assert find_channel_dim(network, shape) == dim
 
 
 # ------------------------------------------------------------------------------ refusals
@@ -163,8 +163,8 @@ def test_a_difference_can_be_accepted_by_name(tmp_path: Path) -> None:
 
 
 def test_a_saved_configuration_is_the_same_network() -> None:
-    assert config_hash({"patch_size": (1, 2, 2)}) == config_hash({"patch_size": [1, 2, 2]})
-    assert config_hash({"patch_size": (1, 2, 2)}) != config_hash({"patch_size": (1, 2, 4)})
+    assert hash_config({"patch_size": (1, 2, 2)}) == hash_config({"patch_size": [1, 2, 2]})
+    assert hash_config({"patch_size": (1, 2, 2)}) != hash_config({"patch_size": (1, 2, 4)})
 
 
 def test_nothing_emitted_is_nothing_to_save() -> None:

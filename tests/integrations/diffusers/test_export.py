@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from erta_bench.other_caches import bridge
-from erta_framework.budgets import exportable, exported
+from erta_framework.budgets import export_schedule, plan_export
 from erta_framework.config import build_policies
 from erta_integrations.diffusers import attach
 from tiny_pipelines import FAMILIES
@@ -19,9 +19,9 @@ WAN = FAMILIES["wan-euler"]
 
 
 def settings(steps: tuple[int, ...], form: str) -> dict[str, Any]:
-    plan = exportable(build_policies([{"skip_policy": {"steps": list(steps)}}]), STEPS)
+    plan = plan_export(build_policies([{"skip_policy": {"steps": list(steps)}}]), STEPS)
     assert plan.computed == steps
-    return exported(plan, form)
+    return export_schedule(plan, form)
 
 
 @pytest.mark.parametrize("steps", SCHEDULES)

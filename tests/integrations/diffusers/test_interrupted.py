@@ -15,7 +15,7 @@ from torch import Tensor
 
 from erta_framework import Call, Policy, hookimpl
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.pipeline._call_frame import PipelineCall, loops_of
+from erta_integrations.diffusers.pipeline._call_frame import CallFrame, iter_loops
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, Family, counted
 
@@ -85,7 +85,7 @@ class Bar:
 @contextmanager
 def bars(pipe: Any) -> Iterator[None]:
     """The loops of a pipeline have such a progress bar."""
-    before = [(loop, dict(vars(loop))) for loop in loops_of(pipe)]
+    before = [(loop, dict(vars(loop))) for loop in iter_loops(pipe)]
     for loop, _ in before:
         vars(loop)["progress_bar"] = Bar
     try:
@@ -265,7 +265,7 @@ def test_an_error_within_a_request_of_another_pipeline_ends_neither_too_much_nor
 @pytest.mark.parametrize("name", ["wan-euler", "wan-modular", "dit"])
 def test_nothing_is_left_on_the_pipeline_and_its_loops(name: str) -> None:
     pipe = FAMILIES[name].build()
-    owners = [pipe, *loops_of(pipe)]
+    owners = [pipe, *iter_loops(pipe)]
     assert len(owners) > 1
     before = [dict(vars(owner)) for owner in owners]
     with attach(pipe, [SOME]):
@@ -307,7 +307,7 @@ def test_networks_that_run_in_a_thread_of_their_own_are_still_driven() -> None:
 def test_the_own_loop_around_a_pipelines_parts_belongs_to_no_call() -> None:
     """Nobody calls the pipeline, so its requests end with the next one, or with the attachment."""
     pipe = WAN.build()
-    assert PipelineCall.of(pipe) is None
+    assert CallFrame.find(pipe) is None
     (first, *_) = recorded(pipe, WAN)
     with attach(pipe, [ONCE]) as run:
         pipe.scheduler.set_timesteps(3)

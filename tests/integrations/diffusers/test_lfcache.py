@@ -32,7 +32,9 @@ def test_pipelines_count_trials_apart_and_draw_the_same_noise(name):
 
 
 def test_flux_is_refused_at_attach_with_the_reason():
-    with pytest.raises(CapabilityError, match=r"LFCache.*told where its tokens lie in img_ids"):
+    with pytest.raises(
+        CapabilityError, match=r"LFCache.*takes the positions of its tokens in img_ids"
+    ):
         attach(FAMILIES["flux"].build(), "lfcache")
 
 

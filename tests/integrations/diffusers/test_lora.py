@@ -17,7 +17,7 @@ import erta_framework as erta
 from erta_framework import Call, Compute, Policy, hookimpl
 from erta_framework.errors import ProfileMismatchError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.pipeline._fingerprint import adapters_of
+from erta_integrations.diffusers.pipeline._fingerprint import describe_adapters
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, counted
 
@@ -193,7 +193,7 @@ def test_a_profile_names_the_adapters_it_was_calibrated_with() -> None:
     assert "adapters" not in str(profile.fingerprint)
     adapter(pipe)
     scaled(pipe, 0.5)
-    assert adapters_of(pipe.transformer) == "style=0.5"
+    assert describe_adapters(pipe.transformer) == "style=0.5"
     with (
         attach(pipe, "skip_policy", profile=profile, calls=4),
         pytest.raises(ProfileMismatchError, match=r"adapters: profile 'nothing' / run 'style=0.5'"),
@@ -206,6 +206,6 @@ def test_a_profile_names_the_adapters_it_was_calibrated_with() -> None:
     with pytest.warns(UserWarning, match="multiple adapters"):
         adapter(pipe, "other", seed=1)
     pipe.set_adapters(["style", "other"], [0.5, 1.0])
-    assert adapters_of(pipe.transformer) == "other=1, style=0.5"
+    assert describe_adapters(pipe.transformer) == "other=1, style=0.5"
     pipe.transformer.disable_lora()
-    assert adapters_of(pipe.transformer) == ""
+    assert describe_adapters(pipe.transformer) == ""

@@ -25,7 +25,7 @@ from diffusers.hooks import HookRegistry, ModelHook
 from erta_framework.errors import ConflictError
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.network import Patch
-from erta_integrations.diffusers.network._patching import hooks_of
+from erta_integrations.diffusers.network._patching import iter_hooks
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, Family, counted
 
@@ -121,7 +121,7 @@ def patches_left(pipe: Any) -> Iterator[object]:
     """Patches that something of the network still holds."""
     for module in network_of(pipe).modules():
         yield from (value for value in vars(module).values() if isinstance(value, Patch))
-        held = (getattr(holder, name) for holder, name in hooks_of(module))
+        held = (getattr(holder, name) for holder, name in iter_hooks(module))
         yield from (value for value in held if isinstance(value, Patch))
 
 

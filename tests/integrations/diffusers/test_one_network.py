@@ -11,7 +11,7 @@ import torch
 from erta_framework import Policy, Step, hookimpl
 from erta_framework.errors import CapabilityError, ConflictError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.pipeline._driver import LEFT_ALONE
+from erta_integrations.diffusers.pipeline._answering import LEFT_ALONE
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, counted

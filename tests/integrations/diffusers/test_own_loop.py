@@ -22,7 +22,12 @@ from torch import Tensor
 from erta_framework import Engine, FlowEuler, Interval, Policy, Request, SamplingLoop, Schedule
 from erta_framework.sampling.guidance import Branch
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers.network import bound, latents_of, time_of, unwrapped
+from erta_integrations.diffusers.network import (
+    bind_arguments,
+    find_latents,
+    find_timestep,
+    unwrap_class,
+)
 from erta_integrations.diffusers.pipeline._schedulers import read_schedule
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 from tiny_pipelines import FAMILIES, Family
@@ -239,9 +244,10 @@ def recorded(case: Case, family: Family) -> Recorded:
     pipe = family.build()
     network = network_of(pipe, family)
     calls: list[Mapping[str, Any]] = []
-    forward = unwrapped(network).forward
+    forward = unwrap_class(network).forward
     handle = network.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append(dict(bound(forward, args, kwargs))), with_kwargs=True
+        lambda _, args, kwargs: calls.append(dict(bind_arguments(forward, args, kwargs))),
+        with_kwargs=True,
     )
     with attach(pipe, []) as run:
         sample = family.run(pipe, STEPS, **case.changes)
@@ -249,7 +255,7 @@ def recorded(case: Case, family: Family) -> Recorded:
     found: dict[str, Mapping[str, Any]] = {}
     for call, arguments in zip(run.traces[0].calls(), calls, strict=True):
         found.setdefault(call.branch, arguments)
-    given = latents_of(calls[0])
+    given = find_latents(calls[0])
     whole = given if isinstance(given, Tensor) else torch.stack(given)
     latents = whole[: whole.shape[0] // case.copies[0]]
     if latents.numel() != sample.numel():  # conditions lie behind them
@@ -272,7 +278,7 @@ def network_of(pipe: Any, family: Family) -> Any:
 def network(case: Case, made: Recorded, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
     """The pipeline's network as the own loop wants one."""
     arguments = made.calls[int(condition[0, 0])]
-    before, told = latents_of(arguments), time_of(arguments)
+    before, told = find_latents(arguments), find_timestep(arguments)
     time = case.unit(times).to(told.dtype)
     given = {
         name: case.into(x, before)

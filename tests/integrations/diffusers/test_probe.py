@@ -18,7 +18,7 @@ from erta_framework import Call, Compute, Decision, Needs, Policy, Reuse, Step, 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import attach, inspect
 from erta_integrations.diffusers.trunk import discover
-from erta_integrations.diffusers.trunk._signals import attention_of
+from erta_integrations.diffusers.trunk._signals import find_attention
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, fill_zeros, flow
 
@@ -106,7 +106,7 @@ def blocks_run(pipe: Any) -> Iterator[list[int]]:
     handles = []
     for blocks in stacks(pipe):
         for place, block in enumerate(blocks):
-            inner = attention_of(block)
+            inner = find_attention(block)
             assert inner is not None
             handles.append(
                 inner.register_forward_pre_hook(lambda *_, place=place: places.append(place))

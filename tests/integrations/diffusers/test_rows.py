@@ -12,13 +12,13 @@ from erta_framework.session import UNDIVIDED as WHOLE
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.network import (
     as_tensor,
-    bound,
-    called,
-    latents_of,
+    bind_arguments,
+    find_latents,
+    find_row_selector,
     read_output,
-    unwrapped,
+    to_call,
+    unwrap_class,
 )
-from erta_integrations.diffusers.network._batch_axis import splitter
 from erta_policies.adapters import EveryBranchAgrees
 from erta_policies.easycache import EasyCache
 from tiny_pipelines import FAMILIES, drawn, flow
@@ -225,9 +225,9 @@ def test_rows_of_the_output_come_from_rows_of_the_arguments(name):
     family.run(pipe, 1, batch=1 if name == "hidream" else 3)
     handle.remove()
     for args, kwargs, raw in given:
-        arguments = bound(unwrapped(network).forward, args, kwargs)
-        latents = as_tensor(latents_of(arguments), name)
-        take = splitter(arguments, latents.shape[0])
+        arguments = bind_arguments(unwrap_class(network).forward, args, kwargs)
+        latents = as_tensor(find_latents(arguments), name)
+        take = find_row_selector(arguments, latents.shape[0])
         if name == "hidream":
             assert take == (
                 "its argument encoder_hidden_states_llama3 (2, 2, 8, 16) "
@@ -237,7 +237,7 @@ def test_rows_of_the_output_come_from_rows_of_the_arguments(name):
         assert callable(take)
         whole, form = read_output(raw, latents, name)
         for rows in (torch.tensor([latents.shape[0] - 1, 0]), torch.tensor([1])):
-            some_args, some_kwargs = called(network, take(rows), len(args))
+            some_args, some_kwargs = to_call(network, take(rows), len(args))
             assert (len(some_args), some_kwargs.keys()) == (len(args), kwargs.keys())
             with torch.no_grad():
                 again = network.forward(*some_args, **some_kwargs)
@@ -265,7 +265,7 @@ X = torch.zeros(3, 4, 2, 2)
     ],
 )
 def test_what_cannot_be_told_is_not_guessed(arguments, words):
-    answer = splitter({"hidden_states": X, **arguments}, 3)
+    answer = find_row_selector({"hidden_states": X, **arguments}, 3)
     assert isinstance(answer, str)
     assert re.search(words, answer)
 
@@ -326,7 +326,7 @@ def test_arguments_are_taken_by_row_or_shared():
         "joint_attention_kwargs": None,
         "return_dict": False,
     }
-    take = splitter(arguments, 3)
+    take = find_row_selector(arguments, 3)
     assert callable(take)
     some = take(torch.tensor([2, 0]))
     assert some["hidden_states"][:, 0].tolist() == [2.0, 0.0]

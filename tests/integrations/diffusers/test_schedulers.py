@@ -11,11 +11,8 @@ import torch
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
 from erta_integrations.diffusers.pipeline import capabilities
-from erta_integrations.diffusers.pipeline._schedulers import (
-    capability_of,
-    first_index,
-    read_schedule,
-)
+from erta_integrations.diffusers.pipeline._capabilities import find_capability
+from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES
 
@@ -41,7 +38,7 @@ def test_the_table_holds_exactly_what_diffusers_exports() -> None:
 def test_a_refused_scheduler_says_why(name: str) -> None:
     scheduler = object.__new__(optional(name))
     with pytest.raises(CapabilityError, match=CAPABILITIES[name].reason):
-        capability_of(scheduler)
+        find_capability(scheduler)
 
 
 @pytest.mark.parametrize("name", sorted(set(EXPORTED) - set(REFUSED)))
@@ -63,14 +60,14 @@ def test_a_stochastic_flow_scheduler_offers_no_time_warp() -> None:
 
 def test_what_is_no_scheduler_is_refused() -> None:
     with pytest.raises(CapabilityError, match="object has no step and no set_timesteps"):
-        capability_of(object())
+        find_capability(object())
 
 
 def test_a_subclass_has_the_entry_of_its_base() -> None:
     class Own(diffusers.UniPCMultistepScheduler):  # type: ignore[misc, name-defined]
         pass
 
-    assert capability_of(Own()) is CAPABILITIES["UniPCMultistepScheduler"]
+    assert find_capability(Own()) is CAPABILITIES["UniPCMultistepScheduler"]
 
 
 @pytest.mark.parametrize("begin", [0, 2])
@@ -80,9 +77,9 @@ def test_the_first_step_is_read_from_what_the_network_is_told(begin: int, unit: 
     scheduler.set_timesteps(7)
     schedule = read_schedule(scheduler)
     told = unit(scheduler.timesteps[begin]).expand(2)
-    assert first_index(scheduler, told, schedule) == begin
+    assert find_first_index(scheduler, told, schedule) == begin
     scheduler.set_begin_index(4)
-    assert first_index(scheduler, told, schedule) == 4
+    assert find_first_index(scheduler, told, schedule) == 4
 
 
 STEPPABLE = {

@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers.network import Relation, read_output
-from erta_integrations.diffusers.network._output_spec import rule_for
+from erta_integrations.diffusers.network._output_spec import find_shape_rule
 from tiny_pipelines import drawn
 
 
@@ -31,7 +31,7 @@ from tiny_pipelines import drawn
 def test_the_rule_of_two_shapes(
     before: tuple[int, ...], after: tuple[int, ...], relation: Relation, dim: int, size: int
 ) -> None:
-    rule = rule_for(torch.empty(before), torch.empty(after))
+    rule = find_shape_rule(torch.empty(before), torch.empty(after))
     assert (rule.relation, rule.dim, rule.size) == (relation, dim, size)
 
 

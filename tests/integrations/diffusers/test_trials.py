@@ -149,7 +149,7 @@ def test_conditions_of_the_size_of_the_latents_shrink_with_them(name: str, condi
 @pytest.mark.parametrize("name", ["flux", "qwen-image", "ltx", "cogvideox", "lumina", "krea2"])
 def test_a_network_that_is_told_positions_is_refused_at_attach(name: str) -> None:
     pipe = FAMILIES[name].build()
-    with pytest.raises(CapabilityError, match="is told where its tokens lie in"):
+    with pytest.raises(CapabilityError, match="takes the positions of its tokens in"):
         attach(pipe, [Shrinks()])
     attach(pipe, [Repeats(pairs=[])])  # trials of the same size remain
 

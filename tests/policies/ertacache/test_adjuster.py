@@ -21,8 +21,9 @@ from erta_framework import (
     Sampler,
     SamplingLoop,
 )
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import CapabilityError, ConflictError, PolicyError
-from erta_policies.ertacache import Plan, SkipPolicy, TimestepAdjuster
+from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 from erta_policies.ertacache._statistics import phi_table
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -187,7 +188,7 @@ def test_velocity_form_moves_further_than_difference_on_a_smooth_field(
 ) -> None:
     # the displacement of the latent counts as error, and is of the order of one step's change
     profile = world.calibrate(num_steps=30)
-    plan = Plan.of(set(range(0, 30, 3)), 30)
+    plan = StepSchedule.of(range(0, 30, 3), 30, compute_last=True)
     velocity = TimestepAdjuster(profile=profile, minimum=1e-6).mean_phi(plan)
     difference = TimestepAdjuster(profile=profile, minimum=1e-6, form="difference").mean_phi(plan)
     assert difference < velocity < 1
@@ -195,8 +196,8 @@ def test_velocity_form_moves_further_than_difference_on_a_smooth_field(
 
 def test_mean_phi() -> None:
     adjuster = TimestepAdjuster(phi=(1.0, 0.6, 0.1, 0.3, 1.0), minimum=0.2)
-    assert adjuster.mean_phi(Plan.of({0}, 5)) == pytest.approx((0.6 + 0.2 + 0.3) / 3)
-    assert adjuster.mean_phi(Plan.of({0, 1, 2, 3}, 5)) == 1.0
+    assert adjuster.mean_phi(StepSchedule.of({0, 4}, 5)) == pytest.approx((0.6 + 0.2 + 0.3) / 3)
+    assert adjuster.mean_phi(StepSchedule.of(range(5), 5)) == 1.0
 
 
 def test_a_run_that_starts_later(world: SimpleNamespace) -> None:

@@ -11,11 +11,12 @@ import pytest
 
 from erta_framework import Policy
 from erta_policies import ertacache
-from erta_policies.ertacache import _schedule, _statistics
+from erta_policies.ertacache import _predictions, _schedule, _statistics
 
 MODULES = (
     "adjuster",
     "linearizer",
+    "predictions",
     "predictor",
     "profiler",
     "recipe",
@@ -45,8 +46,9 @@ def test_every_policy_names_its_source_and_shows_an_example(policy: type) -> Non
 
 
 def test_every_function_of_a_profile_shows_an_example() -> None:
-    for name in _statistics.__all__:
-        item = getattr(_statistics, name)
+    found = [getattr(_statistics, name) for name in _statistics.__all__]
+    found += [_predictions.total_error, _predictions.predict_errors, _predictions.errors_on_arrival]
+    found += [_schedule.reused_pairs, _schedule.walk, _schedule.solve_threshold]
+    for item in found:
         if inspect.isfunction(item) or inspect.isclass(item):
-            assert ">>> " in (inspect.getdoc(item) or ""), name
-    assert _statistics.walk is _schedule.walk
+            assert ">>> " in (inspect.getdoc(item) or ""), item

@@ -11,14 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache import Plan, evenly
 from erta_policies.ertacache._schedule import (
-    distinct_thresholds,
+    count_walk_calls,
+    list_lambdas,
     reused_pairs,
     solve_threshold,
+    spread_evenly,
     walk,
-    walk_calls,
 )
 
 # rows: step whose residual is reused; columns: step at which it stands in
@@ -66,7 +67,7 @@ THRESHOLDS = st.one_of(st.just(0.0), st.just(math.inf), st.floats(0, 3))
 def test_golden_walk() -> None:
     # 0.05 reuse, 0.12 compute, 0.07 reuse, 0.09 reuse (from step 2), last computed
     plan = walk(BY_HAND, 0.10)
-    assert plan == Plan((0, 2, 5), (0, 0, 2, 2, 2, 5), 0.10)
+    assert plan == StepSchedule((0, 2, 5), (0, 0, 2, 2, 2, 5), 0.10)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +122,8 @@ def test_ends_are_computed_and_sources_consistent(
 @patient
 @given(matrices(COARSE), st.integers(1, 3))
 def test_calls_side_by_side_are_the_walks(errors: Tensor, warmup: int) -> None:
-    thresholds = distinct_thresholds(errors)
-    counted = walk_calls(errors, thresholds, warmup).tolist()
+    thresholds = list_lambdas(errors)
+    counted = count_walk_calls(errors, thresholds, warmup).tolist()
     assert counted == [walk(errors, value, warmup).calls for value in thresholds.tolist()]
     assert all(a < b for a, b in pairwise(thresholds.tolist()))
 
@@ -192,7 +193,7 @@ def test_steps_without_a_residual_are_always_computed() -> None:
 
 
 def test_schedules_of_one_and_two_steps() -> None:
-    assert solve_threshold(torch.zeros(1, 1), 1) == Plan((0,), (0,), 0.0)
+    assert solve_threshold(torch.zeros(1, 1), 1) == StepSchedule((0,), (0,), 0.0)
     assert solve_threshold(torch.zeros(2, 2), 2).computed == (0, 1)
     assert walk(torch.zeros(2, 2), math.inf).computed == (0, 1)
 
@@ -200,24 +201,24 @@ def test_schedules_of_one_and_two_steps() -> None:
 def test_evenly_uses_exactly_the_calls_and_both_ends() -> None:
     for num_steps in range(2, 41):
         for calls in range(2, num_steps + 1):
-            plan = evenly(calls, num_steps)
+            plan = spread_evenly(calls, num_steps)
             gaps = [b - a for a, b in pairwise(plan.computed)]
             assert plan.calls == calls
             assert (plan.computed[0], plan.computed[-1]) == (0, num_steps - 1)
             assert max(gaps) - min(gaps) <= 1
             assert plan.threshold is None
-    assert evenly(1, 1).computed == (0,)
+    assert spread_evenly(1, 1).computed == (0,)
 
 
 @pytest.mark.parametrize(("calls", "num_steps"), [(1, 5), (0, 5), (6, 5), (2, 1)])
 def test_evenly_refuses_impossible_calls(calls: int, num_steps: int) -> None:
     with pytest.raises(ProfileError, match=f"{calls} calls cannot be spread over {num_steps}"):
-        evenly(calls, num_steps)
+        spread_evenly(calls, num_steps)
 
 
 def test_plan_adds_the_ends_and_knows_its_pairs() -> None:
-    plan = Plan.of({3}, 6, threshold=0.5)
-    assert plan == Plan((0, 3, 5), (0, 0, 0, 3, 3, 5), 0.5)
+    plan = StepSchedule.of({3}, 6, threshold=0.5, compute_last=True)
+    assert plan == StepSchedule((0, 3, 5), (0, 0, 0, 3, 3, 5), 0.5)
     assert plan.calls == 3
     assert reused_pairs(plan) == [(0, 1), (0, 2), (3, 4)]
-    assert reused_pairs(Plan.of(set(range(4)), 4)) == []
+    assert reused_pairs(StepSchedule.of(range(4), 4)) == []

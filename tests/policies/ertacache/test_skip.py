@@ -10,18 +10,18 @@ import pytest
 import torch
 
 from erta_framework import CFG, Engine, FlowEuler
-from erta_framework.budgets import forecast
+from erta_framework.budgets import StepSchedule, forecast
 from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_policies.ertacache import (
     ERTACache,
-    Plan,
     ReplayProfiler,
     ResidualReuse,
     SkipPolicy,
-    describe,
     pair_errors,
+    predict_errors,
+    solve_threshold,
+    walk,
 )
-from erta_policies.ertacache._schedule import solve_threshold, walk
 
 STEPS = 8
 
@@ -43,7 +43,7 @@ def test_schedules_without_a_profile(
     world: SimpleNamespace, options: dict[str, Any], computed: tuple[int, ...]
 ) -> None:
     policy = SkipPolicy(**options)
-    assert policy.plan(STEPS) == Plan.of(set(computed), STEPS)
+    assert policy.plan(STEPS) == StepSchedule.of(computed, STEPS, compute_last=True)
     network = world.Swirl()
     result = world.run([policy], network=network)
     assert result.trace.computed_steps == computed
@@ -204,8 +204,9 @@ def test_forecast_of_a_walk(world: SimpleNamespace) -> None:
     profile = world.calibrate(guidance=world.cfg)
     policy = SkipPolicy(profile=profile, calls=4)
     plan, errors = policy.plan(STEPS), pair_errors(profile)
-    assert policy.describe(STEPS) == describe(profile, plan)
-    forecast = policy.step_errors(STEPS)
+    assert plan.describe() == predict_errors(profile, plan).describe()
+    assert plan.predicted is not None
+    forecast = plan.errors
     assert math.isnan(forecast[0])
     for step in range(1, STEPS):
         newest = max(c for c in plan.computed if c < step)
@@ -218,17 +219,17 @@ def test_forecast_of_a_walk(world: SimpleNamespace) -> None:
 def test_forecast_of_a_replay_and_of_schedules_without_a_profile(world: SimpleNamespace) -> None:
     (profile,) = world.run([ReplayProfiler(threshold=0.4)]).emitted
     policy = SkipPolicy(profile=profile)
-    assert policy.describe(STEPS) == {"calls": float(policy.plan(STEPS).calls)}
-    errors = policy.step_errors(STEPS)
-    assert math.isnan(errors[0])
-    assert errors[1:] == (profile.statistics["error"] / 3).tolist()[1:]
-    uniform = SkipPolicy(evenly=3)
-    assert uniform.describe(STEPS) == {"calls": 3.0}
-    assert all(math.isnan(error) for error in uniform.step_errors(STEPS))
+    plan = policy.plan(STEPS)
+    assert plan.describe() == {"calls": float(plan.calls), "threshold": 0.4}
+    assert math.isnan(plan.errors[0])
+    assert list(plan.errors[1:]) == (profile.statistics["error"] / 3).tolist()[1:]
+    uniform = SkipPolicy(evenly=3).plan(STEPS)
+    assert uniform.describe() == {"calls": 3.0}
+    assert uniform.errors == ()
     # with a profile at hand, uniform reuse can be put in numbers as well
     known = SkipPolicy(evenly=3, profile=world.calibrate())
-    assert known.describe(STEPS)["error"] > 0
-    assert known.step_errors(STEPS)[1] > 0
+    assert known.plan(STEPS).facts["error"] > 0
+    assert known.plan(STEPS).errors[1] > 0
 
 
 def test_core_asks_for_the_forecast(world: SimpleNamespace) -> None:
@@ -242,5 +243,5 @@ def test_core_asks_for_the_forecast(world: SimpleNamespace) -> None:
         plan.sources,
         plan.threshold,
     )
-    assert told.facts == policy.describe(STEPS)
-    assert told.errors[1:] == tuple(policy.step_errors(STEPS)[1:])
+    assert told.describe() == plan.describe()
+    assert told.errors[1:] == plan.errors[1:]

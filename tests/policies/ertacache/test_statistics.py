@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from erta_framework import CFG, Profile
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
-from erta_policies.ertacache import Plan, affine_fit, describe, pair_errors
+from erta_policies.ertacache import affine_fit, pair_errors, predict_errors
 from erta_policies.ertacache._statistics import phi_table
 
 STEPS = 4
@@ -140,10 +141,10 @@ def test_no_variance_gives_slope_zero_and_the_mean_error() -> None:
 
 def test_describe_averages_over_the_reused_pairs(world: SimpleNamespace) -> None:
     profile = world.calibrate(guidance=world.cfg)
-    plan = Plan.of({0, 3}, 8, threshold=0.7)
+    plan = StepSchedule.of({0, 3, 7}, 8, threshold=0.7)
     pairs = [(0, 1), (0, 2), (3, 4), (3, 5), (3, 6)]
     errors = pair_errors(profile)
-    facts = describe(profile, plan)
+    facts = predict_errors(profile, plan).describe()
 
     def average(table: Tensor) -> float:
         return float(torch.stack([table[j, i] for j, i in pairs]).mean())
@@ -168,7 +169,7 @@ def test_describe_averages_over_the_reused_pairs(world: SimpleNamespace) -> None
 
 def test_describe_leaves_out_what_did_not_run(world: SimpleNamespace) -> None:
     profile = world.calibrate(guidance=CFG(scale=3.0, stop=0.5))
-    facts = describe(profile, Plan.of({0, 4}, 8))
+    facts = predict_errors(profile, StepSchedule.of({0, 4, 7}, 8)).facts
     r2 = affine_fit(profile, per_channel=False).r2[..., 0]
     both = [(0, 1), (0, 2), (0, 3)]
     alone = [(4, 5), (4, 6)]
@@ -178,14 +179,16 @@ def test_describe_leaves_out_what_did_not_run(world: SimpleNamespace) -> None:
 
 
 def test_describe_without_reuse_or_lambda_is_nan(world: SimpleNamespace) -> None:
-    facts = describe(world.calibrate(), Plan.of(set(range(8)), 8))
-    assert (facts.pop("calls"), facts.pop("predicted")) == (8.0, 0.0)
-    assert all(math.isnan(value) for value in facts.values())
+    plan = predict_errors(world.calibrate(), StepSchedule.of(range(8), 8))
+    assert (plan.calls, plan.threshold, plan.predicted) == (8, None, 0.0)
+    assert plan.facts
+    assert all(math.isnan(value) for value in plan.facts.values())
+    assert plan.describe() == {"calls": 8.0, "predicted": 0.0}
 
 
 def test_describe_refuses_a_plan_of_another_length(world: SimpleNamespace) -> None:
     with pytest.raises(ProfileError, match="the plan has 5 steps, the profile 8"):
-        describe(world.calibrate(), Plan.of({0}, 5))
+        predict_errors(world.calibrate(), StepSchedule.of({0}, 5))
 
 
 def test_fits_of_merged_profiles_weigh_samples(world: SimpleNamespace) -> None:

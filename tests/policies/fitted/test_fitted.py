@@ -224,7 +224,7 @@ def test_a_file_holds_it_all(tmp_path, field, profile):
     path = profile.save(tmp_path / "fitted.safetensors")
     one, other = (field.run([FittedReuse(profile=each)]) for each in (profile, path))
     assert torch.equal(one.sample, other.sample)
-    facts = FittedSchedule(profile=path).describe(12)
+    facts = FittedSchedule(profile=path).plan(12).describe()
     assert facts["calls"] == 5.0
     assert facts["fitted_error"] < facts["taylor_error"]
 

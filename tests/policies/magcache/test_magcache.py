@@ -137,7 +137,7 @@ def test_each_branch_follows_its_own_table() -> None:
             tuple(c.index for c in trace.calls() if c.branch == name and c.computed)
             == plan.computed
         )
-    facts = forecast([policy], 10).facts
+    facts = forecast([policy], 10).describe()
     assert facts["calls uncond"] == len(plans["uncond"].computed)
     # the other order of names swaps the schedules
     swapped = MagCache(ratios=flat, branches=("uncond", "cond"), threshold=0.1, max_skips=3)
@@ -190,7 +190,7 @@ def test_the_boundary_between_networks_is_read_from_the_grid() -> None:
 
 def test_the_predicted_errors_are_products_of_the_table() -> None:
     policy = MagCache(ratios=TABLE, threshold=0.1)
-    errors = policy.step_errors(10)
+    errors = policy.plan(10).errors
     assert math.isnan(errors[0])
     assert errors[1:5] == pytest.approx([0.2, 0.01, 0.01 * 2 + 0.0001, 1.01 * 1.01 * 1.05 - 1])
 

@@ -22,7 +22,7 @@ from erta_policies.meancache import (
     MeanCache,
     MeanCacheProfiler,
     MeanCacheSchedule,
-    released,
+    look_up_path,
 )
 
 SHAPE = (3, 2, 4, 4)
@@ -99,7 +99,7 @@ def test_variant_a_in_each_branch_is_the_released_rule_on_the_guided_velocity(
     The weights of guidance sum to 1, so the latents' share in the rule is kept.
     """
     result = sampled([MeanCache(model=model, calls=calls)], guidance=guidance)
-    expected = literal(released(model, calls), guidance)
+    expected = literal(look_up_path(model, calls), guidance)
     torch.testing.assert_close(result.sample, expected, rtol=1e-9, atol=1e-9)
     reuse = sampled(
         [MeanCacheSchedule(model=model, calls=calls), Forecaster(order=0)], guidance=guidance
@@ -110,7 +110,7 @@ def test_variant_a_in_each_branch_is_the_released_rule_on_the_guided_velocity(
 def test_variant_a_in_each_branch_is_another_rule_under_rescaled_guidance():
     guidance = Rescaled(scale=3.0)
     result = sampled([MeanCache(model="qwen-image", calls=10)], guidance=guidance)
-    expected = literal(released("qwen-image", 10), guidance)
+    expected = literal(look_up_path("qwen-image", 10), guidance)
     assert (result.sample - expected).abs().max() > 1e-2
 
 
@@ -206,7 +206,7 @@ def test_one_edge_of_variant_b_by_hand():
 
 
 def test_variant_c_is_adams_bashforth_2_on_the_fresh_steps():
-    path = released("qwen-image", 17)
+    path = look_up_path("qwen-image", 17)
     result = sampled([MeanCache(model="qwen-image", calls=17, variant="C")])
     nominal = FlowEuler().schedule(50).sigmas
     solver = FlowAdamsBashforth2()

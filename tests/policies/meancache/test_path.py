@@ -17,10 +17,10 @@ from erta_policies.meancache import (
     EdgePath,
     MeanCacheProfiler,
     MeanCacheSchedule,
-    edge_costs,
-    released,
-    shortest_path,
-    tables,
+    find_shortest_path,
+    look_up_path,
+    price_edges,
+    read_tables,
 )
 
 FRESH = {
@@ -51,7 +51,9 @@ SPANS = {
 
 def test_the_released_tables_are_those_of_the_repository():
     """UnicomAI/MeanCache at 2e12280a: Mc_qwenimage.py, Mc_qwenimage_2512.py and MC_zimage.py."""
-    found = {(model, calls): path for model, row in tables().items() for calls, path in row.items()}
+    found = {
+        (model, calls): path for model, row in read_tables().items() for calls, path in row.items()
+    }
     assert {key: list(path.fresh) for key, path in found.items()} == FRESH
     for key, spans in SPANS.items():
         assert list(found[key].spans) == spans
@@ -59,7 +61,7 @@ def test_the_released_tables_are_those_of_the_repository():
 
 @pytest.mark.parametrize(("model", "calls"), FRESH)
 def test_a_released_table_computes_as_many_steps_as_its_name_says(model, calls):
-    path = released(model, calls)
+    path = look_up_path(model, calls)
     plan = MeanCacheSchedule(model=model, calls=calls).plan(50)
     assert plan.computed == path.fresh
     assert len(plan.computed) == calls
@@ -123,7 +125,7 @@ def test_edge_costs_against_whole_trajectories(guidance):
 
 
 def test_an_edge_of_one_step_costs_exactly_nothing_under_euler():
-    costs, best = edge_costs(toy_profile(MeanCacheProfiler()))
+    costs, best = price_edges(toy_profile(MeanCacheProfiler()))
     assert [float(costs[i, i + 1]) for i in range(10)] == [0.0] * 10
     assert [int(best[i, i + 1]) for i in range(10)] == [1] * 10
     longer = [float(costs[i, i + 2]) for i in range(9)]
@@ -201,9 +203,9 @@ def test_the_planner_is_optimal_against_every_path(steps, calls, gamma, seed):
     paths = list(every_path(steps, calls))
     if not paths:
         with pytest.raises(ProfileError, match="makes it at least 2"):
-            shortest_path(costs, calls, gamma)
+            find_shortest_path(costs, calls, gamma)
         return
-    found = shortest_path(costs, calls, gamma)
+    found = find_shortest_path(costs, calls, gamma)
     assert len(found) <= calls
     assert found[0] == 0
     assert found[-1] == steps - 1
@@ -224,8 +226,8 @@ def bellman_ford(costs, edges):
 
 @pytest.mark.parametrize("calls", [3, 4, 6, 8])
 def test_gamma_of_one_is_the_ordinary_shortest_path(calls):
-    costs, _ = edge_costs(toy_profile(MeanCacheProfiler()))
-    nodes = (*shortest_path(costs, calls, 1.0), 10)
+    costs, _ = price_edges(toy_profile(MeanCacheProfiler()))
+    nodes = (*find_shortest_path(costs, calls, 1.0), 10)
     limited = costs.clone()
     limited[:9, 10] = torch.inf
     total = sum(float(costs[a, b]) for a, b in pairwise(nodes))
@@ -238,15 +240,15 @@ def test_a_larger_gamma_lowers_the_peak():
     costs = torch.full((5, 5), inf, dtype=torch.float64)
     for a, b, cost in [(0, 1, 0.0), (1, 3, 0.9), (0, 2, 0.5), (2, 3, 0.5), (3, 4, 0.0)]:
         costs[a, b] = cost
-    assert shortest_path(costs, 3, 1.0) == (0, 1, 3)
-    assert shortest_path(costs, 3, 4.0) == (0, 2, 3)
+    assert find_shortest_path(costs, 3, 1.0) == (0, 1, 3)
+    assert find_shortest_path(costs, 3, 4.0) == (0, 2, 3)
 
 
 def test_the_peak_of_calibrated_paths_falls_with_gamma():
-    costs, _ = edge_costs(toy_profile(MeanCacheProfiler()))
+    costs, _ = price_edges(toy_profile(MeanCacheProfiler()))
 
     def peak(gamma):
-        nodes = (*shortest_path(costs, 5, gamma), 10)
+        nodes = (*find_shortest_path(costs, 5, gamma), 10)
         return max(float(costs[a, b]) for a, b in pairwise(nodes))
 
     assert peak(8.0) <= peak(1.0)
@@ -263,11 +265,11 @@ def test_too_few_calls_say_how_many_it_takes():
 
 def test_a_plan_describes_itself():
     policy = MeanCacheSchedule(profile=toy_profile(MeanCacheProfiler()), calls=5)
-    facts = policy.describe(10)
+    facts = policy.plan(10).describe()
     assert facts["calls"] == 5.0
     assert 0.0 < facts["peak"] <= facts["error"]
     every = MeanCacheSchedule(profile=toy_profile(MeanCacheProfiler()), calls=10)
-    assert every.describe(10) == {"calls": 10.0, "error": 0.0, "peak": 0.0, "predicted": 0.0}
+    assert every.plan(10).describe() == {"calls": 10.0, "error": 0.0, "peak": 0.0, "predicted": 0.0}
 
 
 def test_the_profile_survives_its_file(tmp_path):

@@ -14,7 +14,7 @@ from erta_framework.errors import PolicyError, ProfileError
 from erta_framework.testing import toy_profile, toy_run
 from erta_framework.testing._bench import FLOW
 from erta_policies.ertacache import ResidualProfiler, pair_errors
-from erta_policies.planning import edges, front, planned_steps
+from erta_policies.planning import plan_all_calls, plan_steps, price_edges
 
 STEPS = 10
 PROFILE = toy_profile(ResidualProfiler())
@@ -94,9 +94,9 @@ def test_costs_are_those_of_whole_trajectories(guidance):
             for t, size in between(start, length)
         )
 
-    reuse, grouping = edges(profile, "reuse"), edges(profile, "grouping")
-    integrated, forecast = edges(profile, "integrated"), edges(profile, "forecast")
-    corrected = edges(profile, "corrected")
+    reuse, grouping = price_edges(profile, "reuse"), price_edges(profile, "grouping")
+    integrated, forecast = price_edges(profile, "integrated"), price_edges(profile, "forecast")
+    corrected = price_edges(profile, "corrected")
     errors = pair_errors(profile)
     for start in range(STEPS):
         for length in range(1, STEPS - start + 1):
@@ -113,20 +113,20 @@ def test_costs_are_those_of_whole_trajectories(guidance):
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("monotone", [False, True])
 def test_the_front_is_monotone_and_every_step_is_free(cost, monotone):
-    plans = front(PROFILE, cost, monotone=monotone)
-    totals = [plans[calls].total for calls in sorted(plans)]
+    plans = plan_all_calls(PROFILE, cost, monotone=monotone)
+    totals = [plans[calls].predicted for calls in sorted(plans)]
     assert all(a >= b for a, b in pairwise(totals))
     assert sorted(plans)[-1] == STEPS
-    assert plans[STEPS].total == 0.0
-    assert planned_steps(PROFILE, STEPS, cost, monotone=monotone) == tuple(range(STEPS))
-    assert planned_steps(PROFILE, 5, cost) == planned_steps(PROFILE, 5, cost)
+    assert plans[STEPS].predicted == 0.0
+    assert plan_steps(PROFILE, STEPS, cost, monotone=monotone) == tuple(range(STEPS))
+    assert plan_steps(PROFILE, 5, cost) == plan_steps(PROFILE, 5, cost)
 
 
 def test_limits_are_kept():
-    for path in front(PROFILE, "reuse", longest=3).values():
-        assert max(b - a for a, b in pairwise(path.steps)) <= 3
+    for path in plan_all_calls(PROFILE, "reuse", longest=3).values():
+        assert max(b - a for a, b in pairwise(path.computed)) <= 3
     with pytest.raises(ProfileError, match=r"2 network calls cannot span .* at least 4 are needed"):
-        planned_steps(PROFILE, 2, longest=3)
+        plan_steps(PROFILE, 2, longest=3)
 
 
 def test_a_profile_of_an_earlier_version_plans_by_what_it_has():
@@ -137,10 +137,10 @@ def test_a_profile_of_an_earlier_version_plans_by_what_it_has():
     }
     earlier = Profile(PROFILE.kind, PROFILE.fingerprint, old, PROFILE.samples)
     for cost in ("reuse", "corrected"):
-        assert planned_steps(earlier, 5, cost) == planned_steps(PROFILE, 5, cost)
+        assert plan_steps(earlier, 5, cost) == plan_steps(PROFILE, 5, cost)
     for cost, name in (("grouping", "distance"), ("integrated", "sigma"), ("forecast", "velocity")):
         with pytest.raises(ProfileError, match=f"has no '{name}'.*calibrate again"):
-            planned_steps(earlier, 5, cost)
+            plan_steps(earlier, 5, cost)
 
 
 def test_a_branch_that_is_absent_cannot_be_reused_from():
@@ -148,12 +148,12 @@ def test_a_branch_that_is_absent_cannot_be_reused_from():
     setup = type(FLOW)(toy=FLOW.toy, solver=FlowEuler(), guidance=guidance, num_steps=STEPS)
     profile = toy_profile(ResidualProfiler(), setup=setup)
     for cost in COSTS:
-        for path in front(profile, cost).values():
-            assert 5 in path.steps  # the first step of the second branch
+        for path in plan_all_calls(profile, cost).values():
+            assert 5 in path.computed  # the first step of the second branch
 
 
 def test_unknown_costs_are_refused():
     with pytest.raises(PolicyError, match="no edge cost 'speed'"):
-        edges(PROFILE, "speed")
+        price_edges(PROFILE, "speed")
     with pytest.raises(PolicyError, match="longest edge is 0"):
-        edges(PROFILE, longest=0)
+        price_edges(PROFILE, longest=0)

@@ -13,16 +13,17 @@ from erta_framework import CFG, Engine, Profile, Sampler
 from erta_framework.budgets import (
     MeasuredFront,
     ReplaySetting,
-    cost_of,
-    front_of,
+    count_replay_calls,
+    list_measured_units,
     measure,
-    measured_units,
     own_loop,
+    plan_front,
     promise,
+    with_calls,
     with_steps,
 )
-from erta_framework.budgets._measured_front import device_facts, levelled
-from erta_framework.budgets._replay import for_calls, moves, rank_correlation
+from erta_framework.budgets._measured_front import device_facts, level_rises
+from erta_framework.budgets._refinement import list_moves
 from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_framework.report import write_front_plot
 from erta_framework.testing import AlternateSteps, GaussianMixtureFlow
@@ -80,6 +81,12 @@ def planned(profile, **options):
     return [PlannedSchedule(profile=profile, budget={"calls": 8}, **options)]
 
 
+def rank_correlation(a, b) -> float:
+    """Spearman's rank correlation of numbers that all differ."""
+    ranks = [torch.tensor(values).argsort().argsort().double() for values in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
 @pytest.fixture(scope="module")
 def measured(profile) -> MeasuredFront:
     return measure(setting(), planned(profile), STEPS, CALLS, refine=4)
@@ -109,7 +116,7 @@ def test_the_network_calls_are_as_stated_beforehand(profile):
     counter = Counted()
     found = measure(setting(counter), planned(profile), STEPS, (4, 8), refine=3)
     assert counter.calls == found.spent
-    assert found.spent <= cost_of((4, 8), STEPS, refine=3) == STEPS + 4 * (4 + 8)
+    assert found.spent <= count_replay_calls((4, 8), STEPS, refine=3) == STEPS + 4 * (4 + 8)
 
 
 def test_refining_is_never_worse_on_the_samples_it_saw(measured):
@@ -127,18 +134,18 @@ def test_what_a_replay_measures_is_what_sampling_gives(profile, measured):
     from erta_framework.metrics import psnr
 
     full = own_loop(SAMPLER)(()).sample(TOY, PROMPTS, seed=50)
-    (policy,) = for_calls(planned(profile), 6)
+    (policy,) = with_calls(planned(profile), 6)
     result = own_loop(SAMPLER)([policy]).sample(TOY, PROMPTS, seed=50)
     assert float(psnr(result.samples, full.samples).mean()) == measured.psnr[1]
 
 
 def test_moves_keep_the_ends_and_the_number_of_steps():
-    found = list(moves((0, 3, 4, 9)))
+    found = list(list_moves((0, 3, 4, 9)))
     assert len(found) == len(set(found))
     for steps in found:
         assert (steps[0], steps[-1], len(steps)) == (0, 9, 4)
         assert list(steps) == sorted({*steps})
-    assert list(moves((0, 1, 2))) == []
+    assert list(list_moves((0, 1, 2))) == []
 
 
 # ------------------------------------------------------------------------------------ file
@@ -160,7 +167,7 @@ def test_a_budget_in_db_is_read_from_plans_of_its_own_unit(profile):
         front = measure(setting(), planned(profile, cost=cost), STEPS, (4, 8))
         assert front.unit == f"planned_schedule {cost}, gamma 2, signal max"
         held, found[cost] = front.untimed().added_to(held), front
-    assert measured_units(held) == sorted(front.unit for front in found.values())
+    assert list_measured_units(held) == sorted(front.unit for front in found.values())
     for cost, front in found.items():
         budget = {"psnr": front.psnr[-1] - 0.01}
         policy = PlannedSchedule(profile=held, budget=budget, cost=cost)
@@ -219,13 +226,13 @@ def test_refined_plans_are_used_where_asked_for(profile, measured):
     held = measured.added_to(profile)
     policy = PlannedSchedule(profile=held, budget={"calls": 6}, refined=True)
     assert policy.plan(STEPS).computed == measured.refined[1]
-    assert policy.describe(STEPS)["predicted"] >= measured.predicted[1]  # of its own edges
+    assert policy.plan(STEPS).predicted >= measured.predicted[1]  # of its own edges
     with pytest.raises(ProfileError, match="take 4 calls and more, the budget has 3"):
         Engine([PlannedSchedule(profile=held, budget={"calls": 3}, refined=True)])
 
 
 def test_a_larger_error_never_promises_more(measured):
-    assert levelled([(0.0, 9.0), (1.0, 5.0), (2.0, 7.0), (3.0, 4.0)]) == [
+    assert level_rises([(0.0, 9.0), (1.0, 5.0), (2.0, 7.0), (3.0, 4.0)]) == [
         (0.0, 9.0),
         (1.0, 6.0),
         (2.0, 6.0),
@@ -241,7 +248,7 @@ def test_a_larger_error_never_promises_more(measured):
 @pytest.mark.parametrize("plan", [ERTACache, PlannedSchedule])
 def test_a_front_has_no_plan_that_another_beats(profile, plan, tmp_path):
     policies = [plan(profile=profile, budget={"calls": 8})]
-    rows = front_of(policies, STEPS, measure(setting(), policies, STEPS, CALLS))
+    rows = plan_front(policies, STEPS, measure(setting(), policies, STEPS, CALLS))
     assert all(a.calls < b.calls and a.predicted > b.predicted for a, b in pairwise(rows))
     assert rows[-1].calls == STEPS
     assert rows[-1].predicted == 0.0
@@ -254,7 +261,7 @@ def test_a_front_has_no_plan_that_another_beats(profile, plan, tmp_path):
 
 def test_what_cannot_be_replayed_is_refused(profile):
     with pytest.raises(PolicyError, match=r"none of the policies takes a budget \(alternate_steps"):
-        for_calls([AlternateSteps()], 4)
+        with_calls([AlternateSteps()], 4)
     for calls, refine in (((), 0), ((STEPS,), 0), ((4,), -1)):
         with pytest.raises(InputError, match="give numbers from 1 to 15"):
             measure(setting(), planned(profile), STEPS, calls, refine)
@@ -262,12 +269,11 @@ def test_what_cannot_be_replayed_is_refused(profile):
     schedule = MeanCacheSchedule(profile=edges, calls=8)
     with pytest.raises(PolicyError, match="reads the plan of mean_cache_schedule"):
         with_steps([schedule, AverageVelocity(schedule=schedule)], (0, 5, 15))
-    assert rank_correlation([1.0, 1.0], [1.0, 2.0]) != rank_correlation([1.0, 2.0], [1.0, 2.0])
 
 
 def test_the_cost_of_a_request_is_said_beforehand(profile):
     said = promise(planned(profile))
     assert said.startswith("every request computes 8 of 16 steps, 2.00 steps a network call (plann")
-    assert f"{planned(profile)[0].describe(STEPS)['predicted']:.4g}" in said
+    assert f"{planned(profile)[0].plan(STEPS).predicted:.4g}" in said
     assert promise([AlternateSteps()], STEPS) == ""
     assert promise([SkipPolicy(every=2)]) == ""  # how many steps, only the request says

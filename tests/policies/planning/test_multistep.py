@@ -15,7 +15,7 @@ from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_policies.ertacache import ResidualProfiler, ResidualReuse, SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.planning import MultistepSchedule
-from erta_policies.planning.multistep import Combinations, combination_errors, searched
+from erta_policies.planning._combinations import CombinationErrors, search_shifts, solve_combination
 
 STEPS = 10
 PROFILE = toy_profile(ResidualProfiler())
@@ -35,7 +35,7 @@ def test_the_error_is_that_of_least_squares_with_weights_that_add_up_to_one(
     """Distances alone give what solving for the points gives."""
     points = torch.randn(7, 5, generator=torch.Generator().manual_seed(seed)).double()
     nodes = list(range(count))
-    errors = combination_errors(squared(points), nodes)
+    errors = solve_combination(squared(points), nodes)
     newest = points[nodes[-1]]
     spread = (points[nodes[:-1]] - newest).T
     for step in range(count, 7):
@@ -49,7 +49,7 @@ def test_the_error_is_that_of_least_squares_with_weights_that_add_up_to_one(
 
 
 def test_more_outputs_never_err_more() -> None:
-    found = [Combinations.of(PROFILE, depth, 0.0, "max") for depth in (1, 2, 4)]
+    found = [CombinationErrors.of(PROFILE, depth, 0.0, "max") for depth in (1, 2, 4)]
     steps = (0, 2, 4, 7)
     totals = [errors.total(steps) for errors in found]
     assert totals == sorted(totals, reverse=True)
@@ -58,14 +58,14 @@ def test_more_outputs_never_err_more() -> None:
 
 def test_one_output_is_the_distance_of_the_profile() -> None:
     """With depth 1 a gap costs the root mean square distances that the profile holds."""
-    errors = Combinations.of(PROFILE, 1, 0.0, "max")
-    own = [error**2 for error in errors.after((2,))]
+    errors = CombinationErrors.of(PROFILE, 1, 0.0, "max")
+    own = [error**2 for error in errors.errors_after((2,))]
     held = (PROFILE.statistics["velocity"] / PROFILE.samples).amax(0)
     assert own[3:] == pytest.approx(held[2, 3:].tolist())
 
 
 def test_what_goes_wrong_early_counts_more() -> None:
-    even, early = (Combinations.of(PROFILE, 4, growth, "max") for growth in (0.0, 6.0))
+    even, early = (CombinationErrors.of(PROFILE, 4, growth, "max") for growth in (0.0, 6.0))
     assert early.weights[0] == pytest.approx(torch.tensor(6.0).exp().item())
     assert even.weights == [1.0] * STEPS
 
@@ -73,15 +73,15 @@ def test_what_goes_wrong_early_counts_more() -> None:
 # ------------------------------------------------------------------------- the search
 @pytest.mark.parametrize("calls", [3, 4])
 def test_no_move_of_one_step_is_better_and_nothing_is_far_behind_the_best(calls: int) -> None:
-    errors = Combinations.of(PROFILE, 4, 3.0, "max")
+    errors = CombinationErrors.of(PROFILE, 4, 3.0, "max")
     policy = MultistepSchedule(profile=PROFILE, budget={"calls": calls})
     steps = policy.plan(STEPS).computed
     assert len(steps) == calls
     assert steps[0] == 0
-    assert searched(errors, steps) == steps
+    assert search_shifts(errors, steps) == steps
     every = [(0, *rest) for rest in combinations(range(1, STEPS), calls - 1)]
     assert errors.total(steps) <= 1.1 * min(map(errors.total, every))
-    assert policy.describe(STEPS)["predicted"] == pytest.approx(errors.total(steps) ** 0.5)
+    assert policy.plan(STEPS).predicted == pytest.approx(errors.total(steps) ** 0.5)
 
 
 def test_plans_are_the_same_every_time_and_run_as_planned() -> None:

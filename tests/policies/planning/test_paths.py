@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from erta_policies.shared import _paths, banded, cheapest, falling
+from erta_policies.shared import _paths, find_cheapest_paths, forbid_growing_gaps, to_band
 
 INF = float("inf")
 
@@ -53,25 +53,25 @@ def total(edges: torch.Tensor, schedule: tuple[int, ...], gamma: float) -> float
 def test_every_number_of_calls_is_optimal_against_brute_force(steps, longest, second, gamma, seed):
     longest = min(longest, steps)
     edges = table(steps, longest, longest if second else 1, seed)
-    found = cheapest(edges if second else edges[0], gamma)
+    found = find_cheapest_paths(edges if second else edges[0], gamma)
     for calls in range(1, steps + 1):
         best = min((total(edges, s, gamma) for s in every_schedule(steps, calls)), default=INF)
         if best == INF:
             assert calls not in found
             continue
         assert found[calls].calls == calls
-        assert found[calls].steps[0] == 0
-        assert found[calls].steps[-1] == steps - 1
-        assert found[calls].total ** gamma == pytest.approx(best, rel=1e-9)
-        assert total(edges, found[calls].steps, gamma) == pytest.approx(best, rel=1e-9)
+        assert found[calls].computed[0] == 0
+        assert found[calls].computed[-1] == steps - 1
+        assert found[calls].predicted ** gamma == pytest.approx(best, rel=1e-9)
+        assert total(edges, found[calls].computed, gamma) == pytest.approx(best, rel=1e-9)
 
 
 def test_falling_gaps_are_the_monotone_family():
     steps = 9
     edges = table(steps, steps, 1, seed=3)[0]
-    found = cheapest(falling(edges), 1.0)
+    found = find_cheapest_paths(forbid_growing_gaps(edges), 1.0)
     for calls, path in found.items():
-        gaps = [b - a for a, b in pairwise((*path.steps, steps))]
+        gaps = [b - a for a, b in pairwise((*path.computed, steps))]
         assert gaps == sorted(gaps, reverse=True)
         allowed = [
             s
@@ -79,12 +79,12 @@ def test_falling_gaps_are_the_monotone_family():
             if (g := [b - a for a, b in pairwise((*s, steps))]) == sorted(g, reverse=True)
         ]
         best = min(total(edges[None], s, 1.0) for s in allowed)
-        assert path.total == pytest.approx(best, rel=1e-9)
+        assert path.predicted == pytest.approx(best, rel=1e-9)
 
 
 def test_a_band_holds_the_costs_by_length():
     costs = torch.arange(16.0).reshape(4, 4)
-    band = banded(costs, longest=2)
+    band = to_band(costs, longest=2)
     assert band.shape == (4, 2)
     assert band[0].tolist() == [1.0, 2.0]
     assert band[2, 1] == INF
@@ -94,8 +94,8 @@ def test_equal_costs_take_the_longest_last_edges_every_time():
     edges = torch.zeros(6, 5, dtype=torch.float64)
     for length in range(1, 6):
         edges[6 - length :, length - 1] = INF
-    first = {calls: path.steps for calls, path in cheapest(edges).items()}
-    assert first == {calls: path.steps for calls, path in cheapest(edges).items()}
+    first = {calls: path.computed for calls, path in find_cheapest_paths(edges).items()}
+    assert first == {calls: path.computed for calls, path in find_cheapest_paths(edges).items()}
     assert first[3] == (0, 1, 4)
 
 
@@ -109,13 +109,13 @@ def test_the_work_grows_with_calls_steps_and_the_longest_edge(monkeypatch):
             return torch.Tensor.__add__(self, other)
 
     def counting(edges, gamma):
-        powered, scale = prepared(edges, gamma)
+        powered, scale = normalise_edges(edges, gamma)
         return powered.as_subclass(Counting), scale
 
-    prepared = _paths.prepared
-    monkeypatch.setattr(_paths, "prepared", counting)
+    normalise_edges = _paths.normalise_edges
+    monkeypatch.setattr(_paths, "normalise_edges", counting)
     for steps, longest, gaps in [(20, 5, 1), (20, 10, 1), (40, 5, 1), (20, 5, 5)]:
         counted.clear()
         edges = table(steps, longest, gaps, seed=0)
-        cheapest(edges if gaps > 1 else edges[0], most=8)
+        find_cheapest_paths(edges if gaps > 1 else edges[0], most=8)
         assert sum(counted) == 8 * (steps + 1) * longest * gaps

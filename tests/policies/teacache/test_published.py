@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erta_policies.constants import read_published
 from erta_policies.teacache import TeaCacheRule
-from erta_policies.teacache._schedule import computed_at
+from erta_policies.teacache._schedule import walk_changes
 
 PAGE = Path(__file__).parents[3] / "docs/explanation/methods/teacache.md"
 # latencies of the README of ali-vilab/TeaCache for Wan 2.1: full, then one a threshold
@@ -62,6 +62,6 @@ def test_the_bare_sinusoid_is_no_stand_in_for_the_embedding(shift: float) -> Non
     thresholds = read_published("teacache", "wan2.1-t2v-1.3b")["thresholds"]
     source = TeaCacheRule(model="wan2.1-t2v-1.3b").source
     predicted = [source.change(change, False, False) for change in changes]
-    counts = {len(computed_at(predicted, threshold, {0, 49})) for threshold in thresholds}
+    counts = {len(walk_changes(predicted, threshold, {0, 49})) for threshold in thresholds}
     assert len(counts) == 1
     assert min(counts) >= 40

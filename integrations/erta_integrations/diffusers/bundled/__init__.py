@@ -1,7 +1,8 @@
-"""Bundled: see the documentation."""
+"""Runs the models that ship with the package through the unmodified pipelines of diffusers."""
 
+from erta_integrations.diffusers.bundled._in_pipeline import InPipeline
 from erta_integrations.diffusers.bundled._pipeline_model import (
-    InPipeline,
+    BundledModel,
     PipelineModel,
     pipeline,
     pipeline_model,
@@ -11,6 +12,7 @@ from erta_integrations.diffusers.bundled._pipeline_model import (
 from erta_integrations.diffusers.bundled._sampler import PipelineSampler
 
 __all__ = [
+    "BundledModel",
     "InPipeline",
     "PipelineModel",
     "PipelineSampler",

@@ -1,34 +1,30 @@
-"""How a bundled model runs inside an unmodified pipeline: one frozen description of each model.
+"""How a bundled model runs inside an unmodified pipeline: one frozen description per model.
 
-The pipelines have neither text encoder nor VAE: prompts are encoded by the model's own word
-embedding, and latents are pixels. Without a VAE every pipeline assumes a spatial factor of 8, so
-it is asked for 128 x 128 pixels to get 16 x 16.
+The pipelines have neither text encoder nor VAE. The model's own word embedding encodes prompts, and
+latents are pixels. Without a VAE every pipeline assumes a spatial factor of 8, so it is asked for
+128 x 128 pixels to get 16 x 16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import diffusers
 import torch
 from torch import Tensor, nn
 
-from erta_framework import Callback, Policy
 from erta_framework.errors import InputError
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.sampling import TextSampler
 
-if TYPE_CHECKING:
-    from erta_integrations.diffusers.bundled._sampler import PipelineSampler
-
 SPATIAL = 8
-"""What pipelines assume of a VAE that is not there."""
+"""The spatial factor that pipelines assume if there is no VAE."""
 
 
 def no_arguments(embeds: Tensor, negative: Tensor) -> dict[str, Any]:
-    """A request needs nothing beside what all have."""
+    """No arguments beside those of every request."""
     return {}
 
 
@@ -41,18 +37,19 @@ class PipelineModel:
         kind: Class of the model.
         pipeline: Name of the pipeline's class in diffusers.
         network: Name of the denoising network, in the model and in the pipeline.
-        settings: What else the pipeline is made with; text encoders and VAE are None.
-        schedulers: Schedulers by name, the first the default.
-        grid: What all schedulers share, in words for a report.
-        samples: The samples `[B, *latent_shape]` in what the pipeline returned.
-        fine: Second-order sampling, nearly the exact solution, by number of steps, guidance scale
-            and samples a batch.
-        guidance: The pipeline's name of the guidance scale.
-        arguments: What else a request needs, by the embeddings of prompts and of empty prompts.
-        batched: Whether both branches of guidance go through the network in one call.
+        settings: Other arguments of the pipeline's class; text encoders and VAE are None.
+        schedulers: Schedulers by name; the first is the default.
+        grid: What all schedulers have in common, in words for a report.
+        samples: Takes the samples `[B, *latent_shape]` from what the pipeline returned.
+        fine: A second-order sampler, nearly exact, for a number of steps, a guidance scale and a
+            batch size.
+        guidance: The pipeline's argument for the guidance scale.
+        arguments: Other arguments of a request, from the embeddings of prompts and empty prompts.
+        batched: Whether one network call computes both guidance branches.
         layout: Order of the latents' dimensions.
-        parts: Patterns of the names of attentions and feed-forwards, for caches of parts.
-        shown: Share of samples whose pixels show each word of their prompt, and `all` of them.
+        parts: Patterns of the names of attentions and feed-forwards, for caches of submodules.
+        shown: Measures the share of samples whose pixels show each word of their prompt, and
+            `all` of them.
     """
 
     name: str
@@ -77,7 +74,7 @@ class PipelineModel:
         return next(iter(self.schedulers))
 
     def make_scheduler(self, name: str | None = None) -> Any:
-        """A new scheduler; the default one without a name.
+        """Make a new scheduler; the default one if there is no name.
 
         Raises:
             InputError: The model has no scheduler of that name.
@@ -91,70 +88,49 @@ class PipelineModel:
         return self.schedulers[chosen]()
 
 
-class InPipeline(nn.Module):
-    """A model that can be sampled through an unmodified pipeline; its class says how."""
+class BundledModel(Protocol):
+    """What a pipeline needs of a model; `InPipeline` is the base class of such models."""
 
     @classmethod
     def pipeline_model(cls) -> PipelineModel:
         """How models of this class run inside a pipeline."""
-        raise NotImplementedError
+        ...
 
     def encode(self, prompts: Sequence[str]) -> Tensor:
         """Prompt embeddings `[B, words, D]`."""
-        raise NotImplementedError
-
-    def fingerprint(self) -> dict[str, str]:
-        """Facts that identify the network."""
-        raise NotImplementedError
+        ...
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one sample."""
-        raise NotImplementedError
-
-    def pipeline_sampler(
-        self, policies: Sequence[Policy] = (), callbacks: Sequence[Callback] = (), **options: Any
-    ) -> PipelineSampler:
-        """Samples through diffusers' unmodified pipeline instead of the own loop.
-
-        Args:
-            policies: In call order.
-            callbacks: Observers.
-            options: The other arguments of `PipelineSampler`, such as `scheduler="unipc"`.
-
-        Raises:
-            CapabilityError: A policy needs something that the scheduler cannot do.
-            InputError: The model has no such scheduler.
-            MissingExtraError: transformers is not installed.
-        """
-        from erta_integrations.diffusers.bundled._sampler import PipelineSampler
-
-        return PipelineSampler(policies, callbacks, through=self.pipeline_model(), **options)
+        ...
 
 
 def pipeline_model(model: object) -> PipelineModel:
-    """How a model runs inside a pipeline, by its type.
+    """How a model runs inside a pipeline, as its class says.
 
     Raises:
-        InputError: It does not say.
+        InputError: The class does not say.
     """
-    if not isinstance(model, InPipeline):
+    describe = getattr(model, "pipeline_model", None)
+    if describe is None:
         raise InputError(
             f"{type(model).__name__} does not say how it runs inside a pipeline; use a bundled "
             "model such as shapes-wan, or make it an InPipeline with pipeline_model()"
         )
-    return model.pipeline_model()
+    found: PipelineModel = describe()
+    return found
 
 
 def pipeline(
-    model: InPipeline, scheduler: str | None = None, through: PipelineModel | None = None
+    model: BundledModel, scheduler: str | None = None, through: PipelineModel | None = None
 ) -> Any:
-    """The unmodified pipeline around a model's network; call it with what `request` gives.
+    """Build the unmodified pipeline around a model's network; call it with `**request(...)`.
 
     Args:
         model: The model.
-        scheduler: A name of its `schedulers`; None is the default.
-        through: How it runs, where that is not what its class says, such as with more schedulers.
+        scheduler: One of the names in its `schedulers`; None is the default.
+        through: How it runs, if not as its class says, such as with more schedulers.
 
     Raises:
         InputError: The model has no scheduler of that name.
@@ -171,16 +147,16 @@ def pipeline(
 
 
 def request(
-    model: InPipeline,
+    model: BundledModel,
     prompts: Sequence[str],
     *,
     seeds: Sequence[int],
     num_steps: int = 50,
     guidance_scale: float = 3.0,
 ) -> dict[str, Any]:
-    """The arguments of one call of a model's pipeline, one prompt and one seed a sample.
+    """The arguments of one call of a model's pipeline, with a prompt and a seed per sample.
 
-    The noise of a sample depends on its seed alone, and is that of `Sampler`.
+    The noise of a sample depends on its seed alone, and is the same as in `Sampler`.
 
     Raises:
         InputError: A prompt has a word outside the vocabulary.
@@ -201,6 +177,6 @@ def request(
     }
 
 
-def samples_of(model: InPipeline, output: Any) -> Tensor:
-    """The samples `[B, *latent_shape]` in what a model's pipeline returned."""
+def samples_of(model: BundledModel, output: Any) -> Tensor:
+    """Take the samples `[B, *latent_shape]` from what a model's pipeline returned."""
     return pipeline_model(model).samples(output)

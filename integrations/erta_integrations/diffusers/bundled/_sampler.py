@@ -1,4 +1,4 @@
-"""`Sampler`'s verbs, with every request made through a model's unmodified pipeline."""
+"""`PipelineSampler`: samples and calibrates a bundled model through its unmodified pipeline."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -28,7 +28,7 @@ from erta_framework.sampling import (
 from erta_framework.session import RESIZED, TEXT, TRIAL
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.bundled._pipeline_model import (
-    InPipeline,
+    BundledModel,
     PipelineModel,
     pipeline,
     request,
@@ -37,19 +37,19 @@ from erta_integrations.diffusers.pipeline import capabilities
 
 
 class PipelineSampler:
-    """`Sampler`'s verbs on a bundled model, with every request made through its pipeline.
+    """Does what `Sampler` does, through the unmodified pipeline of a bundled model.
 
     Args:
-        policies: In call order; empty computes every step.
+        policies: In call order; without any, every step is computed.
         callbacks: Observers, such as `ProgressBar()`.
         through: How models of one class run inside a pipeline.
-        scheduler: A name of its `schedulers`; None is the default.
+        scheduler: One of the names in its `schedulers`; None is the default.
         guidance_scale: Scale of classifier-free guidance.
         num_steps: Steps of a request.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
-        batch_size: Samples a request.
+        batch_size: Samples per request.
         seam: What a reused step leaves out, `"latent"` or `"trunk"`.
-        watched_by: What is attached to the pipeline instead of the policies, such as
+        watched_by: Makes what is attached instead of the policies, from the pipeline, such as
             `lambda pipe: bridge(pipe, "FirstBlockCache")`.
 
     Raises:
@@ -90,7 +90,7 @@ class PipelineSampler:
         self.seam = Seam(seam)
         self._watched_by = watched_by
         made = through.make_scheduler(scheduler)
-        # which signals the blocks offer is known, and checked, once the model is attached
+        # the signals of the blocks are known, and checked, when the model is attached
         inside = self.engine.signals
         if self.seam is Seam.LATENT:
             inside = TEXT | {TRIAL, RESIZED}
@@ -99,7 +99,7 @@ class PipelineSampler:
 
     @property
     def facts(self) -> dict[str, str]:
-        """What samples, in words for a report."""
+        """Loop, scheduler and guidance, in words for a report."""
         return {
             "loop": f"{self.through.pipeline} of diffusers {diffusers.__version__}, unmodified",
             "scheduler": f"{self._class}, {self.through.grid}",
@@ -119,9 +119,9 @@ class PipelineSampler:
 
         Args:
             model: A model of the class that `through` describes.
-            prompts: One a sample.
-            seed: Sample k draws its noise from `seed + k`, as with `Sampler`.
-            seeds: A seed for each sample, instead of `seed`.
+            prompts: One per sample.
+            seed: The noise of sample k is drawn from `seed + k`, as with `Sampler`.
+            seeds: One seed per sample, instead of `seed`.
             title: Shown by the progress bar.
 
         Raises:
@@ -130,36 +130,35 @@ class PipelineSampler:
         """
         if isinstance(prompts, str) or not prompts:
             raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        if not isinstance(model, self.through.kind) or not isinstance(model, InPipeline):
+        if not isinstance(model, self.through.kind):
             kind = self.through.kind.__name__
             raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
         names = tuple(prompts)
         numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
         if len(numbers) != len(names):
             raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
-        pipe = pipeline(model.to(self.device), self.scheduler, self.through)
+        placed = cast(BundledModel, model.to(self.device))  # as `kind` of the description
+        pipe = pipeline(placed, self.scheduler, self.through)
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
         done: list[BatchEnd] = []
         with Observers(self.callbacks, start) as observers, self._attached(pipe) as run:
 
-            def stepped(_: Any, index: int, time: Tensor, kept: dict[str, Any]) -> dict[str, Any]:
-                observers.step(trace_of(run).steps[-1])
+            def report_step(
+                _: Any, index: int, time: Tensor, tensors: dict[str, Any]
+            ) -> dict[str, Any]:
+                observers.step(get_trace(run).steps[-1])
                 return {}
 
             for begin in starts:
                 chosen = slice(begin, begin + self.batch_size)
-                if isinstance(run, Attachment):
-                    run.prompts = names[chosen]
-                clock = time.perf_counter()
-                asked = self._asked(model, names[chosen], numbers[chosen])
-                output = pipe(**asked, callback_on_step_end=stepped)
-                samples = self.through.samples(output).cpu()
-                seconds = time.perf_counter() - clock
-                trace = trace_of(run)
-                trace.raise_if_nonfinite()
-                done.append(BatchEnd(names[chosen], numbers[chosen], samples, trace, seconds))
-                observers.batch(replace(done[-1], samples=samples.clone(), trace=deepcopy(trace)))
+                batch = self._sample_batch(
+                    pipe, run, placed, names[chosen], numbers[chosen], report_step
+                )
+                done.append(batch)
+                # callbacks get copies, so that they cannot change the result
+                samples, trace = batch.samples.clone(), deepcopy(batch.trace)
+                observers.batch(replace(batch, samples=samples, trace=trace))
         return Samples(
             samples=torch.cat([batch.samples for batch in done]),
             prompts=names,
@@ -181,8 +180,8 @@ class PipelineSampler:
 
         Args:
             model: A model of the class that `through` describes.
-            prompts: Calibration prompts; keep them apart from those you test on.
-            seed: Sample k draws its noise from `seed + k`.
+            prompts: Calibration prompts; do not test on the same ones.
+            seed: The noise of sample k is drawn from `seed + k`.
             profiler: The profiler; by default the one that this sampler's policies ask for.
 
         Raises:
@@ -212,24 +211,40 @@ class PipelineSampler:
             weights=model.fingerprint()["weights"],
         )
 
-    def _attached(self, pipe: Any) -> Attachment | Attached:
-        if self._watched_by is not None:
-            return self._watched_by(pipe)
-        return attach(pipe, self.engine, seam=self.seam)
-
-    def _asked(
-        self, model: InPipeline, prompts: Sequence[str], seeds: Sequence[int]
-    ) -> dict[str, Any]:
-        return request(
+    def _sample_batch(
+        self,
+        pipe: Any,
+        run: Attachment | Attached,
+        model: BundledModel,
+        prompts: tuple[str, ...],
+        seeds: tuple[int, ...],
+        report_step: Callable[..., dict[str, Any]],
+    ) -> BatchEnd:
+        """Make one request; the seconds are those of the pipeline, with the copy to the CPU."""
+        if isinstance(run, Attachment):
+            run.prompts = prompts
+        clock = time.perf_counter()
+        arguments = request(
             model,
             prompts,
             seeds=seeds,
             num_steps=self.num_steps,
             guidance_scale=self.guidance_scale,
         )
+        output = pipe(**arguments, callback_on_step_end=report_step)
+        samples = self.through.samples(output).cpu()
+        seconds = time.perf_counter() - clock
+        trace = get_trace(run)
+        trace.raise_if_nonfinite()
+        return BatchEnd(prompts, seeds, samples, trace, seconds)
+
+    def _attached(self, pipe: Any) -> Attachment | Attached:
+        if self._watched_by is not None:
+            return self._watched_by(pipe)
+        return attach(pipe, self.engine, seam=self.seam)
 
 
-def trace_of(run: Attachment | Attached) -> Trace:
-    """The trace of the request that runs or has just run."""
+def get_trace(run: Attachment | Attached) -> Trace:
+    """The trace of the request that is running or has just run."""
     assert run.newest is not None
     return run.newest

@@ -1,54 +1,70 @@
-"""Network: see the documentation."""
+"""Networks of a pipeline: finds them, reads their arguments and outputs, and patches them.
+
+Nothing here knows of steps, requests or policies; those are the business of `pipeline`.
+"""
 
 from erta_integrations.diffusers.network._arguments import (
-    bound,
-    called,
-    compiled_in_place,
+    bind_arguments,
+    find_argument,
+    find_latents,
+    find_timestep,
+    first_of,
+    get_network_signature,
+    get_signature,
+    to_call,
+    unwrap_class,
+)
+from erta_integrations.diffusers.network._batch_axis import (
+    explain_undivided,
+    find_row_selector,
+    merge_rows,
+)
+from erta_integrations.diffusers.network._components import (
     find_networks,
-    find_others,
-    given_as,
-    latents_of,
-    pick,
-    signature,
-    signature_of,
-    time_of,
-    unwrapped,
+    find_undriven_networks,
+    is_compiled_in_place,
 )
 from erta_integrations.diffusers.network._output_spec import (
-    OutputForm,
+    OutputSpec,
     Relation,
     ShapeRule,
     as_tensor,
-    channel_dim,
-    copied,
+    copy_value,
+    find_channel_dim,
     read_output,
 )
-from erta_integrations.diffusers.network._patching import Patch, PatchSet, patched
+from erta_integrations.diffusers.network._patching import Patch, PatchSet, is_patched
 from erta_integrations.diffusers.network._trial import CallArguments, TrialRunner
+from erta_integrations.diffusers.network._trial_checks import check_trials, find_trial_capabilities
 
 __all__ = [
     "CallArguments",
-    "OutputForm",
+    "OutputSpec",
     "Patch",
     "PatchSet",
     "Relation",
     "ShapeRule",
     "TrialRunner",
     "as_tensor",
-    "bound",
-    "called",
-    "channel_dim",
-    "compiled_in_place",
-    "copied",
+    "bind_arguments",
+    "check_trials",
+    "copy_value",
+    "explain_undivided",
+    "find_argument",
+    "find_channel_dim",
+    "find_latents",
     "find_networks",
-    "find_others",
-    "given_as",
-    "latents_of",
-    "patched",
-    "pick",
+    "find_row_selector",
+    "find_timestep",
+    "find_trial_capabilities",
+    "find_undriven_networks",
+    "first_of",
+    "get_network_signature",
+    "get_signature",
+    "is_compiled_in_place",
+    "is_patched",
+    "merge_rows",
     "read_output",
-    "signature",
-    "signature_of",
-    "time_of",
-    "unwrapped",
+    "to_call",
+    "unwrap_class",
 ]

@@ -1,4 +1,8 @@
-"""Which arguments of a network call hold one row a sample, so that samples can be run alone."""
+"""Finds which arguments of a network call hold one row per sample, so that some samples can run.
+
+An argument gets a selector, which takes rows of it, or None, which means that all samples share it.
+Whatever cannot be decided from shape and name is refused: a wrong guess would give wrong samples.
+"""
 
 from __future__ import annotations
 
@@ -11,54 +15,58 @@ import torch
 from torch import Tensor
 
 from erta_integrations.diffusers.network._arguments import LATENTS
-from erta_integrations.diffusers.network._output_spec import OutputForm, Relation
+from erta_integrations.diffusers.network._output_spec import OutputSpec, Relation
 
 POSITION = re.compile(r"(?<!time)(^|_)(ids|rotary|rope|freqs|pos|position)")
-Select = Callable[[Any], Any]
+Selector = Callable[[Any], Any]
+"""Takes the rows `[R]` of one argument."""
 
 
 class NoBatchAxis(Exception):
-    """An argument's batch axis cannot be told; the message names it."""
+    """An argument's batch axis is ambiguous; the message names the argument."""
 
 
-def splitter(arguments: Mapping[str, Any], batch: int) -> Callable[[Tensor], dict[str, Any]] | str:
-    """How to take some samples of a network's arguments, or why that cannot be told.
+def find_row_selector(
+    arguments: Mapping[str, Any], batch: int
+) -> Callable[[Tensor], dict[str, Any]] | str:
+    """Find how to take some samples of a network's arguments; a string says why it cannot be done.
 
-    A tensor whose first size is the batch is taken row by row; numbers, single rows and tables of
-    positions are shared by all samples. Everything else is refused rather than guessed.
+    A tensor whose first size is the batch is taken row by row. Numbers, single rows and tables of
+    positions are shared by all samples.
 
     Args:
         arguments: The arguments by name.
         batch: Number of samples in the latents.
     """
     try:
-        taken = {name: selection(name, value, batch) for name, value in arguments.items()}
+        found = {name: find_selector(name, value, batch) for name, value in arguments.items()}
     except NoBatchAxis as reason:
         return str(reason)
-    return lambda rows: {name: one(taken[name], value, rows) for name, value in arguments.items()}
+    return lambda rows: {
+        name: apply_selector(found[name], value, rows) for name, value in arguments.items()
+    }
 
 
-def selection(name: str, value: Any, batch: int) -> Select | None:
-    """Takes rows of one argument; None where all samples share it.
+def find_selector(name: str, value: Any, batch: int) -> Selector | None:
+    """Find the selector of one argument; None where all samples share it.
 
     Raises:
-        NoBatchAxis: It cannot be told.
+        NoBatchAxis: It is ambiguous.
     """
     if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device):
         return None
     if isinstance(value, Tensor):
-        return of_tensor(name, value, batch)
+        return find_tensor_selector(name, value, batch)
     if isinstance(value, Mapping):
-        return joined(
-            {key: selection(f"{name}.{key}", item, batch) for key, item in value.items()}, value
-        )
+        entries = {k: find_selector(f"{name}.{k}", item, batch) for k, item in value.items()}
+        return combine_selectors(entries, value)
     if isinstance(value, list | tuple):
-        return of_list(name, value, batch)
+        return find_list_selector(name, value, batch)
     raise NoBatchAxis(f"its argument {name} is {type(value).__name__}")
 
 
-def of_tensor(name: str, value: Tensor, batch: int) -> Select | None:
-    """A tensor: rows of a batch, one row for all, or a table of positions."""
+def find_tensor_selector(name: str, value: Tensor, batch: int) -> Selector | None:
+    """A tensor holds the rows of a batch, one row for all, or a table of positions."""
     shape = tuple(value.shape)
     if value.ndim == 0 or shape[0] == 1:
         return None
@@ -74,8 +82,10 @@ def of_tensor(name: str, value: Tensor, batch: int) -> Select | None:
     raise NoBatchAxis(f"its argument {name} {shape} does not begin with the batch of {batch}")
 
 
-def of_list(name: str, value: list[Any] | tuple[Any, ...], batch: int) -> Select | None:
-    """A list: one entry a sample, or several arguments of their own."""
+def find_list_selector(
+    name: str, value: list[Any] | tuple[Any, ...], batch: int
+) -> Selector | None:
+    """A list holds one entry per sample, or several arguments in their own right."""
     if not value:
         return None
     plain = all(isinstance(item, bool | int | float | str | None) for item in value)
@@ -83,70 +93,79 @@ def of_list(name: str, value: list[Any] | tuple[Any, ...], batch: int) -> Select
         return None
     if plain:
         raise NoBatchAxis(f"its argument {name} of {batch} numbers may be one a sample")
-    if all(isinstance(item, list | tuple) and not tensors_in(item) for item in value):
-        if len(value) != batch:
-            return None
-        kind = type(value)  # such as the sizes of each sample's images
-        return lambda rows: kind(value[row] for row in rows.tolist())
-    own = {key: attempt(f"{name}.{key}", item, batch) for key, item in enumerate(value)}
+    if all(isinstance(item, list | tuple) and not has_tensors(item) for item in value):
+        # nested numbers, such as the sizes of each sample's images
+        return None if len(value) != batch else make_entry_selector(type(value), value)
+    own = {key: try_selector(f"{name}.{key}", item, batch) for key, item in enumerate(value)}
     refused = [reason for reason in own.values() if isinstance(reason, NoBatchAxis)]
     if len(value) == batch:
+        # tensors without a batch axis of their own: the list itself is the batch
         if not POSITION.search(name) and len(refused) == len(value):
-            kind = type(value)
-            return lambda rows: kind(value[row] for row in rows.tolist())
+            return make_entry_selector(type(value), value)
         raise NoBatchAxis(f"its argument {name} of {batch} tensors may be one a sample")
     if refused:
         raise refused[0]
-    return joined({key: item for key, item in own.items() if callable(item) or item is None}, value)
+    return combine_selectors(
+        {key: item for key, item in own.items() if callable(item) or item is None}, value
+    )
 
 
-def tensors_in(value: Any) -> bool:
+def make_entry_selector(kind: type, value: list[Any] | tuple[Any, ...]) -> Selector:
+    """Takes entries of a list that has one per sample."""
+    return lambda rows: kind(value[row] for row in rows.tolist())
+
+
+def has_tensors(value: Any) -> bool:
     """Whether a tensor lies anywhere in nested lists and mappings."""
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, list | tuple):
-        return any(map(tensors_in, value))
+        return any(map(has_tensors, value))
     return isinstance(value, Tensor)
 
 
-def attempt(name: str, value: Any, batch: int) -> Select | NoBatchAxis | None:
-    """`selection`, with the refusal returned."""
+def try_selector(name: str, value: Any, batch: int) -> Selector | NoBatchAxis | None:
+    """`find_selector`, with the refusal returned instead of raised."""
     try:
-        return selection(name, value, batch)
+        return find_selector(name, value, batch)
     except NoBatchAxis as reason:
         return reason
 
 
-def joined(taken: Mapping[Any, Select | None], value: Any) -> Select | None:
-    """Takes rows of every entry of a mapping or list."""
-    if all(select is None for select in taken.values()):
+def combine_selectors(selectors: Mapping[Any, Selector | None], value: Any) -> Selector | None:
+    """A selector that takes rows of every entry of a mapping or list."""
+    if all(select is None for select in selectors.values()):
         return None
 
-    def take(rows: Tensor) -> Any:
+    def select(rows: Tensor) -> Any:
         if isinstance(value, Mapping):
-            pairs = {key: one(taken[key], item, rows) for key, item in value.items()}
+            pairs = {k: apply_selector(selectors[k], item, rows) for k, item in value.items()}
             return pairs if type(value) is dict else type(value)(**pairs)
-        return type(value)(one(taken[key], item, rows) for key, item in enumerate(value))
+        entries = enumerate(value)
+        return type(value)(apply_selector(selectors[k], item, rows) for k, item in entries)
 
-    return take
+    return select
 
 
-def one(select: Select | None, value: Any, rows: Tensor) -> Any:
-    """One entry, or its rows."""
+def apply_selector(select: Selector | None, value: Any, rows: Tensor) -> Any:
+    """The rows of one argument, or all of it where samples share it."""
     return value if select is None else select(rows)
 
 
-def unsplit(form: OutputForm) -> str | None:
-    """Why an output of this form cannot be put together from rows; None if it can."""
-    if form.others and any(item is not None for item in form.others):
+def explain_undivided(spec: OutputSpec) -> str | None:
+    """Why outputs of this form cannot be merged from rows; None if they can."""
+    if spec.others and any(item is not None for item in spec.others):
         return "it returns more than one output"
-    if form.rule.relation is Relation.OUTPUT:
+    if spec.rule.relation is Relation.OUTPUT:
         return "its output has another shape than its latents"
     return None
 
 
-def with_rows(form: OutputForm, part: OutputForm, rows: Tensor) -> OutputForm:
-    """The form of the whole batch, with what has no residual taken from `part` at `rows`."""
-    if form.rest is None or part.rest is None:
-        return form
-    return replace(form, rest=form.rest.index_copy(0, rows.to(form.rest.device), part.rest))
+def merge_rows(spec: OutputSpec, part: OutputSpec, rows: Tensor) -> OutputSpec:
+    """The spec of the whole batch, after the samples at `rows` were computed again.
+
+    Only `rest` is per sample: its rows are replaced by those of `part`.
+    """
+    if spec.rest is None or part.rest is None:
+        return spec
+    return replace(spec, rest=spec.rest.index_copy(0, rows.to(spec.rest.device), part.rest))

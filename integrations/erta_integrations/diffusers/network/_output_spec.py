@@ -1,4 +1,4 @@
-"""How a network's output relates to its input, so that a residual can be taken."""
+"""How a network's output relates to its latents, so that a residual can be taken and rebuilt."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from erta_framework.errors import CapabilityError
 
 
 class Relation(StrEnum):
-    """How the output relates to the latents that went in.
+    """How the output relates to the latents.
 
-    `EQUAL`: same shape (reference tokens included). `NARROWED`: channels or conditions were
-    concatenated to the input, latents first. `DOUBLED`: a second half of channels comes out
-    (learned variance). `OUTPUT`: no residual, the whole output is reused.
+    `EQUAL`: both have the same shape, reference tokens included. `NARROWED`: conditions were
+    concatenated to the latents, latents first. `DOUBLED`: the output has a second half of
+    channels, the learned variance. `OUTPUT`: there is no residual; the whole output is reused.
     """
 
     EQUAL = "output - input"
@@ -29,33 +29,33 @@ class Relation(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ShapeRule:
-    """A relation, and the dimension and size it concerns."""
+    """A relation, and the dimension and size that it concerns."""
 
     relation: Relation
     dim: int = 0
     size: int = 0
 
     def reference(self, latents: Tensor) -> Tensor:
-        """The part of the input that the residual is taken against; not for `OUTPUT`."""
+        """The part of the latents that the residual is taken against; not for `OUTPUT`."""
         if self.relation is Relation.NARROWED:
             return latents.narrow(self.dim, 0, self.size)
         return latents
 
     def main(self, output: Tensor) -> Tensor:
-        """The part of the output that a residual stands for."""
+        """The part of the output that is latents plus residual."""
         return (
             output.narrow(self.dim, 0, self.size) if self.relation is Relation.DOUBLED else output
         )
 
     def rest(self, output: Tensor) -> Tensor | None:
-        """A copy of what has no residual; pipelines may write into what they were given."""
+        """A copy of the part without a residual; pipelines may write into the original."""
         if self.relation is not Relation.DOUBLED:
             return None
         return output.narrow(self.dim, self.size, output.shape[self.dim] - self.size).clone()
 
 
-def rule_for(latents: Tensor, output: Tensor) -> ShapeRule:
-    """The rule that fits these two shapes."""
+def find_shape_rule(latents: Tensor, output: Tensor) -> ShapeRule:
+    """Find the rule that relates these two shapes."""
     if latents.shape == output.shape:
         return ShapeRule(Relation.EQUAL)
     if latents.ndim == output.ndim:
@@ -71,10 +71,10 @@ def rule_for(latents: Tensor, output: Tensor) -> ShapeRule:
 
 
 def as_tensor(value: Any, what: str) -> Tensor:
-    """A tensor, or a list of equal-shaped tensors stacked along a new first dimension.
+    """A tensor as it is; a list of tensors of one shape is stacked along a new first dimension.
 
     Raises:
-        CapabilityError: It is neither; says what it is.
+        CapabilityError: It is neither; the message says what it is.
     """
     if isinstance(value, Tensor):
         return value
@@ -92,22 +92,22 @@ def as_tensor(value: Any, what: str) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class OutputForm:
-    """How a network returned its prediction, so that a reused one is returned alike.
+class OutputSpec:
+    """How a network returned its prediction, so that a reused one is returned in the same form.
 
-    The prediction itself is not kept; copies of other outputs are, because a reused call returns
-    the last computed ones, and pipelines may write into what they were given.
+    The prediction itself is not kept. Other outputs are: a reused call returns those of the last
+    computed call. They are copies, because pipelines may write into the originals.
 
     Attributes:
         rule: How the prediction relates to the latents.
         dtype: Type of the prediction.
         device: Where the prediction lives.
-        shape: Shape of the part that a residual stands for.
-        rest: The half of the channels that has no residual.
-        listed: `list` or `tuple` where the prediction is one of those.
+        shape: Shape of the part that is latents plus residual.
+        rest: The half of the channels without a residual; None if there is none.
+        listed: `list` or `tuple` where the prediction is a list of tensors.
         container: Class that holds the prediction and other outputs; None for a bare prediction.
-        names: Names of the outputs, where the container is a mapping.
-        others: The outputs behind the prediction.
+        names: Names of the outputs, if the container is a mapping.
+        others: The outputs after the prediction.
     """
 
     rule: ShapeRule
@@ -121,7 +121,7 @@ class OutputForm:
     others: tuple[Any, ...]
 
     def reference(self, latents: Tensor) -> Tensor:
-        """What the residual is taken against, in the prediction's type."""
+        """The part of the latents that the residual is taken against, in the prediction's dtype."""
         if self.rule.relation is Relation.EQUAL:
             return latents if latents.dtype is self.dtype else latents.to(self.dtype)
         if self.rule.relation is Relation.OUTPUT:
@@ -129,10 +129,10 @@ class OutputForm:
         reference = self.rule.reference(latents)
         return reference if reference.dtype is self.dtype else reference.to(self.dtype)
 
-    def same(self, raw: Any) -> Tensor | None:
-        """The prediction in another return value of this very form; None if it must be read anew.
+    def match(self, raw: Any) -> Tensor | None:
+        """The prediction in a return value of the same form; None if it must be read anew.
 
-        For the usual form, one tensor alone or first of one, which is read at every network call.
+        This is a shortcut for the usual form, one tensor, which is read at every network call.
         """
         if self.others or self.rest is not None or self.listed is not None:
             return None
@@ -150,21 +150,21 @@ class OutputForm:
         return value if alike else None
 
     def rebuild(self, prediction: Tensor) -> Any:
-        """A return value of the same form with another prediction; other outputs are reused."""
+        """A return value of this form around another prediction; the other outputs are reused."""
         whole = prediction
         if self.rest is not None:
             whole = torch.cat([prediction, self.rest], dim=self.rule.dim)
         new: Any = whole if self.listed is None else self.listed(whole.unbind(0))
         if self.container is None:
             return new
-        others = tuple(map(copied, self.others))
+        others = tuple(map(copy_value, self.others))
         if self.names:
             return self.container(**dict(zip(self.names, (new, *others), strict=True)))
         return (new, *others)
 
 
-def copied(value: Any) -> Any:
-    """A copy of a tensor or list of tensors; anything else, such as a network's cache, as it is."""
+def copy_value(value: Any) -> Any:
+    """Copy a tensor or a list of tensors; anything else, such as a network's cache, is shared."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, list) and all(isinstance(item, Tensor) for item in value):
@@ -172,12 +172,12 @@ def copied(value: Any) -> Any:
     return value
 
 
-def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, OutputForm]:
-    """What a residual stands for in a return value, and the form of that value.
+def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, OutputSpec]:
+    """Read the prediction in a return value, and the form of that value.
 
     Args:
         raw: A tensor, a tuple, a mapping such as `ModelOutput`, or a list.
-        latents: The latents that went in.
+        latents: The latents of this call.
         network: Name of the component, for the message.
 
     Raises:
@@ -192,9 +192,9 @@ def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, Output
         container, values = tuple, raw
     first, others = (values[0], values[1:]) if values else (None, ())
     prediction = as_tensor(first, f"the output of {network}")
-    rule = rule_for(latents, prediction)
+    rule = find_shape_rule(latents, prediction)
     main = rule.main(prediction)
-    form = OutputForm(
+    spec = OutputSpec(
         rule=rule,
         dtype=prediction.dtype,
         device=prediction.device,
@@ -203,19 +203,20 @@ def read_output(raw: Any, latents: Tensor, network: str) -> tuple[Tensor, Output
         listed=None if isinstance(first, Tensor) else type(first),
         container=container,
         names=names,
-        others=tuple(map(copied, others)),
+        others=tuple(map(copy_value, others)),
     )
-    return main, form
+    return main, spec
 
 
-def channel_dim(network: nn.Module, shape: tuple[int, ...]) -> int:
-    """The dimension of the latents that holds the channels.
+def find_channel_dim(network: nn.Module, shape: tuple[int, ...]) -> int:
+    """Find the dimension of the latents that holds the channels.
 
-    It is the one whose size is the network's `in_channels`, else its `out_channels`. Where several
-    fit, or none, packed tokens `[B, L, C]` have it last, everything else as early as possible.
+    It is the one whose size is the network's `in_channels`, else its `out_channels`. If several
+    dimensions fit, or none, it is the last of packed tokens `[B, L, C]` and the first after the
+    batch otherwise.
 
     Example:
-        >>> channel_dim(nn.Linear(1, 1), (1, 4096, 64))
+        >>> find_channel_dim(nn.Linear(1, 1), (1, 4096, 64))
         2
     """
     places = (2, 1) if len(shape) == 3 else tuple(range(1, len(shape)))

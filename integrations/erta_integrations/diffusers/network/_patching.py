@@ -1,4 +1,4 @@
-"""Instance attributes set for a while and put back exactly."""
+"""Replaces methods of single instances for a while, and restores exactly what was there."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ MISSING = object()
 
 
 class Patch:
-    """A callable that stands in for a bound method of one instance.
+    """Replaces a bound method of one instance.
 
-    It carries the signature and name of the original, because pipelines inspect them. A deep copy
-    of the instance gets the original method of the copy, so a copied scheduler is never driven by
-    the patches of the one it was copied from.
+    It has the signature and name of the original, because pipelines inspect them. A deep copy of
+    the instance gets the original method, so a copied scheduler is not driven by the patches of
+    the scheduler that it was copied from.
     """
 
     def __init__(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
@@ -33,9 +33,9 @@ class Patch:
         return self.replacement(self.original, args, kwargs)
 
     def retire(self) -> None:
-        """Pass every call on from now on, and let hooks that were put on top hold the original."""
+        """Pass every call on from now on; hooks on top of this patch wrap the original instead."""
         self.replacement = None
-        for holder, name in hooks_of(self.owner):
+        for holder, name in iter_hooks(self.owner):
             if getattr(holder, name, None) is self:
                 setattr(holder, name, self.original)
 
@@ -47,13 +47,13 @@ class Patch:
 
 
 class PatchSet:
-    """Patches on several instances; `undo` restores the very same attributes, newest first."""
+    """Patches on several instances; `undo` restores the same attribute objects, newest first."""
 
     def __init__(self) -> None:
         self._done: list[tuple[object, Patch]] = []
 
     def apply(self, owner: object, name: str, replacement: Callable[..., Any]) -> Patch:
-        """Replace `owner.name` on this instance; `replacement(original, args, kwargs)` answers."""
+        """Replace `owner.name` on this instance by `replacement(original, args, kwargs)`."""
         patch = Patch(owner, name, replacement)
         self._done.append((vars(owner).get(name, MISSING), patch))
         vars(owner)[name] = patch
@@ -64,21 +64,21 @@ class PatchSet:
         found = {}
         for patch in [patch for _, patch in self._done if patch.copies]:
             if patch.owner is owner:
-                alive = [copied for ref in patch.copies if (copied := ref()) is not None]
-                patch.copies = [weakref.ref(copied) for copied in alive]
-                found.update({id(copied): copied for copied in alive})
+                alive = [twin for ref in patch.copies if (twin := ref()) is not None]
+                patch.copies = [weakref.ref(twin) for twin in alive]
+                found.update({id(twin): twin for twin in alive})
         return list(found.values())
 
     def forget_copies(self) -> None:
-        """Copies made so far are no longer anybody's concern."""
+        """Forget the deep copies made so far."""
         for _, patch in self._done:
             patch.copies.clear()
 
     def refresh(self) -> None:
-        """Patch again what was replaced meanwhile.
+        """Patch again what somebody else replaced in the meantime.
 
-        `enable_model_cpu_offload` takes every hook off and installs new ones after each request;
-        group offloading with streams takes hooks off at the end of the first network call.
+        `enable_model_cpu_offload` removes every hook and installs new ones after each request.
+        Group offloading with streams removes hooks at the end of the first network call.
         """
         for place, (_, patch) in enumerate(self._done):
             if vars(patch.owner).get(patch.name) is patch:
@@ -92,7 +92,7 @@ class PatchSet:
             vars(owner)[name] = self._done[place][1]
 
     def undo(self) -> None:
-        """Restore everything; what somebody else put on top stays, and finds the original."""
+        """Restore everything; hooks that others put on top stay, and wrap the original."""
         while self._done:
             before, patch = self._done.pop()
             patch.retire()
@@ -105,8 +105,8 @@ class PatchSet:
                 attributes[patch.name] = before
 
 
-def hooks_of(owner: object) -> Iterator[tuple[object, str]]:
-    """Where hooks on `owner.forward` keep what they wrap: accelerate's, then those of diffusers."""
+def iter_hooks(owner: object) -> Iterator[tuple[object, str]]:
+    """The places where hooks on `owner.forward` keep what they wrap: accelerate, then diffusers."""
     if "_old_forward" in vars(owner):
         yield owner, "_old_forward"
     for reference in getattr(vars(owner).get("_diffusers_hook"), "_fn_refs", ()):
@@ -114,9 +114,9 @@ def hooks_of(owner: object) -> Iterator[tuple[object, str]]:
         yield reference, "original_forward"
 
 
-def patched(owner: object, name: str) -> bool:
-    """Whether one of our patches answers `owner.name`, also beneath hooks put on top."""
+def is_patched(owner: object, name: str) -> bool:
+    """Whether one of our patches answers `owner.name`, also beneath hooks on top of it."""
     held = [vars(owner).get(name)]
     if name == "forward":
-        held += [getattr(holder, attribute, None) for holder, attribute in hooks_of(owner)]
+        held += [getattr(holder, attribute, None) for holder, attribute in iter_hooks(owner)]
     return any(isinstance(found, Patch) and found.replacement is not None for found in held)

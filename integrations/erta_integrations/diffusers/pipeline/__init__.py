@@ -1,11 +1,11 @@
-"""Pipeline: see the documentation."""
+"""Drives an unmodified pipeline: turns the calls that it makes into the verbs of a session."""
 
-from erta_integrations.diffusers.pipeline._driver import Driver
-from erta_integrations.diffusers.pipeline._schedulers import (
+from erta_integrations.diffusers.pipeline._capabilities import (
     CAPABILITIES,
     Capability,
     Support,
     capabilities,
 )
+from erta_integrations.diffusers.pipeline._driver import Driver
 
 __all__ = ["CAPABILITIES", "Capability", "Driver", "Support", "capabilities"]

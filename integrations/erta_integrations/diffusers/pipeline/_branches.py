@@ -1,4 +1,4 @@
-"""Which guidance branch a network call belongs to: by name, else by what it is conditioned on."""
+"""Finds the guidance branch of a network call: by its name, else by its conditioning."""
 
 from __future__ import annotations
 
@@ -11,23 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MODES = (str, bool)  # tuples, because a union takes longer, and this runs at every call
+MODES = (str, bool)  # tuples, because `isinstance` with a union is slower: this runs every call
 SEQUENCES = (list, tuple)
 CONDITIONING = re.compile(r"encoder_hidden_states|cap_feats|prompt|text|pooled|class_labels")
 
 
 @dataclass(slots=True)
 class Branches:
-    """Names the calls of each step.
+    """Names the branch of each network call.
 
-    A `cache_context` name is taken as it is, as long as the call's modes (words and switches) stay
-    what they were at its first call. Without a name, a call is recognised by its conditioning: the
-    same tensors (or equal ones) and the same plain options, such as a list of skipped layers or a
-    mode, mean the same branch. The place within the step decides only among calls that have no
-    conditioning. Parity is never used.
+    A name that the pipeline sets through `cache_context` is taken, with the call's modes (its
+    strings and booleans) added if they differ from those of its first call. Without a name, calls
+    with the same conditioning belong to the same branch: the same or equal tensors, and the same
+    plain options, such as a list of skipped layers. The order within the step decides only between
+    calls that have no conditioning. Counting calls, even and odd, never decides.
 
-    The conditioning tensors of known branches are held until the request ends, so that an address
-    cannot be mistaken for another tensor's.
+    The conditioning tensors of known branches are held until the request ends. Otherwise another
+    tensor could get the same address and be taken for one of them.
+
+    Attributes:
+        known: The conditioning of each branch.
+        used: Branches that were called in this step.
+        shapes: The shapes of latents that each network had in each branch.
     """
 
     known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -35,17 +40,17 @@ class Branches:
     shapes: dict[tuple[str, str], list[object]] = field(default_factory=dict)
 
     def begin_step(self) -> None:
-        """A new step starts: every branch may be called again."""
+        """Begin a step: every branch may be called again."""
         self.used.clear()
 
     def name(self, context: str | None, arguments: Mapping[str, Any]) -> tuple[str, bool]:
-        """The branch of this call, unique within the step, and whether it looks like a repeat."""
+        """Name the branch of a call, unique within the step, and say if it looks like a repeat."""
         if context is None:
-            signature = conditioning(arguments)
-            name, repeated = self._recognised(signature)
+            signature = find_conditioning(arguments)
+            name, repeated = self._recognise(signature)
         else:
-            signature = modes(arguments)
-            name, repeated = self._in_mode(context, signature), False
+            signature = find_modes(arguments)
+            name, repeated = self._add_modes(context, signature), False
         base, repeat = name, 1
         while name in self.used:
             repeat += 1
@@ -55,8 +60,8 @@ class Branches:
             self.known[name] = signature
         return name, repeated or repeat > 1
 
-    def of_shape(self, network: str, branch: str, shape: object) -> str:
-        """The branch's name at one shape of latents; what is cached at another does not fit it."""
+    def name_shape(self, network: str, branch: str, shape: object) -> str:
+        """Name a branch at one shape of latents: a residual of another shape does not fit it."""
         known = self.shapes.get((network, branch))
         if known is None:
             known = self.shapes[network, branch] = [shape]
@@ -72,7 +77,7 @@ class Branches:
         self.used.clear()
         self.shapes.clear()
 
-    def _in_mode(self, context: str, signature: Mapping[str, Any]) -> str:
+    def _add_modes(self, context: str, signature: Mapping[str, Any]) -> str:
         first = self.known.get(context, signature)
         if first == signature:
             return context
@@ -81,20 +86,20 @@ class Branches:
         changed |= {k: v for k, v in signature.items() if k not in first}
         return f"{context}({', '.join(f'{k}={v}' for k, v in sorted(changed.items()))})"
 
-    def _recognised(self, signature: Mapping[str, Any]) -> tuple[str, bool]:
+    def _recognise(self, signature: Mapping[str, Any]) -> tuple[str, bool]:
         for name, earlier in self.known.items():
-            if name not in self.used and same_conditioning(earlier, signature):
+            if name not in self.used and has_same_conditioning(earlier, signature):
                 return name, False
-        repeated = any(same_conditioning(self.known[name], signature) for name in self.used)
+        repeated = any(has_same_conditioning(self.known[name], signature) for name in self.used)
         return f"call{len(self.known)}" if signature else f"call{len(self.used)}", repeated
 
 
-def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments that tell branches apart: conditioning tensors, words, switches, options."""
+def find_conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the arguments that distinguish branches: conditioning tensors, modes and options."""
     found: dict[str, Any] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
-            if conditions(name):
+            if is_conditioning(name):
                 found[name] = value
         elif value is None:
             continue
@@ -103,38 +108,38 @@ def conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "skip_layers":
             found[name] = tuple(value) if isinstance(value, SEQUENCES) else value
         elif isinstance(value, SEQUENCES):
-            if value and isinstance(value[0], Tensor) and conditions(name):
+            if value and isinstance(value[0], Tensor) and is_conditioning(name):
                 found.update({f"{name}.{k}": item for k, item in enumerate(value)})
         elif isinstance(value, Mapping):
-            nested = conditioning({f"{name}.{key}": item for key, item in value.items()})
+            nested = find_conditioning({f"{name}.{key}": item for key, item in value.items()})
             found.update({k: v for k, v in nested.items() if isinstance(v, Tensor)})
     return found
 
 
 @lru_cache(maxsize=1024)
-def conditions(name: str) -> bool:
-    """Whether an argument of this name tells branches apart."""
+def is_conditioning(name: str) -> bool:
+    """Whether an argument of this name distinguishes branches."""
     return CONDITIONING.search(name) is not None
 
 
-def modes(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The words and switches of a call, such as whether it fills or reads a cache of its own."""
+def find_modes(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Find the strings and booleans of a call, such as whether it fills or reads its own cache."""
     return {name: value for name, value in arguments.items() if isinstance(value, MODES)}
 
 
-def same_conditioning(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether two calls are conditioned alike; values are compared only if storage differs."""
+def has_same_conditioning(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two calls have equal conditioning; values are read only if the storage differs."""
     if a.keys() != b.keys():
         return False
     for name, value in a.items():
         other = b[name]
-        if value is not other and not same_value(value, other):
+        if value is not other and not is_same_value(value, other):
             return False
     return True
 
 
-def same_value(a: Any, b: Any) -> bool:
-    """Equal plain values, the same storage, or equal tensors."""
+def is_same_value(a: Any, b: Any) -> bool:
+    """Whether these are equal plain values, the same storage, or equal tensors."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return bool(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b))
     if a is b:

@@ -1,4 +1,4 @@
-"""The call of a pipeline that a request belongs to, and how it is noticed that it raised."""
+"""The running call `pipe(...)` of a request, and how we notice that it raised."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from types import FrameType
 from typing import Any
 
 
-class PipelineCall:
-    """One running call `pipe(...)`.
+class CallFrame:
+    """The stack frame of one running call `pipe(...)`.
 
-    A pipeline that raises between two network calls tells nobody. What its request holds must not
-    answer a network call that somebody makes afterwards, so each call is asked whether it is made
-    from within.
+    A pipeline that raises between two network calls notifies nobody. A network call that somebody
+    makes afterwards must not be answered from the request that failed. So at every network call we
+    check that it is made inside this frame.
     """
 
     __slots__ = ("frame", "thread")
@@ -24,43 +24,43 @@ class PipelineCall:
         self.thread = threading.get_ident()
 
     @classmethod
-    def of(cls, pipe: Any) -> PipelineCall | None:
-        """The innermost call of this pipeline around the caller; None where it is driven by hand.
+    def find(cls, pipe: Any) -> CallFrame | None:
+        """Find the innermost call of this pipeline around the caller; None if there is none.
 
-        It is known by what runs (a method `__call__` of this very object), not by its class.
+        It is a frame of a method `__call__` whose `self` is this object; classes do not matter.
         """
-        for frame in callers(inspect.currentframe()):
+        for frame in iter_callers(inspect.currentframe()):
             code = frame.f_code
-            called = code.co_name == "__call__" and code.co_argcount > 0
-            if called and frame.f_locals.get(code.co_varnames[0]) is pipe:
+            is_call = code.co_name == "__call__" and code.co_argcount > 0
+            if is_call and frame.f_locals.get(code.co_varnames[0]) is pipe:
                 return cls(frame)
         return None
 
     @property
-    def running(self) -> bool:
-        """Whether the caller is within this call.
+    def is_running(self) -> bool:
+        """Whether the caller is inside this call.
 
-        Another thread cannot tell, and counts as within: networks may be run in one.
+        In another thread this cannot be seen, and is assumed: networks may run in threads.
         """
         if threading.get_ident() != self.thread:
             return True
-        frame = inspect.currentframe()  # a plain loop, because this runs at every network call
+        frame = inspect.currentframe()  # a plain loop: this runs at every network call
         while frame is not None and frame is not self.frame:
             frame = frame.f_back
         return frame is not None
 
 
-def callers(frame: FrameType | None) -> Iterator[FrameType]:
-    """A frame and those that called it, innermost first."""
+def iter_callers(frame: FrameType | None) -> Iterator[FrameType]:
+    """A frame and its callers, innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
-def loops_of(pipe: Any) -> Iterator[Any]:
+def iter_loops(pipe: Any) -> Iterator[Any]:
     """The objects whose `progress_bar` a pipeline opens around its steps.
 
-    It is the pipeline; of a modular one, each block that loops.
+    This is the pipeline itself, or each block of a modular pipeline that loops.
     """
     if hasattr(pipe, "progress_bar"):
         yield pipe
@@ -73,17 +73,22 @@ def loops_of(pipe: Any) -> Iterator[Any]:
 
 
 class WatchedBar:
-    """A progress bar that reports the exception which leaves its `with` block."""
+    """A progress bar that reports an exception which leaves its `with` block.
 
-    def __init__(self, bar: Any, failed: Callable[[BaseException], None]) -> None:
-        self._bar, self._failed = bar, failed
+    Args:
+        bar: The progress bar.
+        on_error: Called with the exception.
+    """
+
+    def __init__(self, bar: Any, on_error: Callable[[BaseException], None]) -> None:
+        self._bar, self._on_error = bar, on_error
 
     def __enter__(self) -> Any:
         return self._bar.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> Any:
         if error is not None:
-            self._failed(error)
+            self._on_error(error)
         return self._bar.__exit__(kind, error, traceback)
 
     def __getattr__(self, name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What a driven pipeline must not do, checked while it runs."""
+"""Checks while a pipeline runs: what it does must be what the driver assumes."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_integrations.diffusers.network import compiled_in_place, given_as
-from erta_integrations.diffusers.pipeline._request import Request
-from erta_integrations.diffusers.pipeline._schedulers import index_of
+from erta_integrations.diffusers.network import find_argument, is_compiled_in_place
+from erta_integrations.diffusers.pipeline._request import PipelineRequest
+from erta_integrations.diffusers.pipeline._schedulers import find_index
 
 
 def require_output_reuse(
@@ -24,7 +24,7 @@ def require_output_reuse(
     """Refuse policies that compare latents with an output of another shape.
 
     Raises:
-        CapabilityError: Names them and both shapes.
+        CapabilityError: Names the policies and both shapes.
     """
     asking = [repr(policy) for policy in policies if policy.traits.reads_latents]
     if asking:
@@ -37,24 +37,25 @@ def require_output_reuse(
 
 def check_clock(
     scheduler: Any,
-    request: Request,
+    request: PipelineRequest,
     original: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> None:
-    """Refuse a scheduler's step that is not the one of the network calls before.
+    """Refuse a `scheduler.step` of another step than that of the network calls before it.
 
     Raises:
-        ProtocolError: Names both.
+        ProtocolError: Names both steps.
     """
-    timestep = given_as("timestep", original, args, kwargs)
+    timestep = find_argument("timestep", original, args, kwargs)
     if timestep is None:
         return
-    found = index_of(scheduler, timestep, request.schedule, request.index)
+    found = find_index(scheduler, timestep, request.schedule, request.index)
     if found is None or found == request.index:
         return
-    carried = request.carried
-    if carried is None or carried.end_time == request.schedule.times[request.index]:
+    before = request.previous
+    # after a moved step, the timestep of the next one is no longer that of the schedule
+    if before is None or before.end_time == request.schedule.times[request.index]:
         raise ProtocolError(
             f"request {request.number}: the pipeline steps index {found} of its timesteps, "
             f"the network was called for step {request.index}; this pipeline runs its steps "
@@ -63,7 +64,7 @@ def check_clock(
 
 
 def refuse_replaced_parts(pipe: Any, scheduler: Any, parts: Mapping[str, nn.Module]) -> None:
-    """Refuse a pipeline whose parts are no longer those that were attached.
+    """Refuse a pipeline whose parts were replaced since it was attached.
 
     Raises:
         ProtocolError: The scheduler or a network was replaced.
@@ -77,7 +78,7 @@ def refuse_replaced_parts(pipe: Any, scheduler: Any, parts: Mapping[str, nn.Modu
                 f"({type(part).__name__} / {type(now).__name__}); set it first, then attach"
             )
     for name, network in parts.items():
-        if compiled_in_place(network):
+        if is_compiled_in_place(network):
             raise CapabilityError(
                 f"{name} ({type(network).__name__}) was compiled in place after attach, which "
                 "would trace the engine; compile first with "

@@ -1,4 +1,4 @@
-"""Facts that identify a pipeline's network, scheduler and guidance, for profiles."""
+"""Facts that identify a pipeline's network, scheduler and guidance, for the profile fingerprint."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from typing import Any
 from torch import nn
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """Hash of a configuration without its private and location-dependent entries."""
+def hash_config(config: Mapping[str, Any]) -> str:
+    """Hash a configuration, without its private entries such as where it was loaded from."""
     public = {key: value for key, value in config.items() if not key.startswith("_")}
-    # json writes a tuple as the list that it becomes when the configuration is saved and loaded
+    # json writes a tuple as a list, which is what it becomes when a configuration is loaded
     text = json.dumps(public, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def network_facts(name: str, network: nn.Module) -> dict[str, str]:
-    """Component name, class, configuration and LoRA adapters of the network that opens a request.
+def describe_network(name: str, network: nn.Module) -> dict[str, str]:
+    """Component name, class, configuration and LoRA adapters of a network.
 
-    Adapters are named only where some are active. What was fused and then unloaded, and weights
-    that were changed otherwise, leave no sign.
+    `adapters` is missing if none is active. Adapters that were fused and then unloaded, and other
+    changes of weights, cannot be seen.
     """
     inner = getattr(network, "_orig_mod", network)
     facts = {"component": name, "network": type(inner).__name__}
     config = getattr(inner, "config", None)
     if config is not None:
-        facts["config"] = config_hash(dict(config))
-    adapters = adapters_of(inner)
+        facts["config"] = hash_config(dict(config))
+    adapters = describe_adapters(inner)
     if adapters:
         facts["adapters"] = adapters
     return facts
 
 
-def adapters_of(network: nn.Module) -> str:
+def describe_adapters(network: nn.Module) -> str:
     """Active (or fused) LoRA adapters with their scales, such as `style=0.8`; empty without any."""
     if not getattr(network, "peft_config", None):
         return ""
     scales: dict[str, set[float]] = {}
     for layer in network.modules():
-        for name, scale in scales_of(layer).items():
+        for name, scale in read_adapter_scales(layer).items():
             scales.setdefault(name, set()).add(scale)
     return ", ".join(
         f"{name}={'/'.join(f'{scale:g}' for scale in sorted(scales[name]))}"
@@ -49,7 +49,7 @@ def adapters_of(network: nn.Module) -> str:
     )
 
 
-def scales_of(layer: nn.Module | None) -> dict[str, float]:
+def read_adapter_scales(layer: nn.Module | None) -> dict[str, float]:
     """Scale of each active or fused adapter of one layer; empty for a layer without adapters."""
     scaling = getattr(layer, "scaling", None)
     if layer is None or not isinstance(scaling, Mapping) or not hasattr(layer, "active_adapters"):
@@ -62,21 +62,21 @@ def scales_of(layer: nn.Module | None) -> dict[str, float]:
     return {name: round(float(scaling[name]), 9) for name in active if name in scaling}
 
 
-class AdapterWatch:
-    """Notices within a request that the adapters of a network are not what they were.
+class LoraWatch:
+    """Notices that the LoRA adapters of a network changed during a request.
 
-    It looks at the list of adapters and at one adapted layer, which costs microseconds a call:
-    loading, unloading, fusing, disabling and scaling an adapter as a whole are seen; other writes
-    into weights are not.
+    At every network call it looks at the list of adapters and at one adapted layer, which costs
+    microseconds. It sees that an adapter was loaded, unloaded, fused, disabled or scaled as a
+    whole. It does not see other changes of weights.
     """
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[object, nn.Module | None, object]] = {}
         self._changes: dict[str, int] = {}
-        self._bare: set[str] = set()  # networks that never had any adapters
+        self._bare: set[str] = set()  # networks that never had adapters
 
-    def model(self, name: str, network: nn.Module) -> str:
-        """Name of the network for this call: `transformer`, after a change `transformer#2`."""
+    def name_model(self, name: str, network: nn.Module) -> str:
+        """Name a network for this call: `transformer`, and `transformer#2` after a change."""
         inner = network._modules.get("_orig_mod") or network
         adapters = vars(inner).get("peft_config")  # a missing attribute is slow to ask for
         if not adapters and name in self._bare:
@@ -85,8 +85,8 @@ class AdapterWatch:
         before = self._known.get(name)
         layer = before[1] if before is not None and before[0] == loaded else None
         if layer is None and loaded:
-            layer = next((m for m in inner.modules() if scales_of(m)), None)
-        state = scales_of(layer)
+            layer = next((m for m in inner.modules() if read_adapter_scales(m)), None)
+        state = read_adapter_scales(layer)
         fused = tuple(getattr(layer, "merged_adapters", ()))
         if before is not None and (before[0], before[2]) != (loaded, (state, fused)):
             self._changes[name] = self._changes.get(name, 1) + 1
@@ -99,13 +99,13 @@ class AdapterWatch:
         return name if changes is None else f"{name}#{changes}"
 
 
-def solver_of(scheduler: Any) -> str:
+def describe_solver(scheduler: Any) -> str:
     """Scheduler class and hash of its configuration."""
-    return f"{type(scheduler).__name__}({config_hash(dict(scheduler.config))})"
+    return f"{type(scheduler).__name__}({hash_config(dict(scheduler.config))})"
 
 
-def guidance_of(pipe: Any) -> str:
-    """The guidance scale that this request was given, where the pipeline keeps it."""
+def describe_guidance(pipe: Any) -> str:
+    """The guidance scales of this request; `unknown` if the pipeline does not keep them."""
     scales = {
         name: getattr(pipe, name)
         for name in ("_guidance_scale", "_guidance_scale_2", "_true_cfg_scale")

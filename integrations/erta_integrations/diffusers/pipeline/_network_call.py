@@ -10,22 +10,26 @@ from torch import Tensor, nn
 from erta_framework.session import Site
 from erta_integrations.diffusers.network import (
     CallArguments,
-    OutputForm,
+    OutputSpec,
     TrialRunner,
-    called,
-    copied,
+    copy_value,
+    explain_undivided,
+    find_row_selector,
+    merge_rows,
     read_output,
+    to_call,
 )
-from erta_integrations.diffusers.network._batch_axis import splitter, unsplit, with_rows
-from erta_integrations.diffusers.pipeline._request import FormKey, Request
+from erta_integrations.diffusers.pipeline._request import PipelineRequest, SpecKey
 from erta_integrations.diffusers.trunk import Feature
 
-Read = Callable[[Any, Tensor, str], tuple[Tensor, OutputForm]]
-"""Reads what a network returned, with its latents and its name."""
+Read = Callable[[Any, Tensor, str], tuple[Tensor, OutputSpec]]
+"""Reads what a network returned, from that, its latents and its name."""
 
 
 class NetworkCall:
-    """What one call of a network offers to the session: itself, rows, trials and signals of text.
+    """A `Network` of the core: what one call offers to the session.
+
+    These are the prediction, the prediction for some samples, trials, and signals of the text.
 
     Args:
         name: Name of the component.
@@ -33,76 +37,79 @@ class NetworkCall:
         request: The pipeline call that it belongs to.
         site: Network and branch.
         latents: The latents among the arguments, stacked if they are a list.
-        given: What the pipeline gave to this call.
+        call: The call as the pipeline made it.
         text: Signals of the text.
         read: Reads an output whose form is new.
 
     Attributes:
-        ran: What the network returned, its prediction and how the two belong together; None until
-            it ran.
+        result: What the network returned, its prediction and its spec; None until it ran.
+        spec: How the network returns its prediction.
     """
 
     def __init__(
         self,
         name: str,
         network: nn.Module,
-        request: Request,
+        request: PipelineRequest,
         site: Site,
         latents: Tensor,
-        given: CallArguments,
+        call: CallArguments,
         text: Mapping[str, Feature],
         read: Read,
     ) -> None:
         self.name, self.network, self.request, self.site = name, network, request, site
-        self.latents, self.given, self.text = latents, given, text
+        self.latents, self.call, self.text = latents, call, text
         self._read = read
-        self.key: FormKey = (site, latents.shape, latents.dtype)
-        self.ran: tuple[Any, Tensor, OutputForm] | None = None
-        known = request.forms.get(self.key)
-        if known is None:  # nothing to reuse yet: compute, and learn the form from it
-            self.ran = self._run(None)
-            known = self.ran[2]
-            self._first: Tensor | None = self.ran[1]
-        else:
-            self._first = None
-        self.form = known
+        self.key: SpecKey = (site, latents.shape, latents.dtype)
+        self.result: tuple[Any, Tensor, OutputSpec] | None = None
+        self._first: Tensor | None = None
+        known = request.specs.get(self.key)
+        if known is None:  # nothing can be reused yet: the network runs, and shows its spec
+            self.result = self._run(None)
+            _, self._first, known = self.result
+        self.spec = known
 
     @property
     def input(self) -> Tensor:
-        """The part of the latents that the prediction is compared with, `[B, C, ...]`."""
-        return self.form.reference(self.latents)
+        """The part of the latents that the residual is taken against, `[B, C, ...]`."""
+        return self.spec.reference(self.latents)
 
     # ---------------------------------------------------------- for the session
     @property
     def undivided(self) -> str:
         """Why the network cannot run on part of this batch; empty if it can."""
-        take = splitter(self.given.arguments, self.latents.shape[0])
-        why = take if isinstance(take, str) else unsplit(self.form)
+        select = find_row_selector(self.call.arguments, self.latents.shape[0])
+        why = select if isinstance(select, str) else explain_undivided(self.spec)
         return f"{type(self.network).__name__}: {why}" if why else ""
 
     def run(self) -> Tensor:
         """The network's prediction, `[B, C, ...]`."""
         if self._first is not None:
             return self._first
-        self.ran = self._run(self.form)
-        return self.ran[1]
+        self.result = self._run(self.spec)
+        return self.result[1]
 
     def run_rows(self, rows: Tensor) -> Tensor:
         """The prediction for some samples of the batch, `[R, C, ...]`."""
-        take = splitter(self.given.arguments, self.latents.shape[0])
-        assert not isinstance(take, str)
-        args, kwargs = called(self.network, take(rows), self.given.placed)
-        raw = self.given.original(*args, **kwargs)
-        main, form = read_output(raw, self.latents.index_select(0, rows), self.name)
-        forms = self.request.forms
-        forms[self.key] = with_rows(forms.get(self.key, self.form), form, rows)
+        select = find_row_selector(self.call.arguments, self.latents.shape[0])
+        assert not isinstance(select, str)
+        args, kwargs = to_call(self.network, select(rows), self.call.num_positional)
+        raw = self.call.original(*args, **kwargs)
+        main, part = read_output(raw, self.latents.index_select(0, rows), self.name)
+        specs = self.request.specs
+        specs[self.key] = merge_rows(specs.get(self.key, self.spec), part, rows)
         return main
 
     def run_at(self, x: Tensor, timestep: float | None) -> Tensor:
         """The prediction for other latents, or at a timestep that the pipeline has used."""
-        used = self.request.times.setdefault((self.name, self.site.branch), {})
         runner = TrialRunner(
-            self.name, self.network, self.given, self.latents, self.form, used, self.request.time
+            self.name,
+            self.network,
+            self.call,
+            self.latents,
+            self.spec,
+            self._passed_timesteps,
+            self.request.timestep,
         )
         return runner.run(x, timestep)
 
@@ -119,24 +126,28 @@ class NetworkCall:
         return None
 
     # ------------------------------------------------------------- for the driver
-    def note_time(self) -> None:
-        """Remember how the pipeline gave this timestep to its network, for trials at it later."""
-        used = self.request.times.setdefault((self.name, self.site.branch), {})
-        used[self.request.time] = copied(self.given.time)  # pipelines may write into it
+    def note_timestep(self) -> None:
+        """Remember how the pipeline passed this timestep, for later trials at it."""
+        passed = copy_value(self.call.timestep)  # pipelines may write into the original
+        self._passed_timesteps[self.request.timestep] = passed
 
     def build(self, output: Tensor) -> Any:
-        """What the network's caller gets, with `output` as the prediction."""
-        forms = self.request.forms
-        if self.ran is None:
-            return forms.get(self.key, self.form).rebuild(output)
-        raw, main, form = self.ran
-        forms[self.key] = form
-        if form.rest is not None or form.others:
+        """The network's return value, with `output` as the prediction."""
+        specs = self.request.specs
+        if self.result is None:
+            return specs.get(self.key, self.spec).rebuild(output)
+        raw, main, spec = self.result
+        specs[self.key] = spec
+        if spec.rest is not None or spec.others:
             self.request.count_bytes()
-        return raw if output is main else form.rebuild(output)
+        return raw if output is main else spec.rebuild(output)
 
-    def _run(self, known: OutputForm | None) -> tuple[Any, Tensor, OutputForm]:
-        raw = self.given.run()
-        if known is not None and (again := known.same(raw)) is not None:
-            return raw, again, known
+    @property
+    def _passed_timesteps(self) -> dict[float, Any]:
+        return self.request.passed_timesteps.setdefault((self.name, self.site.branch), {})
+
+    def _run(self, known: OutputSpec | None) -> tuple[Any, Tensor, OutputSpec]:
+        raw = self.call.run()
+        if known is not None and (main := known.match(raw)) is not None:
+            return raw, main, known
         return raw, *self._read(raw, self.latents, self.name)

@@ -1,4 +1,4 @@
-"""`Request`: what is known of one pipeline call while it runs."""
+"""`PipelineRequest`: what is known of one pipeline call while it runs."""
 
 from __future__ import annotations
 
@@ -9,53 +9,76 @@ import torch
 from torch import Tensor
 
 from erta_framework import Interval, Schedule, Session, Site
-from erta_integrations.diffusers.network import OutputForm
+from erta_integrations.diffusers.network import OutputSpec
 from erta_integrations.diffusers.pipeline._branches import Branches
-from erta_integrations.diffusers.pipeline._call_frame import PipelineCall
-from erta_integrations.diffusers.pipeline._fingerprint import AdapterWatch
-from erta_integrations.diffusers.trunk import Chain
+from erta_integrations.diffusers.pipeline._call_frame import CallFrame
+from erta_integrations.diffusers.pipeline._fingerprint import LoraWatch
+from erta_integrations.diffusers.trunk import TrunkLayout
 
 UNREAD = Schedule((0.0,), (0.0,))
 
-FormKey = tuple[Site, torch.Size, torch.dtype]
-"""What a learned form holds for: a site, and the shape and type of the latents."""
+SpecKey = tuple[Site, torch.Size, torch.dtype]
+"""What a spec or a layout is valid for: a site, and shape and dtype of the latents."""
 
 
 @dataclass(slots=True)
-class Request:
-    """One pipeline call: its schedule, session and what was learned of the network's shapes.
+class PipelineRequest:
+    """One pipeline call.
 
     The schedule is read at the first network call, because pipelines still change the grid after
     `set_timesteps`.
+
+    Attributes:
+        number: Requests of this attachment before this one.
+        frame: The running call of the pipeline; None if its parts are called by hand.
+        branches: Names the branches.
+        lora: Names the networks after changes of their adapters.
+        schedule: Its sigmas and timesteps.
+        session: Its session, from the first network call on.
+        index: The step that runs, or the next one.
+        previous: The step before, as it was settled; None before the first.
+        in_step: Whether a step has begun and not ended.
+        timestep: The scheduler's timestep of this step.
+        passed_timestep: What the pipeline passed to its network as the timestep of this step.
+        passed_timesteps: The same for all steps so far, by network and branch, by `timestep`.
+        specs: How each site returns its prediction.
+        layouts: The trunk of each site.
     """
 
     number: int
-    call: PipelineCall | None = None
+    frame: CallFrame | None = None
     branches: Branches = field(default_factory=Branches)
-    adapters: AdapterWatch = field(default_factory=AdapterWatch)
+    lora: LoraWatch = field(default_factory=LoraWatch)
     schedule: Schedule = UNREAD
     session: Session | None = None
     index: int = 0
-    carried: Interval | None = None
+    previous: Interval | None = None
     in_step: bool = False
-    told: Any = None
-    time: float = 0.0
-    times: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
-    forms: dict[FormKey, OutputForm] = field(default_factory=dict)
-    chains: dict[FormKey, Chain] = field(default_factory=dict)
+    timestep: float = 0.0
+    passed_timestep: Any = None
+    passed_timesteps: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
+    specs: dict[SpecKey, OutputSpec] = field(default_factory=dict)
+    layouts: dict[SpecKey, TrunkLayout] = field(default_factory=dict)
 
     def count_bytes(self) -> None:
         """Note in the trace what is held beside the history."""
-        held = [form.rest for form in self.forms.values()]
-        held += [other for form in self.forms.values() for other in form.others]
-        held += [stream for chain in self.chains.values() for stream in chain.residuals.values()]
+        held = [spec.rest for spec in self.specs.values()]
+        held += [other for spec in self.specs.values() for other in spec.others]
+        held += [kept for layout in self.layouts.values() for kept in layout.residuals.values()]
         if self.session is not None:
             trace = self.session.trace
-            trace.driver_bytes = max(trace.driver_bytes, sum(map(size_of, held)))
+            trace.driver_bytes = max(trace.driver_bytes, sum(map(count_nbytes, held)))
+
+    def clear(self) -> None:
+        """Release everything that was learned in this request."""
+        self.specs.clear()
+        self.layouts.clear()
+        self.passed_timesteps.clear()
+        self.branches.clear()
 
 
-def size_of(value: Any) -> int:
+def count_nbytes(value: Any) -> int:
     """Bytes of a tensor or a list of tensors; 0 for anything else."""
     if isinstance(value, Tensor):
         return value.nbytes
-    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
+    return sum(map(count_nbytes, value)) if isinstance(value, list | tuple) else 0

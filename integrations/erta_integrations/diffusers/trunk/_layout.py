@@ -1,4 +1,9 @@
-"""What flows through a block stack, read off the blocks that ran."""
+"""The layout of a trunk: which streams each block takes and returns.
+
+A stream is what a block takes and returns again in the same shape, such as the image tokens or the
+text tokens. It is named after the parameter of the first block that takes it. A tensor may hold
+several streams, concatenated along the tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,24 +16,31 @@ from torch import Tensor
 
 from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers.network import ShapeRule
-from erta_integrations.diffusers.trunk._discovery import Block, returned_names
+from erta_integrations.diffusers.trunk._discovery import Block, find_returned_names
 
-Streams = tuple[str, ...]  # what one tensor holds: one stream, or several joined along the tokens
+Streams = tuple[str, ...]
+"""Names of the streams that one tensor holds."""
 TOKENS = 1
+"""The axis of the tokens."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Returned:
-    """What a block returned, and how often each tensor had been written into by then."""
+class BlockOutput:
+    """What a block returned.
+
+    Attributes:
+        elements: Its tensors, and None for what is no tensor.
+        versions: How often each tensor had been written into when it was returned.
+    """
 
     elements: tuple[Tensor | None, ...] = ()
     versions: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, raw: Any) -> Returned:
-        """Take stock of a block's return value."""
-        elements = elements_of(raw)
-        return cls(elements, tuple(version_of(element) for element in elements))
+    def of(cls, raw: Any) -> BlockOutput:
+        """Read a block's return value."""
+        elements = to_elements(raw)
+        return cls(elements, tuple(get_version(element) for element in elements))
 
     @property
     def untouched(self) -> bool:
@@ -37,98 +49,117 @@ class Returned:
 
     def is_untouched(self, place: int) -> bool:
         """Whether nobody wrote into this element since."""
-        return version_of(self.elements[place]) == self.versions[place]
+        return get_version(self.elements[place]) == self.versions[place]
 
 
 @dataclass(slots=True, eq=False)
-class Stage:
+class BlockIO:
     """What one block of the trunk takes and returns.
 
     Attributes:
         block: The block.
-        own: Its own parameter that each element of its output stands for; None for no tensor.
-        bare: Whether it returns a bare tensor.
-        content: The streams that each element of its output holds.
-        joined: Whether its input is the joined output of the block before.
+        parameters: For each element of its output, the parameter that takes the same stream; None
+            for no tensor.
+        bare: Whether it returns a tensor instead of a tuple.
+        streams: For each element of its output, the streams that it holds.
+        joined: Whether it takes the output of the block before in one concatenated tensor.
     """
 
     block: Block
-    own: tuple[str | None, ...]
+    parameters: tuple[str | None, ...]
     bare: bool
-    content: tuple[Streams, ...]
+    streams: tuple[Streams, ...]
     joined: bool
 
 
 @dataclass(slots=True, eq=False)
-class Chain:
-    """A trunk, as the first computed call of a branch showed it.
+class TrunkLayout:
+    """The layout of a trunk, traced in the first computed call of a branch.
 
-    `inputs`, `outputs`, `given` and `kept` are held during that call only.
+    `inputs`, `outputs`, `arguments` and `probed` are held during one call only.
 
     Attributes:
-        stages: Its blocks in order.
-        inputs: What the first block was given, by parameter.
+        blocks: Its blocks in order.
+        inputs: The tensors that the first block takes, by parameter.
         outputs: What the last block returned.
-        versions: How often each input had been written into when it was given.
-        given: The arguments of the first block.
-        kept: What the blocks before a probe returned, by their number from 1.
-        residuals: Output minus input of the streams other than `main`, of the last computed call.
+        versions: How often each input had been written into before the first block ran.
+        arguments: `args` and `kwargs` of the first block.
+        probed: What the block before each probe returned, by number of blocks.
+        residuals: Output minus input of the streams other than `main`, at the last computed call.
         rule: How the network's output relates to its latents.
     """
 
-    stages: list[Stage] = field(default_factory=list)
+    blocks: list[BlockIO] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    outputs: Returned = field(default_factory=Returned)
+    outputs: BlockOutput = field(default_factory=BlockOutput)
     versions: dict[str, int] = field(default_factory=dict)
-    given: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
-    kept: dict[int, Returned] = field(default_factory=dict)
+    arguments: tuple[tuple[Any, ...], Mapping[str, Any]] = ((), {})
+    probed: dict[int, BlockOutput] = field(default_factory=dict)
     residuals: dict[str, Tensor] = field(default_factory=dict)
     rule: ShapeRule | None = None
 
     @property
     def main(self) -> str:
         """The image stream: the first parameter of the first block that it also returns."""
-        returned = self.stages[0].own
-        return next(name for name in self.stages[0].block.parameters if name in returned)
+        returned = self.blocks[0].parameters
+        return next(name for name in self.blocks[0].block.parameters if name in returned)
 
-    def streams(self, place: int, returned: Returned) -> dict[str, Tensor]:
-        """The streams in what the block at this place of the trunk returned."""
+    def split_streams(self, place: int, output: BlockOutput) -> dict[str, Tensor]:
+        """The streams in what the block at this place returned, `[B, N, C]` each."""
         found: dict[str, Tensor] = {}
-        for element, content in zip(returned.elements, self.stages[place].content, strict=True):
+        for element, streams in zip(output.elements, self.blocks[place].streams, strict=True):
             if element is None:
                 continue
-            if len(content) == 1:
-                found[content[0]] = element
+            if len(streams) == 1:
+                found[streams[0]] = element
                 continue
             offset = 0
-            for name in content:
+            for name in streams:
                 size = self.inputs[name].shape[TOKENS]
                 found[name] = element.narrow(TOKENS, offset, size)
                 offset += size
         return found
 
+    def join_streams(self, streams: Mapping[str, Tensor]) -> Any:
+        """A return value of the last block that holds these streams."""
+        last = self.blocks[-1]
+        elements = tuple(
+            torch.cat([streams[name] for name in names], TOKENS)
+            if len(names) > 1
+            else (streams[names[0]] if names else None)
+            for names in last.streams
+        )
+        return elements[0] if last.bare else elements
+
     def release(self) -> None:
-        """Let go of the tensors of the call that is over."""
-        self.inputs, self.outputs, self.given, self.kept = {}, Returned(), ((), {}), {}
+        """Release the tensors of the call that is over."""
+        self.inputs, self.outputs = {}, BlockOutput()
+        self.arguments, self.probed = ((), {}), {}
 
 
-def version_of(value: Tensor | None) -> int:
+def get_version(value: Tensor | None) -> int:
     """How often a tensor was written into; inference tensors do not count it."""
     return 0 if value is None or value.is_inference() else value._version
 
 
-def elements_of(raw: Any) -> tuple[Tensor | None, ...]:
+def to_elements(raw: Any) -> tuple[Tensor | None, ...]:
     """What a block returned, as a tuple of tensors and None."""
     values = raw if isinstance(raw, tuple | list) else (raw,)
     return tuple(value if isinstance(value, Tensor) else None for value in values)
 
 
-def own_parameters(
+def match_parameters(
     block: Block, elements: tuple[Tensor | None, ...], inputs: Mapping[str, Tensor]
 ) -> tuple[str | None, ...]:
-    """The input that each output stands for: by the returned names, else by the shape."""
+    """Match each output of a block with the parameter of its stream.
+
+    The names in the block's `return` decide, if their shapes fit; otherwise the shapes alone.
+
+    Raises:
+        CapabilityError: Several parameters have the shape of one output.
+    """
     shapes = {name: value.shape for name, value in inputs.items()}
-    for names in returned_names(type(block.module).forward):
+    for names in find_returned_names(type(block.module).forward):
         fits = len(names) == len(elements) and all(
             element is None or shapes.get(name) == element.shape
             for name, element in zip(names, elements, strict=True)
@@ -144,16 +175,16 @@ def own_parameters(
         alike = [n for n in like if n not in found]
         if len(alike) > 1 and len(elements) > 1:
             raise CapabilityError(
-                f"{block.name} ({type(block.module).__name__}) returns an output that may stand "
-                f"for {' or '.join(alike)}, all of shape {tuple(shapes[alike[0]])}; use "
+                f"{block.name} ({type(block.module).__name__}) returns an output that may match "
+                f"{' or '.join(alike)}, all of shape {tuple(shapes[alike[0]])}; use "
                 "seam='latent'"
             )
         found.append(alike[0] if alike else None)
     return tuple(found)
 
 
-def is_joined(value: Tensor, first: Tensor | None, second: Tensor | None) -> bool:
-    """Whether `value` is these two, one after the other along the tokens."""
+def is_concatenation(value: Tensor, first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether `value` is these two tensors, concatenated along the tokens."""
     if first is None or second is None or value.ndim < 2 or value.ndim != first.ndim:
         return False
     size, total = first.shape[TOKENS], first.shape[TOKENS] + second.shape[TOKENS]
@@ -164,8 +195,26 @@ def is_joined(value: Tensor, first: Tensor | None, second: Tensor | None) -> boo
     )
 
 
-def glued(cls: str, before: Block, after: Block) -> str:
-    """The message for stacks whose blocks do not simply follow each other."""
+def check_link(
+    cls: str, before: BlockIO, after: BlockIO, output: BlockOutput, inputs: Mapping[str, Tensor]
+) -> None:
+    """Refuse a block that does not take the very output of the block before.
+
+    Raises:
+        CapabilityError: The network changed it in between.
+    """
+    if after.joined:
+        return
+    for place, element in enumerate(output.elements):
+        if element is None:
+            continue
+        passed = any(value is element for value in inputs.values())
+        if not passed or not output.is_untouched(place):
+            raise CapabilityError(explain_broken_link(cls, before.block, after.block))
+
+
+def explain_broken_link(cls: str, before: Block, after: Block) -> str:
+    """The message for blocks that do not simply follow each other."""
     return (
         f"{cls} changes what passes from {before.name} to {after.name} (a skip connection, a "
         "ControlNet residual or another sum between blocks), so its blocks cannot be skipped as "

@@ -1,27 +1,42 @@
-"""The block stack of one network, patched block by block."""
+"""Patches the block stack of one network block by block."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
 from erta_framework.errors import CapabilityError
 from erta_framework.session import PREFIX
-from erta_integrations.diffusers.network import PatchSet, compiled_in_place, patched
-from erta_integrations.diffusers.trunk import _signals as signals
-from erta_integrations.diffusers.trunk._discovery import Block, discover, first_blocks, longest
+from erta_integrations.diffusers.network import PatchSet, is_compiled_in_place, is_patched
+from erta_integrations.diffusers.trunk._discovery import Block, discover
 from erta_integrations.diffusers.trunk._embedded_times import EmbeddedTimes
+from erta_integrations.diffusers.trunk._signals import (
+    MODULATED,
+    Feature,
+    compute_modulated_input,
+    find_trunk_signals,
+    parse_depths,
+)
 
-if TYPE_CHECKING:
-    from erta_integrations.diffusers.trunk._call import Run
+AnswerBlock = Callable[[Block, Callable[..., Any], Any, Mapping[str, Any]], Any]
+"""Answers a call of a block, from its original `forward`, `args` and `kwargs`."""
 
 
-class Trunk:
-    """The blocks of one network, patched one by one; `running` drives one network call."""
+class PatchedTrunk:
+    """The blocks of one network, each with a patch.
+
+    Args:
+        name: Name of the component.
+        network: The network.
+        wanted: Signals that policies declare, with prefix.
+
+    Raises:
+        CapabilityError: The network has no trunk.
+    """
 
     def __init__(self, name: str, network: nn.Module, wanted: frozenset[str]) -> None:
         self.name = name
@@ -29,32 +44,32 @@ class Trunk:
         self.cls = type(network).__name__
         self.stacks = discover(network)
         self.wanted = wanted
-        self.depths = signals.depths_of(wanted)
+        self.depths = parse_depths(wanted)
         self.times = EmbeddedTimes(network, wanted)
-        self.run: Run | None = None
+        self._answer_block: AnswerBlock | None = None
 
     @property
     def offered(self) -> frozenset[str]:
         """The signals of this network."""
-        return signals.available(self.network, first_blocks(self.stacks), longest(self.stacks))
+        return find_trunk_signals(self.network, self.stacks)
 
     def install(self, patches: PatchSet) -> None:
         """Patch every block; a compiled block stays compiled, because the patch is around it."""
         for blocks in self.stacks.values():
             for block in blocks:
-                place = "_compiled_call_impl" if compiled_in_place(block.module) else "forward"
+                place = "_compiled_call_impl" if is_compiled_in_place(block.module) else "forward"
                 patches.apply(block.module, place, partial(self._block_call, block))
-        self.times.install(patches, lambda: self.run is not None)
+        self.times.install(patches, lambda: self._answer_block is not None)
 
     def refuse_compiled(self) -> None:
-        """Refuse blocks that were compiled around their patch, which would trace the engine.
+        """Refuse blocks that were compiled after `install`: the graph would contain our patches.
 
         Raises:
             CapabilityError: Names the first such block and the remedy.
         """
         for blocks in self.stacks.values():
             for block in blocks:
-                if patched(block.module, "forward") and compiled_in_place(block.module):
+                if is_patched(block.module, "forward") and is_compiled_in_place(block.module):
                     raise CapabilityError(
                         f"{block.name} of {self.cls} was compiled after attach, which would trace "
                         "the engine; call compile_repeated_blocks() first, then attach"
@@ -67,38 +82,38 @@ class Trunk:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        if self.run is None:
+        if self._answer_block is None:
             return original(*args, **kwargs)
-        return self.run.block_call(block, original, args, kwargs)
+        return self._answer_block(block, original, args, kwargs)
 
     @contextmanager
-    def running(self, run: Run) -> Generator[Run, None, None]:
-        """Route the blocks to `run` within the block."""
-        self.run = run
+    def route_blocks(self, answer_block: AnswerBlock) -> Generator[None, None, None]:
+        """Within the `with` block, `answer_block` answers every call of a block."""
+        self._answer_block = answer_block
         try:
-            yield run
+            yield
         finally:
-            self.run = None
+            self._answer_block = None
             self.times.clear()
 
-    def features(
+    def make_features(
         self,
         block: Block,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         times: Sequence[float],
         now: float,
-    ) -> dict[str, signals.Feature]:
-        """The signals that policies declared, computed when they ask.
+    ) -> dict[str, Feature]:
+        """The signals that policies declared; each is computed when a policy asks.
 
         Args:
             block: The first block.
-            args: What it was given.
-            kwargs: The same by name.
+            args: Its positional arguments.
+            kwargs: Its keyword arguments.
             times: The scheduler's timestep at each step.
-            now: That of this step.
+            now: The scheduler's timestep of this step.
         """
-        found = self.times.features(times, now)
-        if PREFIX + signals.MODULATED in self.wanted:
-            found[signals.MODULATED] = lambda: signals.modulated_input(block.module, args, kwargs)
+        found = self.times.make_features(times, now)
+        if PREFIX + MODULATED in self.wanted:
+            found[MODULATED] = lambda: compute_modulated_input(block.module, args, kwargs)
         return found

@@ -1,4 +1,10 @@
-"""What an edge of a schedule costs, from the statistics of a residual profile."""
+"""Costs of the edges of a schedule, from the statistics of a residual profile.
+
+Shapes: b guidance branches, T steps, L the longest edge in steps. An edge from the computed step j
+to the next computed one, j + l, is kept at `[j, l - 1]`; an edge of one step answers no step and
+costs 0. Pair statistics are `[b, T, T]` by source and step, as in
+`erta_policies.ertacache._statistics`.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +18,12 @@ from torch import Tensor
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.ertacache import Signal, affine_fit, combined, pair_errors, per_sample, presence
-from erta_policies.shared import falling
+from erta_policies.shared import forbid_growing_gaps
 
 Cost = Literal["reuse", "grouping", "integrated", "corrected", "forecast"]
 
 
-def edges(
+def price_edges(
     profile: Profile,
     cost: Cost = "reuse",
     *,
@@ -25,10 +31,10 @@ def edges(
     longest: int | None = None,
     monotone: bool = False,
 ) -> Tensor:
-    """Costs of all edges for `erta_policies.parts.paths.cheapest`.
+    """Costs of all edges for `erta_policies.planning.find_cheapest_paths`.
 
-    An edge from the computed step j to the next one i is charged for the steps t between, which are
-    answered from step j:
+    An edge from the computed step j to the next one i is charged for the steps t between, which
+    reuse step j:
 
     * `"reuse"`: the sum of `||r_j - r_t||_1 / ||r_t||_1`, ERTACache's error (arXiv 2508.21091). A
       sum of weighted L1 distances over a schedule is what other papers report for GCache; the
@@ -66,11 +72,11 @@ def edges(
         raise PolicyError(f"the longest edge is {longest} steps, it must be at least 1")
     most = num_steps if longest is None else min(longest, num_steps)
     found = FAMILIES[cost](profile, signal, most)
-    return falling(found) if monotone else found
+    return forbid_growing_gaps(found) if monotone else found
 
 
-def required(profile: Profile, name: str, cost: str) -> Tensor:
-    """A statistic.
+def read_statistic(profile: Profile, name: str, cost: str) -> Tensor:
+    """A statistic of a profile.
 
     Raises:
         ProfileError: The profile lacks it.
@@ -83,12 +89,12 @@ def required(profile: Profile, name: str, cost: str) -> Tensor:
     return profile.statistics[name]
 
 
-def sigmas(profile: Profile, cost: str) -> Tensor:
+def read_sigmas(profile: Profile, cost: str) -> Tensor:
     """The sigma grid of a profile, `[T + 1]`."""
-    return required(profile, "sigma", cost) / profile.samples
+    return read_statistic(profile, "sigma", cost) / profile.samples
 
 
-def summed(errors: Tensor, longest: int) -> Tensor:
+def sum_between(errors: Tensor, longest: int) -> Tensor:
     """Edges that cost the sum of the errors of the steps between: `[T + 1, L]` from `[T, T]`."""
     num_steps = len(errors)
     found = errors.new_full((num_steps + 1, longest), torch.inf)
@@ -99,23 +105,32 @@ def summed(errors: Tensor, longest: int) -> Tensor:
     return found
 
 
-def reuse(profile: Profile, signal: Signal, longest: int) -> Tensor:
+def price_reuse(profile: Profile, signal: Signal, longest: int) -> Tensor:
     """Relative L1 errors of reuse."""
-    return summed(pair_errors(profile, signal), longest)
+    return sum_between(pair_errors(profile, signal), longest)
 
 
-def grouping(profile: Profile, signal: Signal, longest: int) -> Tensor:
+def price_grouping(profile: Profile, signal: Signal, longest: int) -> Tensor:
     """Absolute L1 distances between residuals."""
-    required(profile, "distance", "grouping")
+    read_statistic(profile, "distance", "grouping")
     present, usable = presence(profile)
     errors = combined(per_sample(profile, "distance"), present, signal)
-    return summed(torch.where(usable, errors, torch.inf), longest)
+    return sum_between(torch.where(usable, errors, torch.inf), longest)
 
 
-def integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
-    """Root mean square of the error that each edge leaves in the latents."""
+def price_integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
+    """Root mean square of the error that each edge leaves in the latents.
+
+    Over an edge from j, the latents end up wrong by `E = sum_t w_t (r_j - r_t)`, with w_t the
+    length of step t in sigma. A profile holds no residuals, only their mean squared distances
+    `d(s, t)`. They suffice: as `2 <r_j - r_s, r_j - r_t> = d(j, s) + d(j, t) - d(s, t)`,
+
+    `|E|^2 = (sum_t w_t) (sum_t w_t d(j, t)) - 1/2 sum_s sum_t w_s w_t d(s, t)`.
+
+    Both terms are cumulative sums over the last step t, so that one pass prices all edges from j.
+    """
     present, usable = presence(profile)
-    sizes = sigmas(profile, "integrated").diff()
+    sizes = read_sigmas(profile, "integrated").diff()
     squares = profile.statistics["ee"].sum(dim=-1)
     channels = profile.statistics["ee"].shape[-1]
     elements = (profile.statistics["elements"] * channels)[:, None, :].clamp(min=1)
@@ -126,10 +141,9 @@ def integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
     for start in range(num_steps):
         steps = slice(start + 1, min(start + longest, num_steps))
         weight = torch.where(present[:, steps], sizes[steps], 0.0)  # [b, t]
-        between = weight[:, :, None] * weight[:, None, :] * apart[:, steps, steps]
-        # |sum_t w_t (r_j - r_t)|^2 from the distances alone, for every last t
-        pulled = weight.cumsum(1) * (weight * apart[:, start, steps]).cumsum(1)
-        spread = between.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2) / 2
+        between = weight[:, :, None] * weight[:, None, :] * apart[:, steps, steps]  # [b, s, t]
+        pulled = weight.cumsum(1) * (weight * apart[:, start, steps]).cumsum(1)  # [b, t]
+        spread = between.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2) / 2  # [b, t]
         left = (pulled - spread).clamp(min=0).sqrt()
         both = combined(left[:, None], present[:, steps], signal)[0] if left.shape[1] else left[0]
         both = torch.where(usable[start, steps].cummin(0).values, both, torch.inf)
@@ -137,31 +151,40 @@ def integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
     return found
 
 
-def corrected(profile: Profile, signal: Signal, longest: int) -> Tensor:
+def price_corrected(profile: Profile, signal: Signal, longest: int) -> Tensor:
     """Root mean square errors that the affine fit of reuse leaves."""
     present, usable = presence(profile)
     left = affine_fit(profile, per_channel=False).left[..., 0]
     errors = combined(left, present, signal)
-    return summed(torch.where(usable, errors, torch.inf), longest)
+    return sum_between(torch.where(usable, errors, torch.inf), longest)
 
 
-def forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
-    """Errors of a line in sigma, by the length of the edge before: `[L, T + 1, L]`."""
-    apart = required(profile, "velocity", "forecast")
+def price_forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
+    """Errors of a line in sigma, by the length of the edge before: `[L, T + 1, L]`.
+
+    The line through the velocities of the computed steps i (before) and j gives at step t
+    `(1 + a) v_j - a v_i`, with `a = (sigma_t - sigma_j) / (sigma_j - sigma_i)`. Its mean squared
+    error follows from the mean squared distances `d` of the velocities:
+
+    `|(1 + a) v_j - a v_i - v_t|^2 = (1 + a) a d(i, j) + (1 + a) d(j, t) - a d(i, t)`.
+
+    Where no evaluation came before, v_j itself is reused and the error is `d(j, t)`.
+    """
+    read_statistic(profile, "velocity", "forecast")
     present, usable = presence(profile)
     apart = per_sample(profile, "velocity")
     apart = apart + apart.transpose(1, 2)
-    grid = sigmas(profile, "forecast")
+    grid = read_sigmas(profile, "forecast")
     sizes, num_steps = grid.diff().abs(), len(grid) - 1
     found = grid.new_full((longest, num_steps + 1, longest), torch.inf)
     for start in range(num_steps):
         steps = slice(start + 1, min(start + longest, num_steps))
         reach = steps.stop - steps.start
         before = torch.arange(start - 1, max(start - longest, 0) - 1, -1)  # gaps 1, 2, ...
-        plain = apart[:, start, None, steps]  # without an evaluation before, it is reused
-        errors = plain.expand(-1, longest, -1).clone()
+        plain = apart[:, start, None, steps]  # [b, 1, t], without an evaluation before
+        errors = plain.expand(-1, longest, -1).clone()  # [b, gap before, t]
         if len(before):
-            a = (grid[steps] - grid[start]) / (grid[start] - grid[before])[:, None]
+            a = (grid[steps] - grid[start]) / (grid[start] - grid[before])[:, None]  # [gap, t]
             line = (
                 (1 + a) * a * apart[:, before, start, None]
                 + (1 + a) * plain
@@ -178,11 +201,11 @@ def forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
 
 FAMILIES: Mapping[str, Callable[[Profile, Signal, int], Tensor]] = MappingProxyType(
     {
-        "reuse": reuse,
-        "grouping": grouping,
-        "integrated": integrated,
-        "corrected": corrected,
-        "forecast": forecast,
+        "reuse": price_reuse,
+        "grouping": price_grouping,
+        "integrated": price_integrated,
+        "corrected": price_corrected,
+        "forecast": price_forecast,
     }
 )
 """Edge costs by name."""

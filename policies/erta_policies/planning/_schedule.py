@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import Self
 
-from torch import Tensor
-
 from erta_framework import Profile, Profiler, SessionInfo, hookimpl
-from erta_framework.budgets import REMEDY, MeasuredFront
+from erta_framework.budgets import REMEDY, MeasuredFront, StepSchedule
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.ertacache import KIND, Signal, pair_errors
-from erta_policies.planning.costs import FAMILIES, Cost, edges
-from erta_policies.planning.plans import GAMMA, edge_costs, front, within
-from erta_policies.shared import (
-    Budgeted,
-    FixedSchedule,
-    Path,
-    PlanBudget,
-    budget_of,
-    require_device,
-    settle,
+from erta_policies.ertacache import KIND, Signal, errors_on_arrival, pair_errors
+from erta_policies.planning._costs import FAMILIES, Cost, price_edges
+from erta_policies.planning._plans import (
+    GAMMA,
+    plan_all_calls,
+    read_edge_costs,
+    take_within,
+    total_cost,
 )
-from erta_policies.shared import load_profile as loaded
-from erta_policies.shared import require_match as require
+from erta_policies.shared import (
+    BudgetedPlanner,
+    FixedSchedule,
+    PlanBudget,
+    load_profile,
+    require_match,
+)
 
 
-class PlannedSchedule(FixedSchedule):
+class PlannedSchedule(BudgetedPlanner, FixedSchedule):
     """Computes the steps that a planner chose from a profile for a budget.
 
-    Where ERTACache walks the steps once and lets lambda decide, this compares all schedules with so
-    many computed steps and takes the one whose edges cost least: dynamic programming, the same
-    plan every time. What an edge costs, `cost` says; it fits what stands in on reused steps:
-    `"reuse"`, `"grouping"` and `"integrated"` measure residual reuse, `"corrected"` what an
+    ERTACache walks the steps once, and lambda decides at each. This compares all schedules with so
+    many computed steps and takes the one whose edges cost least: dynamic programming, the same plan
+    every time. Choose the `cost` of an edge for the predictor of the reused steps: `"reuse"`,
+    `"grouping"` and `"integrated"` measure residual reuse, `"corrected"` the error that an
     `ErrorLinearizer` leaves of it, `"forecast"` a first-order `Forecaster`. With `refined` the plan
-    is the nearest one that a search improved by replaying it.
+    is one that a search improved by replaying it.
 
     Source: MeanCache (arXiv 2601.19961) for the path with a power gamma under a budget, CacheQuant
     (arXiv 2503.01323) and ProCache (arXiv 2512.17298) for two of its families; planning all of them
@@ -47,7 +46,7 @@ class PlannedSchedule(FixedSchedule):
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
         budget: What to plan for: exactly one of `calls`, `speedup`, `psnr` and `seconds`.
-        cost: What an edge costs; see `erta_policies.planning.edges`.
+        cost: What an edge costs; see `erta_policies.planning.price_edges`.
         gamma: Power of the edge costs; above 1 it suppresses peaks, 1 adds them up.
         longest: Longest edge in steps; by default all.
         monotone: Whether gaps may only shrink.
@@ -63,8 +62,7 @@ class PlannedSchedule(FixedSchedule):
         PlanBudget(calls=None, speedup=2.0, psnr=None, seconds=None)
     """
 
-    profile: str | FilePath | Profile | None = None
-    budget: Budgeted = None
+    profile: str | Path | Profile | None = None
     cost: Cost = "reuse"
     gamma: float = GAMMA
     longest: int | None = None
@@ -74,7 +72,7 @@ class PlannedSchedule(FixedSchedule):
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        settle(self)
+        self._settle_budget()
         if self.budget is None:
             raise PolicyError(
                 "PlannedSchedule got no budget; give budget={calls: 20}, or one of speedup, psnr "
@@ -91,7 +89,7 @@ class PlannedSchedule(FixedSchedule):
             )
 
     def prepare(self) -> None:
-        _ = self._steps
+        _ = self._schedule
 
     def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache import ResidualProfiler
@@ -104,21 +102,21 @@ class PlannedSchedule(FixedSchedule):
 
     @property
     def unit(self) -> str:
-        """What its predicted errors are in; plans that were measured hold for the same."""
+        """What its predicted errors are in; plans that were measured hold for the same unit."""
         return f"{self.name} {self.cost}, gamma {self.gamma:g}, signal {self.signal}"
 
     @cached_property
     def _profile(self) -> Profile:
-        return loaded(self, self.profile, (KIND,))
+        return load_profile(self, self.profile, (KIND,))
 
     @property
     def _num_steps(self) -> int:
         return int(self._profile.fingerprint["num_steps"])
 
     @cached_property
-    def front(self) -> Mapping[int, Path]:
-        """The best plan of every number of calls, all from one pass."""
-        return front(
+    def _front(self) -> Mapping[int, StepSchedule]:
+        """The best schedule of every number of calls, all from one pass."""
+        found = plan_all_calls(
             self._profile,
             self.cost,
             gamma=self.gamma,
@@ -126,19 +124,19 @@ class PlannedSchedule(FixedSchedule):
             longest=self.longest,
             monotone=self.monotone,
         )
+        return {calls: replace(path, unit=self.unit) for calls, path in found.items()}
 
     @cached_property
-    def _steps(self) -> tuple[int, ...]:
-        budget = budget_of(self)
-        assert budget is not None
-        calls = budget.calls_for(
+    def _schedule(self) -> StepSchedule:
+        """The schedule of the budget, without predictions if it was refined."""
+        calls = self._calls_for(
             self._num_steps,
             self._profile,
-            lambda number: within(self.front, number).total,
-            self.unit,
+            lambda number: total_cost(take_within(self._front, number)),
         )
+        assert calls is not None
         if not self.refined:
-            return within(self.front, calls).steps
+            return take_within(self._front, calls)
         held = MeasuredFront.of(self._profile, self.unit)
         if held is None:
             raise ProfileError(
@@ -151,16 +149,17 @@ class PlannedSchedule(FixedSchedule):
                 f"{self!r}: the refined plans of this profile take {held.calls[0]} calls and more, "
                 f"the budget has {calls}; {REMEDY} --refine N --calls {calls}"
             )
-        return max(fitting, key=len)
+        steps: tuple[int, ...] = max(fitting, key=len)
+        return StepSchedule.of(steps, self._num_steps)
 
-    def all_plans(self, num_steps: int) -> dict[int, tuple[tuple[int, ...], float]]:
-        """The steps and the predicted error of the plan of every number of calls.
+    def schedules(self, num_steps: int) -> Mapping[int, StepSchedule]:
+        """The best schedule of every number of calls, unrefined, all from one pass.
 
         Raises:
             ProfileError: The profile has another number of steps.
         """
         self._require_steps(num_steps)
-        return {calls: (path.steps, path.total) for calls, path in self.front.items()}
+        return self._front
 
     def computed_steps(self, num_steps: int) -> tuple[int, ...]:
         """The steps of the plan.
@@ -169,7 +168,7 @@ class PlannedSchedule(FixedSchedule):
             ProfileError: The profile has another number of steps, or the budget is out of reach.
         """
         self._require_steps(num_steps)
-        return self._steps
+        return self._schedule.computed
 
     def _require_steps(self, num_steps: int) -> None:
         if num_steps != self._num_steps:
@@ -178,35 +177,26 @@ class PlannedSchedule(FixedSchedule):
                 "asked for; calibrate for that number of steps"
             )
 
-    def describe(self, num_steps: int) -> dict[str, float]:
-        """Calls, the predicted error of the plan, and the sum and the largest of its edges.
+    def predict(self, schedule: StepSchedule) -> StepSchedule:
+        """The predicted error of the plan, and the sum and the largest of its edges.
 
         The predicted error is the gamma-norm of the edge costs, in the unit of the cost; of a plan
-        with more calls it is never larger.
+        with more calls it is never larger. The errors of single steps are relative L1 errors of
+        reuse, whatever the cost.
         """
-        costs = edge_costs(self._edges, self.computed_steps(num_steps))
-        power = sum(cost**self.gamma for cost in costs) ** (1 / self.gamma)
-        return {
-            "calls": float(len(self._steps)),
-            "predicted": power,
-            "sum": sum(costs),
-            "peak": max(costs),
-        }
-
-    def step_errors(self, num_steps: int) -> list[float]:
-        """Calibrated relative L1 error of reusing at each step the residual it would find."""
-        errors = pair_errors(self._profile, self.signal)
-        sources = self.plan(num_steps).sources
-        found = [float(errors[sources[i - 1], i]) for i in range(1, num_steps)]
-        return [math.nan, *found]
-
-    @property
-    def _edges(self) -> Tensor:
-        # without limits, which a refined plan need not keep
-        return edges(self._profile, self.cost, signal=self.signal)
+        # without limits of length and growth, which a refined plan need not keep
+        table = price_edges(self._profile, self.cost, signal=self.signal)
+        costs = read_edge_costs(table, schedule.computed)
+        return replace(
+            schedule,
+            predicted=sum(cost**self.gamma for cost in costs) ** (1 / self.gamma),
+            unit=self.unit,
+            facts={"sum": sum(costs), "peak": max(costs)},
+            errors=errors_on_arrival(pair_errors(self._profile, self.signal), schedule),
+        )
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        require(self._profile, session, self.allow)
-        require_device(self, self._profile, session)
+        require_match(self._profile, session, self.allow)
+        self._require_device(self._profile, session)
         super().on_session_start(session)

@@ -1,4 +1,4 @@
-"""Plans of a profile as plain values: the best steps for a number of calls, and all of them."""
+"""Schedules of a profile as plain values: the best for a number of calls, and for every number."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from itertools import pairwise
 from torch import Tensor
 
 from erta_framework import Profile
+from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
 from erta_policies.ertacache import Signal
-from erta_policies.planning.costs import Cost, edges
-from erta_policies.shared import Path, cheapest
+from erta_policies.planning._costs import Cost, price_edges
+from erta_policies.shared import find_cheapest_paths
 
 GAMMA = 2.0
 """Power of the edge costs: our choice, between a plain sum (1) and MeanCache's best (4)."""
 
 
-def planned_steps(
+def plan_steps(
     profile: Profile,
     calls: int,
     cost: Cost = "reuse",
@@ -32,7 +33,7 @@ def planned_steps(
     Args:
         profile: A residual profile.
         calls: Network calls of each branch.
-        cost: What an edge costs; see `edges`.
+        cost: What an edge costs; see `price_edges`.
         gamma: Power of the edge costs.
         signal: How guidance branches combine.
         longest: Longest edge in steps; by default all.
@@ -45,14 +46,16 @@ def planned_steps(
         ProfileError: So few calls cannot span the schedule, or the profile lacks a statistic.
 
     Example:
-        >>> planned_steps(profile, calls=12)  # doctest: +SKIP
+        >>> plan_steps(profile, calls=12)  # doctest: +SKIP
         (0, 4, 9, 14, 19, 24, 29, 34, 39, 43, 47, 49)
     """
-    plans = front(profile, cost, gamma=gamma, signal=signal, longest=longest, monotone=monotone)
-    return within(plans, calls).steps
+    plans = plan_all_calls(
+        profile, cost, gamma=gamma, signal=signal, longest=longest, monotone=monotone
+    )
+    return take_within(plans, calls).computed
 
 
-def front(
+def plan_all_calls(
     profile: Profile,
     cost: Cost = "reuse",
     *,
@@ -60,33 +63,39 @@ def front(
     signal: Signal = "max",
     longest: int | None = None,
     monotone: bool = False,
-) -> Mapping[int, Path]:
-    """The best schedule of each number of calls, from one pass; fewer calls never predict less.
+) -> Mapping[int, StepSchedule]:
+    """The best schedule with at most so many calls, by that number, all from one pass.
 
-    Where more calls would not help, as between equal evaluations, the cheaper plan stands for both.
+    The predicted error never rises with the calls: where more calls would not help, as between
+    equal evaluations, the schedule of fewer is kept for both.
 
     Args:
         profile: A residual profile.
-        cost: What an edge costs; see `edges`.
+        cost: What an edge costs; see `price_edges`.
         gamma: Power of the edge costs.
         signal: How guidance branches combine.
         longest: Longest edge in steps; by default all.
         monotone: Whether gaps may only shrink.
     """
-    table = edges(profile, cost, signal=signal, longest=longest, monotone=monotone)
-    found: dict[int, Path] = {}
-    best: Path | None = None
-    for calls, path in sorted(cheapest(table, gamma).items()):
-        best = path if best is None or path.total < best.total else best
+    table = price_edges(profile, cost, signal=signal, longest=longest, monotone=monotone)
+    found: dict[int, StepSchedule] = {}
+    best: StepSchedule | None = None
+    for calls, path in sorted(find_cheapest_paths(table, gamma).items()):
+        best = path if best is None or total_cost(path) < total_cost(best) else best
         found[calls] = best
     return found
 
 
-def within(plans: Mapping[int, Path], calls: int) -> Path:
-    """The plan of at most so many calls.
+def total_cost(path: StepSchedule) -> float:
+    """The predicted error of a planned path, infinite without one."""
+    return float("inf") if path.predicted is None else path.predicted
+
+
+def take_within(plans: Mapping[int, StepSchedule], calls: int) -> StepSchedule:
+    """The schedule of at most so many calls.
 
     Raises:
-        ProfileError: Every plan takes more.
+        ProfileError: Every schedule takes more.
     """
     fitting = [number for number in plans if number <= calls]
     if not fitting:
@@ -98,8 +107,13 @@ def within(plans: Mapping[int, Path], calls: int) -> Path:
     return plans[max(fitting)]
 
 
-def edge_costs(table: Tensor, steps: Sequence[int]) -> list[float]:
-    """What each edge of a schedule costs, of edges by start and length (and length before)."""
+def read_edge_costs(table: Tensor, steps: Sequence[int]) -> list[float]:
+    """Cost of each edge of a schedule; infinite where an edge is longer than the table has any.
+
+    Args:
+        table: `[T + 1, L]` by start and length, or `[L, T + 1, L]` by the length before as well.
+        steps: Computed steps, rising from 0.
+    """
     nodes = (*steps, table.shape[-2] - 1)
     before, found = table.shape[-1], []
     for start, end in pairwise(nodes):
