@@ -36,7 +36,7 @@ from erta_framework.session import (
     Trace,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "CFG",
     "DDIM",

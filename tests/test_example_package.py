@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "erta-everyother"
 LOOK = """
 import json
 from erta_framework.errors import RegistryError
-from erta_framework.registry import policies
+from erta_framework.plugins import policies
 
 catalogue = policies()
 owners = {entry.name: [entry.distribution, entry.version] for entry in catalogue.entries()}

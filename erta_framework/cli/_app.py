@@ -39,7 +39,10 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of errors; allowed anywhere.")
+        bool,
+        typer.Option(
+            "--debug", help="Show the traceback of an error; may also follow the command."
+        ),
     ] = False,
     version: Annotated[
         bool,

@@ -36,19 +36,24 @@ def calibrate(
     prompt: Prompts = None,
     output: Annotated[
         Path | None,
-        unset("Profile to write; by default the file that the policy reads.", "--output", "-o"),
+        unset(
+            "Profile to write. Default: the file that the policy reads, or profile.safetensors.",
+            "--output",
+            "-o",
+        ),
     ] = None,
     policy: Annotated[
-        str | None, unset("Policy to calibrate, instead of the configured ones.")
+        str | None, unset("Policy to calibrate, instead of those of the configuration.")
     ] = None,
     profiler: Annotated[
-        str | None, unset("The profiler itself, instead of asking a policy for its own.")
+        str | None, unset("Profiler to run, instead of the one that belongs to a policy.")
     ] = None,
     force: Force = False,
 ) -> None:
     """Run the full network on calibration prompts and write a profile.
 
-    With --pipeline and without a policy or profiler, for the default policy.
+    Name a policy or a profiler, or give a configuration whose policies read a profile. With
+    --pipeline and none of these, the default policy is calibrated.
     """
     settings, config = config_options.settings, config_options.read()
     piped = wants_pipeline(pipeline_options, request, config, settings)
@@ -131,8 +136,8 @@ def find_profiler(policies: Sequence[Policy], name: str | None) -> Policy:
             return found
     names = ", ".join(policy.name for policy in policies) or "no policies"
     raise PolicyError(
-        f"nothing asks for calibration ({names}); give --policy NAME, --profiler NAME, or a "
-        f"config whose policies read a profile, such as {', '.join(list_calibrated())}"
+        f"nothing to calibrate ({names}); give --policy NAME, --profiler NAME, or a configuration "
+        f"whose policies read a profile, such as {', '.join(list_calibrated())}"
     )
 
 

@@ -9,7 +9,7 @@ from erta_framework.cli._settings import read_settings
 
 
 def explain(settings: Settings = None) -> None:
-    """Show what a configuration does: who answers which hook, in order. Nothing is sampled."""
+    """Show what a configuration does: settings, policies, hooks in call order; samples nothing."""
     config = read_settings(settings)
     sampler = make_sampler(config, config.policies)
     sigmas = sampler.schedule.sigmas

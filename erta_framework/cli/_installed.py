@@ -81,13 +81,30 @@ def read_summary(entry: Entry) -> str:
     """
     module, _, name = entry.point.value.partition(":")
     try:
-        tree = ast.parse(find_source(module).read_text(encoding="utf-8"))
+        text = read_docstring(module, name)
     except (ImportError, OSError, SyntaxError, ValueError):
-        return f"From {entry.distribution} {entry.version}."
-    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
-    documented = next((node for node in functions if node.name == name), tree)
-    text = ast.get_docstring(documented) or ast.get_docstring(tree) or ""
+        text = ""
     return text.partition("\n")[0] or f"From {entry.distribution} {entry.version}."
+
+
+def read_docstring(module: str, name: str) -> str:
+    """The docstring of a function, or of its module where it has none; empty without both.
+
+    A package may re-export the function: `from package._inner import name` is followed.
+
+    Raises:
+        ImportError: A module has no source.
+        SyntaxError: A source is no Python.
+    """
+    tree = ast.parse(find_source(module).read_text(encoding="utf-8"))
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return ast.get_docstring(node) or ast.get_docstring(tree) or ""
+        if isinstance(node, ast.ImportFrom) and node.module not in (None, module):
+            for alias in node.names:
+                if (alias.asname or alias.name) == name and not node.level:
+                    return read_docstring(str(node.module), alias.name)
+    return ast.get_docstring(tree) or ""
 
 
 def find_source(module: str) -> Path:

@@ -35,11 +35,12 @@ Settings = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CONFIG | KEY=VALUE",
-        help="A YAML file, and dotted overrides such as steps=30 guidance.cfg.scale=5.",
+        help="A configuration file (YAML), and settings that override it, such as steps=30 "
+        "guidance.cfg.scale=5. Without a file, the defaults.",
         show_default=False,
     ),
 ]
-Prompts = Annotated[list[str] | None, unset("A prompt. Repeatable.", "--prompt", "-p")]
+Prompts = Annotated[list[str] | None, unset("A prompt; repeat for more.", "--prompt", "-p")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
@@ -52,8 +53,8 @@ class ConfigOptions:
     seam: Annotated[
         str | None,
         unset(
-            "What a reused step skips: latent the whole network, trunk its stack of blocks, in a "
-            "pipeline. By default as configured."
+            "What a reused step leaves out: 'latent', the whole network; or 'trunk', its stack of "
+            "blocks, in a pipeline. Default: the configuration's."
         ),
     ] = None
 
@@ -76,10 +77,15 @@ class ConfigOptions:
 class RequestOptions:
     """Prompts and steps of a pipeline's requests; jobs take the file of prompts too."""
 
-    prompts: Annotated[Path | None, unset("File with one prompt a line.", panel=WITH_PIPELINE)] = (
-        None
-    )
-    steps: Annotated[int | None, unset("Inference steps.", panel=WITH_PIPELINE, min=1)] = None
+    prompts: Annotated[
+        Path | None,
+        unset(
+            "File with one prompt a line. `erta sample` also takes a .jsonl file of requests, with "
+            "or without --pipeline.",
+            panel=WITH_PIPELINE,
+        ),
+    ] = None
+    steps: Annotated[int | None, unset("Number of steps.", panel=WITH_PIPELINE, min=1)] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,18 +95,20 @@ class PipelineOptions:
     pipeline: Annotated[
         str | None,
         unset(
-            "A saved diffusers pipeline (folder) or a hub id, instead of a bundled model.",
+            "Folder of a saved diffusers pipeline, or a hub id, instead of a bundled model.",
             panel=WITH_PIPELINE,
         ),
     ] = None
     guidance: Annotated[float | None, unset("Guidance scale.", panel=WITH_PIPELINE)] = None
-    height: Annotated[int | None, unset("Pixels.", panel=WITH_PIPELINE, min=1)] = None
-    width: Annotated[int | None, unset("Pixels.", panel=WITH_PIPELINE, min=1)] = None
-    frames: Annotated[int | None, unset("Frames of a video.", panel=WITH_PIPELINE, min=1)] = None
+    height: Annotated[int | None, unset("Height in pixels.", panel=WITH_PIPELINE, min=1)] = None
+    width: Annotated[int | None, unset("Width in pixels.", panel=WITH_PIPELINE, min=1)] = None
+    frames: Annotated[int | None, unset("Number of frames.", panel=WITH_PIPELINE, min=1)] = None
     seed: Annotated[
-        int | None, unset("Prompt k draws its noise from seed + k.", panel=WITH_PIPELINE)
+        int | None, unset("First seed: prompt k, from 0, has seed + k.", panel=WITH_PIPELINE)
     ] = None
-    dtype: Annotated[str | None, unset("float32, bfloat16 or float16.", panel=WITH_PIPELINE)] = None
+    dtype: Annotated[
+        str | None, unset("Data type: float32, bfloat16 or float16.", panel=WITH_PIPELINE)
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +126,7 @@ class JobOptions:
     log_json: Annotated[
         bool,
         typer.Option(
-            "--log-json", help="Print JSON lines instead of a progress bar.", rich_help_panel=MANY
+            "--log-json", help="Print JSON lines, not a progress bar.", rich_help_panel=MANY
         ),
     ] = False
 
@@ -130,28 +138,30 @@ class ProfileOptions:
     profile: Annotated[
         Path | None,
         unset(
-            "Plan from this profile instead of a configuration's policies; a file, or the name of "
-            "a bundled model that brings one."
+            "Plan from this profile, not from the policies of a configuration: a file, or the name "
+            "of a bundled model that has a profile."
         ),
     ] = None
     calls: Annotated[
         list[int] | None,
-        unset("Network calls a branch. Repeatable, to compare budgets.", panel=WITH_PROFILE),
+        unset("Network calls of each branch; repeat to compare budgets.", panel=WITH_PROFILE),
     ] = None
     threshold: Annotated[
-        list[float] | None, unset("Error threshold. Repeatable.", panel=WITH_PROFILE)
+        list[float] | None, unset("Error threshold; repeatable.", panel=WITH_PROFILE)
     ] = None
     budget: Annotated[
         list[str] | None,
-        unset("calls, speedup, psnr or seconds; psnr=30. Repeatable.", panel=WITH_PROFILE),
+        unset(
+            "A budget in calls, speedup, psnr or seconds: psnr=30; repeatable.", panel=WITH_PROFILE
+        ),
     ] = None
     policy: Annotated[
         str | None,
-        unset("The policy that plans, else the default one.", panel=WITH_PROFILE),
+        unset("Policy that plans, if not the default policy.", panel=WITH_PROFILE),
     ] = None
     option: Annotated[
         list[str] | None,
-        unset("A setting of the policy; cost=forecast. Repeatable.", panel=WITH_PROFILE),
+        unset("A setting of that policy: cost=forecast; repeatable.", panel=WITH_PROFILE),
     ] = None
 
 
@@ -162,14 +172,14 @@ class FrontOptions:
     front: Annotated[
         bool,
         typer.Option(
-            "--front", help="The best plan of every number of network calls.", rich_help_panel=FRONT
+            "--front", help="Show the best plan for each number of calls.", rich_help_panel=FRONT
         ),
     ] = False
     measure: Annotated[
         bool,
         typer.Option(
             "--measure",
-            help="Replay plans on calibration prompts, and keep PSNR and seconds in the profile.",
+            help="Replay plans on calibration prompts; write PSNR and seconds into the profile.",
             rich_help_panel=FRONT,
         ),
     ] = False
@@ -177,14 +187,14 @@ class FrontOptions:
         int,
         typer.Option(
             min=0,
-            help="Measure, and try this many moved steps for each plan.",
+            help="As --measure, and try this many moved steps in each plan.",
             rich_help_panel=FRONT,
         ),
     ] = 0
     prompts: Annotated[
-        int, typer.Option(min=1, help="Calibration prompts to replay.", rich_help_panel=FRONT)
+        int, typer.Option(min=1, help="Number of prompts to replay.", rich_help_panel=FRONT)
     ] = 16
-    plot: Annotated[Path | None, unset("Picture of the front to draw.", panel=FRONT)] = None
+    plot: Annotated[Path | None, unset("Draw the front into this picture.", panel=FRONT)] = None
 
     @property
     def measured(self) -> bool:

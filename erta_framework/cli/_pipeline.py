@@ -41,7 +41,7 @@ def wants_pipeline(
         given = [f"--{name}" for name, value in values.items() if value is not None]
         if given:
             raise InputError(
-                f"{' and '.join(given)} only with --pipeline; a bundled model is set by "
+                f"{' and '.join(given)}: only with --pipeline; for a bundled model give "
                 "key=value, such as steps=30 prompts_file=prompts.txt"
             )
         return False

@@ -39,13 +39,13 @@ def plan(
     as_json: Json = False,
     export: Annotated[
         str | None,
-        unset("Write the schedule for a cache of another project: cache-dit or magcache."),
+        unset("Write the schedule to --output, for another cache: cache-dit or magcache."),
     ] = None,
     output: Annotated[
         Path | None,
         unset(
-            "With --export: the JSON file. With --measure: the profile with what was measured, by "
-            "default in place.",
+            "File to write. With --export: the JSON file. With --measure or --refine: the profile "
+            "with the measurements; by default they are added to the profile that was read.",
             "--output",
             "-o",
         ),
@@ -53,9 +53,9 @@ def plan(
 ) -> None:
     """Show the schedule, calls and predicted speed-up of a profile and a budget.
 
-    Without a budget, or with --front, --plot, --measure or --refine: the front of all budgets.
-    Nothing is sampled unless --measure or --refine asks for it; with --pipeline, in that pipeline,
-    on the prompts of the configuration (prompts_file=prompts.txt).
+    Without a budget, or with --front, --plot, --measure or --refine, it shows the front: the best
+    plan for each number of network calls. Only --measure and --refine sample. With --pipeline they
+    sample in that pipeline, on the prompts of the configuration (prompts_file=prompts.txt).
     """
     config = config_options.read()
     piped = wants_pipeline(pipeline, RequestOptions(), config, config_options.settings)

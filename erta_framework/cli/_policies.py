@@ -16,11 +16,11 @@ from erta_framework.plugins import HOOKS, PROJECT, Catalogue, Entry, Policy, pol
 def list_policies(
     hooks: Annotated[
         bool,
-        typer.Option(help="Import each policy to list its hooks; without, metadata alone is read."),
+        typer.Option(help="Import each policy to list its hooks; --no-hooks reads metadata only."),
     ] = True,
     combine: Annotated[
         bool,
-        typer.Option("--combine", help="Show instead which policies can stand beside which."),
+        typer.Option("--combine", help="Show which policies can be combined instead."),
     ] = False,
 ) -> None:
     """List every installed policy: its distribution, version and hooks."""
@@ -28,7 +28,7 @@ def list_policies(
         show_combinations()
         return
     catalogue = policies()
-    table = Table(caption="installed is not active: a policy runs when a configuration lists it")
+    table = Table(caption="installed is not active: a policy runs only if a configuration lists it")
     table.add_column("policy", no_wrap=True)
     table.add_column("distribution", no_wrap=True)
     if hooks:
@@ -49,7 +49,10 @@ def show_combinations() -> None:
     from erta_framework.testing import toy_profile
 
     found = make_overview(toy_profile)
-    table = Table(caption="one `when`, and at most one of each other part, may be combined freely")
+    table = Table(
+        caption="a list may hold one policy of part `when` and at most one of each other part, "
+        "except for the combinations below"
+    )
     for heading in ("part", "policy", *(driver.name for driver in found.drivers)):
         table.add_column(heading, no_wrap=heading in ("part", "policy"), overflow="fold")
     for role, name, served in found.rows():

@@ -15,7 +15,7 @@ from erta_framework.cli._samplers import make_console
 from erta_framework.errors import InputError
 
 profile_app = typer.Typer(
-    help="Look at calibration profiles, and add them up.", no_args_is_help=True
+    help="Show a calibration profile, or add up several.", no_args_is_help=True
 )
 
 
@@ -58,9 +58,9 @@ def merge(
     ],
     force: Force = False,
 ) -> None:
-    """Add up profiles of one run made apart: batches, ranks, machines.
+    """Add up profiles that were calibrated in parts, such as on several machines.
 
-    Profiles of unlike runs are refused, with both values of everything that differs.
+    Profiles of different settings are refused. The error lists both values of each difference.
     """
     if len(files) < 2:
         raise InputError(f"merging takes two or more profiles, got {len(files)}")

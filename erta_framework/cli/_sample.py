@@ -50,16 +50,16 @@ def sample(
     prompt: Prompts = None,
     output: Annotated[
         Path | None,
-        unset("Folder to write to; by default as configured.", "--output", "-o"),
+        unset("Folder to write to. Default: the configuration's.", "--output", "-o"),
     ] = None,
     gifs: Annotated[
-        bool, typer.Option(help="Write a GIF of each sample, or a PNG of a still.")
+        bool, typer.Option(help="Write a GIF of each video, a PNG of each image.")
     ] = True,
 ) -> None:
     """Sample prompts; writes GIFs or PNGs, samples.safetensors and trace.jsonl.
 
-    A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job: one file a
-    sample, divided over devices and machines, that can be resumed.
+    A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job. A job is
+    divided over devices and machines, writes one file for each sample, and can be resumed.
     """
     settings, config = config_options.settings, config_options.read()
     folder = output if output is not None else Path(config.output)

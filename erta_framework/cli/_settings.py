@@ -65,5 +65,7 @@ def choose_prompts(
         prompts = read_lines(config.prompts_file)
     prompts = prompts or list(fallback)
     if not prompts:
-        raise InputError("no prompts; give --prompt TEXT, or prompts or prompts_file in the config")
+        raise InputError(
+            "no prompts; give --prompt TEXT, or set prompts or prompts_file in the configuration"
+        )
     return prompts

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 from torch import Tensor
 
@@ -177,7 +177,16 @@ class Session:
         model: str = "model",
     ) -> Tensor: ...
 
-    def forward(self, first, second, network=None, /, *, branch="cond", model="model"):  # type: ignore[no-untyped-def]
+    def forward(
+        self,
+        first: Any,
+        second: Any,
+        network: Network | None = None,
+        /,
+        *,
+        branch: str = "cond",
+        model: str = "model",
+    ) -> Tensor:
         """The prediction at one site of the open step, from the network or from the cache.
 
         Drivers call `forward(site, x, network)`. A loop that is driven by hand may instead call

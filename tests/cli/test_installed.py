@@ -79,6 +79,12 @@ def test_the_list_shows_summaries_and_imports_nothing(erta):
     assert "erta_loud" not in sys.modules
 
 
+def test_the_summary_of_a_function_that_a_package_re_exports_is_its_own(erta):
+    listed = erta("bench", "--help").output
+    assert "Which caches work on which diffusers pipelines" in " ".join(listed.split())
+    assert "The commands `erta bench" not in listed
+
+
 def test_a_function_and_an_app_become_commands(erta):
     assert erta("shout", "hello").output.splitlines()[-1] == "HELLO"
     assert erta("loud", "second", "--times", "2").output.splitlines()[-1] == "secondsecond"

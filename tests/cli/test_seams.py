@@ -167,7 +167,7 @@ def test_a_policy_without_a_profile_is_refused_and_those_that_have_one_are_named
     done = erta("calibrate", *through("./nowhere"), "--policy", name)
     assert done.exit_code == 1
     said = " ".join(done.output.split())
-    assert "nothing asks for calibration" in said
+    assert "nothing to calibrate" in said
     assert f"such as {', '.join(CALIBRATED)}" in said
 
 

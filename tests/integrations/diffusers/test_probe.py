@@ -43,8 +43,8 @@ class Probing(Policy):
     def traits(self) -> Traits:
         return Traits(
             requires=frozenset(f"signal:probe:{depth}" for depth in self.depths),
-            memory=Needs(evaluations=1),
             decides="branch",
+            memory=Needs(evaluations=1),
         )
 
     def look(self, step: Step, call: Call) -> None:

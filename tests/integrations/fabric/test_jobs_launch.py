@@ -196,10 +196,10 @@ def test_a_file_of_requests_is_a_job(tmp_path, monkeypatch):
     assert "got --prompt and --prompts" in both.output
     piped = CliRunner().invoke(app, [*arguments, "-o", "out", "--height", "3"])
     assert piped.exit_code == 2
-    assert "--height only with --pipeline" in piped.output
+    assert "--height: only with --pipeline" in piped.output
     text = CliRunner().invoke(app, ["sample", "--prompts", "p.txt", "-o", "out"])
     assert text.exit_code == 2
-    assert "--prompts only with --pipeline" in text.output
+    assert "--prompts: only with --pipeline" in text.output
 
 
 def test_one_device_without_requests_is_no_job(tmp_path, monkeypatch):
