@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from erta_framework.budgets._forecast import Forecast, forecast
-from erta_framework.compatibility import Role, role_of
-from erta_framework.errors import InputError, suggestion
+from erta_framework.compatibility import Role, find_role
+from erta_framework.errors import InputError, suggest
 from erta_framework.plugins import Policy, flatten
 
 THRESHOLD = 0.5
@@ -35,7 +35,7 @@ def exportable(policies: Sequence[Policy], num_steps: int) -> Forecast:
     """
     parts = flatten(policies)
     found = forecast(policies, num_steps)
-    deciding = [part for part in parts if role_of(type(part)) in (Role.WHEN, Role.LIMIT)]
+    deciding = [part for part in parts if find_role(type(part)) in (Role.WHEN, Role.LIMIT)]
     others = [part.name for part in deciding if part.name != found.policy]
     if others or len(deciding) > 1:
         raise InputError(
@@ -121,7 +121,7 @@ def exported(plan: Forecast, form: str) -> dict[str, Any]:
         InputError: The format is unknown.
     """
     if form not in FORMATS:
-        raise InputError(f"no export to {form!r}; {suggestion(form, list(FORMATS))}")
+        raise InputError(f"no export to {form!r}; {suggest(form, list(FORMATS))}")
     facts = {"policy": plan.policy, "num_steps": plan.num_steps, "computed": list(plan.computed)}
     return {**facts, **FORMATS[form](plan)}
 

@@ -21,7 +21,7 @@ from erta_framework.budgets._measured_front import MeasuredFront, device_facts
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.metrics import psnr
-from erta_framework.plugins import Policy, budgeted, flatten
+from erta_framework.plugins import Policy, flatten, list_budgeted
 from erta_framework.sampling import Sampler, Samples, TextModel, resolve_device
 
 
@@ -98,7 +98,7 @@ def for_calls(policies: Sequence[Policy], calls: int) -> tuple[Policy, ...]:
             return tuple(found)
     names = ", ".join(policy.name for policy in found) or "no policies"
     raise PolicyError(
-        f"none of the policies takes a budget ({names}); use one of {', '.join(budgeted())}"
+        f"none of the policies takes a budget ({names}); use one of {', '.join(list_budgeted())}"
     )
 
 

@@ -7,7 +7,7 @@ from erta_framework.calibration._calibrate import (
     find_profiler,
     require_profiler,
 )
-from erta_framework.calibration._profile import MEASURED, Profile, fingerprint_of
+from erta_framework.calibration._profile import MEASURED, Profile, make_fingerprint
 
 __all__ = [
     "MEASURED",
@@ -16,6 +16,6 @@ __all__ = [
     "describe_run",
     "describe_samples",
     "find_profiler",
-    "fingerprint_of",
+    "make_fingerprint",
     "require_profiler",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 from torch import Tensor
 
-from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError, suggestion
+from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError, suggest
 from erta_framework.plugins._dispatch import (
     Hook,
     bind_arguments,
@@ -17,7 +17,7 @@ from erta_framework.plugins._dispatch import (
     compile_hook,
 )
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
-from erta_framework.plugins._policy import Policy, flatten, owners_of
+from erta_framework.plugins._policy import Policy, find_owners, flatten
 from erta_framework.plugins._traits import Traits
 from erta_framework.session import (
     PREFIX,
@@ -94,7 +94,7 @@ class Engine:
                     f"{policy!r} raised {type(error).__name__} in prepare(): {error}"
                 ) from error
         self.traits = self._merge_traits()
-        self.owners = owners_of(self.policies)
+        self.owners = find_owners(self.policies)
         self.signals = frozenset(r for r in self.traits.requires if r.startswith(PREFIX))
         self._revising = tuple(p for p in self.policies if p.traits.sees_every_branch)
         for policy in self._revising:
@@ -139,7 +139,7 @@ class Engine:
         if unknown:
             raise PolicyError(
                 f"{policy!r} implements the unknown hook {unknown[0]!r}; "
-                + suggestion(unknown[0], HOOKS)
+                + suggest(unknown[0], HOOKS)
             )
         if not marked:
             raise PolicyError(
@@ -147,7 +147,7 @@ class Engine:
                 + ", ".join(HOOKS)
             )
         for name in marked:
-            options = hook_options(policy, name)
+            options = read_hook_options(policy, name)
             if options["tryfirst"] or options["trylast"] or options["hookwrapper"]:
                 raise PolicyError(
                     f"{policy!r} marks {name!r} tryfirst, trylast or hookwrapper; the listed order "
@@ -323,7 +323,7 @@ class Engine:
 
     @staticmethod
     def _wraps(hook: str, policy: Policy) -> bool:
-        return bool(hook_options(policy, hook)["wrapper"])
+        return bool(read_hook_options(policy, hook)["wrapper"])
 
 
 def find_hooks(cls: type) -> frozenset[str]:
@@ -332,7 +332,7 @@ def find_hooks(cls: type) -> frozenset[str]:
     return frozenset(name for name in dir(cls) if hasattr(getattr(cls, name, None), mark))
 
 
-def hook_options(policy: Policy, hook: str) -> Mapping[str, Any]:
+def read_hook_options(policy: Policy, hook: str) -> Mapping[str, Any]:
     """What a policy's `@hookimpl` mark of a hook says."""
     options: Mapping[str, Any] = getattr(getattr(type(policy), hook), f"{PROJECT}_impl")
     return options

@@ -145,8 +145,10 @@ class Sampler:
             precision=None if precision == "32" else precision,
         )
         # each of several processes has one device; which, Fabric says when it launches them
-        self.device = resolve_device(accelerator, 1 if self.fabric.many and devices else devices)
-        self.precision = checked_precision(precision)
+        self.device = resolve_device(
+            accelerator, 1 if self.fabric.is_distributed and devices else devices
+        )
+        self.precision = check_precision(precision)
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, it must be at least 1")
         self.batch_size = batch_size
@@ -197,7 +199,7 @@ class Sampler:
                 f"{', '.join(sorted(self.solver.capabilities))}; use a solver that offers "
                 f"{predicted}, such as {suggest_solver(predicted)}"
             )
-        if self.fabric.many:
+        if self.fabric.is_distributed:
             raise CapabilityError(
                 f"this sampler has several devices ({self.fabric}), whose samples go to a folder; "
                 "use sample_job(model, prompts, folder), or devices=1"
@@ -276,9 +278,9 @@ class Sampler:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
         chosen = find_profiler(self.policies, profiler)
-        if self.fabric.many:
+        if self.fabric.is_distributed:
             request = CalibrationRequest(
-                open=partial(opened, single(self), model),
+                open=partial(open_worker, use_one_device(self), model),
                 prompts=tuple(prompts),
                 profiler=chosen,
                 seed=seed,
@@ -292,7 +294,7 @@ class Sampler:
             twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
             copies = current.calibration_copies
             twin.batch_size = self.batch_size * copies
-            names, seeds = copied(prompts, seed, self.batch_size, copies)
+            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
             return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
 
         return calibrate(chosen, run).with_provenance(
@@ -335,7 +337,7 @@ class Sampler:
             MissingExtraError: Lightning is not installed.
         """
         request = JobRequest(
-            open=partial(opened, single(self), model),
+            open=partial(open_worker, use_one_device(self), model),
             prompts=prompts,
             output=output,
             seed=seed,
@@ -380,13 +382,13 @@ class Sampler:
         return torch.autocast(self.device.type, dtype=dtype)
 
 
-def copied(
+def repeat_batches(
     prompts: Sequence[str], seed: int, batch: int, copies: int
 ) -> tuple[Sequence[str], list[int]]:
     """Prompts and their seeds with every batch repeated as a whole, for profilers that ask so.
 
     Example:
-        >>> copied(["a", "b", "c"], seed=5, batch=2, copies=2)
+        >>> repeat_batches(["a", "b", "c"], seed=5, batch=2, copies=2)
         (['a', 'b', 'a', 'b', 'c', 'c'], [5, 6, 5, 6, 7, 7])
     """
     if copies == 1 or isinstance(prompts, str):
@@ -399,20 +401,20 @@ def copied(
     return [prompts[place] for place in places], [seed + place for place in places]
 
 
-def single(sampler: Sampler) -> Sampler:
+def use_one_device(sampler: Sampler) -> Sampler:
     """The sampler on one of its devices."""
     twin = copy.copy(sampler)
     twin.fabric = FabricConfig()
     return twin
 
 
-def opened(
+def open_worker(
     sampler: Sampler, model: TextModel, accelerator: str, precision: str
 ) -> tuple[Sampler, TextModel]:
     """A sampler and its model for one process of a job, in Fabric's precision."""
     twin = copy.copy(sampler)
     twin.device = resolve_device(accelerator, 1)
-    twin.precision = checked_precision(precision)
+    twin.precision = check_precision(precision)
     return twin, model
 
 
@@ -433,7 +435,7 @@ def check_latents(name: str, latents: Tensor, shape: Sequence[int]) -> None:
         )
 
 
-def checked_precision(precision: str) -> str:
+def check_precision(precision: str) -> str:
     """A known precision name.
 
     Raises:

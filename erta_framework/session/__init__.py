@@ -12,9 +12,9 @@ from erta_framework.session._signals import (
     PROMPT_MASK,
     TEXT,
     NetworkSignal,
+    as_tokens,
     find_signals,
-    holds_text,
-    tokens,
+    find_text_tokens,
 )
 from erta_framework.session._site import TRUNK, Seam, Site
 from erta_framework.session._state import StateStore
@@ -63,7 +63,7 @@ __all__ = [
     "Step",
     "StepTrace",
     "Trace",
+    "as_tokens",
     "find_signals",
-    "holds_text",
-    "tokens",
+    "find_text_tokens",
 ]

@@ -20,7 +20,7 @@ from erta_framework.session._selection import group_rows, has_diverged, select_r
 from erta_framework.session._site import Site
 from erta_framework.session._step import Step
 from erta_framework.session._trace import Trace
-from erta_framework.session._validation import check_output, kind_of
+from erta_framework.session._validation import check_output, describe_tensor
 from erta_framework.session._where import Where
 
 if TYPE_CHECKING:
@@ -151,8 +151,8 @@ class Answerer:
         if tensors is None:
             if not is_same_kind(output, x):
                 raise ProtocolError(
-                    f"the network returned {kind_of(output)} for an input of {kind_of(x)} "
-                    f"{self._where()}: a residual needs equal shapes and types; convert in compute"
+                    f"the network returned {describe_tensor(output)} for an input of "
+                    f"{describe_tensor(x)} {self._where()}: a residual needs equal shapes and types; convert in compute"
                 )
             tensors = history.keep_residual(x, output)
         if rows is None:

@@ -17,7 +17,7 @@ from erta_framework.session._network import Computation
 from erta_framework.session._selection import drop_partial, fit_mask, resolve_mask
 from erta_framework.session._site import Site
 from erta_framework.session._step import Step
-from erta_framework.session._validation import kind_of
+from erta_framework.session._validation import describe_tensor
 from erta_framework.session._where import Where
 
 if TYPE_CHECKING:
@@ -132,10 +132,11 @@ class Decider:
         if self._per_sample:
             lent = drop_partial(lent)
         if not lent or not is_same_kind(lent[0].residual, call.x):
-            has = kind_of(lent[0].residual) if lent else "nothing"
+            has = describe_tensor(lent[0].residual) if lent else "nothing"
             raise PolicyError(
                 f"{self._where.decider()} lets branch {branch!r} stand in for "
-                f"{call.branch!r}, whose input is {kind_of(call.x)}, but {has} is remembered of it "
-                f"in {call.model!r}; branches that stand in are called before, on alike inputs"
+                f"{call.branch!r}, whose input is {describe_tensor(call.x)}, but {has} is "
+                f"remembered of it in {call.model!r}; branches that stand in are called before, on "
+                "alike inputs"
             )
         return lent

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from erta_framework.plugins import Engine
 
 
-class Stage(Enum):
+class SessionStage(Enum):
     """Where a session stands; each verb is allowed in some stages only."""
 
     NEW = "not entered yet"
@@ -45,7 +45,7 @@ class Stage(Enum):
 
 
 @dataclass(slots=True)
-class Open:
+class OpenCall:
     """A call that was asked and is not answered yet."""
 
     call: Call
@@ -79,19 +79,19 @@ class Session:
         self._where = Where(engine, self.info)
         self._decider = Decider(engine, self._history, self._where)
         self._answerer = Answerer(engine, self._history, self.trace, self._where)
-        self._stage = Stage.NEW
+        self._stage = SessionStage.NEW
         self._expected = info.first
         self._step: Step | None = None
         self._answers: dict[str, Answer] = {}
         self._inside: set[Site] = set()
         self._calls: list[CallTrace] = []
         self._inner: list[CallTrace] = []
-        self._open: list[Open] = []
+        self._open: list[OpenCall] = []
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
-        self._require(Stage.NEW, verb="enter")
-        self._stage = Stage.BETWEEN
+        self._require(SessionStage.NEW, verb="enter")
+        self._stage = SessionStage.BETWEEN
         try:
             if "on_session_start" in self.engine.active:
                 self.engine.call_hook("on_session_start", self._where, self.info)
@@ -109,7 +109,7 @@ class Session:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        self._stage = Stage.CLOSED
+        self._stage = SessionStage.CLOSED
         try:
             if "on_session_end" in self.engine.active:
                 self.emitted = self.engine.end_session(self._where, self.info, error)
@@ -146,7 +146,7 @@ class Session:
         Raises:
             ProtocolError: Another step is open, or the index is not the next one.
         """
-        self._require(Stage.BETWEEN, verb="begin")
+        self._require(SessionStage.BETWEEN, verb="begin")
         if interval.index != self._expected or interval.index >= self.info.num_steps:
             raise ProtocolError(
                 f"begin got the interval of step {interval.index}, expected step {self._expected} "
@@ -158,7 +158,7 @@ class Session:
         self._answerer.begin(step)
         self._answers, self._calls, self._inner = {}, [], []
         self._inside.clear()
-        self._stage = Stage.RUNNING
+        self._stage = SessionStage.RUNNING
         if "pre_step" in self.engine.active:
             self.engine.call_hook("pre_step", self._where, step)
         return step
@@ -223,7 +223,7 @@ class Session:
             ProtocolError: No step is open, or the site was already answered.
             PolicyError: A policy raised, or decided something impossible.
         """
-        self._require(Stage.RUNNING, verb="forward")
+        self._require(SessionStage.RUNNING, verb="forward")
         inner = bool(self._open)
         if inner:
             self._refuse_outside(site)
@@ -232,7 +232,7 @@ class Session:
         started = time.perf_counter() if started is None else started
         compute = self._answerer.computation(site, x, network, inner)
         call = self._decider.decide(site, x, compute, self._answers)
-        self._open.append(Open(call, started))
+        self._open.append(OpenCall(call, started))
         return call
 
     def answer(self, call: Call) -> Tensor:
@@ -242,7 +242,7 @@ class Session:
             ProtocolError: It is not the call that was asked last.
             PolicyError: A policy raised, or returned something impossible.
         """
-        self._require(Stage.RUNNING, verb="answer")
+        self._require(SessionStage.RUNNING, verb="answer")
         if not self._open or self._open[-1].call is not call:
             last = f"{self._open[-1].call.site} comes first" if self._open else "nothing was asked"
             raise ProtocolError(
@@ -319,7 +319,7 @@ class Session:
         Raises:
             ProtocolError: No step is open, or the branch was already answered.
         """
-        self._require(Stage.RUNNING, verb="note")
+        self._require(SessionStage.RUNNING, verb="note")
         self._refuse_second(branch)
         self.trace.count(output)
         self._answers[branch] = Answer(Compute(reason), output, True, None)
@@ -334,7 +334,7 @@ class Session:
             PolicyError: The adjusted interval is impossible, or the last one does not end at the
                 schedule's end.
         """
-        self._require(Stage.RUNNING, verb="settle")
+        self._require(SessionStage.RUNNING, verb="settle")
         if self._open:
             raise ProtocolError(
                 f"settle in step {self._expected} before {self._open[0].call.site}, which was "
@@ -359,17 +359,17 @@ class Session:
                 tuple(self._inner),
             )
         )
-        self._stage = Stage.SETTLED
+        self._stage = SessionStage.SETTLED
         return settled
 
     def end(self, sample: Tensor) -> None:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
-        self._require(Stage.SETTLED, verb="end")
+        self._require(SessionStage.SETTLED, verb="end")
         if "post_step" in self.engine.active:
             self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1
         self._where.index = self._expected
-        self._stage = Stage.BETWEEN
+        self._stage = SessionStage.BETWEEN
 
     # ------------------------------------------------------------ the protocol
     def _refuse_second(self, branch: str) -> None:
@@ -393,7 +393,7 @@ class Session:
                 "is open; a place inside a network is asked once a step"
             )
 
-    def _require(self, stage: Stage, verb: str) -> None:
+    def _require(self, stage: SessionStage, verb: str) -> None:
         if self._stage is not stage:
             raise ProtocolError(
                 f"{verb} is not allowed now: the session of request {self.info.request_id!r} is "

@@ -214,7 +214,9 @@ class Trace:
                 f"{self.trial_share:.2f} network calls)"
             )
         if self.samples_differed:
-            lines.append(f"  samples differed: {each([*map(self.calls_for, range(self.batch))])}")
+            lines.append(
+                f"  samples differed: {format_calls([*map(self.calls_for, range(self.batch))])}"
+            )
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -244,7 +246,7 @@ FEW = 16
 """Samples whose calls are listed one by one."""
 
 
-def each(calls: list[int]) -> str:
+def format_calls(calls: list[int]) -> str:
     """The calls of every sample, or of the least and most served where they are many."""
     if len(calls) <= FEW:
         return f"{', '.join(map(str, calls))} calls each"

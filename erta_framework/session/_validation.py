@@ -52,8 +52,8 @@ def check_output(
     known = raw is not None or not call.history or RESIDUAL in call.history[0].tensors
     if known and not is_same_kind(output, expected):
         raise PolicyError(
-            f"{owner('forward')} returned {kind_of(output)} from forward "
-            f"{where()}, expected {kind_of(expected)}"
+            f"{owner('forward')} returned {describe_tensor(output)} from forward "
+            f"{where()}, expected {describe_tensor(expected)}"
         )
     if network.written:
         raise PolicyError(
@@ -130,6 +130,6 @@ def check_interval(
         )
 
 
-def kind_of(tensor: Tensor) -> str:
+def describe_tensor(tensor: Tensor) -> str:
     """Shape, dtype and device of a tensor, for messages."""
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

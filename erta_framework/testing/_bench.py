@@ -99,13 +99,13 @@ class AlternateSteps(Policy):
         return Reuse("odd step") if odd else None
 
 
-def setup_of(policy: Policy) -> ToySetup:
+def choose_setup(policy: Policy) -> ToySetup:
     """The set-up whose solver offers what the policy requires."""
     required = frozenset[str]().union(*(part.traits.requires for part in flatten([policy])))
     return NOISE if "epsilon" in required else FLOW
 
 
-def engine_of(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
+def make_engine(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
     """The engine that the checks run: `before`, the policy, and `AlternateSteps` if it helps.
 
     A policy that decides nothing itself, emits nothing and implements `forward` or
@@ -119,9 +119,9 @@ def engine_of(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
     return Engine([*before, policy]) if before else alone
 
 
-def fresh(policy: Policy) -> Engine:
+def make_fresh_engine(policy: Policy) -> Engine:
     """An engine of a copy, which shares nothing with the policy but its class."""
-    return engine_of(copy.deepcopy(policy))
+    return make_engine(copy.deepcopy(policy))
 
 
 def toy_run(policies: Sequence[Policy] = (), *, seed: int = 0, setup: ToySetup = FLOW) -> Result:
@@ -156,14 +156,14 @@ def toy_profile(
 
     def run(current: Profiler) -> list[Profile]:
         copies = current.calibration_copies
-        requests = [repeated(setup.request(seed=seed), copies) for seed in seeds]
+        requests = [repeat_batch(setup.request(seed=seed), copies) for seed in seeds]
         engine = Engine([current])
         return [p for request in requests for p in setup.run(engine, request).emitted]
 
     return calibrate(profiler, run)
 
 
-def repeated(request: Request, copies: int) -> Request:
+def repeat_batch(request: Request, copies: int) -> Request:
     """A request whose batch is repeated as a whole; see `Profiler.calibration_copies`."""
     if copies == 1:
         return request
@@ -178,7 +178,7 @@ def repeated(request: Request, copies: int) -> Request:
 
 # ------------------------------------------------------------------------------- drivers
 @torch.no_grad()
-def plain_loop(setup: ToySetup, request: Request, network: Denoiser) -> Tensor:
+def run_plain_loop(setup: ToySetup, request: Request, network: Denoiser) -> Tensor:
     """The bare sampling loop: no engine, no session, the network runs at every step."""
     x, state = request.latents, None
     for index in range(request.first, request.schedule.num_steps):
@@ -204,7 +204,7 @@ class Verb:
 
 
 @torch.no_grad()
-def by_hand(
+def drive_by_hand(
     setup: ToySetup, session: Session, request: Request, network: Denoiser
 ) -> Generator[Verb, None, Result]:
     """Drive a session by hand, pausing after every verb; the generator returns the result."""
@@ -248,7 +248,7 @@ class WatchedDenoiser:
         return output
 
 
-def finished(driver: Generator[Verb, None, Result]) -> Result:
+def run_to_end(driver: Generator[Verb, None, Result]) -> Result:
     """Run a hand-driven session to its end."""
     while True:
         try:

@@ -61,7 +61,7 @@ class Toy(ABC):
     def __call__(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
         """The prediction at latents `[B, C, ...]`, times `[B]` and condition `[B, C]`."""
         self.calls += 1
-        return self.predict(x, self.sigma_of(timestep.to(wide(x.dtype))), embeds)
+        return self.predict(x, self.sigma_of(timestep.to(widen(x.dtype))), embeds)
 
     def predict(self, x: Tensor, sigma: Tensor | float, embeds: Tensor) -> Tensor:
         """The prediction at `sigma`, one number or `[B]`; not counted as a call.
@@ -69,10 +69,10 @@ class Toy(ABC):
         Raises:
             InputError: The condition does not fit the latents.
         """
-        dtype = wide(x.dtype)
+        dtype = widen(x.dtype)
         level = torch.as_tensor(sigma, dtype=dtype, device=x.device)
         level = level.reshape(-1, *[1] * (x.ndim - 1))
-        return self._predict(x.to(dtype), level, shaped(embeds, x).to(dtype)).to(x.dtype)
+        return self._predict(x.to(dtype), level, as_broadcastable(embeds, x).to(dtype)).to(x.dtype)
 
     @abstractmethod
     def sigma_of(self, timestep: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class AffineFlow(Toy):
         return timestep / self.time_scale
 
     def _predict(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
-        return gaussian_velocity(x, sigma, self.mean + shift, self.std)
+        return predict_gaussian_velocity(x, sigma, self.mean + shift, self.std)
 
     def trajectory(self, x: Tensor, start: float, sigma: float, embeds: Tensor) -> Tensor:
         """Where the exact flow from latents `x` at sigma `start` passes `sigma`.
@@ -133,7 +133,7 @@ class AffineFlow(Toy):
         classifier-free guidance it is exact for the condition `uncond + scale * (cond - uncond)`,
         since the velocity is affine in mu.
         """
-        mu = self.mean + shaped(embeds, x).to(wide(x.dtype))
+        mu = self.mean + as_broadcastable(embeds, x).to(widen(x.dtype))
 
         def variance(level: float) -> float:
             return (1 - level) ** 2 * self.std**2 + level**2
@@ -203,7 +203,7 @@ class GaussianMixtureFlow(Toy):
         velocity = torch.zeros_like(x)
         for k, (mean, std) in enumerate(zip(self.means, self.stds, strict=True)):
             part = share[:, k].reshape(-1, *[1] * (x.ndim - 1))
-            velocity = velocity + part * gaussian_velocity(x, sigma, mean + shift, std)
+            velocity = velocity + part * predict_gaussian_velocity(x, sigma, mean + shift, std)
         return velocity
 
     def _responsibilities(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
@@ -265,24 +265,24 @@ class GaussianEpsilon(Toy):
 
     def trajectory(self, x: Tensor, start: float, sigma: float, embeds: Tensor) -> Tensor:
         """Where the exact flow from latents `x` at sigma `start` passes `sigma`."""
-        mu = self.mean + shaped(embeds, x).to(wide(x.dtype))
+        mu = self.mean + as_broadcastable(embeds, x).to(widen(x.dtype))
         growth = math.sqrt((self.std**2 + sigma**2) / (self.std**2 + start**2))
         z = mu + growth * (x * math.sqrt(1 + start**2) - mu)
         return (z / math.sqrt(1 + sigma**2)).to(x.dtype)
 
 
-def gaussian_velocity(x: Tensor, sigma: Tensor, mu: Tensor, std: float) -> Tensor:
+def predict_gaussian_velocity(x: Tensor, sigma: Tensor, mu: Tensor, std: float) -> Tensor:
     """E[n - x0 | x] for x0 ~ N(mu, std^2), n ~ N(0, 1) and x = (1 - sigma) * x0 + sigma * n."""
     variance = (1 - sigma) ** 2 * std**2 + sigma**2
     return (sigma - (1 - sigma) * std**2) / variance * (x - (1 - sigma) * mu) - mu
 
 
-def wide(dtype: torch.dtype) -> torch.dtype:
+def widen(dtype: torch.dtype) -> torch.dtype:
     """The dtype a toy computes in: float32, or float64 for float64 latents."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def shaped(embeds: Tensor, x: Tensor) -> Tensor:
+def as_broadcastable(embeds: Tensor, x: Tensor) -> Tensor:
     """A condition `[B, C]` or `[B, 1]` as `[B, C, 1, ...]`, to broadcast with latents.
 
     Raises:

@@ -37,7 +37,9 @@ TRUNK = {
     if found is not None and Seam.TRUNK in found.traits.seams
 }
 """One policy for each profiler that observes the trunk seam."""
-LATENT_ONLY = [n for n, found in PROFILERS.items() if found and Seam.TRUNK not in found.traits.seams]
+LATENT_ONLY = [
+    name for name, found in PROFILERS.items() if found and Seam.TRUNK not in found.traits.seams
+]
 
 
 @pytest.fixture(scope="module")

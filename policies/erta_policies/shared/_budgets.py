@@ -10,7 +10,7 @@ from typing import Any
 
 from erta_framework import Policy, Profile, SessionInfo
 from erta_framework.budgets import REMEDY, MeasuredFront, measured_units, unit_of
-from erta_framework.errors import PolicyError, ProfileError, suggestion
+from erta_framework.errors import PolicyError, ProfileError, suggest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class PlanBudget:
         names = [f.name for f in fields(cls)]
         for key in value:
             if key not in names:
-                raise PolicyError(f"a budget has no {key!r}; {suggestion(str(key), names)}")
+                raise PolicyError(f"a budget has no {key!r}; {suggest(str(key), names)}")
         return cls(**value)
 
     @property

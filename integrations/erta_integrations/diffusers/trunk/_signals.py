@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError
-from erta_framework.session import PREFIX, PROMPT, PROMPT_MASK, TEXT, holds_text, tokens
+from erta_framework.session import PREFIX, PROMPT, PROMPT_MASK, TEXT, as_tokens, find_text_tokens
 from erta_integrations.diffusers.network import pick, signature, signature_of
 
 MODULATED = "modulated_input"
@@ -156,12 +156,12 @@ def text_features(network: nn.Module, arguments: Mapping[str, Any]) -> dict[str,
                 f"{type(network).__name__} was given {got} as {EMBEDDINGS}, not text embeddings "
                 "[B, tokens, D]; remove the policy that reads signal:prompt"
             )
-        return tokens(given)
+        return as_tokens(given)
 
     def mask() -> Tensor:
         given = pick(arguments, MASKS)
         fits = isinstance(given, Tensor) and given.shape == embeddings().shape[:2]
-        return holds_text(embeddings(), given if fits else None)
+        return find_text_tokens(embeddings(), given if fits else None)
 
     return {PROMPT: embeddings, PROMPT_MASK: mask}
 
