@@ -1,9 +1,11 @@
 """One request: its state machine, the frozen records that policies see, and the trace."""
 
 from erta_framework.session._call import Call, Memory
+from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
-from erta_framework.session._network import UNDIVIDED, Computation, FunctionNetwork, Network
+from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._network import UNDIVIDED, Network
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
     AHEAD,
@@ -26,7 +28,8 @@ from erta_framework.session._step import (
     SessionInfo,
     Step,
 )
-from erta_framework.session._trace import CallTrace, StepTrace, Trace
+from erta_framework.session._trace import Trace
+from erta_framework.session._trace_records import CallTrace, StepTrace
 
 __all__ = [
     "AHEAD",

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from erta_framework.errors import ProtocolError
 from erta_framework.session._call import Call
+from erta_framework.session._computation import Computation, NetworkRows
 from erta_framework.session._decisions import Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
 from erta_framework.session._history import History, is_same_kind
-from erta_framework.session._network import Computation, Network, NetworkRows
+from erta_framework.session._network import Network
 from erta_framework.session._selection import group_rows, has_diverged, select_rows
 from erta_framework.session._site import Site
 from erta_framework.session._step import Step
@@ -152,7 +153,8 @@ class Answerer:
             if not is_same_kind(output, x):
                 raise ProtocolError(
                     f"the network returned {describe_tensor(output)} for an input of "
-                    f"{describe_tensor(x)} {self._where()}: a residual needs equal shapes and types; convert in compute"
+                    f"{describe_tensor(x)} {self._where()}: a residual needs equal shapes and "
+                    "types; convert in compute"
                 )
             tensors = history.keep_residual(x, output)
         if rows is None:

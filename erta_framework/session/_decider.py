@@ -10,10 +10,10 @@ from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.session._call import Call, Memory
+from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
 from erta_framework.session._history import History, is_same_kind
-from erta_framework.session._network import Computation
 from erta_framework.session._selection import drop_partial, fit_mask, resolve_mask
 from erta_framework.session._site import Site
 from erta_framework.session._step import Step

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.session._call import Call
+from erta_framework.session._computation import Computation
 from erta_framework.session._evaluation import RESIDUAL
 from erta_framework.session._history import is_same_kind
-from erta_framework.session._network import Computation
 from erta_framework.session._step import Interval, SessionInfo
 
 NUMBER = (int, float)
