@@ -7,7 +7,8 @@ from erta_framework.calibration._calibrate import (
     find_profiler,
     require_profiler,
 )
-from erta_framework.calibration._profile import MEASURED, Profile, make_fingerprint
+from erta_framework.calibration._fingerprint import make_fingerprint
+from erta_framework.calibration._profile import MEASURED, Profile
 
 __all__ = [
     "MEASURED",

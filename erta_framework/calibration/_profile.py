@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,40 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from erta_framework.calibration._fingerprint import make_fingerprint
 from erta_framework.errors import ProfileError, ProfileMismatchError
-from erta_framework.session import Seam, SessionInfo
+from erta_framework.session import SessionInfo
 
 SCHEMA = "erta_framework.profile/1"
 MEASURED = "measured."
 """Begins the names of statistics that are no sums, but measured on the finished sums."""
-
-
-def make_fingerprint(session: SessionInfo) -> dict[str, str]:
-    """The facts of a run that its calibration depends on, as readable strings.
-
-    Guidance branches, the network and its configuration, solver, sigma grid, latent shape without
-    the batch, dtype and guidance.
-    """
-    return {
-        **{f"model.{key}": value for key, value in sorted(session.model.items())},
-        # residuals of tokens are no residuals of latents
-        **({} if session.seam is Seam.LATENT else {"model.seam": session.seam.value}),
-        "solver": session.solver,
-        "num_steps": str(session.num_steps),
-        "sigma_grid": hash_grid(
-            tuple(map(float, session.sigmas)), tuple(map(float, session.times))
-        ),
-        "guidance": session.guidance,
-        "branches": ",".join(session.branches),
-        "latent_shape": "x".join(str(size) for size in session.shape[1:]),
-        "dtype": str(session.dtype).removeprefix("torch."),
-    }
-
-
-@lru_cache(maxsize=64)
-def hash_grid(sigmas: tuple[float, ...], times: tuple[float, ...]) -> str:
-    """Hash of a sigma grid; the requests of a pipeline share theirs."""
-    return hashlib.sha256(json.dumps([sigmas, times]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,6 +1,7 @@
 """Policies and what holds them together: hooks, traits, the engine, the catalogues."""
 
-from erta_framework.plugins._engine import Engine, find_hooks, read_hook_options
+from erta_framework.plugins._engine import Engine
+from erta_framework.plugins._hooks import find_hooks, read_hook_options
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.plugins._policy import Policy, Profiler, find_owners, flatten
 from erta_framework.plugins._registry import (

@@ -10,6 +10,8 @@ from erta_framework.sampling._callbacks import (
     TraceLogger,
 )
 from erta_framework.sampling._catalogues import open_guidance_catalogue, open_solver_catalogue
+from erta_framework.sampling._device import resolve_device
+from erta_framework.sampling._inputs import repeat_batches
 from erta_framework.sampling._loop import Request, Result, SamplingLoop, list_capabilities
 from erta_framework.sampling._network_call import (
     Denoiser,
@@ -17,13 +19,8 @@ from erta_framework.sampling._network_call import (
     as_times,
     call_denoiser,
 )
-from erta_framework.sampling._sampler import (
-    Sampler,
-    Samples,
-    TextSampler,
-    repeat_batches,
-    resolve_device,
-)
+from erta_framework.sampling._sampler import Sampler
+from erta_framework.sampling._samples import Samples, TextSampler
 from erta_framework.sampling._text_model import TextModel, sample_noise
 from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver

@@ -11,6 +11,7 @@ from erta_framework.plugins import Policy
 from erta_framework.testing._compare import Check, CheckError
 from erta_framework.testing._contract_checks import CONTRACT_CHECKS
 from erta_framework.testing._isolation_checks import ISOLATION_CHECKS
+from erta_framework.testing._output_checks import OUTPUT_CHECKS
 from erta_framework.testing._sampling_checks import SAMPLING_CHECKS
 from erta_framework.testing._side_effect_checks import SIDE_EFFECT_CHECKS
 from erta_framework.testing._static_check import check_static_reads_nothing_back
@@ -23,6 +24,7 @@ CHECKS: tuple[Check, ...] = (
     *CONTRACT_CHECKS,
     check_wrappers_forward_traits,
     *SAMPLING_CHECKS,
+    *OUTPUT_CHECKS,
     check_static_reads_nothing_back,
     *ISOLATION_CHECKS,
     *SIDE_EFFECT_CHECKS,

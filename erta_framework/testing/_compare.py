@@ -16,8 +16,8 @@ from erta_framework.errors import CapabilityError, ErtaError, InputError, Profil
 from erta_framework.plugins import Engine, Policy
 from erta_framework.sampling import Request, Result
 from erta_framework.session import Trace
-from erta_framework.testing._bench import ToySetup
-from erta_framework.testing._toys import Toy
+from erta_framework.testing._setup import ToySetup
+from erta_framework.testing._toy import Toy
 
 Check = Callable[[Policy], None]
 STATE = "keep what changes in call.state_of or session.state_of, never on the policy or its class"

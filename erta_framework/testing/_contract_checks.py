@@ -18,8 +18,8 @@ from erta_framework.calibration import Profile
 from erta_framework.config import construct, options_of
 from erta_framework.errors import ConfigError
 from erta_framework.plugins import HOOKS, Engine, HookSpecs, Policy, Traits, flatten
-from erta_framework.testing._bench import choose_setup, make_engine
 from erta_framework.testing._compare import capture_settings, fail, find_difference
+from erta_framework.testing._setup import choose_setup, make_engine
 
 SOURCE = re.compile(r"arxiv|doi|https?://|\bsource:|\bours\b|\bour own\b", re.IGNORECASE)
 

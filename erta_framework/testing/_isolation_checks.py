@@ -12,17 +12,10 @@ from torch import Tensor
 from erta_framework.plugins import Engine, Policy
 from erta_framework.sampling import Branch, DenoiserCall, Request, Result
 from erta_framework.session import Site, Trace
-from erta_framework.testing._bench import (
-    ToySetup,
-    Verb,
-    choose_setup,
-    drive_by_hand,
-    make_engine,
-    make_fresh_engine,
-    run_to_end,
-)
 from erta_framework.testing._compare import STATE, fail, find_difference, list_decisions
-from erta_framework.testing._toys import Toy
+from erta_framework.testing._drivers import Verb, drive_by_hand, run_to_end
+from erta_framework.testing._setup import ToySetup, choose_setup, make_engine, make_fresh_engine
+from erta_framework.testing._toy import Toy
 
 
 class NetworkFailure(Exception):

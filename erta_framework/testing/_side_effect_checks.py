@@ -9,14 +9,10 @@ import torch
 from torch import Tensor
 
 from erta_framework.plugins import Policy
-from erta_framework.testing._bench import (
-    choose_setup,
-    drive_by_hand,
-    make_engine,
-    make_fresh_engine,
-)
 from erta_framework.testing._compare import STATE, capture_settings, fail, find_difference
-from erta_framework.testing._toys import Toy
+from erta_framework.testing._drivers import drive_by_hand
+from erta_framework.testing._setup import choose_setup, make_engine, make_fresh_engine
+from erta_framework.testing._toy import Toy
 
 
 class Watch:

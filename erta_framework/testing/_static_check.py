@@ -8,8 +8,9 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from erta_framework.plugins import Policy
-from erta_framework.testing._bench import choose_setup, drive_by_hand, make_engine
 from erta_framework.testing._compare import fail, list_decisions
+from erta_framework.testing._drivers import drive_by_hand
+from erta_framework.testing._setup import choose_setup, make_engine
 
 READS = frozenset(
     {"item", "tolist", "cpu", "numpy", "equal", "allclose", "nonzero", "masked_select", "unique"}

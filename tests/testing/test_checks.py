@@ -31,7 +31,8 @@ from erta_framework.testing import (
     toy_profile,
     toy_run,
 )
-from erta_framework.testing._bench import FLOW, NOISE, choose_setup, make_engine, run_plain_loop
+from erta_framework.testing._drivers import run_plain_loop
+from erta_framework.testing._setup import FLOW, NOISE, choose_setup, make_engine
 
 NAMES = [check.__name__ for check in CHECKS]
 

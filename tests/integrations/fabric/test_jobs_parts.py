@@ -17,7 +17,7 @@ from erta_framework import CFG, FlowEuler, NoGuidance, Sampler
 from erta_framework.config import build_run, load_config
 from erta_framework.errors import ConfigError, InputError
 from erta_framework.jobs import FabricConfig, JobConfig, is_launched
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow
 from erta_integrations.fabric.jobs import (
     Claim,
     Claims,

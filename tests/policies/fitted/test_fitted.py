@@ -18,7 +18,8 @@ from erta_framework.errors import (
 )
 from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.testing import AffineFlow, toy_profile
-from erta_framework.testing._bench import FLOW, run_plain_loop
+from erta_framework.testing._drivers import run_plain_loop
+from erta_framework.testing._setup import FLOW
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualReuse, SkipPolicy, TimestepAdjuster
 from erta_policies.fitted import (

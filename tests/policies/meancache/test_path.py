@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile
 from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.testing import toy_profile, toy_run
-from erta_framework.testing._bench import FLOW, AlternateSteps, run_plain_loop
+from erta_framework.testing import AlternateSteps, toy_profile, toy_run
+from erta_framework.testing._drivers import run_plain_loop
+from erta_framework.testing._setup import FLOW
 from erta_policies.meancache import (
     EdgePath,
     MeanCacheProfiler,
