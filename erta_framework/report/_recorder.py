@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erta_framework import Traits
+from erta_framework.plugins import Traits
 from erta_framework.calibration import Profile, make_fingerprint
 from erta_framework.plugins import Policy, hookimpl
 from erta_framework.session import SessionInfo, Step
