@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from erta_framework.errors import ProtocolError
+from erta_framework.errors import PolicyError, ProtocolError
 from erta_framework.session._call import Call
 from erta_framework.session._computation import Computation, NetworkRows
 from erta_framework.session._decisions import Compute, Decision, Reuse
@@ -100,7 +100,8 @@ class Answerer:
         mask = call.decision.mask if isinstance(call.decision, Reuse) else None
         assert mask is None or isinstance(mask, tuple)
         absent = tuple(row for row in range(batch) if mask is not None and not mask[row])
-        output, done, why = torch.empty_like(call.x), list(absent), ""
+        done, why = list(absent), ""
+        parts: list[tuple[Tensor, Tensor]] = []
 
         def answer_part(decision: Decision, rows: tuple[int, ...], own: Evaluations) -> Computation:
             index = torch.tensor(rows, device=call.x.device)
@@ -108,7 +109,7 @@ class Answerer:
             part = NetworkRows(call.compute.network, index)
             compute = self.computation(call.site, x, part, call.compute.inner, rows)
             one = replace(call, x=x, history=own, decision=decision, compute=compute, rows=rows)
-            output.index_copy_(0, index, self._answer_whole(one))
+            parts.append((index, self._answer_whole(one)))
             return compute
 
         if absent:
@@ -121,6 +122,17 @@ class Answerer:
             if compute.ran:
                 done.extend(group.rows)
                 why = compute.reason
+        # the shape of the network's output may be another than that of its input
+        first = parts[0][1]
+        output = first.new_empty((batch, *first.shape[1:]))
+        for index, answer in parts:
+            if answer.dtype != first.dtype or answer.shape != (len(index), *first.shape[1:]):
+                raise PolicyError(
+                    f"{self._where.owner('forward')} returned {describe_tensor(answer)} for "
+                    f"{len(index)} samples and {describe_tensor(first)} for others "
+                    f"{self._where()}; the samples of a batch have one shape and type"
+                )
+            output.index_copy_(0, index, answer)
         return output, tuple(sorted(done)), why
 
     def _differs(self, call: Call) -> bool:
