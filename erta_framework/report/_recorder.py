@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erta_framework.plugins import Traits
 from erta_framework.calibration import Profile, make_fingerprint
-from erta_framework.plugins import Policy, hookimpl
+from erta_framework.plugins import Policy, Traits, hookimpl
 from erta_framework.session import SessionInfo, Step
 
 KIND = "trajectory_recorder"
