@@ -155,7 +155,11 @@ class Engine:
         Raises:
             PolicyError: A policy raised something that is not an `ErtaError`.
         """
-        return self._called(self._callers[hook], hook, where, arguments)
+        try:
+            return self._callers[hook](*arguments)
+        except Exception as error:
+            self._blame(error, hook, where, arguments)
+            raise
 
     def _enclosing_revisers(self) -> tuple[Hook, ...]:
         """The wrappers of `decide` from the outermost to the last policy that revises."""
@@ -176,30 +180,32 @@ class Engine:
         Arguments and errors as in `call_hook`.
         """
         caller = call_within_wrappers(self._revisers, lambda *_: decision)
-        revised: Decision = self._called(caller, "decide", where, (step, call))
+        try:
+            revised: Decision = caller(step, call)
+        except Exception as error:
+            self._blame(error, "decide", where, (step, call))
+            raise
         return revised
 
-    def _called(
-        self,
-        caller: Hook,
-        hook: str,
-        where: Callable[[], str],
-        arguments: tuple[Any, ...],
-    ) -> Any:
-        try:
-            return caller(*arguments)
-        except ErtaError as error:
+    def _blame(
+        self, error: Exception, hook: str, where: Callable[[], str], arguments: tuple[Any, ...]
+    ) -> None:
+        """Note on an error where it arose, or name the policy that raised it.
+
+        Raises:
+            PolicyError: It is neither an error of ours nor one of the network.
+        """
+        if isinstance(error, ErtaError):
             error.add_note(f"in hook {hook!r} {where()}")
-            raise
-        except Exception as error:
-            call = arguments[-1]
-            if isinstance(call, Call) and call.compute.failure is error:
-                error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
-                raise
-            raise PolicyError(
-                f"{self._blamed(hook, error)} raised {type(error).__name__} in hook {hook!r} "
-                f"{where()}: {error}"
-            ) from error
+            return
+        call = arguments[-1]
+        if isinstance(call, Call) and call.compute.failure is error:
+            error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
+            return
+        raise PolicyError(
+            f"{self._name_raiser(hook, error)} raised {type(error).__name__} in hook {hook!r} "
+            f"{where()}: {error}"
+        ) from error
 
     def end_session(
         self, where: Callable[[], str], session: SessionInfo, error: BaseException | None
@@ -224,7 +230,7 @@ class Engine:
                     first.add_note(f"{policy!r} raised {type(second).__name__} as well: {second}")
             raise
 
-    def _blamed(self, hook: str, error: BaseException) -> str:
+    def _name_raiser(self, hook: str, error: BaseException) -> str:
         policy = find_raiser(error, self.policies)
         if policy is not None:
             return repr(policy)

@@ -21,10 +21,10 @@ from erta_framework.session import (
     TRIAL,
     NetworkSignal,
     SessionInfo,
-    Site,
     StepTrace,
     Trace,
     find_signals,
+    make_site,
 )
 
 
@@ -118,7 +118,7 @@ class SamplingLoop:
                 for branch in branches:
                     latents = branch.expand(x)
                     call = DenoiserCall(network, latents, settled.time, branch, found)
-                    site = Site(branch=branch.name)
+                    site = make_site("model", branch.name)
                     outputs[branch.name] = session.forward(site, latents, call)
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)

@@ -18,7 +18,7 @@ from erta_framework.session._signals import (
     find_signals,
     find_text_tokens,
 )
-from erta_framework.session._site import TRUNK, Seam, Site
+from erta_framework.session._site import TRUNK, Seam, Site, make_site
 from erta_framework.session._state import StateStore
 from erta_framework.session._step import (
     DDIM_LEVELS,
@@ -69,4 +69,5 @@ __all__ = [
     "as_tokens",
     "find_signals",
     "find_text_tokens",
+    "make_site",
 ]

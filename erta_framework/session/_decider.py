@@ -15,7 +15,7 @@ from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
 from erta_framework.session._history import History, is_same_kind
 from erta_framework.session._selection import drop_partial, fit_mask, resolve_mask
-from erta_framework.session._site import Site
+from erta_framework.session._site import Site, make_site
 from erta_framework.session._step import Step
 from erta_framework.session._validation import describe_tensor
 from erta_framework.session._where import Where
@@ -100,7 +100,7 @@ class Decider:
             return shared
         # one branch that was never computed makes the whole step compute
         for branch in self._step.branches if self._step is not None else ():
-            if Site(site.model, branch, site.path) not in self._history.kept:
+            if make_site(site.model, branch, site.path) not in self._history.kept:
                 return COLD
         return None
 

@@ -39,6 +39,10 @@ from erta_framework.session._trace_records import CallTrace, StepTrace
 from erta_framework.session._validation import check_interval
 from erta_framework.session._where import Where
 
+# an attribute of an enum is looked up in Python, and every verb looks
+NEW, BETWEEN, RUNNING = SessionStage.NEW, SessionStage.BETWEEN, SessionStage.RUNNING
+SETTLED, CLOSED = SessionStage.SETTLED, SessionStage.CLOSED
+
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
     from erta_framework.plugins import Engine
@@ -71,7 +75,7 @@ class Session:
         self._where = Where(engine, self.info)
         self._decider = Decider(engine, self._history, self._where)
         self._answerer = Answerer(engine, self._history, self.trace, self._where)
-        self._stage = SessionStage.NEW
+        self._stage = NEW
         self._expected = info.first
         self._step: Step | None = None
         self._answers: dict[str, Answer] = {}
@@ -82,8 +86,8 @@ class Session:
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
-        self._require(SessionStage.NEW, verb="enter")
-        self._stage = SessionStage.BETWEEN
+        self._require(NEW, verb="enter")
+        self._stage = BETWEEN
         try:
             if "on_session_start" in self.engine.active:
                 self.engine.call_hook("on_session_start", self._where, self.info)
@@ -101,7 +105,7 @@ class Session:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        self._stage = SessionStage.CLOSED
+        self._stage = CLOSED
         try:
             if "on_session_end" in self.engine.active:
                 self.emitted = self.engine.end_session(self._where, self.info, error)
@@ -138,7 +142,7 @@ class Session:
         Raises:
             ProtocolError: Another step is open, or the index is not the next one.
         """
-        self._require(SessionStage.BETWEEN, verb="begin")
+        self._require(BETWEEN, verb="begin")
         if interval.index != self._expected or interval.index >= self.info.num_steps:
             raise ProtocolError(
                 f"begin got the interval of step {interval.index}, expected step {self._expected} "
@@ -150,7 +154,7 @@ class Session:
         self._answerer.begin(step)
         self._answers, self._calls, self._inner = {}, [], []
         self._inside.clear()
-        self._stage = SessionStage.RUNNING
+        self._stage = RUNNING
         if "pre_step" in self.engine.active:
             self.engine.call_hook("pre_step", self._where, step)
         return step
@@ -215,7 +219,7 @@ class Session:
             ProtocolError: No step is open, or the site was already answered.
             PolicyError: A policy raised, or decided something impossible.
         """
-        self._require(SessionStage.RUNNING, verb="forward")
+        self._require(RUNNING, verb="forward")
         inner = bool(self._open)
         if inner:
             check_inside(site, self._open[-1].call.site, self._inside, self._expected)
@@ -234,7 +238,7 @@ class Session:
             ProtocolError: It is not the call that was asked last.
             PolicyError: A policy raised, or returned something impossible.
         """
-        self._require(SessionStage.RUNNING, verb="answer")
+        self._require(RUNNING, verb="answer")
         if not self._open or self._open[-1].call is not call:
             refuse_order(call.site, self._open, self._expected)
         depth, started = len(self._open) - 1, self._open[-1].started
@@ -304,7 +308,7 @@ class Session:
         Raises:
             ProtocolError: No step is open, or the branch was already answered.
         """
-        self._require(SessionStage.RUNNING, verb="note")
+        self._require(RUNNING, verb="note")
         if branch in self._answers:
             refuse_second(branch, self._expected)
         self.trace.count(output)
@@ -320,7 +324,7 @@ class Session:
             PolicyError: The adjusted interval is impossible, or the last one does not end at the
                 schedule's end.
         """
-        self._require(SessionStage.RUNNING, verb="settle")
+        self._require(RUNNING, verb="settle")
         if self._open:
             raise ProtocolError(
                 f"settle in step {self._expected} before {self._open[0].call.site}, which was "
@@ -345,17 +349,17 @@ class Session:
                 tuple(self._inner),
             )
         )
-        self._stage = SessionStage.SETTLED
+        self._stage = SETTLED
         return settled
 
     def end(self, sample: Tensor) -> None:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
-        self._require(SessionStage.SETTLED, verb="end")
+        self._require(SETTLED, verb="end")
         if "post_step" in self.engine.active:
             self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1
         self._where.index = self._expected
-        self._stage = SessionStage.BETWEEN
+        self._stage = BETWEEN
 
     def _require(self, stage: SessionStage, verb: str) -> None:
         if self._stage is not stage:

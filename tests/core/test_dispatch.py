@@ -77,7 +77,7 @@ class Wrapper:
                 if self.kind == "catches":
                     return -self.label
                 raise
-            self.events.append((self.label, "after", answer))
+            self.events.append((self.label, "after", str(answer)))
             if self.kind == "raises after":
                 raise Refusal(self.label)
             return self.label if self.kind == "replaces" else answer
@@ -89,16 +89,16 @@ KINDS = ("passes", "replaces", "catches", "raises before", "raises after")
 
 
 def make_plugin(function: Callable[..., Any], options: dict[str, bool]) -> object:
-    cls = type("Plugin", (), {"first": IMPL(**options)(function)})
-    return cls()
+    marked = IMPL(**options)(function)
+    return type("Plugin", (), {"first": marked, "every": marked})()
 
 
-def make_caller(parts: Sequence[Plain | Wrapper]) -> pluggy.HookCaller:
+def make_caller(parts: Sequence[Plain | Wrapper], hook: str) -> pluggy.HookCaller:
     manager = pluggy.PluginManager("test")
     manager.add_hookspecs(Specs)
     for part in parts:
         manager.register(part.plugin())
-    caller: pluggy.HookCaller = manager.hook.first
+    caller: pluggy.HookCaller = getattr(manager.hook, hook)
     return caller
 
 
@@ -125,10 +125,10 @@ def chains(draw: st.DrawFn) -> tuple[list[Plain | Wrapper], list[Any]]:
     return parts, events
 
 
-@given(chains())
-def test_compiled_hooks_call_as_pluggy_does(chain):
+@given(chains(), st.sampled_from(["first", "every"]))
+def test_compiled_hooks_call_as_pluggy_does(chain, hook):
     parts, events = chain
-    caller = make_caller(parts)
+    caller = make_caller(parts, hook)
     compiled = compile_hook(caller)
     expected = observe(lambda: caller(step=7, call=9), events)
     assert observe(lambda: compiled(7, 9), events) == expected
