@@ -1,4 +1,4 @@
-"""What calibration measures: rounds of a profiler, and the profile that they give."""
+"""Calibration: runs a profiler on full runs and merges what it emits into a `Profile`."""
 
 from erta_framework.calibration._calibrate import (
     calibrate,

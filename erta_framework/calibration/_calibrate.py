@@ -1,4 +1,4 @@
-"""Calibration: rounds of a profiler on full runs, whoever runs them."""
+"""Calibration: rounds of a profiler on full runs, by any sampler or pipeline."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which policies can stand beside which: worked out from what they declare, not from a list.
+"""Which policies can be combined: worked out from what they declare, not from a list.
 
 When to reuse, what the reused output is made of, how that is corrected and how far to integrate are
 separate parts. A policy's part follows from its hooks; what it can be combined with follows from

@@ -27,7 +27,7 @@ class Role(StrEnum):
 
 
 PLACES = (Role.WHEN, Role.CORRECTION, Role.WHAT, Role.TIME)
-"""The roles of a combination in call order: a correction encloses whatever stands in."""
+"""The roles of a combination in call order: a correction encloses the predictor."""
 
 Groups = Mapping[Role, Mapping[str, Policy]]
 """Policies by role and name."""

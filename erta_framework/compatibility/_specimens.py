@@ -97,7 +97,7 @@ def choose_settings(
     rungs = [dict(rung) for rung in ladder if fields >= set(rung)]
     found, problem = find_first_fit(cls, rungs)
     if found is None and "profile" in fields:
-        # asked without settings, as `erta calibrate --policy NAME` does
+        # without settings, as `erta calibrate --policy NAME` does
         profiler = object.__new__(cls).calibrator()
         if profiler is not None:
             profile = calibrate(profiler)

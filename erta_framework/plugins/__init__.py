@@ -1,4 +1,4 @@
-"""Policies and what holds them together: hooks, traits, the engine, the catalogues."""
+"""Policies, their hooks and traits, the engine that calls them, and the catalogues."""
 
 from erta_framework.plugins._engine import Engine
 from erta_framework.plugins._hooks import find_hooks, read_hook_options

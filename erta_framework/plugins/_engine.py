@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class CoreDefaults:
-    """Core's own answers, asked last: compute, and `x + residual` on a reused call."""
+    """The defaults of the core, called last: compute, and `x + residual` on a reused call."""
 
     @hookimpl
     def decide(self) -> Decision:
@@ -149,7 +149,7 @@ class Engine:
 
         Args:
             hook: Name of the hook.
-            where: Describes the step, asked only when something is raised.
+            where: Describes the step; called only when something is raised.
             *arguments: Every argument of the hook, in the order of its specification.
 
         Raises:
@@ -176,7 +176,7 @@ class Engine:
         """Re-runs the revising wrappers on the step's decision for another branch.
 
         Those are the policies with `sees_every_branch` and the wrappers listed before them; they
-        wrap the decision as they would wrap the answer of the chain, and nobody else is asked.
+        wrap the decision as they would wrap the answer of the chain, no other policy is called.
         Arguments and errors as in `call_hook`.
         """
         caller = call_within_wrappers(self._revisers, lambda *_: decision)

@@ -5,7 +5,7 @@ One step, as nested hook calls:
 * `pre_step(step)`
 * for each guidance branch:
     * `decide(step, call)`, once a step unless a decision says `scope="branch"`;
-      not asked when some branch has nothing usable in its history
+      not called when some branch has nothing usable in its history
     * `forward(step, call)`: predictors answer, then core (`x + residual`, or the network);
       wrappers correct and observe
 * `adjust_interval(step, answers)`
@@ -72,7 +72,7 @@ class HookSpecs:
 
     @hookspec(firstresult=True)
     def adjust_interval(self, step: Step, answers: Mapping[str, Answer]) -> Interval | None:
-        """How far to integrate, asked after the forwards and before the solver.
+        """How far to integrate; called after the forwards and before the solver.
 
         At most one policy of an engine may implement it. It may move `end` and `end_time`; the
         last interval must end where the schedule ends.

@@ -48,7 +48,7 @@ class Traits:
             refused then; without this, its whole output is reused. True where `memory` asks for
             pairs.
         reads_peers: Whether its `decide` asks for `call.peers()`, the other branches of the step.
-        sees_every_branch: Whether its `decide`, a wrapper, is asked for every branch. A decision is
+        sees_every_branch: Whether its `decide`, a wrapper, runs for every branch. A decision is
             shared by the branches of a step; this policy, and wrappers listed before it, then see
             it again for each further branch, with the earlier answers in `call.answers`.
         collective: Whether it makes several ranks decide alike, so that none may compute alone.

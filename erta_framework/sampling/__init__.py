@@ -1,4 +1,4 @@
-"""The own loop: solvers, guidance, `Sampler` and its callbacks."""
+"""Sampling with any network: `Sampler`, the loop below it, solvers, guidance and callbacks."""
 
 from erta_framework.sampling._callbacks import (
     BatchEnd,

@@ -1,4 +1,4 @@
-"""One request: its state machine, the frozen records that policies see, and the trace."""
+"""One request: the session that drivers call, the records that policies see, and the trace."""
 
 from erta_framework.session._call import Call, Memory
 from erta_framework.session._computation import Computation

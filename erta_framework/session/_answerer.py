@@ -1,4 +1,4 @@
-"""Answers decided calls: whole, or sample by sample where the samples' histories differ."""
+"""Outputs of decided calls: of the whole batch, or sample by sample where histories differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Answerer:
-    """Asks the policies for the output of a call, checks it, and records what was computed."""
+    """Gets the output of a call from the policies, checks it, and records what was computed."""
 
     def __init__(self, engine: Engine, history: History, trace: Trace, where: Where) -> None:
         self._engine, self._history, self._trace, self._where = engine, history, trace, where
@@ -95,7 +95,7 @@ class Answerer:
         return output
 
     def _answer_rows(self, call: Call) -> tuple[Tensor, tuple[int, ...], str]:
-        """Answer sample by sample: those to compute together, the others by equal stamps."""
+        """Samples to compute run together, the others in groups of equal stamps."""
         batch, history = call.x.shape[0], self._source_of(call)
         mask = call.decision.mask if isinstance(call.decision, Reuse) else None
         assert mask is None or isinstance(mask, tuple)
@@ -136,12 +136,12 @@ class Answerer:
         return output, tuple(sorted(done)), why
 
     def _differs(self, call: Call) -> bool:
-        """Whether the samples of a reused call must be answered apart."""
+        """Whether the samples of a reused call need outputs made apart."""
         masked = isinstance(call.decision, Reuse) and call.decision.mask is not None
         return masked or has_diverged(self._source_of(call))
 
     def _source_of(self, call: Call) -> Evaluations:
-        """What a reused call is answered from, evaluations of part of a batch included."""
+        """The history that a reused call uses, evaluations of part of a batch included."""
         lent = call.decision.branch if isinstance(call.decision, Reuse) else None
         site = call.site if lent is None else Site(call.model, lent, call.site.path)
         return self._history.kept[site]

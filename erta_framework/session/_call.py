@@ -45,8 +45,8 @@ class Call:
         compute: Runs the network at most once and returns its raw output.
         rows: Places in the batch of the samples in `x`, in a `forward` on part of the batch that
             a per-sample decision made; None is the whole batch.
-        answers: What the branches of this step that were called before this one were answered,
-            by branch, for policies whose traits say `sees_every_branch`.
+        answers: Outputs of the branches of this step that came before this one, by branch, for
+            policies whose traits say `sees_every_branch`.
         memory: What the request remembers; use `state_of` and `peers`.
     """
 
@@ -76,7 +76,7 @@ class Call:
 
     @property
     def reused(self) -> bool:
-        """Whether this call is to be answered without the network."""
+        """Whether the decision is to reuse, so that the network does not run."""
         return isinstance(self.decision, Reuse)
 
     @property
@@ -87,8 +87,8 @@ class Call:
     def peers(self) -> tuple[Call, ...]:
         """The other branches of this network that have a history, as calls on the same latents.
 
-        For rules that ask every branch before the first is answered (`reads_peers` in their
-        traits). A peer has its own history and state, no signals, and must not be answered.
+        For rules that look at every branch before they decide for the first (`reads_peers` in their
+        traits). A peer has its own history and state, no signals, and must not run the network.
         """
         return tuple(
             replace(self, site=site, history=history, compute=Computation(NO_PEER))
@@ -123,8 +123,8 @@ class Call:
 
         Args:
             x: Latents with the batch of this call, `[B, C, ...]`; by default those of this call.
-            time: The timestep; by default that of this step. A pipeline can be asked for those of
-                this and of earlier steps only.
+            time: The timestep; by default that of this step. A pipeline knows those of this and of
+                earlier steps only.
 
         Raises:
             CapabilityError: The driver cannot run the network on this.

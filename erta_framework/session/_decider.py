@@ -60,7 +60,7 @@ class Decider:
         """The call with its decision.
 
         Args:
-            site: Where it is answered.
+            site: Where the call is.
             x: The input, `[B, C, ...]`.
             compute: Runs the network.
             answers: Answers of the branches of this step that came before.
@@ -91,7 +91,7 @@ class Decider:
         return call
 
     def _known(self, site: Site, history: Evaluations, shared: Decision | None) -> Decision | None:
-        """The decision where no policy is to be asked."""
+        """The decision where no policy has a say: nobody decides, or nothing can be reused."""
         if not self._asks:
             return UNASKED
         if not history:

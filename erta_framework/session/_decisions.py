@@ -1,4 +1,4 @@
-"""What a policy decides: run the network, or answer from what is cached."""
+"""What a policy decides: run the network, or reuse earlier evaluations."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """The decision to answer from what is cached.
+    """The decision to reuse: the network does not run.
 
     Attributes:
         reason: A few words for the trace.
         scope: As in `Compute`.
-        mask: Which samples of the batch may be answered from what is cached, `[B]` booleans; the
-            network runs on the others only. None is the whole batch. A tensor is read back to
+        mask: Which samples of the batch are reused, `[B]` booleans; the network runs on the
+            others only. None is the whole batch. A tensor is read back to
             the host here. Only policies whose traits say `decides="sample"` may give one.
         branch: Another branch whose newest residual is added to this call's input instead of the
             call's own. Only for one branch, so with scope `"branch"`.
 
     Raises:
-        PolicyError: The mask holds something else, or a step is to be answered from one branch.
+        PolicyError: The mask holds something else, or a whole step reuses one branch.
 
     Example:
         >>> Reuse("small change", mask=torch.tensor([0.1, 0.9]) < 0.5).mask
@@ -73,7 +73,7 @@ Decision = Compute | Reuse
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one branch was answered in this step, as `adjust_interval` sees it.
+    """The output of one branch in this step, as `adjust_interval` sees it.
 
     Attributes:
         decision: What was decided.

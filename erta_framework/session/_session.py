@@ -302,7 +302,7 @@ class Session:
             output: What the network predicted.
             branch: Name of the guidance branch.
             model: Name of the network.
-            reason: Why nobody was asked, for the trace.
+            reason: Why no policy decided, for the trace.
             started: When the call began, by `time.perf_counter()`.
 
         Raises:

@@ -18,8 +18,8 @@ PROMPT = "prompt"
 PROMPT_MASK = "prompt_mask"
 """Which of them hold text, `[B, tokens]` booleans."""
 AHEAD = ":ahead"
-"""After a signal of the timestep: the signal of every step, `[T, ...]`, where a driver can tell it
-in advance; `[0]` where it turns out that it cannot."""
+"""Ends the name of a signal that depends on the timestep alone: its value at every step,
+`[T, ...]`, known before the first step; `[0]` where the driver finds that it cannot know them."""
 TEXT = frozenset({PREFIX + PROMPT, PREFIX + PROMPT_MASK})
 
 NetworkSignal = Callable[[Tensor, Tensor, Tensor], Tensor]

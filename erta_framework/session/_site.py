@@ -1,4 +1,4 @@
-"""Where a network call may be answered: `Site`, and the seam that it belongs to."""
+"""`Site`: a place at which policies decide, and the seam that it belongs to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRUNK = "trunk"
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """A place at which a call may be answered: the key of histories, state and answers.
+    """A place at which policies decide: the key of histories, state and outputs.
 
     Attributes:
         model: Name of the network within the pipeline; two-network pipelines have two.

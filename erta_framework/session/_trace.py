@@ -40,7 +40,7 @@ class Trace:
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
-            and branch, still on the device; a pair for each group of samples answered alike.
+            and branch, still on the device; a pair for each group of samples reused alike.
     """
 
     request_id: str = ""
@@ -109,7 +109,7 @@ class Trace:
 
     @property
     def reused_calls(self) -> int:
-        """Branch calls that were answered without the network."""
+        """Branch calls in which the network did not run."""
         return sum(not call.computed for call in self.calls())
 
     @property

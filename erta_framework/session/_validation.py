@@ -28,7 +28,7 @@ def check_output(
     """Refuse what no policy may return from `forward`.
 
     Args:
-        call: What was answered.
+        call: The call.
         network: The network of this call, which may have run.
         output: The answer.
         corrects: Whether a policy declares that it corrects computed outputs.
@@ -99,7 +99,7 @@ def check_interval(
     if settled is given and low <= settled.end <= high and (not last or settled.end == final):
         return
 
-    def who() -> str:  # only when asked: describing a profile hashes it
+    def who() -> str:  # only for an error: describing a profile hashes it
         return owner("adjust_interval")
 
     if not isinstance(settled, Interval):

@@ -74,7 +74,7 @@ def check_interleaved_sessions_agree(policy: Policy) -> None:
 
 
 def check_branches_are_isolated(policy: Policy) -> None:
-    """On given latents, what one branch is answered does not depend on another's condition.
+    """On given latents, the output of one branch does not depend on the condition of another.
 
     A policy whose traits say `reads_peers` or `sees_every_branch` looks at the others by design.
     """

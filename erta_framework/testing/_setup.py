@@ -108,7 +108,7 @@ def make_engine(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
     """The engine that the checks run: `before`, the policy, and `AlternateSteps` if it helps.
 
     A policy that decides nothing itself, emits nothing and implements `forward` or
-    `adjust_interval` is a predictor, corrector or adjuster: alone it would never be asked.
+    `adjust_interval` is a predictor, corrector or adjuster: alone it would have nothing to do.
     """
     alone = Engine([policy])
     acts = alone.implementers("forward") or alone.implementers("adjust_interval")

@@ -74,7 +74,7 @@ class Toy(ABC):
 
     @abstractmethod
     def sigma_of(self, timestep: Tensor) -> Tensor:
-        """Sigma of what the network is told, elementwise."""
+        """Sigma of a timestep, elementwise."""
 
     @abstractmethod
     def _predict(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ class AffineFlow(Toy):
         latent_shape: Shape of one sample, `(C, ...)`.
         mean: Mean of the data under the empty condition.
         std: Standard deviation of the data.
-        time_scale: The network is told `time_scale * sigma`.
+        time_scale: The network's timestep is `time_scale * sigma`.
 
     Example:
         >>> flow = AffineFlow((1,), mean=2.0, std=0.5)
@@ -84,7 +84,7 @@ class GaussianMixtureFlow(Toy):
         means: Mean of each component under the empty condition.
         stds: Standard deviation of each.
         weights: Probability of each, equal by default.
-        time_scale: The network is told `time_scale * sigma`.
+        time_scale: The network's timestep is `time_scale * sigma`.
 
     Raises:
         InputError: The lists do not have one entry a component, or a std or weight is not above 0.
@@ -157,7 +157,7 @@ class GaussianEpsilon(Toy):
         latent_shape: Shape of one sample, `(C, ...)`.
         mean: Mean of the data under the empty condition.
         std: Standard deviation of the data.
-        solver: Whose training times the network is told.
+        solver: Its training timesteps are those of the network.
 
     Example:
         >>> GaussianEpsilon((1,)).predict(torch.zeros(1, 1), 1.0, torch.zeros(1, 1))
