@@ -53,7 +53,7 @@ class ConfigError(ErtaError, ValueError):
     """A configuration that names an unknown key or holds a value of the wrong type."""
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
+def suggest(name: str, known: Iterable[str]) -> str:
     """What to write instead of `name`: the close matches, else everything known."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)

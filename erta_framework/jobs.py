@@ -31,7 +31,7 @@ class FabricConfig:
         precision: `"32-true"`, `"bf16-mixed"` or `"16-mixed"`.
 
     Example:
-        >>> FabricConfig(devices=2).many
+        >>> FabricConfig(devices=2).is_distributed
         True
     """
 
@@ -42,7 +42,7 @@ class FabricConfig:
     precision: str | None = None
 
     @property
-    def many(self) -> bool:
+    def is_distributed(self) -> bool:
         """Whether more than one plain process is asked for."""
         return (
             self.devices not in (None, 1, "1")
@@ -164,7 +164,7 @@ class Launcher(Protocol):
         ...
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether torchrun, srun or the like started this process as one of several."""
     environ = os.environ
     if "LOCAL_RANK" in environ and environ.get("WORLD_SIZE", "1") != "1":

@@ -17,8 +17,8 @@ from erta_framework.compatibility import (
     Overview,
     Role,
     collect_specimens,
+    find_role,
     make_overview,
-    role_of,
 )
 from erta_framework.compatibility._specimens import list_variants
 from erta_framework.errors import ErtaError, PolicyError
@@ -47,10 +47,10 @@ SETTINGS = {
     "edge_velocity": {"schedule": MeanCacheSchedule(fresh=(0, 1, 2, 4, 7), spans=(0, 0, 2, 2))},
     "lfcache": {"alpha": 1.0},
 }
-OFFERED = loop.offered(SETUP.solver)
+OFFERED = loop.list_capabilities(SETUP.solver)
 CATALOGUE = policies(only=())
 CLASSES = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
-RULES = [name for name, cls in CLASSES.items() if role_of(cls) is Role.WHEN]
+RULES = [name for name, cls in CLASSES.items() if find_role(cls) is Role.WHEN]
 
 
 def settings(width):
@@ -193,21 +193,21 @@ def test_a_conflict_is_as_small_as_it_can_be():
 
 # ----------------------------------------------------------------------------- roles
 def test_roles_follow_from_hooks():
-    assert role_of(EasyCache) is Role.WHEN
-    assert role_of(Forecaster) is role_of(AverageVelocity) is Role.WHAT
-    assert role_of(MeanVelocity) is Role.WHAT
-    assert role_of(ErrorLinearizer) is Role.CORRECTION
-    assert role_of(TimestepAdjuster) is Role.TIME
-    assert role_of(WarmUp) is Role.LIMIT
-    assert role_of(ResidualProfiler) is Role.OBSERVER
-    assert role_of(ERTACache) is Role.RECIPE
+    assert find_role(EasyCache) is Role.WHEN
+    assert find_role(Forecaster) is find_role(AverageVelocity) is Role.WHAT
+    assert find_role(MeanVelocity) is Role.WHAT
+    assert find_role(ErrorLinearizer) is Role.CORRECTION
+    assert find_role(TimestepAdjuster) is Role.TIME
+    assert find_role(WarmUp) is Role.LIMIT
+    assert find_role(ResidualProfiler) is Role.OBSERVER
+    assert find_role(ERTACache) is Role.RECIPE
 
 
 def test_every_registered_policy_has_a_role_and_none_is_lost():
     world = on_the_toy()
     placed = {name for group in world.composer.groups.values() for name in group}
     for name, cls in CLASSES.items():
-        role = role_of(cls)
+        role = find_role(cls)
         assert role is not None, name
         assert (name in placed) == (role in PLACES and name not in world.absent), name
 

@@ -23,7 +23,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework._deprecated import RENAMED_MEMBERS
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import PolicyError
 
 ROOT = Path(__file__).parents[1]
@@ -117,12 +117,12 @@ def test_a_decision_for_a_branch_must_be_declared() -> None:
 
 
 def test_the_seam_of_a_profile_has_the_key_that_it_had() -> None:
-    assert "model.seam" not in fingerprint_of(info())
-    assert fingerprint_of(replace(info(), seam=Seam.TRUNK))["model.seam"] == "trunk"
+    assert "model.seam" not in make_fingerprint(info())
+    assert make_fingerprint(replace(info(), seam=Seam.TRUNK))["model.seam"] == "trunk"
 
 
 def test_a_profile_of_the_first_version_loads() -> None:
     profile = Profile.load(WEIGHTS / "shapes-wan-50.profile.safetensors")
     assert profile.provenance["date"] == "2026-11-25", "measured again since: take another file"
     of_the_model = {"model.component", "model.config", "model.network"}
-    assert set(profile.fingerprint) == set(fingerprint_of(info())) | of_the_model
+    assert set(profile.fingerprint) == set(make_fingerprint(info())) | of_the_model

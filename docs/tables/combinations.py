@@ -11,7 +11,7 @@ from tables.markdown import escape_cell, render_words
 def render_combinations() -> str:
     """Which policies can stand beside which: parts, refused pairs, and what was left out."""
     from erta_framework.calibration import Profile
-    from erta_framework.compatibility import OWN, Driver, make_overview
+    from erta_framework.compatibility import OWN, DriverOffer, make_overview
     from erta_framework.plugins import Engine, Policy
     from erta_framework.session import Seam
     from erta_integrations.diffusers import attach
@@ -34,7 +34,11 @@ def render_combinations() -> str:
     whole = euler | find_trial_capabilities({"transformer": pipe.transformer})
     found = make_overview(
         calibrated,
-        (*OWN, Driver("pipeline", whole), Driver("pipeline, trunk", euler | inner, Seam.TRUNK)),
+        (
+            *OWN,
+            DriverOffer("pipeline", whole),
+            DriverOffer("pipeline, trunk", euler | inner, Seam.TRUNK),
+        ),
     )
     names = [driver.name for driver in found.drivers]
     rows = [

@@ -13,8 +13,8 @@ from typing import Any
 
 from erta_framework.budgets._forecast import forecast
 from erta_framework.budgets._step_schedule import StepSchedule
-from erta_framework.compatibility import Role, role_of
-from erta_framework.errors import InputError, suggestion
+from erta_framework.compatibility import Role, find_role
+from erta_framework.errors import InputError, suggest
 from erta_framework.plugins import Policy, flatten
 
 THRESHOLD = 0.5
@@ -36,7 +36,7 @@ def plan_export(policies: Sequence[Policy], num_steps: int) -> StepSchedule:
     """
     parts = flatten(policies)
     found = forecast(policies, num_steps)
-    deciding = [part for part in parts if role_of(type(part)) in (Role.WHEN, Role.LIMIT)]
+    deciding = [part for part in parts if find_role(type(part)) in (Role.WHEN, Role.LIMIT)]
     others = [part.name for part in deciding if part.name != found.policy]
     if others or len(deciding) > 1:
         raise InputError(
@@ -122,7 +122,7 @@ def export_schedule(schedule: StepSchedule, form: str) -> dict[str, Any]:
         InputError: The format is unknown.
     """
     if form not in FORMATS:
-        raise InputError(f"no export to {form!r}; {suggestion(form, list(FORMATS))}")
+        raise InputError(f"no export to {form!r}; {suggest(form, list(FORMATS))}")
     facts = {
         "policy": schedule.policy,
         "num_steps": schedule.num_steps,

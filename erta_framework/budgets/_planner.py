@@ -9,7 +9,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from erta_framework.budgets._step_schedule import StepSchedule
 from erta_framework.errors import ErtaError, PolicyError
-from erta_framework.plugins import Policy, budgeted, flatten
+from erta_framework.plugins import Policy, flatten, list_budgeted
 
 MEMBERS = {
     "plan": "plan(num_steps)",
@@ -127,7 +127,7 @@ def with_calls(policies: Sequence[Policy], calls: int) -> tuple[Policy, ...]:
             return tuple(found)
     names = ", ".join(policy.name for policy in found) or "no policies"
     raise PolicyError(
-        f"none of the policies takes a budget ({names}); use one of {', '.join(budgeted())}"
+        f"none of the policies takes a budget ({names}); use one of {', '.join(list_budgeted())}"
     )
 
 

@@ -1,4 +1,4 @@
-"""What calibration measures: rounds of a profiler, and the profile that they give."""
+"""Calibration: runs a profiler on full runs and merges what it emits into a `Profile`."""
 
 from erta_framework.calibration._calibrate import (
     calibrate,
@@ -7,7 +7,8 @@ from erta_framework.calibration._calibrate import (
     find_profiler,
     require_profiler,
 )
-from erta_framework.calibration._profile import MEASURED, Profile, fingerprint_of
+from erta_framework.calibration._fingerprint import make_fingerprint
+from erta_framework.calibration._profile import MEASURED, Profile
 
 __all__ = [
     "MEASURED",
@@ -16,6 +17,6 @@ __all__ = [
     "describe_run",
     "describe_samples",
     "find_profiler",
-    "fingerprint_of",
+    "make_fingerprint",
     "require_profiler",
 ]

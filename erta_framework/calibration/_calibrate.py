@@ -1,4 +1,4 @@
-"""Calibration: rounds of a profiler on full runs, whoever runs them."""
+"""Calibration: rounds of a profiler on full runs, by any sampler or pipeline."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import torch
 
 from erta_framework.calibration._profile import Profile
 from erta_framework.errors import PolicyError
+from erta_framework.plugins import Policy, Profiler
 
-if TYPE_CHECKING:
-    from erta_framework.plugins import Policy, Profiler
-
-RunRound = Callable[["Profiler"], Sequence[Profile]]
+RunRound = Callable[[Profiler], Sequence[Profile]]
 """Runs the full network on the calibration samples; the profiles that the profiler emitted."""
 
 
@@ -48,8 +45,6 @@ def require_profiler(policy: object) -> Profiler:
     Raises:
         PolicyError: It is none.
     """
-    from erta_framework.plugins import Profiler
-
     if not isinstance(policy, Profiler):
         raise PolicyError(
             f"{policy!r} is no profiler, so it cannot calibrate; a profiler derives from "

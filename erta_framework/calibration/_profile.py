@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -15,40 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from erta_framework.calibration._fingerprint import make_fingerprint
 from erta_framework.errors import ProfileError, ProfileMismatchError
-from erta_framework.session import Seam, SessionInfo
+from erta_framework.session import SessionInfo
 
 SCHEMA = "erta_framework.profile/1"
 MEASURED = "measured."
 """Begins the names of statistics that are no sums, but measured on the finished sums."""
-
-
-def fingerprint_of(session: SessionInfo) -> dict[str, str]:
-    """The facts of a run that its calibration depends on, as readable strings.
-
-    Guidance branches, the network and its configuration, solver, sigma grid, latent shape without
-    the batch, dtype and guidance.
-    """
-    return {
-        **{f"model.{key}": value for key, value in sorted(session.model.items())},
-        # residuals of tokens are no residuals of latents
-        **({} if session.seam is Seam.LATENT else {"model.seam": session.seam.value}),
-        "solver": session.solver,
-        "num_steps": str(session.num_steps),
-        "sigma_grid": grid_hash(
-            tuple(map(float, session.sigmas)), tuple(map(float, session.times))
-        ),
-        "guidance": session.guidance,
-        "branches": ",".join(session.branches),
-        "latent_shape": "x".join(str(size) for size in session.shape[1:]),
-        "dtype": str(session.dtype).removeprefix("torch."),
-    }
-
-
-@lru_cache(maxsize=64)
-def grid_hash(sigmas: tuple[float, ...], times: tuple[float, ...]) -> str:
-    """Hash of a sigma grid; the requests of a pipeline share theirs."""
-    return hashlib.sha256(json.dumps([sigmas, times]).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +29,7 @@ class Profile:
 
     Attributes:
         kind: Name of the profiler that emitted it, such as `"my_profiler"`.
-        fingerprint: Facts of the run, from `fingerprint_of`.
+        fingerprint: Facts of the run, from `make_fingerprint`.
         statistics: Sums over samples; two profiles merge by adding them.
         samples: Number of samples in the sums.
         provenance: Where it comes from: hash of the prompts, seeds, versions, date.
@@ -80,7 +52,7 @@ class Profile:
     @property
     def digest(self) -> str:
         """Hash of everything but the provenance: equal digests plan and correct alike."""
-        return _digest(self)
+        return _hash_profile(self)
 
     def require(self, session: SessionInfo, allow: Collection[str] = ()) -> None:
         """Refuse a run that the profile was not calibrated for.
@@ -92,7 +64,7 @@ class Profile:
         Raises:
             ProfileMismatchError: Names every field that differs as profile / run.
         """
-        run = fingerprint_of(session)
+        run = make_fingerprint(session)
         # a driver that learns branches as they come has none to compare yet
         accepted = set(allow) if session.branches else {*allow, "branches"}
         names = sorted(set(run) | set(self.fingerprint))
@@ -210,10 +182,10 @@ class Profile:
         try:
             profile = cls(
                 kind=metadata["kind"],
-                fingerprint=_facts(metadata["fingerprint"]),
+                fingerprint=_read_facts(metadata["fingerprint"]),
                 statistics=statistics,
                 samples=int(metadata["samples"]),
-                provenance=_facts(metadata["provenance"]),
+                provenance=_read_facts(metadata["provenance"]),
             )
         except (KeyError, ValueError) as error:
             raise ProfileError(
@@ -254,14 +226,14 @@ def _require_alike(first: Profile, other: Profile, position: int) -> None:
         )
 
 
-def _facts(text: str) -> dict[str, str]:
+def _read_facts(text: str) -> dict[str, str]:
     facts = json.loads(text)
     if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
         raise ValueError(f"expected a mapping of strings, got {text[:80]}")
     return facts
 
 
-def _digest(profile: Profile) -> str:
+def _hash_profile(profile: Profile) -> str:
     sha = hashlib.sha256()
     facts = [profile.kind, profile.samples, sorted(profile.fingerprint.items())]
     sha.update(json.dumps(facts).encode())

@@ -20,10 +20,10 @@ from erta_framework.cli._options import (
 from erta_framework.cli._pipeline import load_pipeline, read_prompts, to_arguments, wants_pipeline
 from erta_framework.cli._samplers import make_console, make_sampler_at_seam, require_own_loop
 from erta_framework.cli._settings import choose_prompts
-from erta_framework.compatibility import Role, role_of
+from erta_framework.compatibility import Role, find_role
 from erta_framework.config import RunConfig, build_policy
 from erta_framework.errors import CapabilityError, InputError, PolicyError, RegistryError
-from erta_framework.plugins import Policy, Profiler, default_policy
+from erta_framework.plugins import Policy, Profiler, find_default_policy
 from erta_framework.plugins import policies as policy_catalogue
 from erta_framework.sampling import ProgressBar
 from erta_framework.session import Seam
@@ -58,7 +58,7 @@ def calibrate(
     settings, config = config_options.settings, config_options.read()
     piped = wants_pipeline(pipeline_options, request, config, settings)
     if piped and policy is None and profiler is None and not config.policies:
-        policy = default_policy()
+        policy = find_default_policy()
     policies = [make_blank_policy(policy)] if policy is not None else list(config.policies)
     target = output or find_profile_path(policies) or Path("profile.safetensors")
     if target.exists() and not force:
@@ -131,7 +131,7 @@ def find_profiler(policies: Sequence[Policy], name: str | None) -> Policy:
     if name is not None:
         return build_policy(name, where="--profiler")
     for policy in policies:
-        found = policy if role_of(type(policy)) is Role.OBSERVER else find_calibrator(policy)
+        found = policy if find_role(type(policy)) is Role.OBSERVER else find_calibrator(policy)
         if found is not None:
             return found
     names = ", ".join(policy.name for policy in policies) or "no policies"

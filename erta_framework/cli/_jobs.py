@@ -30,7 +30,7 @@ from erta_framework.jobs import (
     FabricConfig,
     JobRequest,
     Summary,
-    launched,
+    is_launched,
     load_launcher,
 )
 from erta_framework.plugins import Policy
@@ -45,7 +45,7 @@ def is_job(options: JobOptions, prompts: Path | None, config: RunConfig) -> bool
 
 def is_distributed(config: RunConfig) -> bool:
     """Whether a configuration, or whoever started this process, asks for several processes."""
-    return config.devices != 1 or config.fabric.many or launched()
+    return config.devices != 1 or config.fabric.is_distributed or is_launched()
 
 
 def merge_fabric(config: RunConfig) -> FabricConfig:

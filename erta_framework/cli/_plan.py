@@ -28,7 +28,7 @@ from erta_framework.cli._samplers import make_console
 from erta_framework.cli._schedules import as_record, make_table, show_schedule
 from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.errors import InputError
-from erta_framework.plugins import Policy, default_policy
+from erta_framework.plugins import Policy, find_default_policy
 
 
 def plan(
@@ -179,7 +179,7 @@ class FromProfile:
         file = find_profile(options.profile)
         return cls(
             file,
-            options.policy or default_policy(),
+            options.policy or find_default_policy(),
             options_from("--option", options.option or ()),
             steps=int(Profile.load(file).fingerprint["num_steps"]),
             bundled=None if file == options.profile else str(options.profile),

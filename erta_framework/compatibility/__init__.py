@@ -1,4 +1,4 @@
-"""Which policies can stand beside which: worked out from what they declare, not from a list.
+"""Which policies can be combined: worked out from what they declare, not from a list.
 
 When to reuse, what the reused output is made of, how that is corrected and how far to integrate are
 separate parts. A policy's part follows from its hooks; what it can be combined with follows from
@@ -6,8 +6,8 @@ building an engine of the combination and checking it against a driver.
 """
 
 from erta_framework.compatibility._combinations import Chosen, Combination, Composer
-from erta_framework.compatibility._overview import OWN, TRUNK, Driver, Overview, make_overview
-from erta_framework.compatibility._roles import PLACES, Groups, Role, role_of
+from erta_framework.compatibility._overview import OWN, TRUNK, DriverOffer, Overview, make_overview
+from erta_framework.compatibility._roles import PLACES, Groups, Role, find_role
 from erta_framework.compatibility._specimens import SETTINGS, Specimens, collect_specimens
 
 __all__ = [
@@ -18,12 +18,12 @@ __all__ = [
     "Chosen",
     "Combination",
     "Composer",
-    "Driver",
+    "DriverOffer",
     "Groups",
     "Overview",
     "Role",
     "Specimens",
     "collect_specimens",
+    "find_role",
     "make_overview",
-    "role_of",
 ]

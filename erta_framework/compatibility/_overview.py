@@ -10,12 +10,12 @@ from erta_framework.compatibility._combinations import Chosen, Composer
 from erta_framework.compatibility._roles import PLACES, Role
 from erta_framework.compatibility._specimens import collect_specimens
 from erta_framework.plugins import Policy
-from erta_framework.sampling import DDIM, FlowAdamsBashforth2, FlowEuler, offered
+from erta_framework.sampling import DDIM, FlowAdamsBashforth2, FlowEuler, list_capabilities
 from erta_framework.session import TEXT, Seam
 
 
 @dataclass(frozen=True, slots=True)
-class Driver:
+class DriverOffer:
     """Something that policies are checked against.
 
     Attributes:
@@ -30,12 +30,12 @@ class Driver:
 
 
 OWN = (
-    Driver("flow_euler", offered(FlowEuler())),
-    Driver("flow_ab2", offered(FlowAdamsBashforth2())),
-    Driver("ddim", offered(DDIM())),
+    DriverOffer("flow_euler", list_capabilities(FlowEuler())),
+    DriverOffer("flow_ab2", list_capabilities(FlowAdamsBashforth2())),
+    DriverOffer("ddim", list_capabilities(DDIM())),
 )
 """The own solvers, in the own loop."""
-TRUNK = Driver("trunk seam", FlowEuler().capabilities | TEXT, Seam.TRUNK)
+TRUNK = DriverOffer("trunk seam", FlowEuler().capabilities | TEXT, Seam.TRUNK)
 """A first-order flow solver where the block stack alone is skipped, in a pipeline."""
 
 
@@ -51,9 +51,9 @@ class Overview:
 
     composer: Composer
     absent: Mapping[str, str]
-    drivers: tuple[Driver, ...] = (*OWN, TRUNK)
+    drivers: tuple[DriverOffer, ...] = (*OWN, TRUNK)
 
-    def conflicts(self, driver: Driver) -> dict[Chosen, str]:
+    def conflicts(self, driver: DriverOffer) -> dict[Chosen, str]:
         """The conflicts under one driver."""
         return self.composer.conflicts(driver.capabilities, driver=driver.name, seam=driver.seam)
 
@@ -81,7 +81,7 @@ class Overview:
             ordered.append((tuple(names), where, text))
         return sorted(ordered, key=lambda row: (row[0], row[2]))
 
-    def counts(self, driver: Driver) -> tuple[int, int]:
+    def counts(self, driver: DriverOffer) -> tuple[int, int]:
         """How many combinations are allowed under a driver, of how many."""
         made = self.composer.combinations(driver.capabilities, seam=driver.seam)
         return sum(one.allowed for one in made), len(made)
@@ -89,7 +89,7 @@ class Overview:
 
 def make_overview(
     calibrate: Callable[[Policy], Profile],
-    drivers: tuple[Driver, ...] = (*OWN, TRUNK),
+    drivers: tuple[DriverOffer, ...] = (*OWN, TRUNK),
     *,
     vary: Collection[Role] = (),
 ) -> Overview:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 
-from erta_framework.plugins import Policy, Traits, find_hooks, hook_options
+from erta_framework.plugins import Policy, Traits, find_hooks, read_hook_options
 
 
 class Role(StrEnum):
@@ -27,13 +27,13 @@ class Role(StrEnum):
 
 
 PLACES = (Role.WHEN, Role.CORRECTION, Role.WHAT, Role.TIME)
-"""The roles of a combination in call order: a correction encloses whatever stands in."""
+"""The roles of a combination in call order: a correction encloses the predictor."""
 
 Groups = Mapping[Role, Mapping[str, Policy]]
 """Policies by role and name."""
 
 
-def default_traits(cls: type[Policy]) -> Traits:
+def read_default_traits(cls: type[Policy]) -> Traits:
     """The traits of a class with the defaults of its settings."""
     try:
         return object.__new__(cls).traits
@@ -41,18 +41,18 @@ def default_traits(cls: type[Policy]) -> Traits:
         return Traits()
 
 
-def role_of(cls: type[Policy]) -> Role | None:
+def find_role(cls: type[Policy]) -> Role | None:
     """The role of a policy class, from its hooks; None for one that only watches steps.
 
     Example:
         >>> from erta_framework.testing import AlternateSteps
-        >>> role_of(AlternateSteps)
+        >>> find_role(AlternateSteps)
         <Role.WHEN: 'when'>
     """
     if cls.parts is not Policy.parts:
         return Role.RECIPE
     found = find_hooks(cls)
-    wraps = {hook for hook in found if hook_options(object.__new__(cls), hook)["wrapper"]}
+    wraps = {hook for hook in found if read_hook_options(object.__new__(cls), hook)["wrapper"]}
     if "on_session_end" in found:
         return Role.OBSERVER
     if "decide" in found:
@@ -61,5 +61,5 @@ def role_of(cls: type[Policy]) -> Role | None:
         return Role.TIME
     if "forward" not in found:
         return None
-    replaces = "forward" not in wraps or default_traits(cls).corrects_computed
+    replaces = "forward" not in wraps or read_default_traits(cls).corrects_computed
     return Role.WHAT if replaces else Role.CORRECTION

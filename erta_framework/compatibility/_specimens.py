@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erta_framework.calibration import Profile
-from erta_framework.compatibility._roles import PLACES, Groups, Role, role_of
+from erta_framework.compatibility._roles import PLACES, Groups, Role, find_role
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.plugins import Catalogue, Engine, Policy, policies
 
@@ -63,10 +63,10 @@ def collect_specimens(
     for name in found.names():
         try:
             cls: type[Policy] = found.load(name)
-            role = role_of(cls)
+            role = find_role(cls)
             if role not in groups:
                 continue
-            options = settings_for(cls, calibrate, (settings or {}).get(name))
+            options = choose_settings(cls, calibrate, (settings or {}).get(name))
         except ErtaError as error:
             absent[name] = str(error)
             continue
@@ -82,7 +82,7 @@ def collect_specimens(
     return Specimens(groups, absent)
 
 
-def settings_for(
+def choose_settings(
     cls: type[Policy],
     calibrate: Callable[[Policy], Profile],
     given: Mapping[str, Any] | None,
@@ -95,19 +95,19 @@ def settings_for(
     fields = {each.name for each in dataclasses.fields(cls)}
     ladder: Iterable[Mapping[str, Any]] = SETTINGS if given is None else [given]
     rungs = [dict(rung) for rung in ladder if fields >= set(rung)]
-    found, problem = first_fit(cls, rungs)
+    found, problem = find_first_fit(cls, rungs)
     if found is None and "profile" in fields:
-        # asked without settings, as `erta calibrate --policy NAME` does
+        # without settings, as `erta calibrate --policy NAME` does
         profiler = object.__new__(cls).calibrator()
         if profiler is not None:
             profile = calibrate(profiler)
-            found, problem = first_fit(cls, [{**rung, "profile": profile} for rung in rungs])
+            found, problem = find_first_fit(cls, [{**rung, "profile": profile} for rung in rungs])
     if found is None:
         raise problem or PolicyError(f"{cls.__name__} takes none of the settings {list(SETTINGS)}")
     return found
 
 
-def first_fit(
+def find_first_fit(
     cls: type[Policy], rungs: Iterable[dict[str, Any]]
 ) -> tuple[dict[str, Any] | None, ErtaError | None]:
     """The first settings that an engine accepts, and what was wrong with the first refused."""

@@ -8,10 +8,10 @@ from typing import Any
 from erta_framework.config._convert import construct, convert, split_name
 from erta_framework.config._problems import Misfit
 from erta_framework.config._run_config import RunConfig
-from erta_framework.errors import ConfigError, suggestion
+from erta_framework.errors import ConfigError, suggest
 from erta_framework.jobs import FabricConfig, JobConfig
 from erta_framework.plugins import Catalogue, Policy
-from erta_framework.sampling import Guidance, Solver, guidance_catalogue, solver_catalogue
+from erta_framework.sampling import Guidance, Solver, open_guidance_catalogue, open_solver_catalogue
 
 
 def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) -> RunConfig:
@@ -47,7 +47,7 @@ def build_solver(spec: object, only: Collection[str] | None = None) -> Solver:
         ConfigError: The name or an option is unknown, or a value of the wrong type.
         RegistryError: The class does not load.
     """
-    solver: Solver = build_part(spec, "solver", solver_catalogue(only), only)
+    solver: Solver = build_part(spec, "solver", open_solver_catalogue(only), only)
     return solver
 
 
@@ -57,7 +57,7 @@ def build_guidance(spec: object, only: Collection[str] | None = None) -> Guidanc
     Raises:
         ConfigError: The name or an option is unknown, or a value of the wrong type.
     """
-    guidance: Guidance = build_part(spec, "guidance", guidance_catalogue(only), only)
+    guidance: Guidance = build_part(spec, "guidance", open_guidance_catalogue(only), only)
     return guidance
 
 
@@ -71,7 +71,7 @@ def build_part(
         raise ConfigError(f"{key} {problem}") from None
     known = catalogue.names()
     if name not in known:
-        raise ConfigError(f"unknown {key} {name!r}{catalogue.limit}; " + suggestion(name, known))
+        raise ConfigError(f"unknown {key} {name!r}{catalogue.limit}; " + suggest(name, known))
     return construct(catalogue.load(name), options, where=f"{key}.{name}", only=only)
 
 

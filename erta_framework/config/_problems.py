@@ -15,8 +15,8 @@ from cattrs.errors import (
 )
 
 from erta_framework.config._hints import spell
-from erta_framework.errors import ConfigError, ErtaError, suggestion
-from erta_framework.plugins import Policy, budgeted
+from erta_framework.errors import ConfigError, ErtaError, suggest
+from erta_framework.plugins import Policy, list_budgeted
 
 T = TypeVar("T")
 PLACES = (AttributeValidationNote, IterableValidationNote)
@@ -84,11 +84,11 @@ def refuse_key(key: str, cls: type) -> Misfit:
     if key == "budget" and issubclass(cls, Policy):
         return Misfit(
             "takes no budget: its computed steps are decided while it samples, or were fixed when "
-            f"its profile was made; use {', '.join(budgeted())}, or put a policy before it that "
-            "stops computing at a number of calls"
+            f"its profile was made; use {', '.join(list_budgeted())}, or put a policy before it "
+            "that stops computing at a number of calls"
         )
     known = [field.name for field in dataclasses.fields(cls) if field.init]
-    return UnknownKey(f"unknown key {key!r}; " + suggestion(key, known))
+    return UnknownKey(f"unknown key {key!r}; " + suggest(key, known))
 
 
 def describe(place: str, problem: Exception) -> str:

@@ -1,23 +1,24 @@
-"""Policies and what holds them together: hooks, traits, the engine, the catalogues."""
+"""Policies, their hooks and traits, the engine that calls them, and the catalogues."""
 
-from erta_framework.plugins._engine import Engine, find_hooks, hook_options
+from erta_framework.plugins._engine import Engine
+from erta_framework.plugins._hooks import find_hooks, read_hook_options
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
-from erta_framework.plugins._policy import Policy, Profiler, flatten, owners_of
+from erta_framework.plugins._policy import Policy, Profiler, find_owners, flatten
 from erta_framework.plugins._registry import (
     FIRST_PARTY,
     Catalogue,
     Entry,
     benches,
-    budgeted,
     commands,
-    default_policy,
     drivers,
+    find_default_policy,
     launchers,
+    list_budgeted,
     load_with_extra,
     models,
     policies,
 )
-from erta_framework.plugins._traits import UNITS, Traits, finest_unit
+from erta_framework.plugins._traits import UNITS, Traits, choose_unit
 
 __all__ = [
     "FIRST_PARTY",
@@ -32,18 +33,18 @@ __all__ = [
     "Profiler",
     "Traits",
     "benches",
-    "budgeted",
+    "choose_unit",
     "commands",
-    "default_policy",
     "drivers",
+    "find_default_policy",
     "find_hooks",
-    "finest_unit",
+    "find_owners",
     "flatten",
-    "hook_options",
     "hookimpl",
     "launchers",
+    "list_budgeted",
     "load_with_extra",
     "models",
-    "owners_of",
     "policies",
+    "read_hook_options",
 ]

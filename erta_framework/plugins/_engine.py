@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pluggy
 from torch import Tensor
 
-from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError, suggestion
+from erta_framework.errors import CapabilityError, ErtaError, PolicyError
+from erta_framework.plugins._build_checks import (
+    check_one_owner,
+    check_traits,
+    merge_traits,
+    prepare_policies,
+)
 from erta_framework.plugins._dispatch import (
     Hook,
     bind_arguments,
     call_within_wrappers,
     compile_hook,
 )
+from erta_framework.plugins._explain import explain_engine
+from erta_framework.plugins._hooks import check_hooks, find_raiser, is_wrapper
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
-from erta_framework.plugins._policy import Policy, flatten, owners_of
-from erta_framework.plugins._traits import Traits
+from erta_framework.plugins._policy import Policy, find_owners, flatten
 from erta_framework.session import (
     PREFIX,
     Call,
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class CoreDefaults:
-    """Core's own answers, asked last: compute, and `x + residual` on a reused call."""
+    """The defaults of the core, called last: compute, and `x + residual` on a reused call."""
 
     @hookimpl
     def decide(self) -> Decision:
@@ -78,92 +84,31 @@ class Engine:
         for position in reversed(range(len(self.policies))):
             self._register(position, self.policies[position])
         owners = [p for p in self.policies if "adjust_interval" in self._implemented[id(p)]]
-        if len(owners) > 1:
-            raise ConflictError(
-                "the interval has one owner, but adjust_interval is implemented by "
-                + " and ".join(repr(policy) for policy in owners)
-                + "; remove one of them"
-            )
-        for policy in self.policies:
-            try:
-                policy.prepare()
-            except ErtaError:
-                raise
-            except Exception as error:
-                raise PolicyError(
-                    f"{policy!r} raised {type(error).__name__} in prepare(): {error}"
-                ) from error
-        self.traits = self._merge_traits()
-        self.owners = owners_of(self.policies)
+        check_one_owner(owners)
+        prepare_policies(self.policies)
+        self.traits = merge_traits(self.policies, reuses=bool(self.implementers("decide")))
+        check_traits(self.policies, self.traits, owners)
+        self.owners = find_owners(self.policies)
         self.signals = frozenset(r for r in self.traits.requires if r.startswith(PREFIX))
         self._revising = tuple(p for p in self.policies if p.traits.sees_every_branch)
-        for policy in self._revising:
-            if "decide" not in self._implemented[id(policy)] or not self._wraps("decide", policy):
-                raise PolicyError(
-                    f"{policy!r} declares sees_every_branch=True in its traits, but does not wrap "
-                    "decide; mark it with @hookimpl(wrapper=True)"
-                )
-        if self.traits.decides == "sample" and owners:
-            deciders = [repr(p) for p in self.policies if p.traits.decides == "sample"]
-            raise ConflictError(
-                f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
-                "the interval of the whole batch; remove it, or decide for the whole batch"
-            )
         self._demands = [(p, p.traits.seams, p.traits.requires) for p in self.policies]
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: compile_hook(getattr(self._manager.hook, hook)) for hook in HOOKS}
         self._revisers = self._enclosing_revisers()
 
-    def _merge_traits(self) -> Traits:
-        """The traits of all policies together; reuse without a predictor needs one evaluation."""
-        for policy in self.policies:
-            if not isinstance(policy.traits, Traits):
-                raise PolicyError(
-                    f"the traits of {policy!r} are {policy.traits!r}; give a Traits(...)"
-                )
-        traits = Traits.merge(policy.traits for policy in self.policies)
-        if not self.implementers("decide"):
-            return traits
-        depth = max(traits.memory.evaluations, 1)
-        return replace(traits, memory=replace(traits.memory, evaluations=depth))
-
     def _register(self, position: int, policy: Policy) -> None:
-        marked = find_hooks(type(policy))
-        for name in HOOKS:
-            if name not in marked and hasattr(type(policy), name):
-                raise PolicyError(
-                    f"{policy!r} has a method {name!r} without @hookimpl, which would never be "
-                    "called; mark it, or rename it"
-                )
-        unknown = sorted(marked - set(HOOKS))
-        if unknown:
-            raise PolicyError(
-                f"{policy!r} implements the unknown hook {unknown[0]!r}; "
-                + suggestion(unknown[0], HOOKS)
-            )
-        if not marked:
-            raise PolicyError(
-                f"{policy!r} implements no hook; mark a method with @hookimpl, one of: "
-                + ", ".join(HOOKS)
-            )
-        for name in marked:
-            options = hook_options(policy, name)
-            if options["tryfirst"] or options["trylast"] or options["hookwrapper"]:
-                raise PolicyError(
-                    f"{policy!r} marks {name!r} tryfirst, trylast or hookwrapper; the listed order "
-                    "is the call order, use a plain @hookimpl or @hookimpl(wrapper=True)"
-                )
+        hooks = check_hooks(policy)
         try:
             self._manager.register(policy, name=f"{position}:{policy.name}")
             self._manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise PolicyError(f"{policy!r} does not fit a hook: {error}") from error
-        self._implemented[id(policy)] = tuple(name for name in HOOKS if name in marked)
+        self._implemented[id(policy)] = hooks
 
     def implementers(self, hook: str) -> tuple[Policy, ...]:
         """The policies that implement `hook`, in call order: wrappers first, then as listed."""
         found = (p for p in self.policies if hook in self._implemented[id(p)])
-        return tuple(sorted(found, key=lambda policy: not self._wraps(hook, policy)))
+        return tuple(sorted(found, key=lambda policy: not is_wrapper(hook, policy)))
 
     def hooks_of(self, policy: Policy) -> tuple[str, ...]:
         """The hooks that one of this engine's policies implements."""
@@ -210,7 +155,11 @@ class Engine:
         Raises:
             PolicyError: A policy raised something that is not an `ErtaError`.
         """
-        return self._called(self._callers[hook], hook, where, arguments)
+        try:
+            return self._callers[hook](*arguments)
+        except Exception as error:
+            self._blame(error, hook, where, arguments)
+            raise
 
     def _enclosing_revisers(self) -> tuple[Hook, ...]:
         """The wrappers of `decide` from the outermost to the last policy that revises."""
@@ -231,30 +180,32 @@ class Engine:
         Arguments and errors as in `call_hook`.
         """
         caller = call_within_wrappers(self._revisers, lambda *_: decision)
-        revised: Decision = self._called(caller, "decide", where, (step, call))
+        try:
+            revised: Decision = caller(step, call)
+        except Exception as error:
+            self._blame(error, "decide", where, (step, call))
+            raise
         return revised
 
-    def _called(
-        self,
-        caller: Hook,
-        hook: str,
-        where: Callable[[], str],
-        arguments: tuple[Any, ...],
-    ) -> Any:
-        try:
-            return caller(*arguments)
-        except ErtaError as error:
+    def _blame(
+        self, error: Exception, hook: str, where: Callable[[], str], arguments: tuple[Any, ...]
+    ) -> None:
+        """Note on an error where it arose, or name the policy that raised it.
+
+        Raises:
+            PolicyError: It is neither an error of ours nor one of the network.
+        """
+        if isinstance(error, ErtaError):
             error.add_note(f"in hook {hook!r} {where()}")
-            raise
-        except Exception as error:
-            call = arguments[-1]
-            if isinstance(call, Call) and call.compute.failure is error:
-                error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
-                raise
-            raise PolicyError(
-                f"{self._blamed(hook, error)} raised {type(error).__name__} in hook {hook!r} "
-                f"{where()}: {error}"
-            ) from error
+            return
+        call = arguments[-1]
+        if isinstance(call, Call) and call.compute.failure is error:
+            error.add_note(f"raised by the network, branch {call.branch!r} {where()}")
+            return
+        raise PolicyError(
+            f"{self._name_raiser(hook, error)} raised {type(error).__name__} in hook {hook!r} "
+            f"{where()}: {error}"
+        ) from error
 
     def end_session(
         self, where: Callable[[], str], session: SessionInfo, error: BaseException | None
@@ -268,8 +219,8 @@ class Engine:
         try:
             return list(self.call_hook(hook, where, session, error))
         except Exception as first:
-            plain = [p for p in self.implementers(hook) if not self._wraps(hook, p)]
-            raiser = self._raiser(first)
+            plain = [p for p in self.implementers(hook) if not is_wrapper(hook, p)]
+            raiser = find_raiser(first, self.policies)
             behind = plain[plain.index(raiser) + 1 :] if raiser in plain else []
             for policy in behind:
                 others = [p for p in self.policies if p is not policy]
@@ -279,60 +230,13 @@ class Engine:
                     first.add_note(f"{policy!r} raised {type(second).__name__} as well: {second}")
             raise
 
-    def _blamed(self, hook: str, error: BaseException) -> str:
-        policy = self._raiser(error)
+    def _name_raiser(self, hook: str, error: BaseException) -> str:
+        policy = find_raiser(error, self.policies)
         if policy is not None:
             return repr(policy)
         # a wrapper that yields twice or not at all is found outside of its frames
         return " or ".join(map(repr, self.implementers(hook))) or "core"
 
-    def _raiser(self, error: BaseException | None) -> Policy | None:
-        """The policy in whose method the exception arose, from the frames of its traceback."""
-        if isinstance(error, PolicyError) and error.__cause__ is not None:
-            error = error.__cause__
-        found, trace = None, error.__traceback__ if error is not None else None
-        while trace is not None:
-            code = trace.tb_frame.f_code
-            owner = trace.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
-            found = next((p for p in self.policies if p is owner), found)
-            trace = trace.tb_next
-        return found
-
     def explain(self) -> str:
-        """The policies, and which of them has which hook, in call order."""
-        if not self.policies:
-            return "no policies: every step is computed"
-        lines = ["policies, in call order:"]
-        for position, policy in enumerate(self.policies):
-            lines.append(f"  {position}  {policy!r}")
-        lines.append("hooks, in call order:")
-        for hook in HOOKS:
-            names = [self._described(hook, policy) for policy in self.implementers(hook)]
-            if hook in ("decide", "forward"):
-                names.append("core")
-            lines.append(f"  {hook:17} {' -> '.join(names) if names else '-'}")
-        lines.append(
-            f"remembered per branch: {self.traits.memory.evaluations} evaluations"
-            + (" with inputs and outputs" if self.traits.memory.pairs else " (residuals)")
-            + f"; schedule is {'static' if self.traits.static else 'decided while sampling'}"
-        )
-        return "\n".join(lines)
-
-    def _described(self, hook: str, policy: Policy) -> str:
-        return f"[{policy.name}]" if self._wraps(hook, policy) else policy.name
-
-    @staticmethod
-    def _wraps(hook: str, policy: Policy) -> bool:
-        return bool(hook_options(policy, hook)["wrapper"])
-
-
-def find_hooks(cls: type) -> frozenset[str]:
-    """Names of the methods of a class that are marked with `@hookimpl`."""
-    mark = f"{PROJECT}_impl"
-    return frozenset(name for name in dir(cls) if hasattr(getattr(cls, name, None), mark))
-
-
-def hook_options(policy: Policy, hook: str) -> Mapping[str, Any]:
-    """What a policy's `@hookimpl` mark of a hook says."""
-    options: Mapping[str, Any] = getattr(getattr(type(policy), hook), f"{PROJECT}_impl")
-    return options
+        """Who answers what, in call order."""
+        return explain_engine(self)

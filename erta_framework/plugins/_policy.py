@@ -51,7 +51,7 @@ class Policy:
     @property
     def name(self) -> str:
         """Name in traces and errors: the class name in snake case."""
-        return snake_case(type(self).__name__)
+        return to_snake_case(type(self).__name__)
 
     def parts(self) -> Sequence[Policy]:
         """The parts of a recipe, in call order; for any other policy, the policy itself."""
@@ -101,7 +101,7 @@ class Profiler(Policy):
         return None
 
 
-def snake_case(name: str) -> str:
+def to_snake_case(name: str) -> str:
     """`EveryOther` as `every_other`, `ABCache` as `ab_cache`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
@@ -137,7 +137,7 @@ def flatten(policies: Sequence[Policy], where: str = "policies") -> tuple[Policy
     return tuple(flat)
 
 
-def owners_of(policies: Sequence[Policy]) -> tuple[Policy, ...]:
+def find_owners(policies: Sequence[Policy]) -> tuple[Policy, ...]:
     """The policies, and those that they hold in their fields: all that may keep state."""
     found: dict[int, Policy] = {}
     queue: list[object] = list(policies)

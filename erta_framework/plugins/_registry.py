@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from erta_framework.errors import RegistryError, suggestion
+from erta_framework.errors import RegistryError, suggest
 from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins._policy import Policy
 
@@ -112,7 +112,7 @@ class Catalogue:
         if not matches:
             raise RegistryError(
                 f"no installed distribution provides {name!r} in {self.group}{self.limit}; "
-                + suggestion(name, self.names())
+                + suggest(name, self.names())
             )
         if len(matches) > 1:
             owners = ", ".join(f"{m.distribution} {m.version} ({m.point.value})" for m in matches)
@@ -178,7 +178,7 @@ def policies(only: Collection[str] | None = None) -> Catalogue:
     return Catalogue("erta_framework.policies", _check_policy, only)
 
 
-def budgeted() -> list[str]:
+def list_budgeted() -> list[str]:
     """Names of the installed policies that take a planned budget, for messages and the docs."""
     found = set()
     for entry in policies().entries():
@@ -191,7 +191,7 @@ def budgeted() -> list[str]:
     return sorted(found)
 
 
-def default_policy() -> str:
+def find_default_policy() -> str:
     """Name of the policy that a command takes where none is named.
 
     It is the entry `policy` of the group `erta_framework.defaults`, of first-party distributions

@@ -14,11 +14,11 @@ UNITS: tuple[Unit, ...] = ("step", "branch", "sample")
 """From the coarsest to the finest; each may decide for those before it as well."""
 
 
-def finest_unit(each_sample: bool, each_branch: bool = False) -> Unit:
+def choose_unit(each_sample: bool, each_branch: bool = False) -> Unit:
     """What a decision holds for, by the settings of a policy that can decide for less than a step.
 
     Example:
-        >>> finest_unit(False, each_branch=True)
+        >>> choose_unit(False, each_branch=True)
         'branch'
     """
     if each_sample:

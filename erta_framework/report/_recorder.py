@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from erta_framework import Traits
-from erta_framework.calibration import Profile, fingerprint_of
-from erta_framework.plugins import Policy, hookimpl
+from erta_framework.calibration import Profile, make_fingerprint
+from erta_framework.plugins import Policy, Traits, hookimpl
 from erta_framework.session import SessionInfo, Step
 
 KIND = "trajectory_recorder"
@@ -37,7 +36,7 @@ class TrajectoryRecorder(Policy):
             return None
         return Profile(
             kind=KIND,
-            fingerprint=fingerprint_of(session),
+            fingerprint=make_fingerprint(session),
             statistics={"latents": torch.stack(latents)},
             samples=session.shape[0],
         )

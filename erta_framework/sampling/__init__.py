@@ -1,4 +1,4 @@
-"""The own loop: solvers, guidance, `Sampler` and its callbacks."""
+"""Sampling with any network: `Sampler`, the loop below it, solvers, guidance and callbacks."""
 
 from erta_framework.sampling._callbacks import (
     BatchEnd,
@@ -9,15 +9,18 @@ from erta_framework.sampling._callbacks import (
     RunStart,
     TraceLogger,
 )
-from erta_framework.sampling._catalogues import guidance_catalogue, solver_catalogue
-from erta_framework.sampling._loop import Request, Result, SamplingLoop, offered
+from erta_framework.sampling._catalogues import open_guidance_catalogue, open_solver_catalogue
+from erta_framework.sampling._device import resolve_device
+from erta_framework.sampling._inputs import repeat_batches
+from erta_framework.sampling._loop import Request, Result, SamplingLoop, list_capabilities
 from erta_framework.sampling._network_call import (
     Denoiser,
     DenoiserCall,
     as_times,
     call_denoiser,
 )
-from erta_framework.sampling._sampler import Sampler, Samples, TextSampler, copied, resolve_device
+from erta_framework.sampling._sampler import Sampler
+from erta_framework.sampling._samples import Samples, TextSampler
 from erta_framework.sampling._text_model import TextModel, sample_noise
 from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
@@ -50,10 +53,10 @@ __all__ = [
     "TraceLogger",
     "as_times",
     "call_denoiser",
-    "copied",
-    "guidance_catalogue",
-    "offered",
+    "list_capabilities",
+    "open_guidance_catalogue",
+    "open_solver_catalogue",
+    "repeat_batches",
     "resolve_device",
     "sample_noise",
-    "solver_catalogue",
 ]

@@ -189,7 +189,7 @@ class Observers:
 
     @staticmethod
     def _end(callbacks: tuple[Callback, ...], error: BaseException | None) -> None:
-        # everyone is told; an error of the run itself is never replaced by that of a callback
+        # all are called; an error of the run itself is never replaced by that of a callback
         first = error
         for callback in callbacks:
             try:

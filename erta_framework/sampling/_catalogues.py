@@ -10,12 +10,12 @@ from erta_framework.sampling.guidance import Guidance
 from erta_framework.sampling.solvers import Solver
 
 
-def solver_catalogue(only: Collection[str] | None = None) -> Catalogue:
+def open_solver_catalogue(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of solvers (`erta_framework.solvers`): dataclasses that offer `Solver`."""
     return Catalogue("erta_framework.solvers", _check_solver, only)
 
 
-def guidance_catalogue(only: Collection[str] | None = None) -> Catalogue:
+def open_guidance_catalogue(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of guidance rules (`erta_framework.guidance`): they offer `Guidance`."""
     return Catalogue("erta_framework.guidance", _check_guidance, only)
 

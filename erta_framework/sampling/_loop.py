@@ -21,10 +21,10 @@ from erta_framework.session import (
     TRIAL,
     NetworkSignal,
     SessionInfo,
-    Site,
     StepTrace,
     Trace,
     find_signals,
+    make_site,
 )
 
 
@@ -83,7 +83,7 @@ class SamplingLoop:
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
         # which signals there are depends on the network, which comes with each run
-        engine.check(offered(solver) | engine.signals, type(solver).__name__)
+        engine.check(list_capabilities(solver) | engine.signals, type(solver).__name__)
 
     @torch.no_grad()
     def run(
@@ -102,7 +102,8 @@ class SamplingLoop:
         Raises:
             InputError: The latents do not fit, or the start index is outside the schedule.
         """
-        x, schedule, state = checked_latents(request), request.schedule, None
+        check_request(request)
+        x, schedule, state = request.latents, request.schedule, None
         settled = schedule.interval(request.first)
         found = find_signals(network) if self.engine.signals else {}
         with self.engine.session(self._info(request, found)) as session:
@@ -117,7 +118,7 @@ class SamplingLoop:
                 for branch in branches:
                     latents = branch.expand(x)
                     call = DenoiserCall(network, latents, settled.time, branch, found)
-                    site = Site(branch=branch.name)
+                    site = make_site("model", branch.name)
                     outputs[branch.name] = session.forward(site, latents, call)
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
@@ -140,7 +141,7 @@ class SamplingLoop:
             model=dict(request.model),
             solver=repr(self.solver),
             guidance=repr(self.guidance),
-            capabilities=offered(self.solver) | names,
+            capabilities=list_capabilities(self.solver) | names,
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
@@ -149,13 +150,13 @@ class SamplingLoop:
         )
 
 
-def offered(solver: Solver) -> frozenset[str]:
+def list_capabilities(solver: Solver) -> frozenset[str]:
     """The capabilities of the loop with a solver: its own, trials of any size, and the text."""
     return solver.capabilities | {TRIAL, RESIZED} | TEXT
 
 
-def checked_latents(request: Request) -> Tensor:
-    """The latents, after checking them against the conditions and the schedule.
+def check_request(request: Request) -> None:
+    """Refuse latents that do not fit the conditions or the schedule.
 
     Raises:
         InputError: Empty batch, unequal batch sizes, or a start index outside the schedule.
@@ -177,4 +178,3 @@ def checked_latents(request: Request) -> Tensor:
             f"the first step is {request.first}, outside the {request.schedule.num_steps} steps "
             "of the schedule"
         )
-    return x

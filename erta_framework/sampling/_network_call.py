@@ -14,8 +14,8 @@ from erta_framework.session import (
     PROMPT,
     PROMPT_MASK,
     NetworkSignal,
-    holds_text,
-    tokens,
+    as_tokens,
+    find_text_tokens,
 )
 
 Denoiser = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -69,7 +69,7 @@ class DenoiserCall:
         condition = self.branch.condition
         if name in self.signals:
             return self.signals[name](self.x, as_times(self.x, self.timestep), condition)
-        return {PROMPT: tokens, PROMPT_MASK: holds_text}[name](condition)
+        return {PROMPT: as_tokens, PROMPT_MASK: find_text_tokens}[name](condition)
 
     def keep(self, x: Tensor, output: Tensor) -> None:
         """The residual is kept."""

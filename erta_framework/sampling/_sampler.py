@@ -1,16 +1,16 @@
-"""`Sampler`: the front door. A thin facade over `Engine` and `SamplingLoop`."""
+"""`Sampler`: the front door. A thin facade over `Engine` and `SamplingLoop`.
+
+Over 250 lines because it is documented for users here: half of it is the docstrings of its methods.
+"""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,60 +33,22 @@ from erta_framework.jobs import (
 )
 from erta_framework.plugins import Engine, Policy, Profiler
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
+from erta_framework.sampling._device import autocast, check_precision, resolve_device
+from erta_framework.sampling._inputs import (
+    as_prompts,
+    as_seeds,
+    check_latents,
+    check_start,
+    make_noise,
+    repeat_batches,
+    require_prediction,
+)
 from erta_framework.sampling._loop import Request, SamplingLoop
-from erta_framework.sampling._text_model import TextModel, sample_noise
+from erta_framework.sampling._samples import Samples
+from erta_framework.sampling._text_model import TextModel
+from erta_framework.sampling._workers import open_worker, use_one_device
 from erta_framework.sampling.guidance import CFG, Guidance
-from erta_framework.sampling.solvers import FlowEuler, Schedule, Solver, suggest_solver
-from erta_framework.session import Trace
-
-PRECISIONS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Samples:
-    """What `Sampler.sample` gives.
-
-    Attributes:
-        samples: `[N, C, ...]` in the order of the prompts, on the CPU.
-        prompts: The prompts.
-        seeds: Seed of each sample.
-        traces: One trace a batch.
-        seconds: Wall seconds of the sampling, without encoding prompts.
-        emitted: Profiles that profilers emitted, one a batch.
-    """
-
-    samples: Tensor
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...]
-    traces: tuple[Trace, ...]
-    seconds: float
-    emitted: tuple[Profile, ...]
-
-    @property
-    def network_calls(self) -> int:
-        """Network calls that were made, over all batches."""
-        return sum(trace.network_calls for trace in self.traces)
-
-
-class TextSampler(Protocol):
-    """Samples and calibrates prompts: `Sampler`, or a pipeline that runs the same model.
-
-    `facts` says in words what samples, for a report: loop, solver or scheduler, and guidance.
-    """
-
-    @property
-    def facts(self) -> Mapping[str, str]: ...
-
-    def sample(self, model: TextModel, prompts: Sequence[str], *, seed: int = 0) -> Samples: ...
-
-    def calibrate(
-        self,
-        model: TextModel,
-        prompts: Sequence[str],
-        *,
-        seed: int = 0,
-        profiler: Policy | None = None,
-    ) -> Profile: ...
+from erta_framework.sampling.solvers import FlowEuler, Schedule, Solver
 
 
 class Sampler:
@@ -145,8 +107,11 @@ class Sampler:
             precision=None if precision == "32" else precision,
         )
         # each of several processes has one device; which, Fabric says when it launches them
-        self.device = resolve_device(accelerator, 1 if self.fabric.many and devices else devices)
-        self.precision = checked_precision(precision)
+        self.device = resolve_device(
+            accelerator, 1 if self.fabric.is_distributed and devices else devices
+        )
+        check_precision(precision)
+        self.precision = precision
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, it must be at least 1")
         self.batch_size = batch_size
@@ -190,33 +155,16 @@ class Sampler:
             InputError: No prompts, or inputs whose number, shape or values do not fit.
             NonFiniteError: A reused output was NaN or infinite.
         """
-        predicted = getattr(model, "prediction", None)
-        if predicted is not None and predicted not in self.solver.capabilities:
-            raise CapabilityError(
-                f"{type(model).__name__} predicts {predicted}, {self.solver!r} offers "
-                f"{', '.join(sorted(self.solver.capabilities))}; use a solver that offers "
-                f"{predicted}, such as {suggest_solver(predicted)}"
-            )
-        if self.fabric.many:
+        require_prediction(model, self.solver)
+        if self.fabric.is_distributed:
             raise CapabilityError(
                 f"this sampler has several devices ({self.fabric}), whose samples go to a folder; "
                 "use sample_job(model, prompts, folder), or devices=1"
             )
-        names = tuple(prompts)
-        if isinstance(prompts, str) or not names:
-            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        strange = [name for name in names if not isinstance(name, str)]
-        if strange:
-            raise InputError(f"prompts holds {strange[0]!r}; every prompt is a string")
-        numbers = tuple(seeds) if seeds is not None else tuple(seed + k for k in range(len(names)))
-        noise = self._noise(model, names, numbers, latents)
-        if not 0 <= first < self.schedule.num_steps:
-            raise InputError(f"first is {first}, outside the {self.schedule.num_steps} steps")
-        if first > 0 and init is None and latents is None:
-            raise InputError(
-                f"first is {first}, but there is nothing to start from there; give init (clean "
-                "samples) or latents (already noised)"
-            )
+        names = as_prompts(prompts)
+        numbers = as_seeds(seeds, seed, len(names))
+        noise = make_noise(model, numbers, latents)
+        check_start(first, self.schedule.num_steps, init is not None or latents is not None)
         if init is not None:
             check_latents("init", init, noise.shape)
         # latents given for a later step are noised already; pure noise may still need a scale
@@ -228,7 +176,7 @@ class Sampler:
         run = RunStart(len(names), len(starts), self.schedule.num_steps - first, title)
         done: list[BatchEnd] = []
         emitted: list[Profile] = []
-        with Observers(self.callbacks, run) as observers, self._autocast():
+        with Observers(self.callbacks, run) as observers, autocast(self.device, self.precision):
             for begin in starts:
                 chosen = slice(begin, begin + self.batch_size)
                 clock = time.perf_counter()
@@ -276,9 +224,9 @@ class Sampler:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
         chosen = find_profiler(self.policies, profiler)
-        if self.fabric.many:
+        if self.fabric.is_distributed:
             request = CalibrationRequest(
-                open=partial(opened, single(self), model),
+                open=partial(open_worker, use_one_device(self), model),
                 prompts=tuple(prompts),
                 profiler=chosen,
                 seed=seed,
@@ -292,7 +240,7 @@ class Sampler:
             twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
             copies = current.calibration_copies
             twin.batch_size = self.batch_size * copies
-            names, seeds = copied(prompts, seed, self.batch_size, copies)
+            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
             return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
 
         return calibrate(chosen, run).with_provenance(
@@ -335,7 +283,7 @@ class Sampler:
             MissingExtraError: Lightning is not installed.
         """
         request = JobRequest(
-            open=partial(opened, single(self), model),
+            open=partial(open_worker, use_one_device(self), model),
             prompts=prompts,
             output=output,
             seed=seed,
@@ -345,17 +293,6 @@ class Sampler:
             job=job if job is not None else JobConfig(),
         )
         return load_launcher().sample(request)
-
-    def _noise(
-        self, model: TextModel, names: Sequence[str], seeds: Sequence[int], latents: Tensor | None
-    ) -> Tensor:
-        if len(seeds) != len(names):
-            raise InputError(f"{len(seeds)} seeds for {len(names)} prompts; give one a prompt")
-        shape = (len(names), *model.latent_shape)
-        if latents is None:
-            return sample_noise(model.latent_shape, seeds)
-        check_latents("latents", latents, shape)
-        return latents
 
     def _request(
         self, model: TextModel, names: Sequence[str], start: Tensor, first: int, number: int
@@ -372,99 +309,3 @@ class Sampler:
             request_id=f"batch-{number}",
             prompts=tuple(names),
         )
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        dtype = PRECISIONS[self.precision]
-        if dtype is None:
-            return nullcontext()
-        return torch.autocast(self.device.type, dtype=dtype)
-
-
-def copied(
-    prompts: Sequence[str], seed: int, batch: int, copies: int
-) -> tuple[Sequence[str], list[int]]:
-    """Prompts and their seeds with every batch repeated as a whole, for profilers that ask so.
-
-    Example:
-        >>> copied(["a", "b", "c"], seed=5, batch=2, copies=2)
-        (['a', 'b', 'a', 'b', 'c', 'c'], [5, 6, 5, 6, 7, 7])
-    """
-    if copies == 1 or isinstance(prompts, str):
-        return prompts, [seed + k for k in range(len(prompts))]
-    places = [
-        place
-        for begin in range(0, len(prompts), batch)
-        for place in [*range(begin, min(begin + batch, len(prompts)))] * copies
-    ]
-    return [prompts[place] for place in places], [seed + place for place in places]
-
-
-def single(sampler: Sampler) -> Sampler:
-    """The sampler on one of its devices."""
-    twin = copy.copy(sampler)
-    twin.fabric = FabricConfig()
-    return twin
-
-
-def opened(
-    sampler: Sampler, model: TextModel, accelerator: str, precision: str
-) -> tuple[Sampler, TextModel]:
-    """A sampler and its model for one process of a job, in Fabric's precision."""
-    twin = copy.copy(sampler)
-    twin.device = resolve_device(accelerator, 1)
-    twin.precision = checked_precision(precision)
-    return twin, model
-
-
-def check_latents(name: str, latents: Tensor, shape: Sequence[int]) -> None:
-    """Refuse latents of another shape, or with NaN or infinite values.
-
-    Raises:
-        InputError: Names the argument and both values.
-    """
-    if tuple(latents.shape) != tuple(shape):
-        raise InputError(f"{name} has shape {tuple(latents.shape)}, expected {tuple(shape)}")
-    bad = [
-        k for k, good in enumerate(latents.isfinite().flatten(1).all(dim=1).tolist()) if not good
-    ]
-    if bad:
-        raise InputError(
-            f"{name} of sample {', '.join(map(str, islice(bad, 5)))} is NaN or infinite"
-        )
-
-
-def checked_precision(precision: str) -> str:
-    """A known precision name.
-
-    Raises:
-        CapabilityError: The name is unknown.
-    """
-    if precision not in PRECISIONS:
-        raise CapabilityError(
-            f"precision {precision!r} is unknown; use one of {', '.join(PRECISIONS)}"
-        )
-    return precision
-
-
-def resolve_device(accelerator: str, devices: int | str) -> torch.device:
-    """The device to sample on.
-
-    Raises:
-        CapabilityError: Several devices, or an accelerator that is not there.
-    """
-    if devices != 1:
-        raise CapabilityError(
-            f"devices={devices}: a process samples on one device; use devices=1, or "
-            "Sampler(devices=...).sample_job(...), which starts a process a device"
-        )
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if accelerator == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
-    if not available.get(accelerator, False):
-        usable = ", ".join(name for name, there in available.items() if there)
-        raise CapabilityError(f"accelerator {accelerator!r} is not available; use auto, {usable}")
-    return torch.device(accelerator)

@@ -1,9 +1,11 @@
-"""One request: its state machine, the frozen records that policies see, and the trace."""
+"""One request: the session that drivers call, the records that policies see, and the trace."""
 
 from erta_framework.session._call import Call, Memory
+from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
-from erta_framework.session._network import UNDIVIDED, Computation, FunctionNetwork, Network
+from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._network import UNDIVIDED, Network
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
     AHEAD,
@@ -12,11 +14,11 @@ from erta_framework.session._signals import (
     PROMPT_MASK,
     TEXT,
     NetworkSignal,
+    as_tokens,
     find_signals,
-    holds_text,
-    tokens,
+    find_text_tokens,
 )
-from erta_framework.session._site import TRUNK, Seam, Site
+from erta_framework.session._site import TRUNK, Seam, Site, make_site
 from erta_framework.session._state import StateStore
 from erta_framework.session._step import (
     DDIM_LEVELS,
@@ -26,7 +28,8 @@ from erta_framework.session._step import (
     SessionInfo,
     Step,
 )
-from erta_framework.session._trace import CallTrace, StepTrace, Trace
+from erta_framework.session._trace import Trace
+from erta_framework.session._trace_records import CallTrace, StepTrace
 
 __all__ = [
     "AHEAD",
@@ -63,7 +66,8 @@ __all__ = [
     "Step",
     "StepTrace",
     "Trace",
+    "as_tokens",
     "find_signals",
-    "holds_text",
-    "tokens",
+    "find_text_tokens",
+    "make_site",
 ]

@@ -1,4 +1,4 @@
-"""Answers decided calls: whole, or sample by sample where the samples' histories differ."""
+"""Outputs of decided calls: of the whole batch, or sample by sample where histories differ."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from erta_framework.errors import ProtocolError
+from erta_framework.errors import PolicyError, ProtocolError
 from erta_framework.session._call import Call
+from erta_framework.session._computation import Computation, NetworkRows
 from erta_framework.session._decisions import Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
 from erta_framework.session._history import History, is_same_kind
-from erta_framework.session._network import Computation, Network, NetworkRows
+from erta_framework.session._network import Network
 from erta_framework.session._selection import group_rows, has_diverged, select_rows
 from erta_framework.session._site import Site
 from erta_framework.session._step import Step
 from erta_framework.session._trace import Trace
-from erta_framework.session._validation import check_output, kind_of
+from erta_framework.session._validation import check_output, describe_tensor
 from erta_framework.session._where import Where
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Answerer:
-    """Asks the policies for the output of a call, checks it, and records what was computed."""
+    """Gets the output of a call from the policies, checks it, and records what was computed."""
 
     def __init__(self, engine: Engine, history: History, trace: Trace, where: Where) -> None:
         self._engine, self._history, self._trace, self._where = engine, history, trace, where
@@ -94,12 +95,13 @@ class Answerer:
         return output
 
     def _answer_rows(self, call: Call) -> tuple[Tensor, tuple[int, ...], str]:
-        """Answer sample by sample: those to compute together, the others by equal stamps."""
+        """Samples to compute run together, the others in groups of equal stamps."""
         batch, history = call.x.shape[0], self._source_of(call)
         mask = call.decision.mask if isinstance(call.decision, Reuse) else None
         assert mask is None or isinstance(mask, tuple)
         absent = tuple(row for row in range(batch) if mask is not None and not mask[row])
-        output, done, why = torch.empty_like(call.x), list(absent), ""
+        done, why = list(absent), ""
+        parts: list[tuple[Tensor, Tensor]] = []
 
         def answer_part(decision: Decision, rows: tuple[int, ...], own: Evaluations) -> Computation:
             index = torch.tensor(rows, device=call.x.device)
@@ -107,7 +109,7 @@ class Answerer:
             part = NetworkRows(call.compute.network, index)
             compute = self.computation(call.site, x, part, call.compute.inner, rows)
             one = replace(call, x=x, history=own, decision=decision, compute=compute, rows=rows)
-            output.index_copy_(0, index, self._answer_whole(one))
+            parts.append((index, self._answer_whole(one)))
             return compute
 
         if absent:
@@ -120,15 +122,26 @@ class Answerer:
             if compute.ran:
                 done.extend(group.rows)
                 why = compute.reason
+        # the shape of the network's output may be another than that of its input
+        first = parts[0][1]
+        output = first.new_empty((batch, *first.shape[1:]))
+        for index, answer in parts:
+            if answer.dtype != first.dtype or answer.shape != (len(index), *first.shape[1:]):
+                raise PolicyError(
+                    f"{self._where.owner('forward')} returned {describe_tensor(answer)} for "
+                    f"{len(index)} samples and {describe_tensor(first)} for others "
+                    f"{self._where()}; the samples of a batch have one shape and type"
+                )
+            output.index_copy_(0, index, answer)
         return output, tuple(sorted(done)), why
 
     def _differs(self, call: Call) -> bool:
-        """Whether the samples of a reused call must be answered apart."""
+        """Whether the samples of a reused call need outputs made apart."""
         masked = isinstance(call.decision, Reuse) and call.decision.mask is not None
         return masked or has_diverged(self._source_of(call))
 
     def _source_of(self, call: Call) -> Evaluations:
-        """What a reused call is answered from, evaluations of part of a batch included."""
+        """The history that a reused call uses, evaluations of part of a batch included."""
         lent = call.decision.branch if isinstance(call.decision, Reuse) else None
         site = call.site if lent is None else Site(call.model, lent, call.site.path)
         return self._history.kept[site]
@@ -151,8 +164,9 @@ class Answerer:
         if tensors is None:
             if not is_same_kind(output, x):
                 raise ProtocolError(
-                    f"the network returned {kind_of(output)} for an input of {kind_of(x)} "
-                    f"{self._where()}: a residual needs equal shapes and types; convert in compute"
+                    f"the network returned {describe_tensor(output)} for an input of "
+                    f"{describe_tensor(x)} {self._where()}: a residual needs equal shapes and "
+                    "types; convert in compute"
                 )
             tensors = history.keep_residual(x, output)
         if rows is None:

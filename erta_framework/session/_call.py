@@ -9,9 +9,10 @@ from typing import TypeVar
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError, PolicyError, ProtocolError
+from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
-from erta_framework.session._network import Computation, FunctionNetwork
+from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._site import Seam, Site
 from erta_framework.session._state import StateStore
 

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.session._call import Call, Memory
+from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
 from erta_framework.session._history import History, is_same_kind
-from erta_framework.session._network import Computation
 from erta_framework.session._selection import drop_partial, fit_mask, resolve_mask
-from erta_framework.session._site import Site
+from erta_framework.session._site import Site, make_site
 from erta_framework.session._step import Step
-from erta_framework.session._validation import kind_of
+from erta_framework.session._validation import describe_tensor
 from erta_framework.session._where import Where
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Decider:
         """The call with its decision.
 
         Args:
-            site: Where it is answered.
+            site: Where the call is.
             x: The input, `[B, C, ...]`.
             compute: Runs the network.
             answers: Answers of the branches of this step that came before.
@@ -91,7 +91,7 @@ class Decider:
         return call
 
     def _known(self, site: Site, history: Evaluations, shared: Decision | None) -> Decision | None:
-        """The decision where no policy is to be asked."""
+        """The decision where no policy has a say: nobody decides, or nothing can be reused."""
         if not self._asks:
             return UNASKED
         if not history:
@@ -100,7 +100,7 @@ class Decider:
             return shared
         # one branch that was never computed makes the whole step compute
         for branch in self._step.branches if self._step is not None else ():
-            if Site(site.model, branch, site.path) not in self._history.kept:
+            if make_site(site.model, branch, site.path) not in self._history.kept:
                 return COLD
         return None
 
@@ -132,10 +132,11 @@ class Decider:
         if self._per_sample:
             lent = drop_partial(lent)
         if not lent or not is_same_kind(lent[0].residual, call.x):
-            has = kind_of(lent[0].residual) if lent else "nothing"
+            has = describe_tensor(lent[0].residual) if lent else "nothing"
             raise PolicyError(
                 f"{self._where.decider()} lets branch {branch!r} stand in for "
-                f"{call.branch!r}, whose input is {kind_of(call.x)}, but {has} is remembered of it "
-                f"in {call.model!r}; branches that stand in are called before, on alike inputs"
+                f"{call.branch!r}, whose input is {describe_tensor(call.x)}, but {has} is "
+                f"remembered of it in {call.model!r}; branches that stand in are called before, on "
+                "alike inputs"
             )
         return lent

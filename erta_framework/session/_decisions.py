@@ -1,4 +1,4 @@
-"""What a policy decides: run the network, or answer from what is cached."""
+"""What a policy decides: run the network, or reuse earlier evaluations."""
 
 from __future__ import annotations
 

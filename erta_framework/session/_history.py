@@ -57,7 +57,9 @@ class History:
         evaluation = Evaluation(interval.index, interval.start, interval.time, tensors)
         before = self.kept.get(site, ())
         self.kept[site] = (evaluation, *before)[:depth]
-        self.bytes += evaluation.nbytes - sum(old.nbytes for old in before[depth - 1 :])
+        self.bytes += evaluation.nbytes
+        for old in before[depth - 1 :]:
+            self.bytes -= old.nbytes
 
     def record_rows(
         self, site: Site, interval: Interval, tensors: Mapping[str, Tensor], rows: Sequence[int]

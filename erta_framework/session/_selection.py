@@ -87,7 +87,7 @@ def group_rows(history: Evaluations, rows: Sequence[int], batch: int) -> list[Gr
     """The samples `rows` by equal stamps, each group with its part of the history."""
     members: dict[tuple[Stamp | None, ...], list[int]] = {}
     for row in rows:
-        key = tuple(stamp_of(evaluation, row) for evaluation in history)
+        key = tuple(get_stamp(evaluation, row) for evaluation in history)
         members.setdefault(key, []).append(row)
     return [Group(tuple(own), select_rows(history, own, batch)) for own in members.values()]
 
@@ -97,13 +97,13 @@ def select_rows(history: Evaluations, rows: Sequence[int], batch: int) -> Evalua
     kept = []
     index: Tensor | None = None
     for evaluation in history:
-        stamps = [stamp_of(evaluation, row) for row in rows]
+        stamps = [get_stamp(evaluation, row) for row in rows]
         if None in stamps:
             break
         if len(rows) < batch and index is None:
             index = torch.tensor(rows, device=evaluation.example.device)
         chosen = evaluation if index is None else take_samples(evaluation, index)
-        kept.append(restamp(chosen, stamps))
+        kept.append(set_stamps(chosen, stamps))
     return tuple(kept)
 
 
@@ -134,27 +134,27 @@ def merge_rows(
         stamps: list[Stamp | None] = []
         for row in range(batch):
             if row not in computed:
-                stamps.append(None if old is None else stamp_of(old, row))
+                stamps.append(None if old is None else get_stamp(old, row))
             elif above is None:
                 stamps.append((fresh.index, fresh.sigma, fresh.time))
             else:
-                stamps.append(stamp_of(above, row))
+                stamps.append(get_stamp(above, row))
         if not any(stamps):
             break
         # below the last level there is nothing to write into; the level above has its shape
         whole = old if old is not None else before[level - 1]
-        kept.append(restamp(put_samples(whole, pushed, index), stamps))
+        kept.append(set_stamps(put_samples(whole, pushed, index), stamps))
     return tuple(kept)
 
 
-def stamp_of(evaluation: Evaluation, row: int) -> Stamp | None:
+def get_stamp(evaluation: Evaluation, row: int) -> Stamp | None:
     """When one sample was computed; None if it was not."""
     if evaluation.stamps:
         return evaluation.stamps[row]
     return (evaluation.index, evaluation.sigma, evaluation.time)
 
 
-def restamp(evaluation: Evaluation, stamps: Sequence[Stamp | None]) -> Evaluation:
+def set_stamps(evaluation: Evaluation, stamps: Sequence[Stamp | None]) -> Evaluation:
     """The evaluation with these stamps; none of its own where all are equal."""
     newest = max(stamp for stamp in stamps if stamp is not None)
     same = all(stamp == newest for stamp in stamps)

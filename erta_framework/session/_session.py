@@ -1,15 +1,14 @@
 """`Session`: the state machine of one request, between any driver and the policies.
 
-Over 250 lines because the verbs and the stages that allow them belong on one page; deciding and
-answering are parts of their own.
+Over 250 lines because the verbs and the stages that allow them belong on one page; deciding,
+answering and the words of a refusal are parts of their own.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, overload
 
@@ -20,36 +19,33 @@ from erta_framework.session._answerer import Answerer
 from erta_framework.session._call import Call
 from erta_framework.session._decider import Decider
 from erta_framework.session._decisions import Answer, Compute, Reuse
+from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._history import History
-from erta_framework.session._network import FunctionNetwork, Network
+from erta_framework.session._network import Network
+from erta_framework.session._protocol import (
+    OpenCall,
+    SessionStage,
+    check_inside,
+    refuse_order,
+    refuse_second,
+    refuse_stage,
+    refuse_unanswered,
+)
 from erta_framework.session._site import Site
 from erta_framework.session._state import StateStore
 from erta_framework.session._step import Interval, SessionInfo, Step
-from erta_framework.session._trace import CallTrace, StepTrace, Trace
+from erta_framework.session._trace import Trace
+from erta_framework.session._trace_records import CallTrace, StepTrace
 from erta_framework.session._validation import check_interval
 from erta_framework.session._where import Where
+
+# an attribute of an enum is looked up in Python, and every verb looks
+NEW, BETWEEN, RUNNING = SessionStage.NEW, SessionStage.BETWEEN, SessionStage.RUNNING
+SETTLED, CLOSED = SessionStage.SETTLED, SessionStage.CLOSED
 
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
     from erta_framework.plugins import Engine
-
-
-class Stage(Enum):
-    """Where a session stands; each verb is allowed in some stages only."""
-
-    NEW = "not entered yet"
-    BETWEEN = "between steps"
-    RUNNING = "within a step"
-    SETTLED = "settled, waiting for end(sample)"
-    CLOSED = "closed"
-
-
-@dataclass(slots=True)
-class Open:
-    """A call that was asked and is not answered yet."""
-
-    call: Call
-    started: float
 
 
 class Session:
@@ -79,19 +75,19 @@ class Session:
         self._where = Where(engine, self.info)
         self._decider = Decider(engine, self._history, self._where)
         self._answerer = Answerer(engine, self._history, self.trace, self._where)
-        self._stage = Stage.NEW
+        self._stage = NEW
         self._expected = info.first
         self._step: Step | None = None
         self._answers: dict[str, Answer] = {}
         self._inside: set[Site] = set()
         self._calls: list[CallTrace] = []
         self._inner: list[CallTrace] = []
-        self._open: list[Open] = []
+        self._open: list[OpenCall] = []
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
-        self._require(Stage.NEW, verb="enter")
-        self._stage = Stage.BETWEEN
+        self._require(NEW, verb="enter")
+        self._stage = BETWEEN
         try:
             if "on_session_start" in self.engine.active:
                 self.engine.call_hook("on_session_start", self._where, self.info)
@@ -109,7 +105,7 @@ class Session:
         self._close(error)
 
     def _close(self, error: BaseException | None) -> None:
-        self._stage = Stage.CLOSED
+        self._stage = CLOSED
         try:
             if "on_session_end" in self.engine.active:
                 self.emitted = self.engine.end_session(self._where, self.info, error)
@@ -146,7 +142,7 @@ class Session:
         Raises:
             ProtocolError: Another step is open, or the index is not the next one.
         """
-        self._require(Stage.BETWEEN, verb="begin")
+        self._require(BETWEEN, verb="begin")
         if interval.index != self._expected or interval.index >= self.info.num_steps:
             raise ProtocolError(
                 f"begin got the interval of step {interval.index}, expected step {self._expected} "
@@ -158,7 +154,7 @@ class Session:
         self._answerer.begin(step)
         self._answers, self._calls, self._inner = {}, [], []
         self._inside.clear()
-        self._stage = Stage.RUNNING
+        self._stage = RUNNING
         if "pre_step" in self.engine.active:
             self.engine.call_hook("pre_step", self._where, step)
         return step
@@ -234,16 +230,16 @@ class Session:
             ProtocolError: No step is open, or this site already has its prediction.
             PolicyError: A policy raised, or decided something impossible.
         """
-        self._require(Stage.RUNNING, verb="forward")
+        self._require(RUNNING, verb="forward")
         inner = bool(self._open)
         if inner:
-            self._refuse_outside(site)
-        else:
-            self._refuse_second(site.branch)
+            check_inside(site, self._open[-1].call.site, self._inside, self._expected)
+        elif site.branch in self._answers:
+            refuse_second(site.branch, self._expected)
         started = time.perf_counter() if started is None else started
         compute = self._answerer.computation(site, x, network, inner)
         call = self._decider.decide(site, x, compute, self._answers)
-        self._open.append(Open(call, started))
+        self._open.append(OpenCall(call, started))
         return call
 
     def answer(self, call: Call) -> Tensor:
@@ -253,13 +249,9 @@ class Session:
             ProtocolError: It is not the call that the last `ask` returned.
             PolicyError: A policy raised, or returned something impossible.
         """
-        self._require(Stage.RUNNING, verb="answer")
+        self._require(RUNNING, verb="answer")
         if not self._open or self._open[-1].call is not call:
-            last = f"{self._open[-1].call.site} comes first" if self._open else "nothing was asked"
-            raise ProtocolError(
-                f"answer got {call.site} in step {self._expected}, but {last}; calls are answered "
-                "in the reverse order of asking"
-            )
+            refuse_order(call.site, self._open, self._expected)
         depth, started = len(self._open) - 1, self._open[-1].started
         try:
             output, rows, reason = self._answerer.answer(call)
@@ -267,10 +259,7 @@ class Session:
             left = self._open[depth + 1 :]
             del self._open[depth:]
         if left:
-            raise ProtocolError(
-                f"{call.site} was answered in step {self._expected} before {left[0].call.site}, "
-                "which was asked inside it"
-            )
+            refuse_unanswered(call.site, left[0].call.site, self._expected)
         self._trace_call(call, output, rows, reason, started)
         return output
 
@@ -330,8 +319,9 @@ class Session:
         Raises:
             ProtocolError: No step is open, or this branch already has its prediction.
         """
-        self._require(Stage.RUNNING, verb="note")
-        self._refuse_second(branch)
+        self._require(RUNNING, verb="note")
+        if branch in self._answers:
+            refuse_second(branch, self._expected)
         self.trace.count(output)
         self._answers[branch] = Answer(Compute(reason), output, True, None)
         seconds = time.perf_counter() - started
@@ -345,7 +335,7 @@ class Session:
             PolicyError: The adjusted interval is impossible, or the last one does not end at the
                 schedule's end.
         """
-        self._require(Stage.RUNNING, verb="settle")
+        self._require(RUNNING, verb="settle")
         if self._open:
             raise ProtocolError(
                 f"settle in step {self._expected} before {self._open[0].call.site}, which was "
@@ -370,43 +360,18 @@ class Session:
                 tuple(self._inner),
             )
         )
-        self._stage = Stage.SETTLED
+        self._stage = SETTLED
         return settled
 
     def end(self, sample: Tensor) -> None:
         """Close the step with the latents after the solver, `[B, C, ...]`."""
-        self._require(Stage.SETTLED, verb="end")
+        self._require(SETTLED, verb="end")
         if "post_step" in self.engine.active:
             self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1
         self._where.index = self._expected
-        self._stage = Stage.BETWEEN
+        self._stage = BETWEEN
 
-    # ------------------------------------------------------------ the protocol
-    def _refuse_second(self, branch: str) -> None:
-        if branch in self._answers:
-            raise ProtocolError(
-                f"branch {branch!r} was already answered in step {self._expected}; "
-                "give every evaluation of a step its own branch name"
-            )
-
-    def _refuse_outside(self, site: Site) -> None:
-        """Refuse a site that does not lie inside the call that is open, or was answered before."""
-        outer = self._open[-1].call.site
-        if (site.model, site.branch) != (outer.model, outer.branch) or site.path == outer.path:
-            raise ProtocolError(
-                f"{site} was asked in step {self._expected} before {outer} was answered; "
-                "call answer() first, or ask for a place inside it"
-            )
-        if not site.path or site in self._inside:
-            raise ProtocolError(
-                f"{site} was already answered in step {self._expected}, or encloses the call that "
-                "is open; a place inside a network is asked once a step"
-            )
-
-    def _require(self, stage: Stage, verb: str) -> None:
+    def _require(self, stage: SessionStage, verb: str) -> None:
         if self._stage is not stage:
-            raise ProtocolError(
-                f"{verb} is not allowed now: the session of request {self.info.request_id!r} is "
-                f"{self._stage.value}, it must be {stage.value}"
-            )
+            refuse_stage(verb, self._stage, stage, self.info.request_id)

@@ -18,8 +18,8 @@ PROMPT = "prompt"
 PROMPT_MASK = "prompt_mask"
 """Which of them hold text, `[B, tokens]` booleans."""
 AHEAD = ":ahead"
-"""After a signal of the timestep: the signal of every step, `[T, ...]`, where a driver can tell it
-in advance; `[0]` where it turns out that it cannot."""
+"""Ends the name of a signal that depends on the timestep alone: its value at every step,
+`[T, ...]`, known before the first step; `[0]` where the driver finds that it cannot know them."""
 TEXT = frozenset({PREFIX + PROMPT, PREFIX + PROMPT_MASK})
 
 NetworkSignal = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -38,22 +38,22 @@ def find_signals(network: object) -> Mapping[str, NetworkSignal]:
     return network.signals() if isinstance(network, OffersSignals) else {}
 
 
-def tokens(condition: Tensor) -> Tensor:
+def as_tokens(condition: Tensor) -> Tensor:
     """A condition as text embeddings `[B, tokens, D]`; `[B, D]` is one token."""
     return condition.unsqueeze(1) if condition.ndim == 2 else condition.flatten(2)
 
 
-def holds_text(condition: Tensor, mask: Tensor | None = None) -> Tensor:
+def find_text_tokens(condition: Tensor, mask: Tensor | None = None) -> Tensor:
     """Which tokens hold text, `[B, tokens]`: those of the mask, else those that are not all zero.
 
     Padding is zero where a pipeline cuts its embeddings to the length of the text and fills them
     up again, as Wan's does.
 
     Example:
-        >>> holds_text(torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]))
+        >>> find_text_tokens(torch.tensor([[[1.0, 2.0], [0.0, 0.0]]]))
         tensor([[ True, False]])
     """
     if mask is not None:
         # additive masks are 0 where there is text
         return mask >= 0 if mask.is_floating_point() and bool((mask < 0).any()) else mask > 0
-    return tokens(condition).abs().amax(dim=-1) > 0
+    return as_tokens(condition).abs().amax(dim=-1) > 0

@@ -1,9 +1,10 @@
-"""Where a network call may be answered: `Site`, and the seam that it belongs to."""
+"""`Site`: a place at which policies decide, and the seam that it belongs to."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 
 
 class Seam(StrEnum):
@@ -60,3 +61,9 @@ class Site:
     def __str__(self) -> str:
         inside = f", {self.path}" if self.path else ""
         return f"branch {self.branch!r} of {self.model!r}{inside}"
+
+
+@lru_cache(maxsize=1024)
+def make_site(model: str, branch: str, path: str = "") -> Site:
+    """The site of these names, made once: a loop needs the same ones at every step."""
+    return Site(model, branch, path)

@@ -16,68 +16,7 @@ from torch import Tensor
 
 from erta_framework.errors import NonFiniteError
 from erta_framework.session._site import Seam, Site
-
-
-@dataclass(frozen=True, slots=True)
-class CallTrace:
-    """One branch of one step.
-
-    Attributes:
-        index: Step in the schedule.
-        branch: Guidance branch.
-        model: Network within the pipeline.
-        computed: Whether the network ran, counted where it is called.
-        reason: Why it was computed or reused.
-        source: Step whose evaluation a reused answer was made from.
-        seconds: Host seconds in the call (on a GPU, time to enqueue).
-        rows: Samples that the network ran on, after a per-sample decision; None where the whole
-            batch was treated alike.
-        signals: Signals that policies looked at; a probe among them ran part of the network.
-        trials: Times a policy ran the network on other latents or at another time.
-        source_branch: Branch whose evaluation it was reused from, where it is another one's.
-        path: Place inside the network; empty for the whole network.
-    """
-
-    index: int
-    branch: str
-    model: str
-    computed: bool
-    reason: str
-    source: int | None
-    seconds: float
-    rows: tuple[int, ...] | None = None
-    signals: tuple[str, ...] = ()
-    trials: int = 0
-    source_branch: str | None = None
-    path: str = ""
-
-    def computed_for(self, sample: int) -> bool:
-        """Whether the network ran on one sample of the batch."""
-        return self.computed if self.rows is None else sample in self.rows
-
-
-@dataclass(frozen=True, slots=True)
-class StepTrace:
-    """One settled step: the calls of its branches and the interval that was integrated.
-
-    `inner` holds the calls of places inside the networks, which count as no network calls.
-    """
-
-    index: int
-    start: float
-    end: float
-    time: float
-    calls: tuple[CallTrace, ...]
-    inner: tuple[CallTrace, ...] = ()
-
-    @property
-    def computed(self) -> bool:
-        """Whether the network ran at least once in this step."""
-        return any(call.computed for call in self.calls)
-
-    def computed_for(self, sample: int) -> bool:
-        """Whether the network ran at least once on one sample of the batch."""
-        return any(call.computed_for(sample) for call in self.calls)
+from erta_framework.session._trace_records import CallTrace, StepTrace
 
 
 @dataclass(slots=True)
@@ -101,7 +40,7 @@ class Trace:
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
-            and branch, still on the device; a pair for each group of samples answered alike.
+            and branch, still on the device; a pair for each group of samples reused alike.
     """
 
     request_id: str = ""
@@ -170,7 +109,7 @@ class Trace:
 
     @property
     def reused_calls(self) -> int:
-        """Branch calls that were answered without the network."""
+        """Branch calls in which the network did not run."""
         return sum(not call.computed for call in self.calls())
 
     @property
@@ -214,7 +153,9 @@ class Trace:
                 f"{self.trial_share:.2f} network calls)"
             )
         if self.samples_differed:
-            lines.append(f"  samples differed: {each([*map(self.calls_for, range(self.batch))])}")
+            lines.append(
+                f"  samples differed: {format_calls([*map(self.calls_for, range(self.batch))])}"
+            )
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
         return "\n".join(lines)
@@ -244,7 +185,7 @@ FEW = 16
 """Samples whose calls are listed one by one."""
 
 
-def each(calls: list[int]) -> str:
+def format_calls(calls: list[int]) -> str:
     """The calls of every sample, or of the least and most served where they are many."""
     if len(calls) <= FEW:
         return f"{', '.join(map(str, calls))} calls each"

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.session._call import Call
+from erta_framework.session._computation import Computation
 from erta_framework.session._evaluation import RESIDUAL
 from erta_framework.session._history import is_same_kind
-from erta_framework.session._network import Computation
 from erta_framework.session._step import Interval, SessionInfo
 
 NUMBER = (int, float)
@@ -28,7 +28,7 @@ def check_output(
     """Refuse what no policy may return from `forward`.
 
     Args:
-        call: What was answered.
+        call: The call.
         network: The network of this call, which may have run.
         output: The answer.
         corrects: Whether a policy declares that it corrects computed outputs.
@@ -52,8 +52,8 @@ def check_output(
     known = raw is not None or not call.history or RESIDUAL in call.history[0].tensors
     if known and not is_same_kind(output, expected):
         raise PolicyError(
-            f"{owner('forward')} returned {kind_of(output)} from forward "
-            f"{where()}, expected {kind_of(expected)}"
+            f"{owner('forward')} returned {describe_tensor(output)} from forward "
+            f"{where()}, expected {describe_tensor(expected)}"
         )
     if network.written:
         raise PolicyError(
@@ -99,7 +99,7 @@ def check_interval(
     if settled is given and low <= settled.end <= high and (not last or settled.end == final):
         return
 
-    def who() -> str:  # only when asked: describing a profile hashes it
+    def who() -> str:  # only for an error: describing a profile hashes it
         return owner("adjust_interval")
 
     if not isinstance(settled, Interval):
@@ -130,6 +130,6 @@ def check_interval(
         )
 
 
-def kind_of(tensor: Tensor) -> str:
+def describe_tensor(tensor: Tensor) -> str:
     """Shape, dtype and device of a tensor, for messages."""
     return f"{tuple(tensor.shape)} {tensor.dtype} on {tensor.device}"

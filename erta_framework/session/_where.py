@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Where:
-    """Describes the step and the policies at fault; asked only when something is raised.
+    """Describes the step and the policies at fault, for the text of errors.
 
     Attributes:
         index: The step that is open or comes next; None before the first.

@@ -11,10 +11,11 @@ a skip policy that reuses every odd step. A policy that needs a profile gets one
 `MyPolicy(profile=toy_profile(MyProfiler()))`.
 """
 
-from erta_framework.testing._bench import AlternateSteps, ToySetup, toy_profile, toy_run
 from erta_framework.testing._checks import CHECKS, Outcome, check_policy, parametrize_with_checks
 from erta_framework.testing._compare import Check, CheckError
-from erta_framework.testing._toys import AffineFlow, GaussianEpsilon, GaussianMixtureFlow, Toy
+from erta_framework.testing._setup import AlternateSteps, ToySetup, toy_profile, toy_run
+from erta_framework.testing._toy import Toy
+from erta_framework.testing._toys import AffineFlow, GaussianEpsilon, GaussianMixtureFlow
 
 __all__ = [
     "CHECKS",

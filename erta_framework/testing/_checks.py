@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from erta_framework.errors import PolicyError, suggestion
+from erta_framework.errors import PolicyError, suggest
 from erta_framework.plugins import Policy
 from erta_framework.testing._compare import Check, CheckError
 from erta_framework.testing._contract_checks import CONTRACT_CHECKS
 from erta_framework.testing._isolation_checks import ISOLATION_CHECKS
+from erta_framework.testing._output_checks import OUTPUT_CHECKS
 from erta_framework.testing._planner_check import check_plan_is_what_runs
 from erta_framework.testing._sampling_checks import SAMPLING_CHECKS
 from erta_framework.testing._side_effect_checks import SIDE_EFFECT_CHECKS
@@ -24,6 +25,7 @@ CHECKS: tuple[Check, ...] = (
     *CONTRACT_CHECKS,
     check_wrappers_forward_traits,
     *SAMPLING_CHECKS,
+    *OUTPUT_CHECKS,
     check_static_reads_nothing_back,
     check_plan_is_what_runs,
     *ISOLATION_CHECKS,
@@ -70,7 +72,7 @@ def check_policy(
     require_known(expected_failed_checks)
     outcomes, problems, causes = [], [], []
     for check in CHECKS:
-        name = name_of(check)
+        name = get_name(check)
         reason = expected_failed_checks.get(name)
         try:
             check(policy)
@@ -114,12 +116,12 @@ def parametrize_with_checks(
 
     listed = list(policies)
     parameters = []
-    for policy, label in zip(listed, labels(listed), strict=True):
+    for policy, label in zip(listed, make_labels(listed), strict=True):
         known = expected_failed_checks
         expected = known if isinstance(known, Mapping) else known(policy)
         require_known(expected)
         for check in CHECKS:
-            name = name_of(check)
+            name = get_name(check)
             marks: list[pytest.MarkDecorator] = []
             if name in expected:
                 marks = [pytest.mark.xfail(reason=expected[name], strict=True)]
@@ -132,7 +134,7 @@ def parametrize_with_checks(
     return decorate
 
 
-def labels(policies: Sequence[Policy]) -> list[str]:
+def make_labels(policies: Sequence[Policy]) -> list[str]:
     """Names for test ids: the policy's, numbered where several share one.
 
     Raises:
@@ -145,7 +147,7 @@ def labels(policies: Sequence[Policy]) -> list[str]:
     ]
 
 
-def name_of(check: Check) -> str:
+def get_name(check: Check) -> str:
     """The name of a check."""
     return check.__name__
 
@@ -168,12 +170,11 @@ def require_known(expected: Mapping[str, str]) -> None:
     Raises:
         PolicyError: Names the entry.
     """
-    known = [name_of(check) for check in CHECKS]
+    known = [get_name(check) for check in CHECKS]
     for name, reason in expected.items():
         if name not in known:
             raise PolicyError(
-                f"expected_failed_checks names {name!r}, which is no check; "
-                + suggestion(name, known)
+                f"expected_failed_checks names {name!r}, which is no check; " + suggest(name, known)
             )
         if not isinstance(reason, str) or not reason.strip():
             raise PolicyError(f"expected_failed_checks[{name!r}] gives no reason; say why it fails")

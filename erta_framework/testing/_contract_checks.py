@@ -18,8 +18,8 @@ from erta_framework.calibration import Profile
 from erta_framework.config import construct, options_of
 from erta_framework.errors import ConfigError
 from erta_framework.plugins import HOOKS, Engine, HookSpecs, Policy, Traits, flatten
-from erta_framework.testing._bench import engine_of, setup_of
-from erta_framework.testing._compare import difference, fail, settings_of
+from erta_framework.testing._compare import capture_settings, fail, find_difference
+from erta_framework.testing._setup import choose_setup, make_engine
 
 SOURCE = re.compile(r"arxiv|doi|https?://|\bsource:|\bours\b|\bour own\b", re.IGNORECASE)
 
@@ -60,18 +60,21 @@ def check_copyable_and_picklable(policy: Policy) -> None:
 
     Launchers and process pools pickle what they send to their workers.
     """
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     request = setup.request(seed=41)
-    expected = setup.run(engine_of(policy), request)
-    for how, twin in (("copy.deepcopy", copy.deepcopy(policy)), ("pickling", _pickled(policy))):
-        if settings_of((policy,)) != settings_of((twin,)):
+    expected = setup.run(make_engine(policy), request)
+    for how, twin in (
+        ("copy.deepcopy", copy.deepcopy(policy)),
+        ("pickling", _pickle_and_load(policy)),
+    ):
+        if capture_settings((policy,)) != capture_settings((twin,)):
             fail(policy, f"{how} gave other settings, {twin!r}", "hold plain values in fields")
-        problem = difference(setup.run(engine_of(twin), request), expected)
+        problem = find_difference(setup.run(make_engine(twin), request), expected)
         if problem is not None:
             fail(policy, f"after {how} a request changed: {problem}", "hold plain values in fields")
 
 
-def _pickled(policy: Policy) -> Policy:
+def _pickle_and_load(policy: Policy) -> Policy:
     # torch's own writer copies tensors; nothing but this object is ever read back
     buffer = io.BytesIO()
     try:
@@ -92,11 +95,11 @@ def check_config_round_trip(policy: Policy) -> None:
 
     Profiles held in memory are written to a file first, whose path the configuration names.
     """
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     request = setup.request(seed=42)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            options = options_of(with_profile_files(policy, Path(folder)))
+            options = options_of(save_profiles(policy, Path(folder)))
             read = construct(type(policy), json.loads(json.dumps(options)), where=policy.name)
             again = options_of(read)
         except (ConfigError, TypeError, ValueError) as error:
@@ -107,8 +110,8 @@ def check_config_round_trip(policy: Policy) -> None:
             )
         if options != again:
             fail(policy, f"its options {options} came back as {again}", "keep fields as given")
-        problem = difference(
-            setup.run(engine_of(read), request), setup.run(engine_of(policy), request)
+        problem = find_difference(
+            setup.run(make_engine(read), request), setup.run(make_engine(policy), request)
         )
     if problem is not None:
         fail(
@@ -118,7 +121,7 @@ def check_config_round_trip(policy: Policy) -> None:
         )
 
 
-def with_profile_files(policy: Policy, folder: Path) -> Policy:
+def save_profiles(policy: Policy, folder: Path) -> Policy:
     """A copy that names profile files instead of holding profiles, in nested policies as well."""
     changed: dict[str, Any] = {}
     for f in dataclasses.fields(policy):
@@ -126,7 +129,7 @@ def with_profile_files(policy: Policy, folder: Path) -> Policy:
         if isinstance(value, Profile):
             changed[f.name] = str(value.save(folder / f"{value.digest}.safetensors"))
         elif isinstance(value, Policy):
-            changed[f.name] = with_profile_files(value, folder)
+            changed[f.name] = save_profiles(value, folder)
     return dataclasses.replace(policy, **changed) if changed else policy
 
 

@@ -12,17 +12,10 @@ from torch import Tensor
 from erta_framework.plugins import Engine, Policy
 from erta_framework.sampling import Branch, DenoiserCall, Request, Result
 from erta_framework.session import Site, Trace
-from erta_framework.testing._bench import (
-    ToySetup,
-    Verb,
-    by_hand,
-    engine_of,
-    finished,
-    fresh,
-    setup_of,
-)
-from erta_framework.testing._compare import STATE, decisions, difference, fail
-from erta_framework.testing._toys import Toy
+from erta_framework.testing._compare import STATE, fail, find_difference, list_decisions
+from erta_framework.testing._drivers import Verb, drive_by_hand, run_to_end
+from erta_framework.testing._setup import ToySetup, choose_setup, make_engine, make_fresh_engine
+from erta_framework.testing._toy import Toy
 
 
 class NetworkFailure(Exception):
@@ -45,16 +38,18 @@ class FailingNetwork:
 
 def check_requests_do_not_leak(policy: Policy) -> None:
     """Requests on one engine, one of them abandoned mid-way, equal requests on fresh engines."""
-    setup, pristine = setup_of(policy), copy.deepcopy(policy)
+    setup, pristine = choose_setup(policy), copy.deepcopy(policy)
     one, other = setup.request(seed=21), setup.request(seed=22)
-    expected = {id(request): setup.run(fresh(pristine), request) for request in (other, one)}
-    engine = engine_of(policy)
+    expected = {
+        id(request): setup.run(make_fresh_engine(pristine), request) for request in (other, one)
+    }
+    engine = make_engine(policy)
     for order, request in enumerate((one, other, one, other, one)):
-        problem = difference(setup.run(engine, request), expected[id(request)])
+        problem = find_difference(setup.run(engine, request), expected[id(request)])
         if problem is not None:
             fail(policy, f"request {order + 1} on one engine changed: {problem}", STATE)
         # an odd number of steps and forwards is left behind, so that counters end up out of step
-        driver = by_hand(setup, setup.session(engine, other), other, setup.toy())
+        driver = drive_by_hand(setup, setup.session(engine, other), other, setup.toy())
         for _ in range(4 * (2 * order + 1) + 2):
             next(driver)
         driver.close()
@@ -62,39 +57,39 @@ def check_requests_do_not_leak(policy: Policy) -> None:
 
 def check_interleaved_sessions_agree(policy: Policy) -> None:
     """Two sessions of one engine, driven in turns, agree with the same requests run alone."""
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     requests = [setup.request(seed=23), setup.request(seed=24)]
-    expected = [setup.run(fresh(policy), request) for request in requests]
-    engine = engine_of(policy)
-    drivers = [by_hand(setup, setup.session(engine, r), r, setup.toy()) for r in requests]
+    expected = [setup.run(make_fresh_engine(policy), request) for request in requests]
+    engine = make_engine(policy)
+    drivers = [drive_by_hand(setup, setup.session(engine, r), r, setup.toy()) for r in requests]
     for _ in range(7):  # the first is a step and a half ahead
         next(drivers[0])
     for _ in range(4 * (setup.num_steps - 2)):
         for driver in drivers:
             next(driver)
     for number, (driver, alone) in enumerate(zip(drivers, expected, strict=True)):
-        problem = difference(finished(driver), alone)
+        problem = find_difference(run_to_end(driver), alone)
         if problem is not None:
             fail(policy, f"session {number + 1} of two interleaved ones changed: {problem}", STATE)
 
 
 def check_branches_are_isolated(policy: Policy) -> None:
-    """On given latents, what one branch is answered does not depend on another's condition.
+    """On given latents, the output of one branch does not depend on the condition of another.
 
     A policy whose traits say `reads_peers` or `sees_every_branch` looks at the others by design.
     """
-    traits = engine_of(policy).traits
+    traits = make_engine(policy).traits
     if traits.reads_peers or traits.sees_every_branch:
         return
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     request, other = setup.request(seed=25), setup.request(seed=26, negative="another")
-    base, trace = _branch_outputs(setup, fresh(policy), request)
+    base, trace = _run_branches(setup, make_fresh_engine(policy), request)
     swaps = {"cond": dataclasses.replace(request, uncond=other.uncond)}
     if not traits.corrects_computed:
         swaps["uncond"] = dataclasses.replace(request, cond=other.cond)
     for branch, swapped in swaps.items():
-        outputs, swapped_trace = _branch_outputs(setup, fresh(policy), swapped)
-        if decisions(trace) != decisions(swapped_trace):
+        outputs, swapped_trace = _run_branches(setup, make_fresh_engine(policy), swapped)
+        if list_decisions(trace) != list_decisions(swapped_trace):
             if branch == "cond":
                 fail(
                     policy,
@@ -114,13 +109,13 @@ def check_branches_are_isolated(policy: Policy) -> None:
 
 def check_samples_are_independent(policy: Policy) -> None:
     """A policy that decides per sample gives each sample of a batch what it gets alone."""
-    if engine_of(policy).traits.decides != "sample":
+    if make_engine(policy).traits.decides != "sample":
         return
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     batch = setup.request(seed=27, batch=4)
-    together = setup.run(fresh(policy), batch)
+    together = setup.run(make_fresh_engine(policy), batch)
     for sample in range(4):
-        alone = setup.run(fresh(policy), _only(batch, sample))
+        alone = setup.run(make_fresh_engine(policy), _select_sample(batch, sample))
         calls = together.trace.calls_for(sample), alone.trace.calls_for(0)
         if calls[0] != calls[1] or not torch.equal(together.sample[sample], alone.sample[0]):
             fail(
@@ -131,7 +126,7 @@ def check_samples_are_independent(policy: Policy) -> None:
             )
 
 
-def _only(request: Request, sample: int) -> Request:
+def _select_sample(request: Request, sample: int) -> Request:
     assert request.uncond is not None
     part = slice(sample, sample + 1)
     return dataclasses.replace(
@@ -143,7 +138,7 @@ def _only(request: Request, sample: int) -> Request:
 
 
 @torch.no_grad()
-def _branch_outputs(
+def _run_branches(
     setup: ToySetup, engine: Engine, request: Request
 ) -> tuple[dict[str, list[Tensor]], Trace]:
     """Outputs of each branch along given latents, which do not depend on any output."""
@@ -171,14 +166,16 @@ def _branch_outputs(
 
 def check_exception_leaves_no_trace(policy: Policy) -> None:
     """When the network raises, its own error comes through and nothing is left behind."""
-    setup, pristine = setup_of(policy), copy.deepcopy(policy)
+    setup, pristine = choose_setup(policy), copy.deepcopy(policy)
     request, toy = setup.request(seed=30), setup.toy()
-    expected = setup.run(fresh(pristine), request, toy)
-    engine = engine_of(policy)
+    expected = setup.run(make_fresh_engine(pristine), request, toy)
+    engine = make_engine(policy)
     for at in sorted({1, 2, toy.calls // 2, toy.calls}):
         error = NetworkFailure(f"network call {at}")
         session = setup.session(engine, request)
-        caught = _caught(by_hand(setup, session, request, FailingNetwork(setup.toy(), at, error)))
+        caught = _catch_error(
+            drive_by_hand(setup, session, request, FailingNetwork(setup.toy(), at, error))
+        )
         if caught is not error:
             fail(
                 policy,
@@ -191,16 +188,16 @@ def check_exception_leaves_no_trace(policy: Policy) -> None:
                 "state, history or an emitted profile outlived a failed request",
                 "return None from on_session_end when error is given",
             )
-        if _caught(by_hand(setup, session, request, setup.toy())) is None:
+        if _catch_error(drive_by_hand(setup, session, request, setup.toy())) is None:
             fail(policy, "a failed session could be used again", "leave sessions to the driver")
-        problem = difference(setup.run(engine, request), expected)
+        problem = find_difference(setup.run(engine, request), expected)
         if problem is not None:
             fail(policy, f"after a failed request the next one changed: {problem}", STATE)
 
 
-def _caught(driver: Generator[Verb, None, Result]) -> Exception | None:
+def _catch_error(driver: Generator[Verb, None, Result]) -> Exception | None:
     try:
-        finished(driver)
+        run_to_end(driver)
     except Exception as error:
         return error
     return None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from erta_framework.budgets import StepSchedule, as_planner, forecast
 from erta_framework.plugins import Policy
-from erta_framework.testing._bench import engine_of, setup_of
 from erta_framework.testing._compare import fail
+from erta_framework.testing._setup import choose_setup, make_engine
 
 
 def check_plan_is_what_runs(policy: Policy) -> None:
@@ -15,9 +15,9 @@ def check_plan_is_what_runs(policy: Policy) -> None:
     """
     if as_planner(policy) is None or tuple(policy.parts()) != (policy,):
         return
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     schedule = forecast([policy], setup.num_steps)
-    trace = setup.run(engine_of(policy), setup.request(seed=44)).trace
+    trace = setup.run(make_engine(policy), setup.request(seed=44)).trace
     for branch in dict.fromkeys(call.branch for call in trace.calls()):
         planned: StepSchedule = schedule.branches.get(branch, schedule)
         ran = tuple(c.index for c in trace.calls() if c.branch == branch and c.computed)

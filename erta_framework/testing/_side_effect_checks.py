@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from erta_framework.plugins import Policy
-from erta_framework.testing._bench import by_hand, engine_of, fresh, setup_of
-from erta_framework.testing._compare import STATE, difference, fail, settings_of
-from erta_framework.testing._toys import Toy
+from erta_framework.testing._compare import STATE, capture_settings, fail, find_difference
+from erta_framework.testing._drivers import drive_by_hand
+from erta_framework.testing._setup import choose_setup, make_engine, make_fresh_engine
+from erta_framework.testing._toy import Toy
 
 
 class Watch:
@@ -44,11 +45,11 @@ class Watch:
 
 def check_inputs_are_not_mutated(policy: Policy) -> None:
     """Latents, conditions, raw outputs and answers are never written into."""
-    setup = setup_of(policy)
-    request, engine = setup.request(seed=27), engine_of(policy)
+    setup = choose_setup(policy)
+    request, engine = setup.request(seed=27), make_engine(policy)
     watch = Watch(setup.toy())
     watch.add("the first latents", request.latents)
-    for verb in by_hand(setup, setup.session(engine, request), request, watch):
+    for verb in drive_by_hand(setup, setup.session(engine, request), request, watch):
         for tensor in verb.tensors:
             watch.add("the latents" if verb.name == "end" else "a prediction", tensor)
     written = watch.written()
@@ -62,7 +63,7 @@ def check_inputs_are_not_mutated(policy: Policy) -> None:
 
 def check_no_global_rng(policy: Policy) -> None:
     """No global random state is read or moved: torch's, NumPy's or Python's."""
-    setup = setup_of(policy)
+    setup = choose_setup(policy)
     request = setup.request(seed=28)
     host, array = random.getstate(), np.random.get_state()
     results = []
@@ -72,9 +73,11 @@ def check_no_global_rng(policy: Policy) -> None:
                 torch.manual_seed(seed)
                 random.seed(seed)
                 np.random.seed(seed)
-                before = _random_states()
-                results.append(setup.run(fresh(policy), request))
-                moved = [name for name, state in _random_states().items() if state != before[name]]
+                before = _read_random_states()
+                results.append(setup.run(make_fresh_engine(policy), request))
+                moved = [
+                    name for name, state in _read_random_states().items() if state != before[name]
+                ]
             if moved:
                 fail(
                     policy,
@@ -84,7 +87,7 @@ def check_no_global_rng(policy: Policy) -> None:
     finally:
         random.setstate(host)
         np.random.set_state(array)
-    problem = difference(*results)
+    problem = find_difference(*results)
     if problem is not None:
         fail(
             policy,
@@ -93,7 +96,7 @@ def check_no_global_rng(policy: Policy) -> None:
         )
 
 
-def _random_states() -> dict[str, object]:
+def _read_random_states() -> dict[str, object]:
     return {
         "torch": torch.get_rng_state().tolist(),
         "numpy": repr(np.random.get_state(legacy=False)),
@@ -103,11 +106,11 @@ def _random_states() -> dict[str, object]:
 
 def check_no_state_on_policy(policy: Policy) -> None:
     """A request changes nothing on the policy, its parts or their classes."""
-    setup, engine = setup_of(policy), engine_of(policy)
+    setup, engine = choose_setup(policy), make_engine(policy)
     everyone = (policy, *(part for part in engine.policies if part is not policy))
-    before = settings_of(everyone)
+    before = capture_settings(everyone)
     setup.run(engine, setup.request(seed=29))
-    after = settings_of(everyone)
+    after = capture_settings(everyone)
     changed = sorted(k for k in {*before, *after} if before.get(k) != after.get(k))
     if changed:
         fail(policy, f"a request changed {', '.join(changed)}", STATE)

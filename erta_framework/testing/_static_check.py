@@ -8,8 +8,9 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 from erta_framework.plugins import Policy
-from erta_framework.testing._bench import by_hand, engine_of, setup_of
-from erta_framework.testing._compare import decisions, fail
+from erta_framework.testing._compare import fail, list_decisions
+from erta_framework.testing._drivers import drive_by_hand
+from erta_framework.testing._setup import choose_setup, make_engine
 
 READS = frozenset(
     {"item", "tolist", "cpu", "numpy", "equal", "allclose", "nonzero", "masked_select", "unique"}
@@ -40,10 +41,10 @@ class ReadBacks(TorchFunctionMode):
 
 def check_static_reads_nothing_back(policy: Policy) -> None:
     """A policy that declares `static` decides alike for all latents and reads no value back."""
-    setup, engine = setup_of(policy), engine_of(policy)
+    setup, engine = choose_setup(policy), make_engine(policy)
     if not engine.traits.static:
         return
-    one, other = (decisions(setup.run(engine, setup.request(seed=s)).trace) for s in (12, 13))
+    one, other = (list_decisions(setup.run(engine, setup.request(seed=s)).trace) for s in (12, 13))
     if one != other:
         pair = next(pair for pair in zip(one, other, strict=True) if pair[0] != pair[1])
         fail(
@@ -52,7 +53,7 @@ def check_static_reads_nothing_back(policy: Policy) -> None:
             "decide from the step alone, or drop static",
         )
     request, reads = setup.request(seed=12), ReadBacks()
-    driver = by_hand(setup, setup.session(engine, request), request, setup.toy())
+    driver = drive_by_hand(setup, setup.session(engine, request), request, setup.toy())
     next(driver)  # tables may be read when the session starts
     last = request.schedule.num_steps - 1
     with reads:

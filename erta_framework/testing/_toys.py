@@ -2,85 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from erta_framework.errors import InputError
-from erta_framework.sampling.solvers import DDIM
-
-
-class Toy(ABC):
-    """Base of the toys: a network of `SamplingLoop` and a `TextModel` of `Sampler` at once.
-
-    A deterministic function of latents, time and condition; rows of a batch do not see each other.
-    It computes in float32 or wider and answers in the dtype of the latents. The condition `[B, C]`
-    or `[B, 1]` shifts the mean of the data, channel by channel.
-
-    Attributes:
-        calls: How often it was called.
-    """
-
-    def __init__(self, latent_shape: Sequence[int], *, std: float | None = None) -> None:
-        if std is not None and not std > 0:
-            raise InputError(f"{type(self).__name__}(std={std}): it must be above 0")
-        self._latent_shape = tuple(latent_shape)
-        self.calls = 0
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """Shape of one sample, `(C, ...)`; calls accept any other as well."""
-        return self._latent_shape
-
-    @abstractmethod
-    def settings(self) -> Mapping[str, object]:
-        """The numbers that define this toy."""
-
-    def fingerprint(self) -> Mapping[str, str]:
-        """Class and settings."""
-        return {
-            "class": type(self).__name__,
-            "config": ", ".join(f"{key}={value}" for key, value in self.settings().items()),
-        }
-
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Prompts as shifts of the mean `[N, C]` in [-1, 1); the empty prompt is 0."""
-        return torch.tensor([self._shift(prompt) for prompt in prompts], dtype=torch.float32)
-
-    def _shift(self, prompt: str) -> list[float]:
-        channels = range(self._latent_shape[0])
-        if not prompt:
-            return [0.0 for _ in channels]
-        digests = [hashlib.sha256(f"{c}:{prompt}".encode()).digest() for c in channels]
-        return [int.from_bytes(digest[:3], "big") / 2**23 - 1.0 for digest in digests]
-
-    def __call__(self, x: Tensor, timestep: Tensor, embeds: Tensor) -> Tensor:
-        """The prediction at latents `[B, C, ...]`, times `[B]` and condition `[B, C]`."""
-        self.calls += 1
-        return self.predict(x, self.sigma_of(timestep.to(wide(x.dtype))), embeds)
-
-    def predict(self, x: Tensor, sigma: Tensor | float, embeds: Tensor) -> Tensor:
-        """The prediction at `sigma`, one number or `[B]`; not counted as a call.
-
-        Raises:
-            InputError: The condition does not fit the latents.
-        """
-        dtype = wide(x.dtype)
-        level = torch.as_tensor(sigma, dtype=dtype, device=x.device)
-        level = level.reshape(-1, *[1] * (x.ndim - 1))
-        return self._predict(x.to(dtype), level, shaped(embeds, x).to(dtype)).to(x.dtype)
-
-    @abstractmethod
-    def sigma_of(self, timestep: Tensor) -> Tensor:
-        """Sigma of what the network is told, elementwise."""
-
-    @abstractmethod
-    def _predict(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
-        """The prediction; `sigma` is `[B or 1, 1, ...]`, `shift` `[B, C or 1, 1, ...]`."""
+from erta_framework.sampling import DDIM
+from erta_framework.testing._toy import Toy, as_broadcastable, widen
 
 
 class AffineFlow(Toy):
@@ -96,7 +26,7 @@ class AffineFlow(Toy):
         latent_shape: Shape of one sample, `(C, ...)`.
         mean: Mean of the data under the empty condition.
         std: Standard deviation of the data.
-        time_scale: The network is told `time_scale * sigma`.
+        time_scale: The network's timestep is `time_scale * sigma`.
 
     Example:
         >>> flow = AffineFlow((1,), mean=2.0, std=0.5)
@@ -124,7 +54,7 @@ class AffineFlow(Toy):
         return timestep / self.time_scale
 
     def _predict(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
-        return gaussian_velocity(x, sigma, self.mean + shift, self.std)
+        return predict_gaussian_velocity(x, sigma, self.mean + shift, self.std)
 
     def trajectory(self, x: Tensor, start: float, sigma: float, embeds: Tensor) -> Tensor:
         """Where the exact flow from latents `x` at sigma `start` passes `sigma`.
@@ -133,7 +63,7 @@ class AffineFlow(Toy):
         classifier-free guidance it is exact for the condition `uncond + scale * (cond - uncond)`,
         since the velocity is affine in mu.
         """
-        mu = self.mean + shaped(embeds, x).to(wide(x.dtype))
+        mu = self.mean + as_broadcastable(embeds, x).to(widen(x.dtype))
 
         def variance(level: float) -> float:
             return (1 - level) ** 2 * self.std**2 + level**2
@@ -154,7 +84,7 @@ class GaussianMixtureFlow(Toy):
         means: Mean of each component under the empty condition.
         stds: Standard deviation of each.
         weights: Probability of each, equal by default.
-        time_scale: The network is told `time_scale * sigma`.
+        time_scale: The network's timestep is `time_scale * sigma`.
 
     Raises:
         InputError: The lists do not have one entry a component, or a std or weight is not above 0.
@@ -203,7 +133,7 @@ class GaussianMixtureFlow(Toy):
         velocity = torch.zeros_like(x)
         for k, (mean, std) in enumerate(zip(self.means, self.stds, strict=True)):
             part = share[:, k].reshape(-1, *[1] * (x.ndim - 1))
-            velocity = velocity + part * gaussian_velocity(x, sigma, mean + shift, std)
+            velocity = velocity + part * predict_gaussian_velocity(x, sigma, mean + shift, std)
         return velocity
 
     def _responsibilities(self, x: Tensor, sigma: Tensor, shift: Tensor) -> Tensor:
@@ -227,7 +157,7 @@ class GaussianEpsilon(Toy):
         latent_shape: Shape of one sample, `(C, ...)`.
         mean: Mean of the data under the empty condition.
         std: Standard deviation of the data.
-        solver: Whose training times the network is told.
+        solver: Its training timesteps are those of the network.
 
     Example:
         >>> GaussianEpsilon((1,)).predict(torch.zeros(1, 1), 1.0, torch.zeros(1, 1))
@@ -265,33 +195,13 @@ class GaussianEpsilon(Toy):
 
     def trajectory(self, x: Tensor, start: float, sigma: float, embeds: Tensor) -> Tensor:
         """Where the exact flow from latents `x` at sigma `start` passes `sigma`."""
-        mu = self.mean + shaped(embeds, x).to(wide(x.dtype))
+        mu = self.mean + as_broadcastable(embeds, x).to(widen(x.dtype))
         growth = math.sqrt((self.std**2 + sigma**2) / (self.std**2 + start**2))
         z = mu + growth * (x * math.sqrt(1 + start**2) - mu)
         return (z / math.sqrt(1 + sigma**2)).to(x.dtype)
 
 
-def gaussian_velocity(x: Tensor, sigma: Tensor, mu: Tensor, std: float) -> Tensor:
+def predict_gaussian_velocity(x: Tensor, sigma: Tensor, mu: Tensor, std: float) -> Tensor:
     """E[n - x0 | x] for x0 ~ N(mu, std^2), n ~ N(0, 1) and x = (1 - sigma) * x0 + sigma * n."""
     variance = (1 - sigma) ** 2 * std**2 + sigma**2
     return (sigma - (1 - sigma) * std**2) / variance * (x - (1 - sigma) * mu) - mu
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a toy computes in: float32, or float64 for float64 latents."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def shaped(embeds: Tensor, x: Tensor) -> Tensor:
-    """A condition `[B, C]` or `[B, 1]` as `[B, C, 1, ...]`, to broadcast with latents.
-
-    Raises:
-        InputError: Batch or channels do not fit; names both shapes.
-    """
-    fits = embeds.ndim == 2 and embeds.shape[0] == x.shape[0] and embeds.shape[1] in (1, x.shape[1])
-    if not fits:
-        raise InputError(
-            f"a toy got a condition {tuple(embeds.shape)} for latents {tuple(x.shape)}; "
-            f"give [{x.shape[0]}, {x.shape[1]}] or [{x.shape[0]}, 1], as encode() does"
-        )
-    return embeds.reshape(*embeds.shape, *[1] * (x.ndim - 2))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from erta_framework.plugins import UNITS, Policy, Traits, find_hooks, flatten, owners_of
+from erta_framework.plugins import UNITS, Policy, Traits, find_hooks, find_owners, flatten
 from erta_framework.testing._compare import fail
 
 ASKED = frozenset({"decide", "forward", "adjust_interval"})
@@ -21,7 +21,7 @@ def check_wrappers_forward_traits(policy: Policy) -> None:
     engine sees the wrapper alone, so a trait that it forgets is a check that is silently passed.
     """
     for part in flatten([policy]):
-        for inside in owners_of([part])[1:]:
+        for inside in find_owners([part])[1:]:
             if find_hooks(type(part)) & find_hooks(type(inside)) & ASKED:
                 for problem in compare_traits(part.traits, inside.traits):
                     fail(

@@ -13,7 +13,7 @@ from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.budgets._candidates import COMPARED, REFINED
 from erta_bench.setting import Setting
 from erta_framework.errors import InputError
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow
 
 STEPS = 8
 

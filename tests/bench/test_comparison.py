@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from erta_bench.cli import app
 from erta_bench.core.pareto import Point, find_frontier, write_pareto_plot
 from erta_framework import Policy, Reuse, hookimpl
-from erta_framework.compatibility import Role, role_of
+from erta_framework.compatibility import Role, find_role
 from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import policies
@@ -55,7 +55,7 @@ def test_every_installed_skip_rule_and_recipe_has_a_row_or_a_reason() -> None:
     found = {
         name
         for name in policies(only=[]).names()
-        if role_of(policies().load(name)) in (Role.WHEN, Role.RECIPE)
+        if find_role(policies().load(name)) in (Role.WHEN, Role.RECIPE)
     }
     listed = {name for contender in CONTENDERS for name in contender.names}
     assert found - listed == set(UNLISTED) & found

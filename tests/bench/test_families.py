@@ -25,7 +25,7 @@ pytest.importorskip("diffusers")
 from erta_bench.families import compare_families, update_rows
 from erta_bench.families._cell import ONE_SAMPLE, judge_run, make_row, measure_cell
 from erta_bench.families._isolated import GoneError, run_isolated
-from erta_bench.families._methods import METHODS, Method
+from erta_bench.families._methods import METHODS, FamilyMethod
 from erta_bench.other_caches import LayerWork, watch_layers
 from tiny_pipelines import FAMILIES
 
@@ -128,7 +128,7 @@ def test_judged(output: float, elements: int, status: str) -> None:
 
 
 def test_a_method_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(METHODS, "rival", Method(lambda *_: "", package="not_a_package"))
+    monkeypatch.setitem(METHODS, "rival", FamilyMethod(lambda *_: "", package="not_a_package"))
     (row,) = compare_families(["flux"], ["rival"]).rows
     assert (row["status"], row["detail"]) == ("not installed", "pip install not-a-package")
 

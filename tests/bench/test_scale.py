@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from erta_bench.cli import app
 from erta_bench.scale import ScaleError
-from erta_bench.scale._processes import Answer, Process, start_processes
+from erta_bench.scale._processes import Answer, WorkerProcess, start_processes
 from erta_bench.scale._speed import make_speed_rows, make_traffic_row
 
 
@@ -51,7 +51,7 @@ def test_what_is_sent_is_of_the_steps_that_may_ask() -> None:
 
 def test_a_process_that_is_late_or_gone_ends_the_benchmark() -> None:
     clock = time.monotonic()
-    process = Process(0, "shapes-wan", 2, limit=0.3)
+    process = WorkerProcess(0, "shapes-wan", 2, limit=0.3)
     try:
         with pytest.raises(ScaleError, match=r"ended or took more than 0.3 s"):
             process.read()

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import erta_framework.calibration._profile as module
 from erta_framework import CFG, Engine, FlowEuler, Profile, Sampler
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 
@@ -217,23 +217,23 @@ FIELDS = {
 
 def test_fitting_run_is_accepted(info):
     run = info(model={"class": "Toy"})
-    profile = make(fingerprint=fingerprint_of(run))
+    profile = make(fingerprint=make_fingerprint(run))
     profile.require(run)
     # the batch does not matter
     other = info(model={"class": "Toy"}, shape=(7, 2, 3))
-    assert fingerprint_of(other) == dict(profile.fingerprint)
+    assert make_fingerprint(other) == dict(profile.fingerprint)
     profile.require(other)
 
 
 @pytest.mark.parametrize("name", FIELDS)
 def test_every_field_that_differs_is_named(info, name):
     facts = {"model": {"class": "Toy"}, "solver": "Euler()", "guidance": "none"}
-    profile = make(fingerprint=fingerprint_of(info(**facts)))
+    profile = make(fingerprint=make_fingerprint(info(**facts)))
     run = info(**{**facts, **FIELDS[name]})
     with pytest.raises(ProfileMismatchError) as error:
         profile.require(run)
     lines = [line for line in str(error.value).splitlines() if line.startswith("  ")]
-    ours, theirs = profile.fingerprint[name], fingerprint_of(run)[name]
+    ours, theirs = profile.fingerprint[name], make_fingerprint(run)[name]
     assert ours != theirs
     assert lines == [f"  {name}: profile {ours!r} / run {theirs!r}"]
     assert "allow=[...]" in str(error.value)
@@ -241,7 +241,7 @@ def test_every_field_that_differs_is_named(info, name):
 
 
 def test_other_number_of_steps(info):
-    profile = make(fingerprint=fingerprint_of(info(steps=4)))
+    profile = make(fingerprint=make_fingerprint(info(steps=4)))
     with pytest.raises(ProfileMismatchError, match="num_steps: profile '4' / run '8'"):
         profile.require(info(steps=8))
     with pytest.raises(ProfileMismatchError, match="sigma_grid"):
@@ -250,7 +250,7 @@ def test_other_number_of_steps(info):
 
 
 def test_field_that_only_one_side_has(info):
-    profile = make(fingerprint={**fingerprint_of(info()), "model.revision": "a"})
+    profile = make(fingerprint={**make_fingerprint(info()), "model.revision": "a"})
     with pytest.raises(ProfileMismatchError, match=r"model\.revision: profile 'a' / run 'nothing'"):
         profile.require(info())
 

@@ -10,7 +10,7 @@ import torch
 
 from erta_framework import Answer, Compute, Interval, Needs, Policy, Reuse, Seam, Step
 from erta_framework.errors import PolicyError, ProtocolError
-from erta_framework.plugins._policy import snake_case
+from erta_framework.plugins._policy import to_snake_case
 from erta_framework.session import Call, Computation, FunctionNetwork, Memory, Site, StateStore
 
 
@@ -142,5 +142,5 @@ def test_names():
         pass
 
     assert HTTPPolicyV2().name == "http_policy_v2"
-    assert snake_case("ErrorLinearizer") == "error_linearizer"
-    assert snake_case("ERTACache") == "erta_cache"
+    assert to_snake_case("ErrorLinearizer") == "error_linearizer"
+    assert to_snake_case("ERTACache") == "erta_cache"

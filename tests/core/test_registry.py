@@ -11,7 +11,7 @@ import pytest
 from erta_framework.config import build_run
 from erta_framework.errors import ConfigError, InputError, RegistryError
 from erta_framework.plugins import _registry as registry
-from erta_framework.sampling import guidance_catalogue, solver_catalogue
+from erta_framework.sampling import open_guidance_catalogue, open_solver_catalogue
 from erta_framework.sampling.solvers import (
     ContinuousVPSolver,
     EDMSolver,
@@ -230,7 +230,7 @@ class Twice:
 
 
 def test_first_party_solvers_and_guidance_come_through_the_same_door():
-    solvers, guidance = solver_catalogue(only=[]), guidance_catalogue(only=[])
+    solvers, guidance = open_solver_catalogue(only=[]), open_guidance_catalogue(only=[])
     assert {"flow_euler", "flow_ab2", "ddim", "flow", "vp", "vp_continuous", "ve", "edm"} == set(
         solvers.names()
     )
@@ -269,7 +269,7 @@ def test_an_installed_solver_is_not_active(site):
         modules={"erta_bomb": "raise RuntimeError('imported')"},
         group="erta_framework.solvers",
     )
-    assert "bomb" in solver_catalogue().names()
+    assert "bomb" in open_solver_catalogue().names()
     build_run({"solver": "flow_euler"})
     assert "erta_bomb" not in sys.modules
     with pytest.raises(RegistryError, match=r"'bomb' of erta-bomb 1\.0 .*failed to import"):
@@ -286,7 +286,7 @@ def test_the_limit_holds_for_solvers_and_guidance(site, monkeypatch):
     with pytest.raises(ConfigError, match=r"unknown solver 'halved' \(only first-party code may"):
         build_run({"solver": "halved"}, only=[])
     monkeypatch.setenv(registry.LIMIT_VARIABLE, "none")
-    assert "halved" not in solver_catalogue().names()
+    assert "halved" not in open_solver_catalogue().names()
     with pytest.raises(ConfigError, match=r"unknown solver 'halved' \(ERTA_PLUGINS limits what"):
         build_run({"solver": "halved"})
     assert "erta_half" not in sys.modules
@@ -380,7 +380,7 @@ def test_what_the_limit_hides_is_known(site, monkeypatch):
 
 
 def test_installing_a_package_does_not_change_the_default_policy(site):
-    expected = registry.default_policy()
+    expected = registry.find_default_policy()
     site("erta-toy", {"policy": "erta_toy:Toy"}, group="erta_framework.defaults")
     site("erta-tie", {"toy": "erta_toy:Toy"}, modules={"erta_toy": POLICY})
-    assert registry.default_policy() == expected == "ertacache"
+    assert registry.find_default_policy() == expected == "ertacache"

@@ -22,7 +22,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import (
     CapabilityError,
     InputError,
@@ -256,7 +256,7 @@ def test_calibration_keeps_schedule_precision_and_device(net):
         def on_session_end(self, session):
             seen["session"] = session
             seen["autocast"] = torch.is_autocast_enabled("cpu")
-            return Profile("spy", fingerprint_of(session), {}, samples=session.shape[0])
+            return Profile("spy", make_fingerprint(session), {}, samples=session.shape[0])
 
     front = sampler(sigmas=[0.9, 0.3], precision="bf16-mixed", batch_size=2, guidance=NoGuidance())
     profile = front.calibrate(net, PROMPTS, profiler=Spy())

@@ -22,8 +22,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.testing import GaussianMixtureFlow
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow, GaussianMixtureFlow
 
 STEPS = 5
 

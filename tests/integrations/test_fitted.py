@@ -15,7 +15,7 @@ from erta_framework import CFG, Profile, Sampler
 from erta_framework.cli import app
 from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
-from erta_framework.sampling import copied
+from erta_framework.sampling import repeat_batches
 from erta_framework.testing import GaussianMixtureFlow
 from erta_integrations.diffusers import LoadedPipeline, attach
 from erta_integrations.diffusers.bundled import PipelineSampler
@@ -115,8 +115,8 @@ def test_one_prompt_after_another_gets_copies_and_is_judged(
 
 
 def test_batches_are_copied_whole() -> None:
-    assert copied(["a"], 3, batch=2, copies=1) == (["a"], [3])
-    names, seeds = copied(["a", "b", "c"], 5, batch=2, copies=3)
+    assert repeat_batches(["a"], 3, batch=2, copies=1) == (["a"], [3])
+    names, seeds = repeat_batches(["a", "b", "c"], 5, batch=2, copies=3)
     assert names == ["a", "b"] * 3 + ["c"] * 3
     assert seeds == [5, 6] * 3 + [7] * 3
     model, prompts = GaussianMixtureFlow(), [f"p {k}" for k in range(3)]

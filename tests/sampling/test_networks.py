@@ -9,10 +9,10 @@ from erta_framework import Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import InputError
 from erta_framework.sampling.networks import (
     convert_prediction,
-    no_condition,
+    drop_condition,
+    make_empty_condition,
     precondition_edm,
     reverse_time,
-    unconditional,
 )
 from erta_framework.sampling.solvers import (
     ContinuousVP,
@@ -42,7 +42,7 @@ def run(solver, network, steps=10, start=None):
     schedule = solver.schedule(steps)
     x = torch.linspace(-2, 2, 8, dtype=torch.float64).reshape(2, 1, 4) if start is None else start
     latents = solver.noised(None, x, schedule.sigmas[0])
-    request = Request(latents=latents, cond=no_condition(2), schedule=schedule)
+    request = Request(latents=latents, cond=make_empty_condition(2), schedule=schedule)
     return SamplingLoop(Engine([]), solver, NoGuidance()).run(network, request).sample
 
 
@@ -54,10 +54,10 @@ def test_a_network_without_a_condition():
         return 0.5 * x
 
     plain = run(FlowEuler(), lambda x, times, condition: 0.5 * x)
-    assert torch.equal(run(FlowEuler(), unconditional(network)), plain)
+    assert torch.equal(run(FlowEuler(), drop_condition(network)), plain)
     assert [float(times[0]) for times in seen] == pytest.approx(FlowEuler().schedule(10).times[:-1])
     assert seen[0].shape == (2,)
-    assert no_condition(3).shape == (3, 0)
+    assert make_empty_condition(3).shape == (3, 0)
 
 
 @pytest.mark.parametrize("time_scale", [1.0, 1000.0])
@@ -113,7 +113,7 @@ def test_the_raw_network_sees_scaled_latents_and_a_quarter_of_the_log(gaussian):
 
     x = torch.randn(3, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([80.0, 1.0, 0.05], dtype=torch.float64)
-    found = precondition_edm(raw)(x, sigma, no_condition(3))
+    found = precondition_edm(raw)(x, sigma, make_empty_condition(3))
     torch.testing.assert_close(found, data.predict(x, sigma.reshape(-1, 1, 1)))
 
 
@@ -130,7 +130,7 @@ def test_every_prediction_converts_into_every_other(gaussian, process, given, wa
     converted = convert_prediction(source, process, given=given, wanted=wanted)
     x = torch.randn(3, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     times = torch.tensor([process.time_of(s) for s in (0.9, 0.4, 0.05)], dtype=torch.float64)
-    found = converted(x, times, no_condition(3))
+    found = converted(x, times, make_empty_condition(3))
     torch.testing.assert_close(found, target(x, times, None), rtol=1e-10, atol=1e-10)
 
 
@@ -152,7 +152,7 @@ def test_a_score_is_the_gradient_of_the_log_density(gaussian, process):
     x = torch.randn(3, 1, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     times = torch.tensor([process.time_of(s) for s in (0.9, 0.4, 0.05)], dtype=torch.float64)
     torch.testing.assert_close(
-        converted(x, times, no_condition(3)), data(x, times, None), rtol=1e-9, atol=1e-9
+        converted(x, times, make_empty_condition(3)), data(x, times, None), rtol=1e-9, atol=1e-9
     )
 
 
@@ -164,7 +164,7 @@ def test_a_converted_clean_sample_is_sampled_like_the_solver_that_takes_it(gauss
 
 
 def test_adapters_nest():
-    network = reverse_time(unconditional(lambda x, times: torch.tanh(x)), time_scale=1000.0)
+    network = reverse_time(drop_condition(lambda x, times: torch.tanh(x)), time_scale=1000.0)
     plain = run(FlowEuler(), lambda x, times, condition: -torch.tanh(x))
     assert torch.equal(run(FlowEuler(), network), plain)
 

@@ -19,7 +19,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError
-from erta_framework.sampling.networks import no_condition
+from erta_framework.sampling.networks import make_empty_condition
 from erta_framework.sampling.solvers import EDMSolver, FlowSolver, VESolver, VPSolver
 from erta_policies.ertacache import ResidualReuse, SkipPolicy, TimestepAdjuster
 from erta_policies.forecast import Forecaster, MeanVelocity
@@ -48,7 +48,7 @@ def sample(gaussian, begin):
         schedule = solver.schedule(STEPS)
         network = Counted(gaussian(solver.parts.form))
         start = begin(solver, schedule.sigmas[0], dtype)
-        request = Request(latents=start, cond=no_condition(len(start)), schedule=schedule)
+        request = Request(latents=start, cond=make_empty_condition(len(start)), schedule=schedule)
         result = SamplingLoop(Engine(policies), solver, NoGuidance()).run(network, request)
         return SimpleNamespace(
             sample=result.sample, trace=result.trace, network=network, start=start
@@ -141,7 +141,7 @@ class Model:
         return {"class": "Gaussian"}
 
     def encode(self, prompts):
-        return no_condition(len(prompts))
+        return make_empty_condition(len(prompts))
 
     def __call__(self, x, timestep, embeds):
         return self.network(x, timestep, embeds)
@@ -184,7 +184,7 @@ def test_pure_noise_is_scaled_and_noised_latents_are_not(gaussian):
     same = sampler.sample(model, ["a"], latents=noise, init=clean, first=2).samples
     assert torch.equal(later, same)
     loop = SamplingLoop(Engine([]), solver)
-    request = Request(latents=80.0 * noise, cond=no_condition(1), schedule=sampler.schedule)
+    request = Request(latents=80.0 * noise, cond=make_empty_condition(1), schedule=sampler.schedule)
     assert torch.equal(first, loop.run(model, request).sample)
 
 

@@ -19,7 +19,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import PolicyError, ProfileMismatchError
 from erta_framework.testing import (
     CHECKS,
@@ -31,7 +31,8 @@ from erta_framework.testing import (
     toy_profile,
     toy_run,
 )
-from erta_framework.testing._bench import FLOW, NOISE, engine_of, plain_loop, setup_of
+from erta_framework.testing._drivers import run_plain_loop
+from erta_framework.testing._setup import FLOW, NOISE, choose_setup, make_engine
 
 NAMES = [check.__name__ for check in CHECKS]
 
@@ -85,7 +86,7 @@ class Counter(Profiler):
         if error is not None:
             return None
         total = torch.tensor([float(session.shape[0])])
-        return Profile("counter", fingerprint_of(session), {"total": total}, session.shape[0])
+        return Profile("counter", make_fingerprint(session), {"total": total}, session.shape[0])
 
 
 @pytest.mark.parametrize("policy", [EveryOther(), EveryOther(period=3), Doubled(), NoiseOnly()])
@@ -215,21 +216,21 @@ def test_the_plain_loop_is_euler_with_guidance_written_out():
         time = torch.full((2,), 1000 * start)
         cond, uncond = toy(x, time, request.cond), toy(x, time, request.uncond)
         x = x + (end - start) * (uncond + 2.0 * (cond - uncond))
-    assert torch.equal(plain_loop(FLOW, request, FLOW.toy()), x)
+    assert torch.equal(run_plain_loop(FLOW, request, FLOW.toy()), x)
     assert torch.equal(toy_run(seed=5).sample, x)
 
 
 def test_predictors_get_a_companion_and_others_do_not():
-    assert [p.name for p in engine_of(Doubled()).policies] == ["doubled", "alternate_steps"]
-    assert [p.name for p in engine_of(EveryOther()).policies] == ["every_other"]
-    assert [p.name for p in engine_of(Counter()).policies] == ["counter"]
-    trace = FLOW.run(engine_of(Doubled()), FLOW.request()).trace
+    assert [p.name for p in make_engine(Doubled()).policies] == ["doubled", "alternate_steps"]
+    assert [p.name for p in make_engine(EveryOther()).policies] == ["every_other"]
+    assert [p.name for p in make_engine(Counter()).policies] == ["counter"]
+    trace = FLOW.run(make_engine(Doubled()), FLOW.request()).trace
     assert trace.computed_steps == (0, 2, 4, 6, 8, 9)
 
 
 def test_the_set_up_follows_what_a_policy_requires():
-    assert setup_of(EveryOther()) is FLOW
-    assert setup_of(NoiseOnly()) is NOISE
+    assert choose_setup(EveryOther()) is FLOW
+    assert choose_setup(NoiseOnly()) is NOISE
 
 
 def test_toy_profile_merges_one_profile_a_seed():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from erta_bench.ablation._variants import Key, Variant, make_variants
-from erta_bench.core import Bench, Outcome, Value, make_record
+from erta_bench.core import Bench, Measurement, Value, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
     SEEDS_APART,
@@ -73,8 +73,8 @@ def run_ablation(
     for row in rows:
         unique.setdefault(row.key, row)
     work = (2 * setting.steps + sum(row.budget for row in unique.values())) * setting.batches
-    full = Outcome()
-    outcomes = {key: Outcome() for key in unique}
+    full = Measurement()
+    outcomes = {key: Measurement() for key in unique}
     profiles: list[Profile] = []
     total = seed_sets * (work + setting.steps * setting.calibration_batches)
     with RunProgress(total, console) as bar:
@@ -114,8 +114,8 @@ def run_seed_set(
     bar: RunProgress,
     profile: Profile,
     seed: int,
-    full: Outcome,
-    outcomes: dict[Key, Outcome],
+    full: Measurement,
+    outcomes: dict[Key, Measurement],
     unique: dict[Key, Variant],
 ) -> None:
     """Run everything once on one seed set, the full run first and last."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from erta_bench.ablation._variants import Variant, make_ladder
-from erta_bench.core import Bench, Outcome, Row, Value, as_finite, make_record
+from erta_bench.core import Bench, Measurement, Row, Value, as_finite, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
     Reference,
@@ -128,7 +128,7 @@ class LoopRun:
         profile = calibrate_residuals(setting, bar, CALIBRATION_SEEDS + seed)
         return cls(profile, Reference(setting, seed, bar))
 
-    def run(self, row: Variant) -> tuple[Outcome, Tensor]:
+    def run(self, row: Variant) -> tuple[Measurement, Tensor]:
         """One row, measured against this loop's own full run.
 
         Raises:
@@ -227,7 +227,7 @@ def measure_table(
     return found
 
 
-def compare_loops(pair: tuple[Outcome, Tensor] | None, samples: Tensor) -> dict[str, Value]:
+def compare_loops(pair: tuple[Measurement, Tensor] | None, samples: Tensor) -> dict[str, Value]:
     """The own loop's PSNR, and how far its samples are from the pipeline's."""
     if pair is None:
         return {"own_psnr_mean": None, "largest_difference": None, "identical": None}

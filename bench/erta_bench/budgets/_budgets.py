@@ -22,7 +22,7 @@ from erta_bench.budgets._candidates import (
     make_replays,
     refine_candidates,
 )
-from erta_bench.core import Bench, Outcome, Row, Value, make_record
+from erta_bench.core import Bench, Measurement, Row, Value, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
     PROFILE,
@@ -128,7 +128,7 @@ class ScheduleTable:
 
     full: Reference
     rows: list[Row] = field(default_factory=list)
-    done: dict[tuple[str, tuple[int, ...]], tuple[str, Outcome]] = field(default_factory=dict)
+    done: dict[tuple[str, tuple[int, ...]], tuple[str, Measurement]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         outcome = self.full.outcome

@@ -8,8 +8,8 @@ from erta_bench.comparison._contender import Contender
 from erta_bench.comparison._runner import Runner
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
 from erta_bench.core import Row
-from erta_framework.compatibility import Role, role_of
-from erta_framework.errors import ErtaError, InputError, suggestion
+from erta_framework.compatibility import Role, find_role
+from erta_framework.errors import ErtaError, InputError, suggest
 from erta_framework.plugins import Catalogue
 
 
@@ -35,7 +35,7 @@ def choose_contenders(rows: Sequence[str], contenders: Sequence[Contender]) -> l
     parts = sorted({name for contender in contenders for name in contender.names})
     for row in rows:
         if row not in (*names, *parts):
-            raise InputError(f"no row and no policy {row!r}; {suggestion(row, [*names, *parts])}")
+            raise InputError(f"no row and no policy {row!r}; {suggest(row, [*names, *parts])}")
     return [c for c in contenders if not rows or c.name in rows or c.names & set(rows)]
 
 
@@ -47,7 +47,7 @@ def list_missing_rows(catalogue: Catalogue) -> list[Row]:
         if name in listed:
             continue
         try:
-            role = role_of(catalogue.load(name))
+            role = find_role(catalogue.load(name))
         except ErtaError as error:
             found.append({"name": name, "group": "policy", "status": "error", "detail": str(error)})
             continue

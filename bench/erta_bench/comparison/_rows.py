@@ -13,7 +13,7 @@ from erta_bench.comparison._leaders import NEAR
 from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._runner import BRANCHES, Prepared, RunResult
 from erta_bench.core import (
-    Outcome,
+    Measurement,
     Row,
     Value,
     as_finite,
@@ -59,7 +59,7 @@ class ContenderRow:
     contender: Contender
     budget: int
     prepared: Prepared | None = None
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: Measurement = field(default_factory=Measurement)
     fine: list[float] = field(default_factory=list)
     right: list[Mapping[str, float]] = field(default_factory=list)
     elements: int = 0

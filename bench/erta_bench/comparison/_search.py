@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from erta_bench.comparison._contender import SearchRange
 from erta_framework.budgets import as_planner
-from erta_framework.compatibility import Role, role_of
+from erta_framework.compatibility import Role, find_role
 from erta_framework.plugins import Policy, flatten
 
 EQUAL = 0.25
@@ -67,7 +67,7 @@ class SettingSearch:
 def count_planned_calls(policies: Sequence[Policy], num_steps: int) -> float | None:
     """Calls of each branch, where one policy alone decides and knows beforehand; else None."""
     parts = flatten(policies)
-    deciding = [part for part in parts if role_of(type(part)) in (Role.WHEN, Role.LIMIT)]
+    deciding = [part for part in parts if find_role(type(part)) in (Role.WHEN, Role.LIMIT)]
     planner = as_planner(deciding[0]) if len(deciding) == 1 else None
     if planner is None:
         return None

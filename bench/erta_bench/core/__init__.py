@@ -1,7 +1,7 @@
 """What every benchmark returns: flat records, with their table, JSON file, page and Pareto plot."""
 
 from erta_bench.core._outcome import (
-    Outcome,
+    Measurement,
     as_finite,
     as_whole,
     average,
@@ -12,7 +12,7 @@ from erta_bench.core.report import Bench, Row, Value
 
 __all__ = [
     "Bench",
-    "Outcome",
+    "Measurement",
     "Row",
     "Value",
     "as_finite",

@@ -14,7 +14,7 @@ from erta_framework.sampling import Samples
 
 
 @dataclass(slots=True)
-class Outcome:
+class Measurement:
     """What one row measured, seed set by seed set.
 
     Attributes:
@@ -61,9 +61,9 @@ class Outcome:
 
 def make_record(
     name: str,
-    outcome: Outcome,
-    full: Outcome,
-    uniform: Outcome | None,
+    outcome: Measurement,
+    full: Measurement,
+    uniform: Measurement | None,
     facts: Row,
 ) -> Row:
     """One flat record; PSNR is None where the samples equal the full run's.

@@ -16,7 +16,7 @@ from erta_bench.families._isolated import GoneError, run_isolated
 from erta_bench.families._methods import METHODS
 from erta_bench.other_caches import read_rival_versions
 from erta_framework.environment import collect_versions
-from erta_framework.errors import InputError, suggestion
+from erta_framework.errors import InputError, suggest
 from tiny_pipelines import FAMILIES
 
 COLUMNS = {
@@ -128,7 +128,7 @@ def choose_names(names: Sequence[str], known: Iterable[str], kind: str) -> list[
     known = list(known)
     for name in names:
         if name not in known:
-            raise InputError(f"no {kind} {name!r}; {suggestion(name, known)}")
+            raise InputError(f"no {kind} {name!r}; {suggest(name, known)}")
     return list(dict.fromkeys(names)) or known
 
 

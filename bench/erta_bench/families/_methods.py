@@ -25,7 +25,7 @@ ALL_TIMES = (-1, 1001)
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class FamilyMethod:
     """One cache.
 
     Attributes:
@@ -46,10 +46,10 @@ class Method:
         return find_spec(self.package) is not None
 
 
-def make_rival_method(name: str, settings: Callable[[int], Mapping[str, Any]]) -> Method:
+def make_rival_method(name: str, settings: Callable[[int], Mapping[str, Any]]) -> FamilyMethod:
     """A cache of another project, with settings for a number of steps."""
     found = RIVALS[name]
-    return Method(lambda target, steps: found.enable(target, settings(steps)), found.package)
+    return FamilyMethod(lambda target, steps: found.enable(target, settings(steps)), found.package)
 
 
 def make_mag_settings(steps: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def make_mag_settings(steps: int) -> dict[str, Any]:
     return {"threshold": ALWAYS, "max_skip_steps": 2, "mag_ratios": torch.ones(steps)}
 
 
-def make_taylor_method(lite: bool) -> Method:
+def make_taylor_method(lite: bool) -> FamilyMethod:
     """TaylorSeer on the modules it finds by itself, or only on the last projection."""
     settings = {
         "cache_interval": 2,
@@ -153,11 +153,11 @@ def enable_per_sample(target: Target, _: int) -> Callable[[], str]:
     return explain
 
 
-METHODS: dict[str, Method] = {
-    "erta skip_policy": Method(enable_at_latents),
-    "erta trunk seam": Method(enable_at_trunk),
-    "erta probe": Method(enable_probe),
-    "erta per sample": Method(enable_per_sample, batch=2),
+METHODS: dict[str, FamilyMethod] = {
+    "erta skip_policy": FamilyMethod(enable_at_latents),
+    "erta trunk seam": FamilyMethod(enable_at_trunk),
+    "erta probe": FamilyMethod(enable_probe),
+    "erta per sample": FamilyMethod(enable_per_sample, batch=2),
     "FirstBlockCache": make_rival_method("FirstBlockCache", lambda _: {"threshold": ALWAYS}),
     "MagCache": make_rival_method("MagCache", make_mag_settings),
     "TaylorSeer": make_taylor_method(lite=False),

@@ -19,7 +19,7 @@ from erta_bench.other_caches._layer_work import (
 )
 from erta_bench.other_caches._rivals import RIVALS, Rival, Target
 from erta_framework import Profile, Trace
-from erta_framework.errors import CapabilityError, InputError, suggestion
+from erta_framework.errors import CapabilityError, InputError, suggest
 from erta_framework.session import CallTrace, StepTrace
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.network import find_networks
@@ -236,7 +236,7 @@ def bridge(
         >>> print(run.summary())  # doctest: +SKIP
     """
     if rival not in RIVALS:
-        raise InputError(f"no cache {rival!r} to bridge to; {suggestion(rival, list(RIVALS))}")
+        raise InputError(f"no cache {rival!r} to bridge to; {suggest(rival, list(RIVALS))}")
     RIVALS[rival].check(settings)
     found = find_networks(pipe, networks)
     for name, network in found.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from erta_framework.errors import InputError, suggestion
+from erta_framework.errors import InputError, suggest
 from erta_framework.optional_dependencies import MissingExtraError
 
 BY_HAND_CLOCK = (
@@ -137,7 +137,7 @@ class Rival:
         known = [*(each.name for each in dataclasses.fields(self._class)), *self.beside]
         for name in settings:
             if name not in known:
-                raise InputError(f"{self.config} has no {name!r}; {suggestion(name, known)}")
+                raise InputError(f"{self.config} has no {name!r}; {suggest(name, known)}")
 
     @property
     def _class(self) -> Any:

@@ -21,7 +21,7 @@ class ScaleError(ErtaError):
     """A process of the benchmark failed or did not answer in time."""
 
 
-class Process:
+class WorkerProcess:
     """A process that has imported everything and waits for commands; killed when it is late.
 
     Args:
@@ -85,9 +85,11 @@ class Process:
 
 
 @contextmanager
-def start_processes(count: int, model: str, steps: int, limit: float) -> Iterator[list[Process]]:
+def start_processes(
+    count: int, model: str, steps: int, limit: float
+) -> Iterator[list[WorkerProcess]]:
     """Start processes, wait until they are ready, and end them whatever happens."""
-    processes = [Process(rank, model, steps, limit) for rank in range(count)]
+    processes = [WorkerProcess(rank, model, steps, limit) for rank in range(count)]
     try:
         for process in processes:
             process.read()

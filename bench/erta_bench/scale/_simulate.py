@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from erta_bench.core import Bench, Row, Value
-from erta_bench.scale._simulated_job import Job, Outcome, Scenario, SimulationError
+from erta_bench.scale._simulated_job import Job, JobOutcome, Scenario, SimulationError
 from erta_bench.setting import time_call
 from erta_integrations.fabric.jobs import (
     Item,
@@ -85,7 +85,7 @@ def simulate_job(scenario: Scenario, folder: Path) -> Row:
     }
 
 
-def require_whole(outcome: Outcome, folder: Path, items: Sequence[Item]) -> None:
+def require_whole(outcome: JobOutcome, folder: Path, items: Sequence[Item]) -> None:
     """Check that a job is complete, and that no work was done without need.
 
     Raises:
@@ -120,7 +120,7 @@ def require_whole(outcome: Outcome, folder: Path, items: Sequence[Item]) -> None
         raise SimulationError(f"{folder} holds other outputs than those of the job")
 
 
-def count_outputs(outcome: Outcome) -> Counter[int]:
+def count_outputs(outcome: JobOutcome) -> Counter[int]:
     """How often the output of each sample was written."""
     return Counter(index for rank in outcome.ranks for index in rank.made)
 

@@ -144,7 +144,7 @@ class Rank(JobRunner):
 
 
 @dataclass(slots=True)
-class Outcome:
+class JobOutcome:
     """What happened in a simulated job.
 
     Attributes:
@@ -198,7 +198,7 @@ class Job:
         self._worked = 0.0
 
     # ----------------------------------------------------------------- the course of a job
-    def run(self) -> Outcome:
+    def run(self) -> JobOutcome:
         """Simulate until no process is left."""
         scenario = self.scenario
         with self.calls:
@@ -213,7 +213,7 @@ class Job:
             self.at(scenario.lease / 6, "beat")
             self.loop()
         fine = not scenario.failures
-        return Outcome(
+        return JobOutcome(
             makespan=self._worked,
             fixed=max(parts) if fine else None,
             ideal=ideal if fine else None,

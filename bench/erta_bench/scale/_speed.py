@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 
 from erta_bench.core import Bench, Row, Value
-from erta_bench.scale._processes import WORKER, Answer, Process, ScaleError, start_processes
+from erta_bench.scale._processes import WORKER, Answer, ScaleError, WorkerProcess, start_processes
 
 KINDS = ("plain", "job")
 START = 0.1
@@ -31,7 +31,9 @@ COLUMNS = {
 }
 
 
-def time_processes(processes: Sequence[Process], kind: str, samples: int, folder: Path) -> Answer:
+def time_processes(
+    processes: Sequence[WorkerProcess], kind: str, samples: int, folder: Path
+) -> Answer:
     """Samples a second of these processes together, and their processor seconds a sample."""
     order = {
         "kind": kind,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from erta_bench.core import Outcome
+from erta_bench.core import Measurement
 from erta_bench.setting._progress import RunProgress
 from erta_bench.setting._setting import Setting
 from erta_framework.plugins import Policy
@@ -30,7 +30,7 @@ class Reference:
     seed: int
     bar: RunProgress
     samples: Samples = field(init=False)
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: Measurement = field(default_factory=Measurement)
 
     def __post_init__(self) -> None:
         self.bar.set_title("full")
@@ -40,7 +40,7 @@ class Reference:
 
     def measure(
         self, title: str, policies: Iterable[Policy], steps: int | None = None
-    ) -> tuple[Outcome, Tensor]:
+    ) -> tuple[Measurement, Tensor]:
         """Run the same prompts from the same noise with policies.
 
         Args:
@@ -57,6 +57,6 @@ class Reference:
         self.bar.set_title(title)
         sampler = self.setting.make_sampler(policies, steps, callbacks=[self.bar])
         result, took = self.setting.sample_held_out(sampler, self.seed)
-        outcome = Outcome()
+        outcome = Measurement()
         outcome.add(result, self.samples, took.processor, self.setting.branches)
         return outcome, result.samples

@@ -2,16 +2,16 @@
 
 from erta_framework.sampling.networks._adapters import (
     convert_prediction,
-    no_condition,
+    drop_condition,
+    make_empty_condition,
     precondition_edm,
     reverse_time,
-    unconditional,
 )
 
 __all__ = [
     "convert_prediction",
-    "no_condition",
+    "drop_condition",
+    "make_empty_condition",
     "precondition_edm",
     "reverse_time",
-    "unconditional",
 ]

@@ -18,14 +18,14 @@ from erta_framework.sampling._network_call import Denoiser
 from erta_framework.sampling.solvers import Parametrisation, Prediction, Process
 
 
-def unconditional(network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
+def drop_condition(network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
     """A network without a condition, `network(x, times)`; the loop's condition is dropped.
 
-    Sample it with `NoGuidance`, and give `no_condition` to the request.
+    Sample it with `NoGuidance`, and give `make_empty_condition` to the request.
 
     Example:
-        >>> network = unconditional(lambda x, times: 2 * x)
-        >>> network(torch.ones(1, 1), torch.ones(1), no_condition(1))
+        >>> network = drop_condition(lambda x, times: 2 * x)
+        >>> network(torch.ones(1, 1), torch.ones(1), make_empty_condition(1))
         tensor([[2.]])
     """
 
@@ -35,7 +35,7 @@ def unconditional(network: Callable[[Tensor, Tensor], Tensor]) -> Denoiser:
     return denoise
 
 
-def no_condition(batch: int, device: torch.device | str | None = None) -> Tensor:
+def make_empty_condition(batch: int, device: torch.device | str | None = None) -> Tensor:
     """The condition of samples that have none: `[B, 0]`, one empty row a sample."""
     return torch.zeros(batch, 0, device=device)
 

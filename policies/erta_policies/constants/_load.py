@@ -8,7 +8,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from erta_framework.errors import PolicyError, suggestion
+from erta_framework.errors import PolicyError, suggest
 
 
 @lru_cache(maxsize=32)
@@ -17,7 +17,7 @@ def _read(method: str) -> dict[str, Any]:
     path = folder / f"{method}.json"
     if not path.is_file():
         names = sorted(f.name[:-5] for f in folder.iterdir() if f.name.endswith(".json"))
-        raise PolicyError(f"no published constants of {method!r}; " + suggestion(method, names))
+        raise PolicyError(f"no published constants of {method!r}; " + suggest(method, names))
     read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return read
 

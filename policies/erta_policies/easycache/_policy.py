@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import Compute, Decision, Evaluation, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.plugins import finest_unit
+from erta_framework.plugins import choose_unit
 from erta_framework.session import Call
 from erta_policies.shared import Accumulator, mean_magnitude, reuse_below
 
@@ -78,7 +78,7 @@ class EasyCache(Policy):
 
     @property
     def traits(self) -> Traits:
-        return Traits(memory=Needs(evaluations=2, pairs=True), decides=finest_unit(self.per_sample))
+        return Traits(memory=Needs(evaluations=2, pairs=True), decides=choose_unit(self.per_sample))
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:

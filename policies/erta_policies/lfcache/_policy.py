@@ -23,7 +23,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.plugins import finest_unit
+from erta_framework.plugins import choose_unit
 from erta_framework.session import RESIZED, TRIAL
 from erta_policies.lfcache._lowpass import (
     MOST_AXES,
@@ -161,7 +161,7 @@ class LFCache(Policy):
             seams=frozenset({Seam.LATENT}),
             reads_latents=True,
             memory=Needs(evaluations=1),
-            decides=finest_unit(self.per_sample),
+            decides=choose_unit(self.per_sample),
         )
 
     @hookimpl

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile
-from erta_framework.errors import InputError, PolicyError, ProfileError, suggestion
+from erta_framework.errors import InputError, PolicyError, ProfileError, suggest
 from erta_policies.shared import find_cheapest_paths, to_band
 
 KIND = "mean_cache_profiler"
@@ -103,7 +103,7 @@ def look_up_path(model: str, calls: int | None) -> EdgePath:
     models = read_tables()
     if model not in models:
         raise PolicyError(
-            f"MeanCache has no released table for {model!r}; {suggestion(model, models)} or make "
+            f"MeanCache has no released table for {model!r}; {suggest(model, models)} or make "
             "one for your model: `erta calibrate --policy meancache`, then "
             "MeanCache(profile=..., calls=...)"
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_policies.prompttea import _prompts as prompts
 from erta_policies.shared import (
@@ -110,7 +110,7 @@ class PromptProfiler(RunProfiler):
         found = session.state_of(self, PromptDirections)
         if found.sums is None:
             return None
-        own = {k: v for k, v in fingerprint_of(session).items() if k in prompts.IDENTITY}
+        own = {k: v for k, v in make_fingerprint(session).items() if k in prompts.IDENTITY}
         return Profile(
             kind=prompts.KIND,
             fingerprint={**own, "tokens": self.tokens},

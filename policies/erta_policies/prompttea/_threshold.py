@@ -21,7 +21,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.plugins import HOOKS
 from erta_policies.prompttea import _prompts as prompts
@@ -151,7 +151,7 @@ class PromptThreshold(RuleWrapper):
     # ------------------------------------------------------------------ the hooks
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        run = set(fingerprint_of(session)) - set(prompts.IDENTITY)
+        run = set(make_fingerprint(session)) - set(prompts.IDENTITY)
         self._references.require(session, {*run, "tokens", *self.allow})
         if session.branches and self.branch not in (None, *session.branches):
             raise CapabilityError(self._elsewhere(session.branches))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile, SessionInfo
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import ProfileError
 
 KIND = "sensitivity_profiler"
@@ -65,7 +65,7 @@ class SensitivitySums:
         facts = {UNIT: time_unit(session), STATES: states}
         return Profile(
             kind=KIND,
-            fingerprint={**fingerprint_of(session), **facts},
+            fingerprint={**make_fingerprint(session), **facts},
             statistics={name: getattr(self, name) for name in SUMS},
             samples=samples,
         )

@@ -23,7 +23,7 @@ from erta_framework.budgets import (
     forecast,
     list_measured_units,
 )
-from erta_framework.errors import PolicyError, ProfileError, suggestion
+from erta_framework.errors import PolicyError, ProfileError, suggest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ class PlanBudget:
         names = [f.name for f in fields(cls)]
         for key in value:
             if key not in names:
-                raise PolicyError(f"a budget has no {key!r}; {suggestion(str(key), names)}")
+                raise PolicyError(f"a budget has no {key!r}; {suggest(str(key), names)}")
         return cls(**value)
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
-from erta_framework.plugins import finest_unit
+from erta_framework.plugins import choose_unit
 from erta_framework.session import AHEAD
 from erta_policies.shared._decisions import reuse_below
 from erta_policies.shared._signal_memory import (
@@ -82,7 +82,7 @@ class ChangeRule(Policy):
             requires=signal_capability(self.watched_signal),
             reads_latents=self.watched_signal == "latents",
             memory=Needs(evaluations=1),
-            decides=finest_unit(self.per_sample, self.decides_each_branch),
+            decides=choose_unit(self.per_sample, self.decides_each_branch),
         )
 
     def _memory(self, step: Step, call: Call) -> SignalMemory:

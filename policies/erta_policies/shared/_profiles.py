@@ -9,7 +9,7 @@ from typing import ClassVar, TypeVar
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Profiler, SessionInfo, Step, hookimpl
-from erta_framework.calibration import fingerprint_of
+from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import InputError, PolicyError, ProfileError
 
 ProfileSource = str | Path | Profile
@@ -111,7 +111,7 @@ class RunProfiler(Profiler):
         """
         return Profile(
             kind=self.kind,
-            fingerprint={**fingerprint_of(session), **(facts or {})},
+            fingerprint={**make_fingerprint(session), **(facts or {})},
             statistics=dict(statistics),
             samples=session.shape[0] if samples is None else samples,
             provenance=dict(provenance or {}),

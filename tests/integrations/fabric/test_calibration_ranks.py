@@ -15,7 +15,7 @@ import torch
 
 from erta_framework import CFG, Profile, Sampler
 from erta_framework.errors import PolicyError
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow
 from erta_integrations.fabric.agreement import CFGParallel
 from erta_policies.ertacache import ReplayProfiler, ResidualProfiler
 

@@ -20,7 +20,7 @@ from erta_framework.cli._jobs import merge_fabric
 from erta_framework.config import load_config
 from erta_framework.errors import CapabilityError, ConfigError, InputError, PolicyError
 from erta_framework.jobs import CalibrationRequest, FabricConfig, JobConfig, JobRequest
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow
 from erta_integrations.fabric import FabricLauncher, build_fabric, sample_job, setup
 from erta_integrations.fabric._launch import read_launch, to_precision
 from erta_integrations.fabric.jobs import Item, PipelineSource, Store

@@ -16,8 +16,8 @@ from rich.console import Console
 from erta_framework import CFG, FlowEuler, NoGuidance, Sampler
 from erta_framework.config import build_run, load_config
 from erta_framework.errors import ConfigError, InputError
-from erta_framework.jobs import FabricConfig, JobConfig, launched
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.jobs import FabricConfig, JobConfig, is_launched
+from erta_framework.testing import AffineFlow
 from erta_integrations.fabric.jobs import (
     Claim,
     Claims,
@@ -636,4 +636,4 @@ def test_a_launcher_outside_is_seen(monkeypatch, environment, expected):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert launched() is expected
+    assert is_launched() is expected

@@ -11,8 +11,7 @@ from erta_framework import CFG, Engine, Policy, Reuse, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.sampling.solvers import FlowEuler
 from erta_framework.session import Compute
-from erta_framework.testing import GaussianMixtureFlow, toy_run
-from erta_framework.testing._bench import ToySetup
+from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_run
 from erta_policies.adapters import (
     Budget,
     EveryBranchAgrees,

@@ -18,7 +18,8 @@ from erta_framework.errors import (
 )
 from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.testing import AffineFlow, toy_profile
-from erta_framework.testing._bench import FLOW, plain_loop
+from erta_framework.testing._drivers import run_plain_loop
+from erta_framework.testing._setup import FLOW
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualReuse, SkipPolicy, TimestepAdjuster
 from erta_policies.fitted import (
@@ -140,7 +141,7 @@ def test_nothing_reused_is_bit_identical(field):
     engine = Engine([FittedReuse(profile=found)])
     sample = SamplingLoop(engine, FlowEuler(), CFG(scale=2.0)).run(field.mixture, request).sample
     setup = dataclasses.replace(FLOW, guidance=CFG(scale=2.0), num_steps=12)
-    assert torch.equal(sample, plain_loop(setup, request, field.mixture))
+    assert torch.equal(sample, run_plain_loop(setup, request, field.mixture))
 
 
 # ---------------------------------------------------------------------- merging and rounds

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
-from erta_framework.testing import GaussianMixtureFlow, toy_run
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow, GaussianMixtureFlow, toy_run
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.forecast import Forecaster, MeanVelocity, adams, hermite, newton, taylor
 

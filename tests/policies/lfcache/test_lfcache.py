@@ -13,7 +13,7 @@ from torch.nn.functional import adaptive_avg_pool2d, adaptive_avg_pool3d
 from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.testing import GaussianMixtureFlow
-from erta_framework.testing._bench import FLOW
+from erta_framework.testing._setup import FLOW
 from erta_policies.adapters import WarmUp
 from erta_policies.lfcache import LFCache, low_frequencies, shrink, shrink_sizes
 from erta_policies.lfcache._lowpass import spectrum_norms

@@ -12,8 +12,8 @@ from erta_bench.overhead import SyncCounter
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Request, SamplingLoop
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
-from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
-from erta_framework.testing._bench import FLOW, AlternateSteps
+from erta_framework.testing import AlternateSteps, GaussianMixtureFlow, toy_profile, toy_run
+from erta_framework.testing._setup import FLOW
 from erta_policies.easycache import EasyCache
 from erta_policies.forecast import Forecaster
 from erta_policies.meancache import (

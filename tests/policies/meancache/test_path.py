@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Profile
 from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.testing import toy_profile, toy_run
-from erta_framework.testing._bench import FLOW, AlternateSteps, plain_loop
+from erta_framework.testing import AlternateSteps, toy_profile, toy_run
+from erta_framework.testing._drivers import run_plain_loop
+from erta_framework.testing._setup import FLOW
 from erta_policies.meancache import (
     EdgePath,
     MeanCacheProfiler,
@@ -96,7 +97,7 @@ def trajectory(setup=FLOW, seed=11):
     watching = type(setup)(
         toy=setup.toy, solver=Keep(), guidance=setup.guidance, num_steps=setup.num_steps
     )
-    plain_loop(watching, request, setup.toy())
+    run_plain_loop(watching, request, setup.toy())
     return [request.latents, *nodes], request.schedule.sigmas
 
 

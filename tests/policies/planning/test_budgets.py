@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from erta_framework import Engine
 from erta_framework.config import build_policies, load_config, options_of
 from erta_framework.errors import ConfigError, PolicyError, ProfileError
-from erta_framework.plugins import budgeted, policies
+from erta_framework.plugins import list_budgeted, policies
 from erta_framework.testing import toy_profile, toy_run
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster
@@ -44,10 +44,10 @@ BUDGETED = {
 
 
 def test_every_policy_of_the_catalogue_takes_a_budget_or_says_why_not(monkeypatch):
-    known = budgeted()
+    known = list_budgeted()
     assert {*known} == {*BUDGETED} - {"planned forecast"}
     # it looks them all up each time
-    monkeypatch.setattr("erta_framework.config._problems.budgeted", lambda: known)
+    monkeypatch.setattr("erta_framework.config._problems.list_budgeted", lambda: known)
     catalogue = policies()
     for name in catalogue.names():
         cls = catalogue.load(name)

@@ -12,7 +12,7 @@ from torch import Tensor
 from erta_framework import CFG, FlowEuler, NoGuidance, Policy, Profile, hookimpl
 from erta_framework.errors import PolicyError, ProfileError
 from erta_framework.testing import toy_profile, toy_run
-from erta_framework.testing._bench import FLOW
+from erta_framework.testing._setup import FLOW
 from erta_policies.ertacache import ResidualProfiler, pair_errors
 from erta_policies.planning import plan_all_calls, plan_steps, price_edges
 

@@ -12,7 +12,7 @@ from erta_framework import CFG, Engine, FlowEuler, NoGuidance, Policy, Request, 
 from erta_framework.errors import CapabilityError, PolicyError, ProfileError
 from erta_framework.sampling.guidance import Branch
 from erta_framework.testing import GaussianMixtureFlow, toy_profile
-from erta_framework.testing._bench import FLOW
+from erta_framework.testing._setup import FLOW
 from erta_policies.adapters import MaxConsecutive, WarmUp
 from erta_policies.constants import read_published
 from erta_policies.easycache import EasyCache

@@ -25,7 +25,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import CapabilityError, PolicyError, ProfileError, ProfileMismatchError
-from erta_framework.session import holds_text
+from erta_framework.session import find_text_tokens
 from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
@@ -146,10 +146,12 @@ def test_our_reference_prompts_are_six_and_seven() -> None:
 
 def test_text_is_where_the_mask_says_so_else_where_it_is_not_zero() -> None:
     embedded = torch.tensor([[[1.0, 0.0], [2.0, 1.0], [0.0, 0.0]]])
-    assert holds_text(embedded).tolist() == [[True, True, False]]
-    assert holds_text(embedded, torch.tensor([[1, 0, 0]])).tolist() == [[True, False, False]]
-    assert holds_text(embedded, torch.tensor([[0.0, 0.0, -1e4]])).tolist() == [[True, True, False]]
-    assert holds_text(embedded, torch.tensor([[True, False, True]])).tolist() == [
+    assert find_text_tokens(embedded).tolist() == [[True, True, False]]
+    assert find_text_tokens(embedded, torch.tensor([[1, 0, 0]])).tolist() == [[True, False, False]]
+    assert find_text_tokens(embedded, torch.tensor([[0.0, 0.0, -1e4]])).tolist() == [
+        [True, True, False]
+    ]
+    assert find_text_tokens(embedded, torch.tensor([[True, False, True]])).tolist() == [
         [True, False, True]
     ]
 

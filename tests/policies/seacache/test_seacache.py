@@ -14,7 +14,7 @@ from erta_framework import CFG, Engine, NoGuidance, Request, SessionInfo
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.sampling.solvers import DDIM
 from erta_framework.testing import GaussianMixtureFlow
-from erta_framework.testing._bench import FLOW
+from erta_framework.testing._setup import FLOW
 from erta_policies.adapters import WarmUp
 from erta_policies.seacache import SeaCache, SeaCacheRule, apply_sea_filter, axis_gain, mixing_at
 from erta_policies.shared import read_mixing

@@ -20,8 +20,7 @@ from erta_framework import (
     SamplingLoop,
 )
 from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileMismatchError
-from erta_framework.testing import GaussianMixtureFlow
-from erta_framework.testing._toys import AffineFlow
+from erta_framework.testing import AffineFlow, GaussianMixtureFlow
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.sencache import SenCache, Sensitivities, SensitivityProfiler, measure_noised
 

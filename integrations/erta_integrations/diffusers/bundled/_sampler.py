@@ -22,7 +22,7 @@ from erta_framework.sampling import (
     Observers,
     RunStart,
     TextModel,
-    copied,
+    repeat_batches,
     resolve_device,
 )
 from erta_framework.session import RESIZED, TEXT, TRIAL
@@ -201,7 +201,7 @@ class PipelineSampler:
                 batch_size=self.batch_size * copies,
                 seam=self.seam,
             )
-            names, seeds = copied(prompts, seed, self.batch_size, copies)
+            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
             return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
 
         return calibrate(find_profiler(self.policies, profiler), run).with_provenance(

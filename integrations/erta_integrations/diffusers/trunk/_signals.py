@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError
-from erta_framework.session import PREFIX, PROMPT, PROMPT_MASK, TEXT, holds_text, tokens
+from erta_framework.session import PREFIX, PROMPT, PROMPT_MASK, TEXT, as_tokens, find_text_tokens
 from erta_integrations.diffusers.network import first_of, get_network_signature, get_signature
 from erta_integrations.diffusers.trunk._discovery import Block
 
@@ -108,12 +108,12 @@ def read_text_signals(network: nn.Module, arguments: Mapping[str, Any]) -> dict[
                 f"{type(network).__name__} was given {got} as {EMBEDDINGS}, not text embeddings "
                 "[B, tokens, D]; remove the policy that reads signal:prompt"
             )
-        return tokens(value)
+        return as_tokens(value)
 
     def mask() -> Tensor:
         value = first_of(arguments, MASKS)
         fits = isinstance(value, Tensor) and value.shape == embeddings().shape[:2]
-        return holds_text(embeddings(), value if fits else None)
+        return find_text_tokens(embeddings(), value if fits else None)
 
     return {PROMPT: embeddings, PROMPT_MASK: mask}
 

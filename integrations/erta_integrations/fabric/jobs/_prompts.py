@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from erta_framework.errors import ErtaError, InputError, suggestion
+from erta_framework.errors import ErtaError, InputError, suggest
 
 OWN_KEYS = ("prompt", "seed")
 
@@ -115,9 +115,7 @@ def parse_line(line: str, place: str, index: int, seed: int, known: Collection[s
         raise InputError(f'{place} is {line[:60]!r}; write an object such as {{"prompt": "a cat"}}')
     for key in values:
         if key not in OWN_KEYS and key not in known:
-            raise InputError(
-                f"{place}: unknown key {key!r}; " + suggestion(key, [*OWN_KEYS, *known])
-            )
+            raise InputError(f"{place}: unknown key {key!r}; " + suggest(key, [*OWN_KEYS, *known]))
     prompt, chosen = values.pop("prompt", None), values.pop("seed", seed)
     if not isinstance(prompt, str):
         raise InputError(f"{place}: prompt is {prompt!r}; it must be a string")

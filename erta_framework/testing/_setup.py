@@ -1,13 +1,12 @@
-"""The fixed toy set-up that the checks run on, and two drivers besides `SamplingLoop`."""
+"""The fixed toy set-up that the checks run on."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from erta_framework.calibration import Profile, calibrate
 from erta_framework.errors import PolicyError
@@ -16,7 +15,6 @@ from erta_framework.sampling import (
     CFG,
     DDIM,
     Denoiser,
-    DenoiserCall,
     FlowEuler,
     Guidance,
     Request,
@@ -25,8 +23,9 @@ from erta_framework.sampling import (
     Solver,
     sample_noise,
 )
-from erta_framework.session import Decision, Reuse, Session, Site, Step
-from erta_framework.testing._toys import GaussianEpsilon, GaussianMixtureFlow, Toy
+from erta_framework.session import Decision, Reuse, Session, Step
+from erta_framework.testing._toy import Toy
+from erta_framework.testing._toys import GaussianEpsilon, GaussianMixtureFlow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,17 +98,17 @@ class AlternateSteps(Policy):
         return Reuse("odd step") if odd else None
 
 
-def setup_of(policy: Policy) -> ToySetup:
+def choose_setup(policy: Policy) -> ToySetup:
     """The set-up whose solver offers what the policy requires."""
     required = frozenset[str]().union(*(part.traits.requires for part in flatten([policy])))
     return NOISE if "epsilon" in required else FLOW
 
 
-def engine_of(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
+def make_engine(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
     """The engine that the checks run: `before`, the policy, and `AlternateSteps` if it helps.
 
     A policy that decides nothing itself, emits nothing and implements `forward` or
-    `adjust_interval` is a predictor, corrector or adjuster: alone it would never be asked.
+    `adjust_interval` is a predictor, corrector or adjuster: alone it would have nothing to do.
     """
     alone = Engine([policy])
     acts = alone.implementers("forward") or alone.implementers("adjust_interval")
@@ -119,9 +118,9 @@ def engine_of(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
     return Engine([*before, policy]) if before else alone
 
 
-def fresh(policy: Policy) -> Engine:
+def make_fresh_engine(policy: Policy) -> Engine:
     """An engine of a copy, which shares nothing with the policy but its class."""
-    return engine_of(copy.deepcopy(policy))
+    return make_engine(copy.deepcopy(policy))
 
 
 def toy_run(policies: Sequence[Policy] = (), *, seed: int = 0, setup: ToySetup = FLOW) -> Result:
@@ -156,14 +155,14 @@ def toy_profile(
 
     def run(current: Profiler) -> list[Profile]:
         copies = current.calibration_copies
-        requests = [repeated(setup.request(seed=seed), copies) for seed in seeds]
+        requests = [repeat_batch(setup.request(seed=seed), copies) for seed in seeds]
         engine = Engine([current])
         return [p for request in requests for p in setup.run(engine, request).emitted]
 
     return calibrate(profiler, run)
 
 
-def repeated(request: Request, copies: int) -> Request:
+def repeat_batch(request: Request, copies: int) -> Request:
     """A request whose batch is repeated as a whole; see `Profiler.calibration_copies`."""
     if copies == 1:
         return request
@@ -174,85 +173,3 @@ def repeated(request: Request, copies: int) -> Request:
         cond=torch.cat([request.cond] * copies),
         uncond=torch.cat([request.uncond] * copies),
     )
-
-
-# ------------------------------------------------------------------------------- drivers
-@torch.no_grad()
-def plain_loop(setup: ToySetup, request: Request, network: Denoiser) -> Tensor:
-    """The bare sampling loop: no engine, no session, the network runs at every step."""
-    x, state = request.latents, None
-    for index in range(request.first, request.schedule.num_steps):
-        interval = request.schedule.interval(index)
-        outputs = {}
-        for branch in setup.guidance.branches(
-            request.cond, request.uncond, index, request.schedule.num_steps
-        ):
-            latents = branch.expand(x)
-            time = torch.full((latents.shape[0],), interval.time, device=x.device)
-            outputs[branch.name] = network(latents, time, branch.condition).to(x.dtype)
-        x, state = setup.solver.step(x, setup.guidance.combine(outputs), interval, state)
-    return x
-
-
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """What a hand-driven session has just done: the verb, the step and the tensors it handled."""
-
-    name: str
-    index: int
-    tensors: tuple[Tensor, ...] = ()
-
-
-@torch.no_grad()
-def by_hand(
-    setup: ToySetup, session: Session, request: Request, network: Denoiser
-) -> Generator[Verb, None, Result]:
-    """Drive a session by hand, pausing after every verb; the generator returns the result."""
-    x, state, schedule = request.latents, None, request.schedule
-    settled = schedule.interval(request.first)
-    with session:
-        for index in range(request.first, schedule.num_steps):
-            if index > request.first:
-                settled = schedule.interval(index, settled.end, settled.end_time)
-            branches = setup.guidance.branches(
-                request.cond, request.uncond, index, schedule.num_steps
-            )
-            session.begin(settled, [branch.name for branch in branches])
-            yield Verb("begin", index)
-            outputs = {}
-            for branch in branches:
-                watched = WatchedDenoiser(network)
-                x_in = branch.expand(x)
-                call = DenoiserCall(watched, x_in, settled.time, branch)
-                answered = session.forward(Site(branch=branch.name), x_in, call)
-                outputs[branch.name] = answered
-                yield Verb("forward", index, (x_in, *watched.raw, answered))
-            settled = session.settle()
-            x, state = setup.solver.step(x, setup.guidance.combine(outputs), settled, state)
-            session.end(x)
-            yield Verb("end", index, (x,))
-    return Result(x, session.trace, tuple(session.emitted))
-
-
-class WatchedDenoiser:
-    """A network that remembers the raw output of its last call on a whole batch."""
-
-    def __init__(self, network: Denoiser) -> None:
-        self.network = network
-        self.raw: tuple[Tensor, ...] = ()
-
-    def __call__(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
-        """Run the network."""
-        output = self.network(x, times, condition)
-        self.raw = (output,)
-        return output
-
-
-def finished(driver: Generator[Verb, None, Result]) -> Result:
-    """Run a hand-driven session to its end."""
-    while True:
-        try:
-            next(driver)
-        except StopIteration as stop:
-            result: Result = stop.value
-            return result

@@ -1,0 +1,90 @@
+"""What an engine checks once, before it runs anything: owners, settings and traits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from erta_framework.errors import ConflictError, ErtaError, PolicyError
+from erta_framework.plugins._hooks import find_hooks, is_wrapper
+from erta_framework.plugins._policy import Policy
+from erta_framework.plugins._traits import Traits
+
+
+def check_one_owner(owners: Sequence[Policy]) -> None:
+    """Refuse a second policy that moves the interval.
+
+    Raises:
+        ConflictError: Names them.
+    """
+    if len(owners) > 1:
+        raise ConflictError(
+            "the interval has one owner, but adjust_interval is implemented by "
+            + " and ".join(repr(policy) for policy in owners)
+            + "; remove one of them"
+        )
+
+
+def prepare_policies(policies: Sequence[Policy]) -> None:
+    """Let every policy check its settings and load its files.
+
+    Raises:
+        PolicyError: One raised something that is not an `ErtaError`.
+    """
+    for policy in policies:
+        try:
+            policy.prepare()
+        except ErtaError:
+            raise
+        except Exception as error:
+            raise PolicyError(
+                f"{policy!r} raised {type(error).__name__} in prepare(): {error}"
+            ) from error
+
+
+def merge_traits(policies: Sequence[Policy], reuses: bool) -> Traits:
+    """The traits of all policies together.
+
+    Args:
+        policies: All of them.
+        reuses: Whether one decides; reuse without a predictor needs one evaluation.
+
+    Raises:
+        PolicyError: The traits of a policy are something else.
+    """
+    for policy in policies:
+        if not isinstance(policy.traits, Traits):
+            raise PolicyError(f"the traits of {policy!r} are {policy.traits!r}; give a Traits(...)")
+    traits = Traits.merge(policy.traits for policy in policies)
+    if not reuses:
+        return traits
+    depth = max(traits.memory.evaluations, 1)
+    return replace(traits, memory=replace(traits.memory, evaluations=depth))
+
+
+def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Policy]) -> None:
+    """Refuse traits that do not fit a policy's hooks, or the policies beside it.
+
+    Args:
+        policies: All of them.
+        merged: Their traits together.
+        owners: Those that move the interval.
+
+    Raises:
+        PolicyError: A policy that sees every branch does not wrap `decide`.
+        ConflictError: One decides for each sample while another moves the interval of all.
+    """
+    for policy in policies:
+        if policy.traits.sees_every_branch and not (
+            "decide" in find_hooks(type(policy)) and is_wrapper("decide", policy)
+        ):
+            raise PolicyError(
+                f"{policy!r} declares sees_every_branch=True in its traits, but does not wrap "
+                "decide; mark it with @hookimpl(wrapper=True)"
+            )
+    if merged.decides == "sample" and owners:
+        deciders = [repr(p) for p in policies if p.traits.decides == "sample"]
+        raise ConflictError(
+            f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
+            "the interval of the whole batch; remove it, or decide for the whole batch"
+        )

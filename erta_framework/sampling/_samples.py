@@ -1,0 +1,61 @@
+"""What sampling prompts gives, and the protocol of everything that samples prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from erta_framework.calibration import Profile
+from erta_framework.plugins import Policy
+from erta_framework.sampling._text_model import TextModel
+from erta_framework.session import Trace
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """What `Sampler.sample` gives.
+
+    Attributes:
+        samples: `[N, C, ...]` in the order of the prompts, on the CPU.
+        prompts: The prompts.
+        seeds: Seed of each sample.
+        traces: One trace a batch.
+        seconds: Wall seconds of the sampling, without encoding prompts.
+        emitted: Profiles that profilers emitted, one a batch.
+    """
+
+    samples: Tensor
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    traces: tuple[Trace, ...]
+    seconds: float
+    emitted: tuple[Profile, ...]
+
+    @property
+    def network_calls(self) -> int:
+        """Network calls that were made, over all batches."""
+        return sum(trace.network_calls for trace in self.traces)
+
+
+class TextSampler(Protocol):
+    """Samples and calibrates prompts: `Sampler`, or a pipeline that runs the same model.
+
+    `facts` says in words what samples, for a report: loop, solver or scheduler, and guidance.
+    """
+
+    @property
+    def facts(self) -> Mapping[str, str]: ...
+
+    def sample(self, model: TextModel, prompts: Sequence[str], *, seed: int = 0) -> Samples: ...
+
+    def calibrate(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        profiler: Policy | None = None,
+    ) -> Profile: ...

@@ -1,0 +1,94 @@
+"""Two drivers besides `SamplingLoop`: a loop without an engine, and a session driven by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from erta_framework.sampling import Denoiser, DenoiserCall, Request, Result
+from erta_framework.session import Session, Site
+from erta_framework.testing._setup import ToySetup
+
+
+@torch.no_grad()
+def run_plain_loop(setup: ToySetup, request: Request, network: Denoiser) -> Tensor:
+    """The bare sampling loop: no engine, no session, the network runs at every step."""
+    x, state = request.latents, None
+    for index in range(request.first, request.schedule.num_steps):
+        interval = request.schedule.interval(index)
+        outputs = {}
+        for branch in setup.guidance.branches(
+            request.cond, request.uncond, index, request.schedule.num_steps
+        ):
+            latents = branch.expand(x)
+            time = torch.full((latents.shape[0],), interval.time, device=x.device)
+            outputs[branch.name] = network(latents, time, branch.condition).to(x.dtype)
+        x, state = setup.solver.step(x, setup.guidance.combine(outputs), interval, state)
+    return x
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a hand-driven session has just done: the verb, the step and the tensors it handled."""
+
+    name: str
+    index: int
+    tensors: tuple[Tensor, ...] = ()
+
+
+@torch.no_grad()
+def drive_by_hand(
+    setup: ToySetup, session: Session, request: Request, network: Denoiser
+) -> Generator[Verb, None, Result]:
+    """Drive a session by hand, pausing after every verb; the generator returns the result."""
+    x, state, schedule = request.latents, None, request.schedule
+    settled = schedule.interval(request.first)
+    with session:
+        for index in range(request.first, schedule.num_steps):
+            if index > request.first:
+                settled = schedule.interval(index, settled.end, settled.end_time)
+            branches = setup.guidance.branches(
+                request.cond, request.uncond, index, schedule.num_steps
+            )
+            session.begin(settled, [branch.name for branch in branches])
+            yield Verb("begin", index)
+            outputs = {}
+            for branch in branches:
+                watched = WatchedDenoiser(network)
+                x_in = branch.expand(x)
+                call = DenoiserCall(watched, x_in, settled.time, branch)
+                answered = session.forward(Site(branch=branch.name), x_in, call)
+                outputs[branch.name] = answered
+                yield Verb("forward", index, (x_in, *watched.raw, answered))
+            settled = session.settle()
+            x, state = setup.solver.step(x, setup.guidance.combine(outputs), settled, state)
+            session.end(x)
+            yield Verb("end", index, (x,))
+    return Result(x, session.trace, tuple(session.emitted))
+
+
+class WatchedDenoiser:
+    """A network that remembers the raw output of its last call on a whole batch."""
+
+    def __init__(self, network: Denoiser) -> None:
+        self.network = network
+        self.raw: tuple[Tensor, ...] = ()
+
+    def __call__(self, x: Tensor, times: Tensor, condition: Tensor) -> Tensor:
+        """Run the network."""
+        output = self.network(x, times, condition)
+        self.raw = (output,)
+        return output
+
+
+def run_to_end(driver: Generator[Verb, None, Result]) -> Result:
+    """Run a hand-driven session to its end."""
+    while True:
+        try:
+            next(driver)
+        except StopIteration as stop:
+            result: Result = stop.value
+            return result
