@@ -11,9 +11,7 @@ from erta_framework.budgets import StepSchedule
 from erta_framework.errors import ProfileError
 from erta_policies.fitted._table import KIND, require_judged
 from erta_policies.fitted._table import FittedTable as Table
-from erta_policies.shared import FixedSchedule
-from erta_policies.shared import load_profile as loaded
-from erta_policies.shared import require_match as require
+from erta_policies.shared import FixedSchedule, load_profile, require_match
 
 
 class FittedSchedule(FixedSchedule):
@@ -47,7 +45,7 @@ class FittedSchedule(FixedSchedule):
 
     @cached_property
     def _profile(self) -> Profile:
-        return loaded(self, self.profile, (KIND,))
+        return load_profile(self, self.profile, (KIND,))
 
     @cached_property
     def _table(self) -> Table:
@@ -83,5 +81,5 @@ class FittedSchedule(FixedSchedule):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        require(self._profile, session, self.allow)
+        require_match(self._profile, session, self.allow)
         super().on_session_start(session)

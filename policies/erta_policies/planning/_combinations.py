@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile
-from erta_policies.ertacache._statistics import Signal, combined, per_sample, presence
+from erta_policies.ertacache import Signal, combined, per_sample, presence
 from erta_policies.planning._costs import read_sigmas, read_statistic
 
 RIDGE = 1e-4

@@ -3,7 +3,7 @@
 Shapes: b guidance branches, T steps, L the longest edge in steps. An edge from the computed step j
 to the next computed one, j + l, is kept at `[j, l - 1]`; an edge of one step answers no step and
 costs 0. Pair statistics are `[b, T, T]` by source and step, as in
-`erta_policies.ertacache._statistics`.
+the statistics of `erta_policies.ertacache`.
 """
 
 from __future__ import annotations
