@@ -8,7 +8,7 @@ from typing import Any
 import griffe
 
 
-class Reference(griffe.Extension):
+class ReferencePages(griffe.Extension):
     """Shows `Example:` sections as code, and the options of policies in their signatures."""
 
     def on_instance(self, *, obj: griffe.Object, **_: Any) -> None:

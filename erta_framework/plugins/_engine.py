@@ -34,6 +34,7 @@ from erta_framework.session import (
     Session,
     SessionInfo,
     Step,
+    compute_default,
 )
 
 if TYPE_CHECKING:
@@ -51,9 +52,7 @@ class CoreDefaults:
     @hookimpl
     def forward(self, call: Call) -> Tensor:
         """The network's output, or the input plus the newest residual."""
-        if call.reused:
-            return call.x + call.history[0].residual
-        return call.compute()
+        return compute_default(call)
 
 
 class Engine:

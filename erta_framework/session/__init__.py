@@ -1,5 +1,6 @@
 """One request: the session that drivers call, the records that policies see, and the trace."""
 
+from erta_framework.session._answerer import compute_default
 from erta_framework.session._call import Call, Memory
 from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
@@ -67,6 +68,7 @@ __all__ = [
     "StepTrace",
     "Trace",
     "as_tokens",
+    "compute_default",
     "find_signals",
     "find_text_tokens",
     "make_site",

@@ -28,6 +28,13 @@ if TYPE_CHECKING:
     from erta_framework.plugins import Engine
 
 
+def compute_default(call: Call) -> Tensor:
+    """The output without a predictor: the input plus the newest residual, or the network's."""
+    if isinstance(call.decision, Reuse):
+        return call.x + call.history[0].residual
+    return call.compute()
+
+
 class Answerer:
     """Gets the output of a call from the policies, checks it, and records what was computed."""
 
@@ -82,7 +89,7 @@ class Answerer:
         if self._hooked:
             output: Tensor = self._engine.call_hook("forward", self._where, self._step, call)
         else:
-            output = call.x + call.history[0].residual if call.reused else compute()
+            output = compute_default(call)
         check_output(call, compute, output, self._corrects, self._where.owner, self._where)
         if compute.ran:
             return output

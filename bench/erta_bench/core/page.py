@@ -65,7 +65,7 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class PageSection:
     """The tables of one number of network calls, by the name of the kind."""
 
     budget: int
@@ -81,7 +81,7 @@ def write_bench_page(
     plot: Plot,
     plot_name: str,
     note: str,
-    sections: Sequence[Section],
+    sections: Sequence[PageSection],
     explained: Mapping[str, str],
     leaders: Table | None = None,
     full: Table | None = None,
@@ -134,7 +134,7 @@ def write_bench_page(
 
 def make_sections(
     rows: Sequence[Record], key: str, kinds: Mapping[str, str], columns: Columns
-) -> list[Section]:
+) -> list[PageSection]:
     """A section for each number of calls, with a table for each kind, the best PSNR first.
 
     Args:
@@ -155,7 +155,7 @@ def make_sections(
         tables = {
             name: make_table(own, columns, best="psnr_mean") for name, own in members.items() if own
         }
-        sections.append(Section(budget, tables))
+        sections.append(PageSection(budget, tables))
     return sections
 
 
