@@ -198,6 +198,17 @@ def describe_sampler(sampler: Sampler) -> dict[str, Any]:
     }
 
 
+def name_class(cls: type) -> str:
+    """A class by the public package that offers it: private modules may move between versions.
+
+    Example:
+        >>> name_class(Sampler)
+        'erta_framework.sampling.Sampler'
+    """
+    public = [part for part in cls.__module__.split(".") if not part.startswith("_")]
+    return ".".join([*public, cls.__qualname__])
+
+
 def describe_setting(value: Any, name: str = "") -> Any:
     """A policy or one of its settings as JSON holds it.
 
@@ -208,7 +219,7 @@ def describe_setting(value: Any, name: str = "") -> Any:
     if isinstance(value, Policy):  # every policy is a dataclass
         fields: Any = dataclasses.fields(value)  # type: ignore[arg-type, unused-ignore]
         settings = {f.name: describe_setting(getattr(value, f.name), f.name) for f in fields}
-        return {f"{type(value).__module__}.{type(value).__qualname__}": settings}
+        return {name_class(type(value)): settings}
     if name == "profile" and isinstance(value, str | Path):
         return {"profile": Profile.load(value).digest}
     if value is None or isinstance(value, bool | int | float | str):
