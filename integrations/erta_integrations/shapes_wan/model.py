@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erta_framework import Profile
+from erta_framework import CFG, Profile, Sampler
+from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.session import NetworkSignal
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel
+from erta_integrations.shapes_wan.accuracy import measure_words
 from erta_integrations.shapes_wan.data import (
     FRAMES,
     SIZE,
@@ -49,6 +52,22 @@ NETWORK: dict[str, Any] = {
     "rope_max_seq_len": 64,
 }
 
+SHIFT = 3.0
+TEMPORAL = 4
+"""The temporal factor that `WanPipeline` assumes if there is no VAE."""
+SCHEDULERS: Mapping[str, Callable[[], Any]] = {
+    "flow_euler": lambda: diffusers.FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+    "unipc": lambda: diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+    ),
+    "dpmpp": lambda: diffusers.DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+    ),
+    "heun": lambda: diffusers.FlowMatchHeunDiscreteScheduler(shift=SHIFT),
+}
+"""`unipc` is configured as in the published Wan pipelines, whose default it is. `dpmpp` is
+DPM-Solver++ 2M on the same sigmas. `heun` calls the network twice per step, except in the last."""
+
 
 class ShapesWan(InPipeline):
     """A Wan transformer over `[B, 3, 5, 16, 16]` pixels and its word embedding.
@@ -73,8 +92,6 @@ class ShapesWan(InPipeline):
     @classmethod
     def pipeline_model(cls) -> PipelineModel:
         """How it runs inside `WanPipeline`."""
-        from erta_integrations.shapes_wan.pipeline import WAN
-
         return WAN
 
     @property
@@ -173,3 +190,48 @@ def weights_metadata(path: Path = WEIGHTS) -> dict[str, str]:
 def default_device() -> torch.device:
     """The GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def grid(name: str, num_steps: int) -> tuple[float, ...]:
+    """The `num_steps + 1` sigmas of a scheduler, for `Sampler(sigmas=...)`.
+
+    Example:
+        >>> [round(sigma, 3) for sigma in grid("flow_euler", 3)]
+        [1.0, 0.751, 0.009, 0.0]
+    """
+    scheduler = WAN.make_scheduler(name)
+    scheduler.set_timesteps(num_steps)
+    return tuple(scheduler.sigmas.tolist())
+
+
+def make_fine_sampler(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
+    """A second-order sampler of the own loop on the pipeline's grid, nearly exact."""
+    return Sampler(
+        solver=FlowAdamsBashforth2(shift=SHIFT),
+        guidance=CFG(scale=guidance_scale),
+        sigmas=grid("flow_euler", num_steps),
+        batch_size=batch_size,
+    )
+
+
+def get_frames(output: Any) -> Tensor:
+    """Take the videos `[B, 3, 5, 16, 16]` from what the pipeline returned."""
+    found: Tensor = output.frames
+    return found
+
+
+WAN = PipelineModel(
+    name="shapes-wan",
+    kind=ShapesWan,
+    pipeline="WanPipeline",
+    network="transformer",
+    settings=dict.fromkeys(("tokenizer", "text_encoder", "vae")),
+    schedulers=SCHEDULERS,
+    grid=f"shift {SHIFT:g}",
+    samples=get_frames,
+    fine=make_fine_sampler,
+    arguments=lambda *_: {"num_frames": (FRAMES - 1) * TEMPORAL + 1},
+    layout="BCFHW",
+    parts=(r"blocks\.\d+\.(attn1|attn2|ffn)",),
+    shown=measure_words,
+)
