@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from erta_framework import CFG, Policy, Profile, Sampler, hookimpl
+from erta_framework import CFG, Profile, Profiler, Sampler, hookimpl
 from erta_framework.errors import ErtaError
 from erta_framework.testing import AffineFlow
 from erta_integrations.fabric.agreement import CFGParallel
@@ -46,7 +46,7 @@ def sampler(**settings):
     return Sampler(accelerator="cpu", devices=2, strategy="ddp", **{"num_steps": 6, **settings})
 
 
-class Fails(Policy):
+class Fails(Profiler):
     """Cannot calibrate the prompts of the second rank."""
 
     @hookimpl
