@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import sys
 
 import pytest
@@ -11,7 +12,15 @@ import torch
 from erta_framework import Answer, Compute, Interval, Needs, Policy, Reuse, Seam, Step
 from erta_framework.errors import PolicyError, ProtocolError
 from erta_framework.plugins._policy import to_snake_case
-from erta_framework.session import Call, Computation, FunctionNetwork, Memory, Site, StateStore
+from erta_framework.session import (
+    Call,
+    Computation,
+    FunctionNetwork,
+    Memory,
+    Session,
+    Site,
+    StateStore,
+)
 
 
 def test_records_are_frozen(info):
@@ -144,3 +153,10 @@ def test_names():
     assert HTTPPolicyV2().name == "http_policy_v2"
     assert to_snake_case("ErrorLinearizer") == "error_linearizer"
     assert to_snake_case("ERTACache") == "erta_cache"
+
+
+def test_the_waist_stays_narrow():
+    assert len(dataclasses.fields(Call)) <= 8
+    public = {name for name in vars(Policy) if not name.startswith("_")}
+    assert len(public) <= 12
+    assert list(inspect.signature(Session.ask).parameters)[1:4] == ["site", "x", "network"]
