@@ -64,8 +64,8 @@ def pair_errors(profile: Profile, signal: Signal = "max") -> Tensor:
         >>> pair_errors(profile)[0, 1]  # doctest: +SKIP
         tensor(0.0181, dtype=torch.float64)
     """
-    present, usable = presence(profile)
-    errors = combined(per_sample(profile, "ratio"), present, signal)
+    present, usable = find_present_pairs(profile)
+    errors = combine_branches(average_samples(profile, "ratio"), present, signal)
     return torch.where(usable, errors, torch.inf)
 
 
@@ -85,28 +85,28 @@ def phi_table(profile: Profile, form: Form, signal: Signal = "first") -> Tensor:
         >>> phi_table(profile, "velocity")[0, 1]  # doctest: +SKIP
         tensor(0.9858, dtype=torch.float64)
     """
-    present, usable = presence(profile)
+    present, usable = find_present_pairs(profile)
     defined = present.clone()
     if form == "difference":
         defined[:, :-1] &= present[:, 1:]
         defined[:, -1] = False
-    values = combined(per_sample(profile, f"phi_{form}"), defined, signal)
+    values = combine_branches(average_samples(profile, f"phi_{form}"), defined, signal)
     return torch.where(usable & defined.any(dim=0), values, 1.0)
 
 
-def presence(profile: Profile) -> tuple[Tensor, Tensor]:
+def find_present_pairs(profile: Profile) -> tuple[Tensor, Tensor]:
     """Whether a branch runs at a step, `[b, T]`, and whether a pair can be reused, `[T, T]`."""
     present = profile.statistics["samples"] > 0
     usable = (present[:, :, None] | ~present[:, None, :]).all(dim=0) & present.any(dim=0)
     return present, usable
 
 
-def per_sample(profile: Profile, name: str) -> Tensor:
+def average_samples(profile: Profile, name: str) -> Tensor:
     """A statistic of pairs divided by the number of samples, `[b, T, T]`."""
     return profile.statistics[name] / profile.statistics["samples"][:, None, :].clamp(min=1)
 
 
-def combined(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
+def combine_branches(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
     """Per-branch values `[b, T, T]` as one, over branches present `[b, T]` at the later step."""
     mask = present[:, None, :]
     if signal == "first":

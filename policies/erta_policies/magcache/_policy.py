@@ -34,11 +34,18 @@ from erta_policies.magcache._rule import (
     Resample,
     Rounding,
     Rule,
-    resampled,
+    resample_ratios,
     run_errors,
     walk,
 )
-from erta_policies.magcache._tables import EVERY, KIND, Tables, of_list, of_model, of_profile
+from erta_policies.magcache._tables import (
+    EVERY,
+    KIND,
+    Tables,
+    read_calibrated_ratios,
+    read_listed_ratios,
+    read_published_ratios,
+)
 from erta_policies.shared import (
     BudgetedPlanner,
     list_thresholds,
@@ -165,11 +172,11 @@ class MagCache(BudgetedPlanner):
     @cached_property
     def _tables(self) -> Tables:
         if self.model is not None:
-            found = of_model(self.model, self.branches)
+            found = read_published_ratios(self.model, self.branches)
         elif self.ratios is not None:
-            found = of_list(self.ratios, self.branches)
+            found = read_listed_ratios(self.ratios, self.branches)
         else:
-            found = of_profile(self._profile)
+            found = read_calibrated_ratios(self._profile)
         if not self._setting("square_root", found):
             return found
         rooted = {name: tuple(map(math.sqrt, table)) for name, table in found.ratios.items()}
@@ -222,7 +229,9 @@ class MagCache(BudgetedPlanner):
         profile = None if self.profile is None else self._profile
         calls = self._calls_for(num_steps, profile)
         assert calls is not None
-        tables = [resampled(t, num_steps, self.resample) for t in self._tables.ratios.values()]
+        tables = [
+            resample_ratios(t, num_steps, self.resample) for t in self._tables.ratios.values()
+        ]
         sums = [error for table in tables for error in run_errors(table, self._rule.max_skips)]
 
         def count(threshold: float) -> int:
@@ -257,7 +266,7 @@ class MagCache(BudgetedPlanner):
         """
         plans = self.plans(num_steps)
         first = next(iter(plans.values()))
-        table = resampled(next(iter(self._tables.ratios.values())), num_steps, self.resample)
+        table = resample_ratios(next(iter(self._tables.ratios.values())), num_steps, self.resample)
         products = [math.prod(table[first.sources[i - 1] + 1 : i + 1]) for i in range(1, num_steps)]
         return replace(
             first,

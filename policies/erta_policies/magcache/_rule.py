@@ -78,7 +78,7 @@ def nearest(entries: int, num_steps: int) -> list[int]:
     return [round(position) for position in positions(entries, num_steps)]
 
 
-def resampled(ratios: Sequence[float], num_steps: int, how: Resample) -> list[float]:
+def resample_ratios(ratios: Sequence[float], num_steps: int, how: Resample) -> list[float]:
     """A table for another number of steps.
 
     `"nearest"` is the published way: it keeps ratios of single steps of the table, although a
@@ -86,8 +86,8 @@ def resampled(ratios: Sequence[float], num_steps: int, how: Resample) -> list[fl
     the sum of the logarithms is interpolated linearly and differences are taken.
 
     Example:
-        >>> resampled([1.0, 0.5, 0.5], 2, "nearest"), resampled([1.0, 0.5, 0.5], 2, "consistent")
-        ([1.0, 0.5], [1.0, 0.25])
+        >>> [resample_ratios([1.0, 0.5, 0.5], 2, how) for how in ("nearest", "consistent")]
+        [[1.0, 0.5], [1.0, 0.25]]
     """
     if num_steps == len(ratios):
         return list(ratios)
@@ -96,11 +96,11 @@ def resampled(ratios: Sequence[float], num_steps: int, how: Resample) -> list[fl
     sums = [0.0]
     for ratio in ratios[1:]:
         sums.append(sums[-1] + math.log(ratio))
-    at = [interpolated(sums, position) for position in positions(len(ratios), num_steps)]
+    at = [interpolate(sums, position) for position in positions(len(ratios), num_steps)]
     return [1.0] + [math.exp(b - a) for a, b in pairwise(at)]
 
 
-def interpolated(values: Sequence[float], position: float) -> float:
+def interpolate(values: Sequence[float], position: float) -> float:
     """The value at a position between two entries, linearly."""
     left = min(int(position), len(values) - 2) if len(values) > 1 else 0
     part = position - left
@@ -155,7 +155,7 @@ def walk(
         num_steps: Steps of the schedule.
         resample: How the table is made to fit it.
     """
-    table = resampled(ratios, num_steps, resample)
+    table = resample_ratios(ratios, num_steps, resample)
     entries = nearest(len(ratios), num_steps)
     p, e, k = 1.0, 0.0, 0
     found: list[tuple[bool, str]] = []
@@ -166,7 +166,7 @@ def walk(
         p *= table[index]
         e += abs(1.0 - p)
         k += 1
-        why = refused(rule, table[index], entries[index], e, k)
+        why = explain_refusal(rule, table[index], entries[index], e, k)
         found.append((why is not None, why or f"error {e:.4f}, {k} in a row"))
         if why is not None:
             p, e, k = 1.0, 0.0, 0
@@ -190,7 +190,7 @@ def run_errors(table: Sequence[float], longest: int) -> list[float]:
     return found
 
 
-def refused(rule: Rule, ratio: float, entry: int, error: float, run: int) -> str | None:
+def explain_refusal(rule: Rule, ratio: float, entry: int, error: float, run: int) -> str | None:
     """Why a step is computed; None where it is reused."""
     if entry in rule.forbidden:
         return f"entry {entry} of the table is never reused"

@@ -34,7 +34,7 @@ class Tables:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def of_model(model: str, branches: Sequence[str]) -> Tables:
+def read_published_ratios(model: str, branches: Sequence[str]) -> Tables:
     """The published tables of a model; `branches` renames theirs, in their order.
 
     Raises:
@@ -59,7 +59,7 @@ def of_model(model: str, branches: Sequence[str]) -> Tables:
     return Tables(ratios, bool(found["interleaved"]), found)
 
 
-def of_list(ratios: Sequence[float], branches: Sequence[str]) -> Tables:
+def read_listed_ratios(ratios: Sequence[float], branches: Sequence[str]) -> Tables:
     """Given ratios; with `branches` they alternate between these, as the published lists do.
 
     Raises:
@@ -77,7 +77,7 @@ def of_list(ratios: Sequence[float], branches: Sequence[str]) -> Tables:
     return Tables(dealt, interleaved=True)
 
 
-def of_profile(profile: Profile) -> Tables:
+def read_calibrated_ratios(profile: Profile) -> Tables:
     """The mean ratios of a profile of `MagCacheProfiler`.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile
-from erta_policies.ertacache import Signal, combined, per_sample, presence
+from erta_policies.ertacache import Signal, average_samples, combine_branches, find_present_pairs
 from erta_policies.planning._costs import read_sigmas, read_statistic
 
 RIDGE = 1e-4
@@ -44,9 +44,9 @@ class CombinationErrors:
     def of(cls, profile: Profile, depth: int, growth: float, signal: Signal) -> CombinationErrors:
         """From a residual profile."""
         read_statistic(profile, "velocity", "multistep")
-        apart = per_sample(profile, "velocity")
+        apart = average_samples(profile, "velocity")
         grid = read_sigmas(profile, "multistep")
-        present, _ = presence(profile)
+        present, _ = find_present_pairs(profile)
         return cls(
             distances=apart + apart.transpose(1, 2),
             present=present,
@@ -78,7 +78,9 @@ class CombinationErrors:
                 solve_combination(distances, [n for n in nodes if bool(self.present[branch, n])])
                 for branch, distances in enumerate(self.distances)
             ]
-            errors = combined(torch.stack(each).sqrt()[:, None], self.present, self.signal)[0]
+            errors = combine_branches(torch.stack(each).sqrt()[:, None], self.present, self.signal)[
+                0
+            ]
             self.known[nodes] = errors.tolist()
         return self.known[nodes]
 

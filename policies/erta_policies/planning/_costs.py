@@ -17,7 +17,14 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
-from erta_policies.ertacache import Signal, affine_fit, combined, pair_errors, per_sample, presence
+from erta_policies.ertacache import (
+    Signal,
+    affine_fit,
+    average_samples,
+    combine_branches,
+    find_present_pairs,
+    pair_errors,
+)
 from erta_policies.shared import forbid_growing_gaps
 
 Cost = Literal["reuse", "grouping", "integrated", "corrected", "forecast"]
@@ -113,8 +120,8 @@ def price_reuse(profile: Profile, signal: Signal, longest: int) -> Tensor:
 def price_grouping(profile: Profile, signal: Signal, longest: int) -> Tensor:
     """Absolute L1 distances between residuals."""
     read_statistic(profile, "distance", "grouping")
-    present, usable = presence(profile)
-    errors = combined(per_sample(profile, "distance"), present, signal)
+    present, usable = find_present_pairs(profile)
+    errors = combine_branches(average_samples(profile, "distance"), present, signal)
     return sum_between(torch.where(usable, errors, torch.inf), longest)
 
 
@@ -129,7 +136,7 @@ def price_integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
 
     Both terms are cumulative sums over the last step t, so that one pass prices all edges from j.
     """
-    present, usable = presence(profile)
+    present, usable = find_present_pairs(profile)
     sizes = read_sigmas(profile, "integrated").diff()
     squares = profile.statistics["ee"].sum(dim=-1)
     channels = profile.statistics["ee"].shape[-1]
@@ -145,7 +152,11 @@ def price_integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
         pulled = weight.cumsum(1) * (weight * apart[:, start, steps]).cumsum(1)  # [b, t]
         spread = between.cumsum(1).cumsum(2).diagonal(dim1=1, dim2=2) / 2  # [b, t]
         left = (pulled - spread).clamp(min=0).sqrt()
-        both = combined(left[:, None], present[:, steps], signal)[0] if left.shape[1] else left[0]
+        both = (
+            combine_branches(left[:, None], present[:, steps], signal)[0]
+            if left.shape[1]
+            else left[0]
+        )
         both = torch.where(usable[start, steps].cummin(0).values, both, torch.inf)
         found[start, : len(both) + 1] = torch.cat([both.new_zeros(1), both])
     return found
@@ -153,9 +164,9 @@ def price_integrated(profile: Profile, signal: Signal, longest: int) -> Tensor:
 
 def price_corrected(profile: Profile, signal: Signal, longest: int) -> Tensor:
     """Root mean square errors that the affine fit of reuse leaves."""
-    present, usable = presence(profile)
+    present, usable = find_present_pairs(profile)
     left = affine_fit(profile, per_channel=False).left[..., 0]
-    errors = combined(left, present, signal)
+    errors = combine_branches(left, present, signal)
     return sum_between(torch.where(usable, errors, torch.inf), longest)
 
 
@@ -171,8 +182,8 @@ def price_forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
     Where no evaluation came before, v_j itself is reused and the error is `d(j, t)`.
     """
     read_statistic(profile, "velocity", "forecast")
-    present, usable = presence(profile)
-    apart = per_sample(profile, "velocity")
+    present, usable = find_present_pairs(profile)
+    apart = average_samples(profile, "velocity")
     apart = apart + apart.transpose(1, 2)
     grid = read_sigmas(profile, "forecast")
     sizes, num_steps = grid.diff().abs(), len(grid) - 1
@@ -192,7 +203,7 @@ def price_forecast(profile: Profile, signal: Signal, longest: int) -> Tensor:
             )
             there = present[:, before, None]
             errors[:, : len(before)] = torch.where(there, line, plain)
-        rms = combined(errors.clamp(min=0).sqrt(), present[:, steps], signal)
+        rms = combine_branches(errors.clamp(min=0).sqrt(), present[:, steps], signal)
         rms = torch.where(usable[start, steps], rms * sizes[steps], torch.inf)
         found[:, start, 1 : reach + 1] = rms.cumsum(1)
         found[:, start, 0] = 0.0

@@ -171,7 +171,7 @@ class SenCache(Policy):
         found: float = self._settings["eps_start" if early else "eps_main"]
         return found
 
-    def forced(self, index: int, num_steps: int) -> str | None:
+    def explain_forced(self, index: int, num_steps: int) -> str | None:
         """Why a step computes whatever its score; None where the score decides."""
         if index < count_steps(self._settings["first"], num_steps):
             return "first steps"
@@ -195,7 +195,7 @@ class SenCache(Policy):
     def decide(self, step: Step, call: Call) -> Decision:
         scope = "branch" if self.each_branch else "step"
         self._is_first(step, call)
-        why = self.forced(step.index, step.num_steps)
+        why = self.explain_forced(step.index, step.num_steps)
         if why is not None:
             return Compute(why, scope)
         x, reference = read_latents(call), call.state_of(self, ComputedReference)

@@ -55,11 +55,13 @@ class TeaCache(TeaCacheRule):
     def parts(self) -> Sequence[Policy]:
         fields = [field.name for field in dataclasses.fields(TeaCacheRule)]
         rule = TeaCacheRule(**{name: getattr(self, name) for name in fields})
-        warm, end = forced(self.source, self.first, self.last)
+        warm, end = make_forced_steps(self.source, self.first, self.last)
         return (warm, rule) if end is None else (warm, end, rule)
 
 
-def forced(source: Source, first: int | None, last: int | None) -> tuple[WarmUp, LastStep | None]:
+def make_forced_steps(
+    source: Source, first: int | None, last: int | None
+) -> tuple[WarmUp, LastStep | None]:
     """The adapters that force the first and last steps to compute."""
     start = first if first is not None else source.first
     warm = WarmUp(fraction=start) if isinstance(start, float) else WarmUp(steps=start)

@@ -17,7 +17,7 @@ from erta_policies.shared import (
     solve_setting,
 )
 from erta_policies.teacache._profiler import TeaCacheProfiler
-from erta_policies.teacache._recipe import TeaCache, forced
+from erta_policies.teacache._recipe import TeaCache, make_forced_steps
 from erta_policies.teacache._rule import OWN
 from erta_policies.teacache._settings import Source, profile_of
 
@@ -156,7 +156,7 @@ def list_forced_steps(
     source: Source, first: int | None, last: int | None, num_steps: int
 ) -> set[int]:
     """The first and last steps, which are always computed."""
-    warm, end = forced(source, first, last)
+    warm, end = make_forced_steps(source, first, last)
     early, late = warm.count(num_steps), end.steps if end is not None else 0
     return {0, *range(early), *range(num_steps - late, num_steps)}
 

@@ -11,7 +11,7 @@ import pytest
 from erta_framework.errors import PolicyError
 from erta_policies.constants import models, read_published
 from erta_policies.magcache import MagCache
-from erta_policies.magcache._rule import nearest, resampled
+from erta_policies.magcache._rule import nearest, resample_ratios
 
 TEN = tuple(range(10))
 # model, options, steps, computed steps of the first branch, the reported speed-up
@@ -240,11 +240,13 @@ def test_the_consistent_resampling_keeps_the_product_of_the_ratios() -> None:
     for model in models("magcache"):
         table = next(iter(read_published("magcache", model)["tables"].values()))
         for steps in (7, 20, 33, 2 * len(table)):
-            made = resampled(table, steps, "consistent")
+            made = resample_ratios(table, steps, "consistent")
             assert len(made) == steps
             assert math.prod(made) == pytest.approx(math.prod(table[1:]), rel=1e-9)
-        assert resampled(table, len(table), "consistent") == table
-    fewer, nearby = (resampled([1.0] + [0.9] * 20, 11, how) for how in ("consistent", "nearest"))
+        assert resample_ratios(table, len(table), "consistent") == table
+    fewer, nearby = (
+        resample_ratios([1.0] + [0.9] * 20, 11, how) for how in ("consistent", "nearest")
+    )
     assert fewer[1:] == pytest.approx([0.81] * 10)
     assert nearby[1:] == [0.9] * 10
 

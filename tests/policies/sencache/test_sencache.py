@@ -344,7 +344,7 @@ def test_published_tolerances_are_those_of_the_scripts():
     }
     policy = SenCache(profile=PROFILE, model="ltx-video-0.9.1")
     assert [policy.tolerance(i, 50) for i in (0, 9, 10, 49)] == [0.01, 0.01, 0.7, 0.7]
-    assert [policy.forced(i, 50) for i in (0, 1, 48, 49)] == [
+    assert [policy.explain_forced(i, 50) for i in (0, 1, 48, 49)] == [
         "first steps",
         None,
         None,
