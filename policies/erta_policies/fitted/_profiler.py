@@ -187,7 +187,9 @@ class FittedProfiler(RunProfiler):
 
     def _run_of(self, session: SessionInfo) -> PairedRun:
         def missing() -> PairedRun:
-            raise PolicyError(f"{self!r} was not told that the session began")
+            raise PolicyError(
+                f"{self!r} missed the start of the session: call its on_session_start"
+            )
 
         return session.state_of(self, missing)
 

@@ -95,7 +95,7 @@ class PromptProfiler(RunProfiler):
         embedded = prompts.pool_embedding(call, self.tokens, self.half)
         if len(embedded) != len(texts):
             raise CapabilityError(
-                f"PromptProfiler was told {len(texts)} prompts, branch {call.branch!r} has "
+                f"PromptProfiler got {len(texts)} prompts, branch {call.branch!r} has "
                 f"{len(embedded)} embeddings; for batched guidance give half='first' or 'second'"
             )
         unit = torch.nn.functional.normalize(embedded, dim=-1).double().cpu()

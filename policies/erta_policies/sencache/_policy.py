@@ -187,7 +187,7 @@ class SenCache(Policy):
         if given != unit:
             raise ProfileMismatchError(
                 f"the sensitivities of {self._profile!r} are tabulated over times that are {unit} "
-                f"at sigma 1, in this run the network is told {given} there; calibrate with this "
+                f"at sigma 1, in this run the network gets {given} there; calibrate with this "
                 "solver"
             )
 

@@ -93,7 +93,7 @@ class NetworkAnswerer:
             raise ProtocolError(
                 f"{type(parts.pipe).__name__} called {name} ({branch}) at another time before "
                 f"it called {type(parts.scheduler).__name__}.step; a pipeline that integrates "
-                "by itself or steps a copy of its scheduler cannot be followed"
+                "by itself or steps only a copy of its scheduler cannot be followed"
             )
         if name not in self.parts.networks:
             return self._leave_alone(
