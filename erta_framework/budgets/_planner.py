@@ -55,9 +55,9 @@ class Planner(Protocol):
         """
 
     def schedules(self, num_steps: int) -> Mapping[int, StepSchedule]:
-        """The schedule of every budget, by the number of calls that it was asked for.
+        """The schedule of every budget, by its number of calls.
 
-        By default `with_calls` is asked for each number; numbers that cannot be planned are left
+        By default it comes from `with_calls`, called with each number; numbers that cannot be planned are left
         out. A policy that takes no budget has its own schedule alone.
         """
         found: dict[int, StepSchedule] = {}
@@ -113,7 +113,7 @@ def find_planner(policies: Sequence[Policy]) -> Planner | None:
 
 
 def with_calls(policies: Sequence[Policy], calls: int) -> tuple[Policy, ...]:
-    """The policies, with the one that takes a budget asked for a number of network calls.
+    """The policies, where the one that takes a budget gets this number of network calls.
 
     Raises:
         PolicyError: None of them takes a budget.

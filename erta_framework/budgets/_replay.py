@@ -143,7 +143,7 @@ def measure(
 
     Args:
         setting: Model, prompts and how to sample.
-        policies: One of them takes a budget; the others stand beside it in every replay.
+        policies: One of them takes a budget; the others run with it in every replay.
         num_steps: Steps of the schedule.
         calls: Numbers of network calls.
         refine: Trials of moved steps for each number of calls; 0 refines nothing.

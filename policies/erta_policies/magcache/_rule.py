@@ -17,7 +17,7 @@ Experts = Literal["t2v", "i2v"]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """The settings of a walk; what they mean stands in `MagCache`.
+    """The settings of a walk; `MagCache` explains them.
 
     Attributes:
         threshold: Largest summed error of a run of reused steps.

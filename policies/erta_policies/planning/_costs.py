@@ -1,7 +1,7 @@
 """Costs of the edges of a schedule, from the statistics of a residual profile.
 
 Shapes: b guidance branches, T steps, L the longest edge in steps. An edge from the computed step j
-to the next computed one, j + l, is kept at `[j, l - 1]`; an edge of one step answers no step and
+to the next computed one, j + l, is kept at `[j, l - 1]`; an edge of one step reuses no step and
 costs 0. Pair statistics are `[b, T, T]` by source and step, as in
 the statistics of `erta_policies.ertacache`.
 """

@@ -44,7 +44,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
         allow: Fingerprint fields of the profile that may differ from the run.
 
     Raises:
-        PolicyError: There is no budget in calls, or a setting is out of range.
+        PolicyError: There is no budget in calls or speed-up, or a setting is out of range.
 
     Example:
         >>> MultistepSchedule(profile="wan.safetensors", budget={"calls": 12}).budget

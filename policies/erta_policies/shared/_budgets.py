@@ -84,7 +84,7 @@ class PlanBudget:
 
     @property
     def measured(self) -> bool:
-        """Whether it takes a measurement to say how many calls it is."""
+        """Whether its number of calls follows from a measurement only."""
         return self.psnr is not None or self.seconds is not None
 
     def calls_for(
@@ -156,10 +156,10 @@ BudgetLike = PlanBudget | Mapping[str, Any] | None
 
 
 class BudgetedPlanner(Policy, Planner):
-    """Base of policies that take a budget in place of a setting; core for what they share.
+    """Base of policies that take a budget in place of a setting.
 
-    A subclass lists in `solved_fields` the settings that a budget stands for, calls
-    `_settle_budget` in `__post_init__`, and asks `_calls_for` how many calls it has.
+    A subclass lists in `solved_fields` the settings that a budget replaces, calls
+    `_settle_budget` in `__post_init__`, and gets its number of calls from `_calls_for`.
 
     Source: ours.
 
@@ -253,7 +253,7 @@ def solve_setting(
         candidates: One value for every schedule there can be.
         count: Network calls at a value.
         calls: Most calls.
-        owner: Who asks, for the message.
+        owner: Name of the policy, for the message.
 
     Raises:
         ProfileError: Every value takes more.
