@@ -57,8 +57,8 @@ class Planner(Protocol):
     def schedules(self, num_steps: int) -> Mapping[int, StepSchedule]:
         """The schedule of every budget, by its number of calls.
 
-        By default it comes from `with_calls`, called with each number; numbers that cannot be planned are left
-        out. A policy that takes no budget has its own schedule alone.
+        By default it comes from `with_calls`, called with each number. Numbers that cannot be
+        planned are left out. A policy that takes no budget has its own schedule alone.
         """
         found: dict[int, StepSchedule] = {}
         for calls in range(1, num_steps + 1):

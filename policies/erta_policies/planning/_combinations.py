@@ -29,7 +29,7 @@ class CombinationErrors:
         weights: How much an error at a step counts, `[T]`.
         depth: How many velocities are combined.
         signal: How branches combine.
-        known: Errors computed so far, by the steps that are combined; the search needs the same ones often.
+        known: Errors computed so far, by the steps that are combined: a search needs many twice.
     """
 
     distances: Tensor
