@@ -67,15 +67,15 @@ def test_report_is_self_contained_and_says_what_ran(erta, shipped):
 @pytest.mark.slow
 def test_demo_runs_through_the_pipeline_that_a_model_offers(erta, monkeypatch):
     """shapes-wan through an unmodified WanPipeline: its calls, its own calibration, its report."""
-    pipeline = pytest.importorskip("erta_integrations.shapes_wan.pipeline")
-    made = pipeline.diffusers.WanPipeline.__call__
+    diffusers = pytest.importorskip("diffusers")
+    made = diffusers.WanPipeline.__call__
     requests: list[tuple[str, int]] = []
 
     def called(pipe, **arguments):
         requests.append((type(pipe.scheduler).__name__, arguments["num_inference_steps"]))
         return made(pipe, **arguments)
 
-    monkeypatch.setattr(pipeline.diffusers.WanPipeline, "__call__", called)
+    monkeypatch.setattr(diffusers.WanPipeline, "__call__", called)
     done = erta("demo", "--steps", "4", "--calls", "3", "--prompts", "2", "-o", "out")
     assert done.exit_code == 0, done.output
     assert "calibrated now on 8 prompts" in done.output  # the shipped profile has 50 steps

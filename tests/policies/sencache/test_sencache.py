@@ -326,7 +326,7 @@ def test_the_profile_serves_other_numbers_of_steps_and_sizes(steps):
 def test_another_unit_of_time_or_another_network_is_refused():
     solver = FlowEuler(time_scale=1.0)
     loop = SamplingLoop(Engine([tight()]), solver, NoGuidance())
-    with pytest.raises(ProfileMismatchError, match=r"are 1000 at sigma 1, .* told 1 there"):
+    with pytest.raises(ProfileMismatchError, match=r"are 1000 at sigma 1, .* gets 1 there"):
         loop.run(toy(), replace(request(), schedule=solver.schedule(STEPS)))
     other = {**toy().fingerprint(), "config": "another"}
     with pytest.raises(ProfileMismatchError, match=r"model\.config"):
