@@ -3,6 +3,8 @@
 An option that stands alone is an `Annotated` alias. Options that belong together are the fields of
 a dataclass; a command takes the dataclass as one parameter, and `expand_options` gives Typer a
 signature with the fields in its place.
+
+The file is long because every option of every command is declared here.
 """
 
 from __future__ import annotations
