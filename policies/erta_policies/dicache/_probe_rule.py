@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
+from erta_framework.plugins import choose_unit
 from erta_policies.shared import (
     Accumulator,
     check_probe_depth,
@@ -72,11 +73,7 @@ class ProbeRule(Policy):
         return Traits(
             requires=probe_capability(self.depth),
             memory=Needs(evaluations=1),
-            decides="sample"
-            if self.per_sample
-            else "branch"
-            if self.branches == "each"
-            else "step",
+            decides=choose_unit(self.per_sample, self.branches == "each"),
         )
 
     @hookimpl

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erta_framework import Call, Needs, Policy, Traits, hookimpl
 from erta_framework.errors import PolicyError
+from erta_framework.plugins import choose_unit
 from erta_policies.shared import (
     check_probe_depth,
     mean_magnitude,
@@ -65,7 +66,7 @@ class TwoAnchors(Policy):
         return Traits(
             requires=probe_capability(self.depth),
             memory=Needs(evaluations=2),
-            decides="sample" if self.per_sample else "step",
+            decides=choose_unit(self.per_sample),
         )
 
     @hookimpl

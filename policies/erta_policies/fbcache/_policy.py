@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
+from erta_framework.plugins import choose_unit
 from erta_policies.shared import (
     check_probe_depth,
     probe_capability,
@@ -59,7 +60,7 @@ class FirstBlockRule(Policy):
         return Traits(
             requires=probe_capability(self.depth),
             memory=Needs(evaluations=1),
-            decides="sample" if self.per_sample else "branch",
+            decides=choose_unit(self.per_sample, each_branch=True),
         )
 
     @hookimpl

@@ -23,6 +23,7 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import PolicyError, ProfileMismatchError
+from erta_framework.plugins import choose_unit
 from erta_policies.constants import read_published
 from erta_policies.sencache._profiler import SensitivityProfiler
 from erta_policies.sencache._reference import ComputedReference, read_latents
@@ -153,7 +154,7 @@ class SenCache(Policy):
         return Traits(
             reads_latents=True,
             memory=Needs(evaluations=1),
-            decides="sample" if self.per_sample else "branch" if self.each_branch else "step",
+            decides=choose_unit(self.per_sample, self.each_branch),
         )
 
     def calibrator(self) -> Profiler | None:

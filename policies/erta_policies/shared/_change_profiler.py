@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
 from erta_framework.metrics import relative_l1
+from erta_framework.plugins import choose_unit
 from erta_policies.shared._profiles import RunProfiler, order_branches, require_computed
 from erta_policies.shared._signal_memory import Signal, SignalMemory, read_signal, signal_capability
 
@@ -122,9 +123,7 @@ class ChangeProfiler(RunProfiler):
 
     @property
     def traits(self) -> Traits:
-        return Traits(
-            requires=signal_capability(self.signal), decides="sample" if self.per_sample else "step"
-        )
+        return Traits(requires=signal_capability(self.signal), decides=choose_unit(self.per_sample))
 
     def concerns(self, call: Call) -> bool:
         """Whether it observes a call."""

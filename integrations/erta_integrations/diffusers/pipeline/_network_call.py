@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -78,9 +79,14 @@ class NetworkCall:
     @property
     def undivided(self) -> str:
         """Why the network cannot run on part of this batch; empty if it can."""
-        select = find_row_selector(self.call.arguments, self.latents.shape[0])
+        select = self._selector
         why = select if isinstance(select, str) else explain_undivided(self.spec)
         return f"{type(self.network).__name__}: {why}" if why else ""
+
+    @cached_property
+    def _selector(self) -> Callable[[Tensor], dict[str, Any]] | str:
+        """Takes samples of the arguments, or why it cannot; found once a call, where it is used."""
+        return find_row_selector(self.call.arguments, self.latents.shape[0])
 
     def run(self) -> Tensor:
         """The network's prediction, `[B, C, ...]`."""
@@ -91,7 +97,7 @@ class NetworkCall:
 
     def run_rows(self, rows: Tensor) -> Tensor:
         """The prediction for some samples of the batch, `[R, C, ...]`."""
-        select = find_row_selector(self.call.arguments, self.latents.shape[0])
+        select = self._selector
         assert not isinstance(select, str)
         args, kwargs = to_call(self.network, select(rows), self.call.num_positional)
         raw = self.call.original(*args, **kwargs)
