@@ -26,7 +26,7 @@ def fuzz_seed() -> int:
     return int(os.environ.get("ERTA_FUZZ_SEED", SEED))
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng(request: pytest.FixtureRequest, fuzz_seed: int) -> random.Random:
     """A generator of this test alone."""
     return random.Random(f"{fuzz_seed}:{request.node.name}")
