@@ -82,7 +82,7 @@ def read_summary(entry: Entry) -> str:
     module, _, name = entry.point.value.partition(":")
     try:
         text = read_docstring(module, name)
-    except (ImportError, OSError, SyntaxError, ValueError):
+    except Exception:  # whatever a source of others may hold
         text = ""
     return text.partition("\n")[0] or f"From {entry.distribution} {entry.version}."
 

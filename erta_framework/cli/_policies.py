@@ -11,6 +11,7 @@ from rich.text import Text
 from erta_framework.cli._samplers import make_console
 from erta_framework.errors import RegistryError
 from erta_framework.plugins import HOOKS, PROJECT, Catalogue, Entry, Policy, policies
+from erta_framework.text import escape_line, escape_text, show_error
 
 
 def list_policies(
@@ -36,7 +37,8 @@ def list_policies(
     entries = catalogue.entries()
     for entry in entries:
         described = [describe_policy(catalogue, entry)] if hooks else []
-        table.add_row(entry.name, f"{entry.distribution} {entry.version}", *described)
+        owner = escape_line(f"{entry.distribution} {entry.version}")
+        table.add_row(escape_line(entry.name), owner, *described)
     out = make_console()
     out.print(table)
     if not entries:
@@ -69,12 +71,16 @@ def show_combinations() -> None:
 
 def describe_policy(catalogue: Catalogue, entry: Entry) -> Text:
     """Hooks and first line of the documentation; what went wrong where it cannot be imported."""
+    if not entry.own:  # so that it is known which one hangs
+        typer.echo(escape_line(f"importing {entry}"), err=True)
     try:
         cls: type[Policy] = catalogue.load(entry.name)
+        hooks, summary = list_hooks(cls), (cls.__doc__ or "").strip().partition("\n")[0]
     except RegistryError as error:
-        return Text(f"failed: {error}", style="red")
-    summary = (cls.__doc__ or "").strip().partition("\n")[0]
-    return Text(", ".join(list_hooks(cls))).append(f"\n{summary}", style="dim")
+        return Text(escape_text(f"failed: {error}"), style="red")
+    except Exception as error:  # a class of others may raise anything
+        return Text(f"failed: {show_error(error)}", style="red")
+    return Text(", ".join(hooks)).append(escape_text(f"\n{summary}"), style="dim")
 
 
 def list_hooks(cls: type[Policy]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from erta_framework.calibration import Profile
 from erta_framework.compatibility._roles import PLACES, Groups, Role, find_role
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.plugins import Catalogue, Engine, Policy, policies
+from erta_framework.text import show_error
 
 SETTINGS: tuple[Mapping[str, Any], ...] = (
     {},
@@ -67,19 +68,26 @@ def collect_specimens(
             if role not in groups:
                 continue
             options = choose_settings(cls, calibrate, (settings or {}).get(name))
-        except ErtaError as error:
-            absent[name] = str(error)
+            made = {name: cls(**options)}
+            variants = list(list_variants(cls)) if role in vary else []
+        except Exception as error:  # a policy of others may raise anything
+            absent[name] = describe_failure(error)
             continue
-        groups[role][name] = cls(**options)
-        for label, changed in list_variants(cls) if role in vary else ():
+        for label, changed in variants:
             try:
                 policy = cls(**{**options, **changed})
                 Engine([policy])
-            except ErtaError as error:
-                absent[f"{name} {label}"] = str(error)
+            except Exception as error:
+                absent[f"{name} {label}"] = describe_failure(error)
             else:
-                groups[role][f"{name} {label}"] = policy
+                made[f"{name} {label}"] = policy
+        groups[role].update(made)
     return Specimens(groups, absent)
+
+
+def describe_failure(error: Exception) -> str:
+    """What an error says, with its class where it is not one of ours."""
+    return str(error) if isinstance(error, ErtaError) else show_error(error)
 
 
 def choose_settings(

@@ -50,12 +50,18 @@ def registered_name(cls: type[Policy]) -> str:
 
     Raises:
         ConfigError: It is not registered.
+        RegistryError: The entry that leads to it does not load.
     """
     target = f"{cls.__module__}:{cls.__qualname__}"
-    for entry in policy_catalogue().entries():
+    catalogue = policy_catalogue()
+    entries = catalogue.entries()
+    for entry in entries:
         if entry.point.value == target:
             return entry.name
-    for entry in policy_catalogue().entries():
-        if entry.point.value.rpartition(":")[2] == cls.__qualname__ and entry.point.load() is cls:
+    for entry in entries:
+        # a package may offer what a module of it defines; nobody else's code is imported to look
+        module, _, name = entry.point.value.partition(":")
+        same = module.partition(".")[0] == cls.__module__.partition(".")[0]
+        if same and name == cls.__qualname__ and catalogue.load(entry.name) is cls:
             return entry.name
     raise ConfigError(f"{target} is not registered under erta_framework.policies")

@@ -5,7 +5,6 @@ from erta_framework.plugins._hooks import find_hooks, read_hook_options
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.plugins._policy import Policy, Profiler, find_owners, flatten
 from erta_framework.plugins._registry import (
-    FIRST_PARTY,
     Catalogue,
     Entry,
     benches,
@@ -21,7 +20,6 @@ from erta_framework.plugins._registry import (
 from erta_framework.plugins._traits import UNITS, Traits, choose_unit
 
 __all__ = [
-    "FIRST_PARTY",
     "HOOKS",
     "PROJECT",
     "UNITS",

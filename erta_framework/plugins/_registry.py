@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from erta_framework.errors import RegistryError, suggest
 from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.plugins._interrupts import is_from_keyboard
+from erta_framework.plugins._own import CORE, HOME, list_offers, normalize_name
 from erta_framework.plugins._policy import Policy
+from erta_framework.text import show_error, show_value
 
-CORE = "erta-framework"
-"""The distribution whose extras bring what its drivers and launchers import."""
-FIRST_PARTY = frozenset({CORE, "erta-bench"})
-"""Distributions of this project; no limit hides what they offer."""
+log = logging.getLogger(__name__)
 LIMIT_VARIABLE = "ERTA_PLUGINS"
 """Environment variable: unset allows every distribution, `none` only our own, else a comma list."""
 
@@ -30,19 +30,26 @@ def read_limit() -> frozenset[str] | None:
     return frozenset(names - {"none"})
 
 
-def normalize_name(name: str) -> str:
-    """A distribution name in its comparable form."""
-    return re.sub(r"[-_.]+", "-", name.strip().lower())
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One catalogue entry, known from metadata alone (nothing is imported)."""
+    """One catalogue entry, known from metadata alone (nothing is imported).
+
+    Attributes:
+        name: Its name in the catalogue.
+        distribution: Who offers it.
+        version: Version of the distribution.
+        point: Where its code is.
+        own: Whether it is of this project, as the files of the distribution show.
+    """
 
     name: str
     distribution: str
     version: str
     point: EntryPoint
+    own: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name!r} of {self.distribution} {self.version} ({self.point.value})"
 
 
 class Catalogue:
@@ -79,16 +86,20 @@ class Catalogue:
 
     def _allows(self, entry: Entry) -> bool:
         only = read_limit() if self._only is None else {normalize_name(n) for n in self._only}
-        return only is None or normalize_name(entry.distribution) in FIRST_PARTY | only
+        if only is None or entry.own:
+            return True
+        name = normalize_name(entry.distribution)
+        return name in only and name != CORE  # what takes our name is not meant by it
 
     def _installed(self) -> list[Entry]:
-        found = []
-        for point in entry_points(group=self.group):
-            owner = point.dist.name if point.dist is not None else "unknown distribution"
-            version = point.dist.version if point.dist is not None else "?"
-            found.append(Entry(point.name, owner, version, point))
-        unique = {(entry.name, entry.distribution, entry.point.value): entry for entry in found}
-        return sorted(unique.values(), key=lambda entry: (entry.name, entry.distribution))
+        found = {
+            (point.name, offer.own, offer.distribution, point.value): Entry(
+                point.name, offer.distribution, offer.version, point, offer.own
+            )
+            for offer in list_offers(self.group)
+            for point in offer.points
+        }
+        return [found[key] for key in sorted(found)]
 
     def names(self) -> list[str]:
         """Names in the catalogue, without importing anything."""
@@ -120,17 +131,21 @@ class Catalogue:
                 f"{name!r} in {self.group} is provided by several distributions: {owners}; "
                 f"uninstall one, or allow only one through {LIMIT_VARIABLE}"
             )
-        entry = matches[0]
-        who = f"{name!r} of {entry.distribution} {entry.version} ({entry.point.value})"
+        return self._import(matches[0])
+
+    def _import(self, entry: Entry) -> Any:
+        log.debug("importing %s", entry)
         try:
             loaded = entry.point.load()
-        except Exception as error:
-            raise RegistryError(
-                f"{who} failed to import: {type(error).__name__}: {error}"
-            ) from error
-        problem = self._check(loaded)
+            problem = self._check(loaded)
+        # BaseException: a plugin that exits, or raises what pytest does, is a broken plugin
+        except BaseException as error:
+            if is_from_keyboard(error):
+                error.add_note(f"interrupted while importing {entry}")
+                raise
+            raise RegistryError(f"{entry} failed to import: {show_error(error)}") from error
         if problem is not None:
-            raise RegistryError(f"{who} {problem}")
+            raise RegistryError(f"{entry} {problem}")
         return loaded
 
 
@@ -151,7 +166,7 @@ def load_with_extra(catalogue: Catalogue, name: str, extra: str, what: str) -> A
         return catalogue.load(name)
     except RegistryError as error:
         cause = error.__cause__
-        ours = any(e.name == name and e.distribution == CORE for e in catalogue.entries())
+        ours = any(entry.name == name and entry.own for entry in catalogue.entries())
         if not ours or not isinstance(cause, ImportError) or isinstance(cause, MissingExtraError):
             raise
         raise MissingExtraError(
@@ -163,12 +178,14 @@ def load_with_extra(catalogue: Catalogue, name: str, extra: str, what: str) -> A
 def _check_policy(loaded: object) -> str | None:
     if isinstance(loaded, type) and issubclass(loaded, Policy):
         return None
-    return f"is {loaded!r}, not a subclass of erta_framework.Policy"
+    return f"is {show_value(loaded)}, not a subclass of erta_framework.Policy"
 
 
 def _check_function(purpose: str) -> Callable[[object], str | None]:
     def check(loaded: object) -> str | None:
-        return None if callable(loaded) else f"is {loaded!r}, not a function that {purpose}"
+        if callable(loaded):
+            return None
+        return f"is {show_value(loaded)}, not a function that {purpose}"
 
     return check
 
@@ -179,16 +196,19 @@ def policies(only: Collection[str] | None = None) -> Catalogue:
 
 
 def list_budgeted() -> list[str]:
-    """Names of the installed policies that take a planned budget, for messages and the docs."""
-    found = set()
-    for entry in policies().entries():
+    """Names of this project's policies that take a planned budget, for messages and the docs.
+
+    Those of others are left out: their code is not imported to word an error.
+    """
+    own, found = policies(only=()), []
+    for name in own.names():
         try:
-            cls = entry.point.load()
-        except Exception:  # it cannot be imported; `erta policies` says why
+            cls = own.load(name)
+        except RegistryError:  # it cannot be imported; `erta policies` says why
             continue
         if hasattr(cls, "with_calls") and any(field.name == "budget" for field in fields(cls)):
-            found.add(entry.name)
-    return sorted(found)
+            found.append(name)
+    return found
 
 
 def find_default_policy() -> str:
@@ -204,7 +224,10 @@ def find_default_policy() -> str:
     targets = {entry.point.value for entry in defaults.entries() if entry.name == "policy"}
     names = [entry.name for entry in policies(()).entries() if entry.point.value in targets]
     if len(names) != 1:
-        raise RegistryError(f"no default policy ({defaults.group} gives {names}); name one")
+        raise RegistryError(
+            f"no default policy ({defaults.group} gives {names}, from the distribution that "
+            f"installed {HOME}); name one, or install it again"
+        )
     return names[0]
 
 

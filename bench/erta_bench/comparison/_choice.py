@@ -9,8 +9,9 @@ from erta_bench.comparison._runner import Runner
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
 from erta_bench.core import Row
 from erta_framework.compatibility import Role, find_role
-from erta_framework.errors import ErtaError, InputError, suggest
+from erta_framework.errors import InputError, suggest
 from erta_framework.plugins import Catalogue
+from erta_framework.text import show_error
 
 
 def is_offered(contender: Contender, runner: Runner) -> bool:
@@ -48,8 +49,9 @@ def list_missing_rows(catalogue: Catalogue) -> list[Row]:
             continue
         try:
             role = find_role(catalogue.load(name))
-        except ErtaError as error:
-            found.append({"name": name, "group": "policy", "status": "error", "detail": str(error)})
+        except Exception as error:  # a policy of others may raise anything
+            said = show_error(error)
+            found.append({"name": name, "group": "policy", "status": "error", "detail": said})
             continue
         if role in (Role.WHEN, Role.RECIPE):
             said = "installed, but no row of this benchmark holds it"
