@@ -56,7 +56,7 @@ class ConfigError(ErtaError, ValueError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """What to write instead of `name`: the close matches, else everything known."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
     return "known: " + (", ".join(names) if names else "none")

@@ -18,15 +18,17 @@ from erta_framework.cli._options import (
     unset,
 )
 from erta_framework.cli._pipeline import load_pipeline, read_prompts, to_arguments, wants_pipeline
-from erta_framework.cli._samplers import make_console, make_sampler_at_seam, require_own_loop
+from erta_framework.cli._samplers import make_sampler_at_seam, require_own_loop
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.compatibility import Role, find_role
 from erta_framework.config import RunConfig, build_policy
+from erta_framework.console import make_console
 from erta_framework.errors import CapabilityError, InputError, PolicyError, RegistryError
 from erta_framework.plugins import Policy, Profiler, find_default_policy
 from erta_framework.plugins import policies as policy_catalogue
 from erta_framework.sampling import ProgressBar
 from erta_framework.session import Seam
+from erta_framework.text import escape_line
 
 
 def calibrate(
@@ -75,8 +77,8 @@ def calibrate(
         made = found
     made.save(target)
     out = make_console()
-    out.print(f"{made!r} by {chosen!r}", markup=False)
-    out.print(f"written to {target}", markup=False, soft_wrap=True)
+    out.print(f"{made!r} by {chosen!r}")
+    out.print(escape_line(f"written to {target}"), soft_wrap=True)
 
 
 def calibrate_pipeline(

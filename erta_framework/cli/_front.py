@@ -26,12 +26,14 @@ from erta_framework.calibration import Profile
 from erta_framework.cli._models import find_profile_path, get_demo_prompts, load_model
 from erta_framework.cli._options import FrontOptions, PipelineOptions
 from erta_framework.cli._pipeline import PipelineReplayer, load_pipeline, to_arguments
-from erta_framework.cli._samplers import make_console, make_sampler, make_sampler_at_seam
+from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
+from erta_framework.console import make_console
 from erta_framework.errors import InputError
 from erta_framework.plugins import Policy, flatten
 from erta_framework.report import write_front_plot
+from erta_framework.text import escape_line
 
 CALLS = (0.5, 0.34, 0.24)
 """The numbers of calls that are measured by default, as parts of the steps."""
@@ -82,7 +84,7 @@ def show_front(
     out = make_console()
     out.print(make_front_table(rows, held))
     if request.options.plot is not None:
-        out.print(f"drawn in {request.options.plot}", markup=False, soft_wrap=True)
+        out.print(escape_line(f"drawn in {request.options.plot}"), soft_wrap=True)
 
 
 def load_profile(policies: Sequence[Policy]) -> Profile | None:

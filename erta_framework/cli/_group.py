@@ -6,12 +6,12 @@ import os
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 from typer.core import TyperCommand
 
 from erta_framework.cli._installed import CommandGroup
+from erta_framework.console import make_console
 from erta_framework.errors import ConfigError, ErtaError, InputError
+from erta_framework.text import escape_text
 
 USAGE_ERRORS = (ConfigError, InputError, OSError)
 """What the caller gave was wrong (exit status 2); any other `ErtaError` exits with 1."""
@@ -53,6 +53,10 @@ class ErtaGroup(CommandGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            for note in getattr(error, "__notes__", ()):
+                typer.echo(escape_text(note), err=True)
+            raise
         except (ErtaError, OSError) as error:
             if ctx.meta["erta.debug"] or isinstance(error, BrokenPipeError):
                 raise  # typer ends quietly where the reader of a pipe has gone
@@ -74,8 +78,8 @@ def make_pointer(name: str, message: str) -> TyperCommand:
 
 def print_error(error: BaseException) -> None:
     """One red message on standard error: what happened, where, and where to see more."""
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    console.print(Text(f"error: {error}", style="bold red"))
+    console = make_console(stderr=True)
+    console.print(f"error: {error}", style="bold red", soft_wrap=True)
     for note in getattr(error, "__notes__", ()):
-        console.print(Text(f"  {note}", style="red"))
-    console.print(Text("add --debug to see the traceback", style="dim"))
+        console.print(f"  {note}", style="red", soft_wrap=True)
+    console.print("add --debug to see the traceback", style="dim", soft_wrap=True)

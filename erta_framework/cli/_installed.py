@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from erta_framework.plugins import Catalogue, Entry, benches, commands
+from erta_framework.text import escape_line
 
 
 class InstalledCommand(TyperCommand):
@@ -23,8 +25,9 @@ class InstalledCommand(TyperCommand):
     """
 
     def __init__(self, name: str, catalogue: Catalogue, summary: str) -> None:
-        super().__init__(name, help=summary)
-        self._catalogue = catalogue
+        # the help of typer reads markup and prints what it is given
+        super().__init__(escape_line(name), help=escape(escape_line(summary)))
+        self._entry, self._catalogue = name, catalogue
 
     def load(self) -> Any:
         """The command itself.
@@ -32,7 +35,7 @@ class InstalledCommand(TyperCommand):
         Raises:
             RegistryError: It cannot be imported, or several distributions provide it.
         """
-        loaded = self._catalogue.load(str(self.name))
+        loaded = self._catalogue.load(self._entry)
         if not isinstance(loaded, typer.Typer):
             single = typer.Typer(add_completion=False)
             single.command(self.name)(loaded)
@@ -56,7 +59,7 @@ class CatalogueGroup(TyperGroup):
         super().__init__(**arguments)
         catalogue = self.catalogue()
         for entry in catalogue.entries():
-            if entry.name not in self.commands:
+            if escape_line(entry.name) not in self.commands:
                 self.add_command(InstalledCommand(entry.name, catalogue, read_summary(entry)))
 
 

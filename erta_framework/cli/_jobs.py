@@ -21,9 +21,10 @@ from erta_framework.cli._pipeline import (
     wants_pipeline,
     write_picture,
 )
-from erta_framework.cli._samplers import make_console, make_sampler, require_own_loop
+from erta_framework.cli._samplers import make_sampler, require_own_loop
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
+from erta_framework.console import make_console
 from erta_framework.errors import InputError
 from erta_framework.jobs import (
     CalibrationRequest,
@@ -35,6 +36,7 @@ from erta_framework.jobs import (
 )
 from erta_framework.plugins import Policy
 from erta_framework.sampling import Sampler, TextModel
+from erta_framework.text import escape_line
 
 
 def is_job(options: JobOptions, prompts: Path | None, config: RunConfig) -> bool:
@@ -150,8 +152,8 @@ def show_summary(summary: Summary, folder: Path, log_json: bool) -> None:
         out = make_console()
         out.print(make_table(summary))
         for index, error in summary.failed:
-            out.print(f"sample {index} failed: {error}", style="red", markup=False, soft_wrap=True)
-        out.print(f"written to {folder}", markup=False, soft_wrap=True)
+            out.print(escape_line(f"sample {index} failed: {error}"), style="red", soft_wrap=True)
+        out.print(escape_line(f"written to {folder}"), soft_wrap=True)
     if not summary.complete:
         raise typer.Exit(1)
 

@@ -42,6 +42,13 @@ Settings = Annotated[
         show_default=False,
     ),
 ]
+AllowEnv = Annotated[
+    bool,
+    typer.Option(
+        "--allow-env",
+        help="Let the configuration read environment variables: ${oc.env:NAME}.",
+    ),
+]
 Prompts = Annotated[list[str] | None, unset("A prompt; repeat for more.", "--prompt", "-p")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
@@ -52,6 +59,7 @@ class ConfigOptions:
     """The configuration of a command that runs at a seam."""
 
     settings: Settings = None
+    allow_env: AllowEnv = False
     seam: Annotated[
         str | None,
         unset(
@@ -67,7 +75,7 @@ class ConfigOptions:
             ConfigError: The file or an override is wrong.
             InputError: Two files, or `--seam` is no seam of a pipeline.
         """
-        config = read_settings(self.settings)
+        config = read_settings(self.settings, self.allow_env)
         if self.seam is None:
             return config
         if self.seam not in (Seam.LATENT, Seam.TRUNK):

@@ -24,11 +24,12 @@ from erta_framework.cli._options import (
     unset,
 )
 from erta_framework.cli._pipeline import wants_pipeline
-from erta_framework.cli._samplers import make_console
 from erta_framework.cli._schedules import as_record, make_table, show_schedule
 from erta_framework.config import RunConfig, build_policies, options_from
+from erta_framework.console import make_console
 from erta_framework.errors import InputError
 from erta_framework.plugins import Policy, find_default_policy
+from erta_framework.text import escape_line
 
 
 def plan(
@@ -215,4 +216,4 @@ def write_one(planned: Sequence[Sequence[Policy]], steps: int, form: str, path: 
     if len(planned) != 1:
         raise InputError(f"--export writes one schedule, {len(planned)} were planned; give one")
     written = write_export(plan_export(planned[0], steps), form, path)
-    typer.echo(f"wrote {written}", err=True)
+    typer.echo(escape_line(f"wrote {written}"), err=True)

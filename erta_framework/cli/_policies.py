@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from erta_framework.cli._samplers import make_console
+from erta_framework.console import make_console
 from erta_framework.errors import RegistryError
 from erta_framework.plugins import HOOKS, PROJECT, Catalogue, Entry, Policy, policies
 from erta_framework.text import escape_line, escape_text, show_error
@@ -64,9 +64,9 @@ def show_combinations() -> None:
     out = make_console()
     out.print(table)
     for names, where, reason in found.refused():
-        out.print(f"not {' + '.join(names)} ({'; '.join(where)}): {reason}", markup=False)
+        out.print(f"not {' + '.join(names)} ({'; '.join(where)}): {reason}")
     for name, reason in found.absent.items():
-        out.print(f"not combined, {name}: {reason}", markup=False)
+        out.print(f"not combined, {name}: {reason}")
 
 
 def describe_policy(catalogue: Catalogue, entry: Entry) -> Text:

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from erta_framework.calibration import Profile
 from erta_framework.cli._options import Force, Json
-from erta_framework.cli._samplers import make_console
+from erta_framework.console import make_console
 from erta_framework.errors import InputError
+from erta_framework.text import escape_line
 
 profile_app = typer.Typer(
     help="Show a calibration profile, or add up several.", no_args_is_help=True
@@ -38,14 +40,14 @@ def show(
         }
         typer.echo(json.dumps(facts, indent=2))
         return
-    table = Table(show_header=False, title=str(file), title_justify="left")
+    table = Table(show_header=False, title=Text(escape_line(file)), title_justify="left")
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
     head = {"kind": profile.kind, "samples": str(profile.samples), "digest": profile.digest}
     sizes = {name: " x ".join(map(str, shape)) for name, shape in shapes.items()}
     for section in (head, profile.fingerprint, profile.provenance, sizes):
         for name, value in section.items():
-            table.add_row(name, value)
+            table.add_row(escape_line(name), escape_line(value))
         table.add_section()
     make_console().print(table)
 
@@ -68,4 +70,4 @@ def merge(
         raise InputError(f"{output} exists; give --force to replace it")
     merged = Profile.merge([Profile.load(file) for file in files])
     merged.save(output)
-    make_console().print(f"{merged!r} written to {output}", markup=False, soft_wrap=True)
+    make_console().print(escape_line(f"{merged!r} written to {output}"), soft_wrap=True)

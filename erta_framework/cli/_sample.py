@@ -27,9 +27,10 @@ from erta_framework.cli._pipeline import (
     wants_pipeline,
     write_picture,
 )
-from erta_framework.cli._samplers import make_console, make_sampler, make_sampler_at_seam
+from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
+from erta_framework.console import make_console
 from erta_framework.sampling import (
     BatchEnd,
     Callback,
@@ -40,6 +41,7 @@ from erta_framework.sampling import (
     Samples,
     TraceLogger,
 )
+from erta_framework.text import escape_line
 
 
 def sample(
@@ -126,8 +128,8 @@ def show_samples(result: Samples, batches: Batches, folder: Path) -> None:
     save_file({"samples": result.samples.contiguous()}, folder / "samples.safetensors", facts)
     out = make_console()
     out.print(batches.make_table())
-    out.print(result.traces[0].summary(), markup=False)
-    out.print(f"written to {folder}", markup=False, soft_wrap=True)
+    out.print(result.traces[0].summary())
+    out.print(escape_line(f"written to {folder}"), soft_wrap=True)
 
 
 class Batches(Callback):

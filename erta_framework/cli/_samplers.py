@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
 from erta_framework.cli._settings import list_set_keys
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
@@ -14,11 +12,6 @@ from erta_framework.sampling import Callback, Sampler, TextModel, TextSampler
 
 OWN_LOOP = ("solver", "guidance", "sigmas", "precision")
 """Keys of a configuration that a model's own pipeline does not read."""
-
-
-def make_console() -> Console:
-    """Standard output as it is now, so that redirection and tests see it."""
-    return Console(highlight=False)
 
 
 def make_sampler(

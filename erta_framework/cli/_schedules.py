@@ -16,7 +16,6 @@ def show_schedule(out: Console, each: StepSchedule) -> None:
     out.print(
         f"{each.policy}: {each.calls} of {each.num_steps} steps computed",
         style="bold",
-        markup=False,
     )
     strip = Text()
     for index in range(each.num_steps):
@@ -25,7 +24,7 @@ def show_schedule(out: Console, each: StepSchedule) -> None:
         if index % 10 == 9:
             strip.append(" ")
     out.print(strip)
-    out.print("computed " + " ".join(map(str, each.computed)), style="dim", markup=False)
+    out.print("computed " + " ".join(map(str, each.computed)), style="dim")
     out.print()
 
 

@@ -9,8 +9,12 @@ from erta_framework.config import RunConfig, load_config
 from erta_framework.errors import InputError
 
 
-def read_settings(settings: Sequence[str] | None) -> RunConfig:
+def read_settings(settings: Sequence[str] | None, allow_env: bool = False) -> RunConfig:
     """The configuration that a command's positional arguments describe.
+
+    Args:
+        settings: The arguments.
+        allow_env: Whether the configuration may read environment variables.
 
     Raises:
         InputError: Two files.
@@ -23,7 +27,8 @@ def read_settings(settings: Sequence[str] | None) -> RunConfig:
             f"got {len(files)} configuration files ({', '.join(files)}); give one, and overrides "
             "as key=value"
         )
-    return load_config(files[0] if files else None, [item for item in arguments if "=" in item])
+    overrides = [item for item in arguments if "=" in item]
+    return load_config(files[0] if files else None, overrides, allow_env=allow_env)
 
 
 def list_set_keys(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from erta_framework.config._bounds import check_bounds
 from erta_framework.config._convert import construct, convert, split_name
 from erta_framework.config._problems import Misfit
 from erta_framework.config._run_config import RunConfig
@@ -12,6 +13,7 @@ from erta_framework.errors import ConfigError, suggest
 from erta_framework.jobs import FabricConfig, JobConfig
 from erta_framework.plugins import Catalogue, Policy
 from erta_framework.sampling import Guidance, Solver, open_guidance_catalogue, open_solver_catalogue
+from erta_framework.text import show_value
 
 
 def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) -> RunConfig:
@@ -25,6 +27,7 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
         >>> build_run({"steps": 20, "solver": "flow_ab2"}).solver
         FlowAdamsBashforth2(shift=3.0, time_scale=1000.0)
     """
+    check_bounds(values, "configuration")
     values = dict(values)
     if "policies" in values:
         values["policies"] = build_policies(values["policies"] or [], only)
@@ -35,7 +38,7 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
     for key, section in (("fabric", FabricConfig), ("job", JobConfig)):
         if key in values:
             if not isinstance(values[key], Mapping):
-                raise ConfigError(f"{key} is {values[key]!r}; write {key}.option=value")
+                raise ConfigError(f"{key} is {show_value(values[key])}; write {key}.option=value")
             values[key] = construct(section, values[key], where=key)
     return construct(RunConfig, values, where="configuration")
 
@@ -65,13 +68,16 @@ def build_part(
     spec: object, key: str, catalogue: Catalogue, only: Collection[str] | None = None
 ) -> Any:
     """The part that the configuration names under `key`."""
+    check_bounds(spec, key)
     try:
         name, options = split_name(spec)
     except Misfit as problem:
         raise ConfigError(f"{key} {problem}") from None
     known = catalogue.names()
     if name not in known:
-        raise ConfigError(f"unknown {key} {name!r}{catalogue.limit}; " + suggest(name, known))
+        raise ConfigError(
+            f"unknown {key} {show_value(name)}{catalogue.limit}; " + suggest(name, known)
+        )
     return construct(catalogue.load(name), options, where=f"{key}.{name}", only=only)
 
 
@@ -84,9 +90,10 @@ def build_policies(specs: object, only: Collection[str] | None = None) -> tuple[
     """
     if isinstance(specs, str | Mapping) or not isinstance(specs, Sequence):
         raise ConfigError(
-            f"policies is {specs!r}; it is a list, so that the order is visible, "
+            f"policies is {show_value(specs)}; it is a list, so that the order is visible, "
             "as in [{name: {option: value}}, another_name]"
         )
+    check_bounds(list(specs), "policies")
     built: tuple[Policy, ...] = convert(list(specs), tuple[Policy, ...], "policies", only)
     return built
 
@@ -98,5 +105,6 @@ def build_policy(spec: object, where: str, only: Collection[str] | None = None) 
         ConfigError: An option is unknown; the message says `where`.
         RegistryError: The policy is not installed.
     """
+    check_bounds(spec, where)
     policy: Policy = convert(spec, Policy, where, only)
     return policy

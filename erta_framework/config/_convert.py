@@ -46,6 +46,7 @@ from erta_framework.config._scalars import (
 from erta_framework.errors import ConfigError
 from erta_framework.plugins import Policy
 from erta_framework.plugins import policies as policy_catalogue
+from erta_framework.text import show_value
 
 T = TypeVar("T")
 Only = frozenset[str] | None
@@ -98,7 +99,7 @@ def split_name(spec: object) -> tuple[str, Mapping[str, Any]]:
         (name, options), *_ = spec.items()
         if options is None or isinstance(options, Mapping):
             return str(name), options or {}
-    raise Misfit(f"is {spec!r}; write a name or {{name: {{option: value}}}}")
+    raise Misfit(f"is {show_value(spec)}; write a name or {{name: {{option: value}}}}")
 
 
 @lru_cache(maxsize=16)

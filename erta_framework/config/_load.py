@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,42 +10,66 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from erta_framework.config._build import build_run
+from erta_framework.config._references import Resolver
 from erta_framework.config._run_config import RunConfig
+from erta_framework.config._yaml import DEEPEST, check_yaml, read_text
 from erta_framework.errors import ConfigError, ErtaError
+from erta_framework.text import show_error, show_value
 
 
 def load_config(
     path: str | Path | None = None,
     overrides: Sequence[str] = (),
     only: Collection[str] | None = None,
+    *,
+    allow_env: bool = False,
 ) -> RunConfig:
     """Read a YAML file and apply dotted overrides such as `policies.0.NAME.calls=17`.
+
+    Nothing runs while it is read. `${key}` stands for what another key holds.
 
     Args:
         path: The file; None starts from the defaults.
         overrides: `key=value`, dotted, in YAML syntax; applied in order.
         only: Third-party distributions whose code may be loaded; see
             `erta_framework.plugins.Catalogue`.
+        allow_env: Whether `${oc.env:NAME}` and `${oc.env:NAME,default}` may read the environment.
 
     Raises:
-        ConfigError: The file cannot be read, a key is unknown or a value of the wrong type.
+        ConfigError: The file cannot be read, a key is unknown, a value is of the wrong type or
+            beyond a bound, or it asks for the environment and may not.
         RegistryError: A policy is not installed.
     """
     try:
-        loaded = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        loaded = OmegaConf.create({}) if path is None else read_yaml(Path(path))
         if not OmegaConf.is_dict(loaded):
             raise ConfigError(f"{path} holds a list; a configuration is a mapping of keys")
         for override in overrides:
             apply_override(loaded, override)
-        plain = OmegaConf.to_container(loaded, resolve=True)
+        plain = OmegaConf.to_container(loaded, resolve=False)
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error}") from error
     except ErtaError:
         raise
     except Exception as error:  # yaml and omegaconf errors have no common base
-        raise ConfigError(f"cannot read the configuration {path or overrides}: {error}") from error
+        raise ConfigError(
+            f"cannot read the configuration {path or show_value(overrides)}: {show_error(error)}"
+        ) from error
     assert isinstance(plain, dict)
-    return build_run({str(key): value for key, value in plain.items()}, only)
+    written = Resolver(plain, allow_env).resolve(plain)
+    return build_run({str(key): value for key, value in written.items()}, only)
+
+
+def read_yaml(path: Path) -> Any:
+    """The values of a YAML file, with the references in them as they are written.
+
+    Raises:
+        OSError: It cannot be read.
+        ConfigError: It is no YAML, or beyond a bound.
+    """
+    text = read_text(path)
+    check_yaml(text, f"the configuration {path}")
+    return OmegaConf.load(io.StringIO(text))
 
 
 def apply_override(config: Any, override: str) -> None:
@@ -55,7 +80,13 @@ def apply_override(config: Any, override: str) -> None:
     """
     key, separator, text = override.partition("=")
     if not separator or not key:
-        raise ConfigError(f"the override {override!r} is not of the form key=value")
+        raise ConfigError(f"the override {show_value(override)} is not of the form key=value")
+    if key.count(".") >= DEEPEST:
+        raise ConfigError(
+            f"the override {show_value(override)} has more than {DEEPEST} parts, the most that a "
+            "key may have"
+        )
+    check_yaml(text, f"the override {show_value(override)}")
     value = OmegaConf.create({"value": None})
     try:
         value.merge_with_dotlist([f"value={text}"])
@@ -64,7 +95,9 @@ def apply_override(config: Any, override: str) -> None:
         # replaced, not merged: solver={ddim: {}} takes the place of the file's solver
         OmegaConf.update(config, key, plain["value"], merge=False, force_add=True)
     except Exception as error:  # yaml and omegaconf errors have no common base
-        raise ConfigError(f"cannot apply the override {override!r}: {error}") from error
+        raise ConfigError(
+            f"cannot apply the override {show_value(override)}: {show_error(error)}"
+        ) from error
 
 
 def options_from(option: str, items: Sequence[str]) -> dict[str, Any]:
@@ -80,6 +113,7 @@ def options_from(option: str, items: Sequence[str]) -> dict[str, Any]:
     for item in items:
         if not all(part.strip() for part in item.partition("=")):
             raise ConfigError(f"{option} {item}: it must be KEY=VALUE")
+        check_yaml(item.partition("=")[2], f"{option} {show_value(item)}")
     try:
         found = OmegaConf.to_container(OmegaConf.from_dotlist(list(items)))
     except Exception as error:  # yaml and omegaconf errors have no common base

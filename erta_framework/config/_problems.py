@@ -17,6 +17,7 @@ from cattrs.errors import (
 from erta_framework.config._hints import spell
 from erta_framework.errors import ConfigError, ErtaError, suggest
 from erta_framework.plugins import Policy, list_budgeted
+from erta_framework.text import show_error, show_value
 
 T = TypeVar("T")
 PLACES = (AttributeValidationNote, IterableValidationNote)
@@ -29,7 +30,7 @@ class Misfit(ValueError):
     @classmethod
     def between(cls, value: object, hint: Any) -> Misfit:
         """Names the value, its type and the type that was expected."""
-        return cls(f"is {value!r} of type {type(value).__name__}, expected {spell(hint)}")
+        return cls(f"is {show_value(value)} of type {type(value).__name__}, expected {spell(hint)}")
 
 
 class UnknownKey(Misfit):
@@ -88,7 +89,7 @@ def refuse_key(key: str, cls: type) -> Misfit:
             "that stops computing at a number of calls"
         )
     known = [field.name for field in dataclasses.fields(cls) if field.init]
-    return UnknownKey(f"unknown key {key!r}; " + suggest(key, known))
+    return UnknownKey(f"unknown key {show_value(key)}; " + suggest(key, known))
 
 
 def describe(place: str, problem: Exception) -> str:
@@ -97,4 +98,4 @@ def describe(place: str, problem: Exception) -> str:
         return f"{place}: {problem}"
     if isinstance(problem, Misfit):
         return f"{place} {problem}"
-    return f"{place}: {type(problem).__name__}: {problem}"
+    return f"{place}: {show_error(problem)}"

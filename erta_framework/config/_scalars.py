@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import typing
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from erta_framework.config._problems import Misfit
+from erta_framework.text import show_value
+
+LARGEST = 2.0**64
+"""The most of any number; `_bounds` has those of single keys."""
 
 
 def as_number(value: Any, kind: Any) -> Any:
-    """An int or float. Text that spells one is taken, which is how the environment gives it."""
+    """An int or float. Text that spells one is taken, which is how the environment gives it.
+
+    Raises:
+        Misfit: It is no number, not finite, or too large.
+    """
     if issubclass(kind, Enum):
         return as_member(value, kind)
     whole = kind is int and isinstance(value, float)
     if isinstance(value, str | int | float) and not isinstance(value, bool) and not whole:
         try:
-            return kind(value)
-        except ValueError:
-            pass
+            number = kind(value)
+        except (ValueError, OverflowError):
+            raise Misfit.between(value, kind) from None
+        if not math.isfinite(number) or abs(number) > LARGEST:
+            raise Misfit(f"is {show_value(value)}; write a finite number, at most {LARGEST:g}")
+        return number
     raise Misfit.between(value, kind)
 
 
@@ -53,7 +65,8 @@ def as_member(value: Any, cls: type[Enum]) -> Enum:
         if value is member or (value == member.value and type(value) is type(member.value)):
             return member
     choices = ", ".join(repr(member.value) for member in cls)
-    raise Misfit(f"is {value!r} of type {type(value).__name__}, expected one of {choices}")
+    kind = type(value).__name__
+    raise Misfit(f"is {show_value(value)} of type {kind}, expected one of {choices}")
 
 
 def as_instance(value: Any, hint: Any) -> Any:

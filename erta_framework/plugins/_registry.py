@@ -122,8 +122,8 @@ class Catalogue:
         matches = [entry for entry in self.entries() if entry.name == name]
         if not matches:
             raise RegistryError(
-                f"no installed distribution provides {name!r} in {self.group}{self.limit}; "
-                + suggest(name, self.names())
+                f"no installed distribution provides {show_value(name)} in "
+                f"{self.group}{self.limit}; " + suggest(name, self.names())
             )
         if len(matches) > 1:
             owners = ", ".join(f"{m.distribution} {m.version} ({m.point.value})" for m in matches)

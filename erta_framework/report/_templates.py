@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from erta_framework.optional_dependencies import require_extra
+from erta_framework.text import escape_text
 
 PACKAGE = "erta_framework.report"
 
@@ -17,7 +18,8 @@ def render_page(
 ) -> str:
     """Render a template as a whole page.
 
-    Values are escaped. A template that asks for a value that is not there is an error.
+    Values are escaped, also their control characters. A template that asks for a value that is not
+    there is an error.
 
     Args:
         template: Name of the template, such as `"comparison.html"`.
@@ -36,6 +38,7 @@ def render_page(
     environment = Environment(
         loader=ChoiceLoader([PackageLoader(name) for name in packages]),
         autoescape=True,
+        finalize=escape_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -43,6 +46,13 @@ def render_page(
     )
     environment.filters["count"] = format_count
     return environment.get_template(template).render(values)
+
+
+def escape_shown(value: Any) -> Any:
+    """A value that a template shows, with escapes for the control characters of a text."""
+    return (
+        escape_text(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    )
 
 
 def embed_image(path: Path) -> str:

@@ -21,7 +21,9 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from erta_framework.console import make_console
 from erta_framework.session import StepTrace, Trace
+from erta_framework.text import escape_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +68,7 @@ class ProgressBar(Callback):
 
     def __init__(self, console: Console | None = None) -> None:
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             MofNCompleteColumn(),
             TextColumn("steps"),
@@ -74,7 +76,7 @@ class ProgressBar(Callback):
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("[dim]{task.fields[calls]} network calls"),
-            console=console or Console(stderr=True),
+            console=console or make_console(stderr=True),
         )
         self._task: TaskID | None = None
         self._calls = 0
@@ -85,7 +87,7 @@ class ProgressBar(Callback):
         total = run.batches * run.steps
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(run.title, total=total, calls=0)
+        self._task = self._progress.add_task(escape_line(run.title), total=total, calls=0)
         self._progress.start()
 
     def on_step(self, step: StepTrace) -> None:

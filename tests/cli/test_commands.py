@@ -33,7 +33,7 @@ def test_version(erta):
 def test_policies_lists_distribution_hooks_and_failures(erta):
     done = erta("policies")
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     (sometimes,) = [line for line in lines if "sometimes" in line]
     assert "erta-toy 1.2.3" in sometimes
     assert "decide" in sometimes

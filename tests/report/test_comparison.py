@@ -146,10 +146,10 @@ def test_pages_name_a_missing_extra(monkeypatch):
 def test_page_escapes_what_users_wrote(tmp_path):
     picture = tmp_path / "x.gif"
     picture.write_bytes(b"GIF")
-    result = compare(Toy(), methods()[:2], ["<script>alert(1)</script>"])
+    result = compare(Toy(), methods()[:2], ["<script>alert(1)</script> \x1b[31m\u202e"])
     page = Page(
         title="a < b",
-        setting={"model": "<b>"},
+        setting={"model": "<b>", "na<i>me\x9b": "\x00 \ud800"},
         environment={},
         explanation="x -> y",
         videos=[[picture], [picture]],
@@ -163,3 +163,7 @@ def test_page_escapes_what_users_wrote(tmp_path):
     assert "<title>a &lt; b</title>" in html
     assert "<dd>&lt;b&gt;</dd>" in html
     assert "x -&gt; y" in html
+    assert "\\x1b[31m\\u202e" in html
+    assert "<dt>na&lt;i&gt;me\\x9b</dt><dd>\\x00 \\ud800</dd>" in html
+    assert not set("\x1b\x9b\x00\u202e") & set(html)
+    html.encode()

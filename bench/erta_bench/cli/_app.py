@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from erta_bench.ablation import run_ablation
 from erta_bench.batch import BatchSetting, compare_modes
@@ -14,6 +13,7 @@ from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.overhead import measure_overhead
 from erta_bench.setting import Setting, open_model
 from erta_framework.cli import BenchGroup
+from erta_framework.console import make_console
 
 app = typer.Typer(
     cls=BenchGroup,
@@ -71,7 +71,7 @@ def ablation_command(
         calls=budgets,
         seed_sets=seed_sets,
         seed=seed,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=f"erta bench ablation --model {model} --prompts {prompts} "
         f"--seed-sets {seed_sets} {spelled} --steps {steps} --seed {seed}"
         + (" --quick" if quick else ""),
@@ -120,7 +120,7 @@ def budgets_command(
         trials=trials,
         refine_samples=refine_samples,
         seed=seed,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=f"erta bench budgets {named} --trials {trials} "
         f"--refine-samples {refine_samples} --seed {seed}",
         keep=lambda so_far: None if json is None else so_far.write(json),
@@ -146,7 +146,7 @@ def lambda_command(
         setting,
         calls=budgets,
         seed=seed,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=f"erta bench lambda {named} {spelled} --seed {seed}",
     )
     bench.show(path=json)

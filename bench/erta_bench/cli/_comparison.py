@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from erta_bench.cli import _options as options
+from erta_framework.console import make_console
 from erta_framework.errors import InputError
 
 
@@ -52,7 +52,7 @@ def policies_command(
         seeds=seeds,
         seed=seed,
         rows=row or (),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=options.format_command(
             "policies",
             model,
@@ -126,7 +126,7 @@ def peers_command(
         seeds=seeds,
         seed=seed,
         rows=row or (),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=options.format_command(
             "peers",
             model,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from erta_framework.console import make_console
 from erta_framework.errors import InputError
 
 
@@ -37,7 +37,7 @@ def families_command(
     from erta_bench.families import compare_families, update_rows
 
     bench = compare_families(
-        family or (), method or (), steps=steps, timeout=timeout, console=Console(stderr=True)
+        family or (), method or (), steps=steps, timeout=timeout, console=make_console(stderr=True)
     )
     if update and json is not None:
         bench = update_rows(bench, json)

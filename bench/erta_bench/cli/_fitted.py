@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
+
+from erta_framework.console import make_console
 
 PART_HELP = "calls, schedules, choices, samples, robust or solvers; repeatable. Default calls."
 
@@ -46,7 +47,7 @@ def fitted_command(
         measured=measured,
         samples=samples,
         steps=steps,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
     )
     command = (
         f"erta bench fitted --model {model} {spelled} --middle {middle} --measured {measured} "

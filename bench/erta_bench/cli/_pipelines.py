@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from erta_framework.console import make_console
 from erta_framework.optional_dependencies import require_extra
 
 
@@ -54,7 +54,7 @@ def pipeline_command(
         calls=budgets,
         schedulers=names,
         seed=seed,
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=f"erta bench pipeline --prompts {prompts} {' '.join(spelled)} --steps {steps} "
         f"--seed {seed}",
     )

@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from erta_framework.console import make_console
 from erta_framework.environment import collect_versions, describe_machine
 
 Value = str | int | float | bool | None
@@ -87,7 +88,7 @@ class Bench:
 
     def show(self, console: Console | None = None, path: str | Path | None = None) -> None:
         """Print the table, and write the JSON file if one is named."""
-        console = console or Console()
+        console = console or make_console()
         console.print(self.table())
         if path is not None:
             console.print(f"wrote {self.write(path)}", highlight=False)

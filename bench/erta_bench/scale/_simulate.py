@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from erta_bench.core import Bench, Row, Value
 from erta_bench.scale._simulated_job import Job, JobOutcome, Scenario, SimulationError
 from erta_bench.setting import time_call
+from erta_framework.console import make_console
 from erta_integrations.fabric.jobs import (
     Item,
     Store,
@@ -158,7 +157,7 @@ def simulate_jobs(
     Raises:
         SimulationError: A job lost a sample or made one twice.
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     rows = []
     scenario = Scenario(ranks=1, samples=samples)
     with tempfile.TemporaryDirectory(dir=folder, prefix="erta-simulate-") as place:

@@ -12,10 +12,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from erta_bench.core import Bench, Row, Value
 from erta_bench.scale._processes import WORKER, Answer, ScaleError, WorkerProcess, start_processes
+from erta_framework.console import make_console
 
 KINDS = ("plain", "job")
 START = 0.1
@@ -166,7 +165,7 @@ def measure_scale(
     Raises:
         ScaleError: A process failed or took longer than the limit.
     """
-    console = Console(stderr=True)
+    console = make_console(stderr=True)
     before = os.getloadavg()[0]
     found: list[dict[tuple[str, int], Answer]] = []
     with (

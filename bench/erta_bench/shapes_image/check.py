@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from erta_bench.core import Bench, Row, Value
 from erta_bench.setting import describe_model, repeat_prompts
@@ -21,6 +20,7 @@ from erta_bench.shapes_image._flux import ShapesFlux
 from erta_bench.shapes_image._model import ShapesImage, load_model
 from erta_bench.shapes_image._unet import ShapesUNet
 from erta_framework import CFG, Sampler
+from erta_framework.console import make_console
 from erta_framework.sampling.solvers import DDIM, FlowEuler
 from erta_integrations.shapes_wan.data import COLORS, SHAPES
 
@@ -82,7 +82,7 @@ def check_shapes_image(arguments: Sequence[str] | None = None) -> None:
         rows += check_model(model, options.prompts, options.steps, options.seed)
         settings |= describe_model(model, model.name)
     command = f"python -m erta_bench.shapes_image.check --prompts {options.prompts}"
-    Bench(command, rows, COLUMNS, settings).show(Console(), options.json)
+    Bench(command, rows, COLUMNS, settings).show(make_console(), options.json)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from erta_bench.core import Bench, Row, Value
 from erta_bench.setting import describe_model
 from erta_framework import CFG, ProgressBar, Sampler
+from erta_framework.console import make_console
 from erta_integrations.shapes_wan.accuracy import Accuracy, accuracy
 from erta_integrations.shapes_wan.data import (
     COLORS,
@@ -144,7 +144,7 @@ def check_shapes_wan(arguments: Sequence[str] | None = None) -> int:
         seed=options.seed,
         progress=True,
     )
-    console = Console()
+    console = make_console()
     settings: dict[str, Value] = {
         **describe_model(model),
         "steps": options.steps,

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from erta_framework.console import make_console
 from erta_integrations.fabric.jobs._manifest import Tally
 from erta_integrations.fabric.jobs._workers import repeat_in_background
 
@@ -98,8 +99,8 @@ def show_progress(
         console: Where to; standard error for a bar, standard output for JSON by default.
         every: Least seconds between two looks.
     """
-    console = console or Console(stderr=not json_lines, highlight=False, soft_wrap=True)
-    columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[text]}"))
+    console = console or make_console(stderr=not json_lines, soft_wrap=True)
+    columns = (BarColumn(30), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
     bar = Progress(TextColumn("sampling"), *columns, console=console, auto_refresh=False)
     task = bar.add_task("sampling", total=None, text="")
 
@@ -112,7 +113,7 @@ def show_progress(
             bar.refresh()
         elif fresh or always:
             for record in [*fresh, {"event": "progress", **asdict(progress)}]:
-                console.print(json.dumps(record), markup=False)
+                console.print(json.dumps(record))
 
     with nullcontext() if json_lines else bar:
         show(always=True)
