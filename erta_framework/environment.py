@@ -16,7 +16,13 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["collect_versions", "describe_machine", "read_processor_name", "use_fastest_threads"]
+__all__ = [
+    "collect_versions",
+    "describe_machine",
+    "list_accelerators",
+    "read_processor_name",
+    "use_fastest_threads",
+]
 
 PACKAGES = ("erta-framework", "torch", "numpy", "diffusers", "torchmetrics")
 
@@ -111,3 +117,18 @@ def _name_accelerator(device: torch.device | None) -> str | None:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return None if device.type == "cpu" else device.type
+
+
+def list_accelerators() -> tuple[str, ...]:
+    """The kinds of devices that this machine has: `"cpu"`, and then the fastest last.
+
+    Example:
+        >>> "cpu" in list_accelerators()
+        True
+    """
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if torch.cuda.is_available():
+        found.append("cuda")
+    return tuple(found)

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from erta_framework.errors import InputError
+from erta_framework.environment import list_accelerators
+from erta_framework.errors import ConfigError, InputError
 from erta_framework.plugins import launchers, load_with_extra
 
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
     from erta_framework.plugins import Policy
 
+ACCELERATORS = {"cuda": "cuda", "gpu": "cuda", "mps": "mps"}
+"""Accelerators that a machine may lack, by Fabric's names, and what torch calls them."""
 LAUNCHER = "fabric"
 """Entry of `erta_framework.launchers` that is used when several devices are asked for."""
 
@@ -162,6 +165,24 @@ class Launcher(Protocol):
     def calibrate(self, request: CalibrationRequest) -> tuple[Profile, bool]:
         """The profile of all prompts, on every rank, and whether this is rank 0."""
         ...
+
+
+def check_accelerator(name: str | None, where: str) -> None:
+    """Refuse an accelerator that this machine does not have.
+
+    Args:
+        name: As of a `FabricConfig`.
+        where: Who asks for it, such as `"fabric.accelerator"`.
+
+    Raises:
+        ConfigError: Names it, and what there is.
+    """
+    there = list_accelerators()
+    if ACCELERATORS.get(str(name), "cpu") not in there:
+        raise ConfigError(
+            f"{where} is {name!r}, which this machine does not have; it has {', '.join(there)}. "
+            "Write one of these, or auto"
+        )
 
 
 def is_launched() -> bool:

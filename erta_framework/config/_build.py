@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from erta_framework.config._bounds import check_bounds
@@ -10,7 +11,7 @@ from erta_framework.config._convert import construct, convert, split_name
 from erta_framework.config._problems import Misfit
 from erta_framework.config._run_config import RunConfig
 from erta_framework.errors import ConfigError, suggest
-from erta_framework.jobs import FabricConfig, JobConfig
+from erta_framework.jobs import ACCELERATORS, FabricConfig, JobConfig, check_accelerator
 from erta_framework.plugins import Catalogue, Policy
 from erta_framework.sampling import Guidance, Solver, open_guidance_catalogue, open_solver_catalogue
 from erta_framework.text import show_value
@@ -20,7 +21,8 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
     """Plain values as a `RunConfig`; parts are given as `{name: {option: value}}` or a name.
 
     Raises:
-        ConfigError: A key is unknown or a value of the wrong type.
+        ConfigError: A key is unknown, a value of the wrong type or beyond a bound, or this machine
+            lacks what `fabric.accelerator` names.
         RegistryError: A policy is not installed, or a part does not load.
 
     Example:
@@ -40,7 +42,14 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
             if not isinstance(values[key], Mapping):
                 raise ConfigError(f"{key} is {show_value(values[key])}; write {key}.option=value")
             values[key] = construct(section, values[key], where=key)
-    return construct(RunConfig, values, where="configuration")
+    run = construct(RunConfig, values, where="configuration")
+    asked = run.fabric.accelerator
+    if asked in (None, "auto"):
+        return run
+    check_accelerator(asked, "fabric.accelerator")
+    # one process without Fabric runs there as well, unless told otherwise
+    kind = ACCELERATORS.get(asked, asked)
+    return replace(run, accelerator=kind) if run.accelerator == "auto" else run
 
 
 def build_solver(spec: object, only: Collection[str] | None = None) -> Solver:

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from erta_framework.environment import list_accelerators
 from erta_framework.errors import CapabilityError
 
 PRECISIONS = {"32": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
@@ -42,14 +43,10 @@ def resolve_device(accelerator: str, devices: int | str) -> torch.device:
             f"devices={devices}: a process samples on one device; use devices=1, or "
             "Sampler(devices=...).sample_job(...), which starts a process a device"
         )
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
+    there = list_accelerators()
     if accelerator == "auto":
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))
-    if not available.get(accelerator, False):
-        usable = ", ".join(name for name, there in available.items() if there)
+        return torch.device(there[-1])
+    if accelerator not in there:
+        usable = ", ".join(there)
         raise CapabilityError(f"accelerator {accelerator!r} is not available; use auto, {usable}")
     return torch.device(accelerator)

@@ -19,7 +19,13 @@ from torch import nn
 
 from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, ConfigError, InputError
-from erta_framework.jobs import CalibrationRequest, FabricConfig, JobRequest, Summary
+from erta_framework.jobs import (
+    CalibrationRequest,
+    FabricConfig,
+    JobRequest,
+    Summary,
+    check_accelerator,
+)
 from erta_framework.sampling import Sampler, TextModel
 from erta_integrations.fabric._calibration import calibrate_share
 from erta_integrations.fabric.jobs import PipelineSource, SamplerSource, SampleSource, run_job
@@ -58,7 +64,7 @@ def build_fabric(config: FabricConfig) -> Fabric:
     torchrun and srun say how many processes there are.
 
     Raises:
-        ConfigError: Fabric refuses the settings; says why.
+        ConfigError: This machine lacks the accelerator, or Fabric refuses the settings; says why.
     """
     given = {
         name: value
@@ -67,6 +73,7 @@ def build_fabric(config: FabricConfig) -> Fabric:
     }
     if "LT_CLI_USED" not in os.environ:
         given = {"devices": 1, **read_launch(), **given}
+    check_accelerator(config.accelerator, "accelerator")
     try:
         return Fabric(**given)
     except Exception as error:

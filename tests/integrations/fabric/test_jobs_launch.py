@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -103,6 +104,51 @@ def test_what_fabric_or_a_job_cannot_do(tmp_path, settings, kind, message):
     )
     with pytest.raises(kind, match=message):
         FabricLauncher().sample(request)
+
+
+LACKING = [
+    ({"cpu"}, "cuda", "cpu"),
+    ({"cpu"}, "gpu", "cpu"),
+    ({"cpu"}, "mps", "cpu"),
+    ({"cpu", "cuda"}, "mps", "cpu, cuda"),
+    ({"cpu", "mps"}, "gpu", "cpu, mps"),
+]
+
+
+@pytest.mark.parametrize(("there", "name", "said"), LACKING)
+@pytest.mark.parametrize("more", [[], ["fabric.devices=2"], ["accelerator=cpu"]])
+def test_an_accelerator_that_is_not_there_is_refused_when_a_configuration_is_loaded(
+    monkeypatch, there, name, said, more
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    message = f"fabric.accelerator is '{name}', which this machine does not have; it has {said}. "
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_config(None, [f"fabric.accelerator={name}", *more])
+
+
+@pytest.mark.parametrize(("there", "name", "said"), LACKING)
+def test_and_when_a_job_is_launched_from_python(tmp_path, monkeypatch, there, name, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in there)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in there)
+    request = JobRequest(
+        open=lambda *_: pytest.fail("opened"),
+        prompts=["a"],
+        output=tmp_path / "x",
+        fabric=FabricConfig(accelerator=name, devices=1),
+    )
+    with pytest.raises(ConfigError, match=f"'{name}', which this machine does not .* {said}"):
+        FabricLauncher().sample(request)
+    assert not (tmp_path / "x").exists()
+
+
+def test_one_process_runs_where_the_section_says(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert load_config(None, ["fabric.accelerator=gpu"]).accelerator == "cuda"
+    assert load_config(None, ["fabric.accelerator=cpu"]).accelerator == "cpu"
+    assert load_config(None, ["fabric.accelerator=auto"]).accelerator == "auto"
+    named = load_config(None, ["fabric.accelerator=cuda", "accelerator=cpu"])
+    assert named.accelerator == "cpu"
 
 
 def test_a_strategy_that_shares_a_sample_is_refused():
