@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         AgreementError,
         CFGParallel,
         Ledger,
+        SamePlan,
         add_agreement,
         find_group,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "FabricLauncher",
     "Ledger",
     "PolicyCallback",
+    "SamePlan",
     "add_agreement",
     "build_fabric",
     "find_group",

@@ -32,7 +32,7 @@ class Ledger:
     """What this process sent, over all requests.
 
     Attributes:
-        handshakes: Reductions at the start of a request.
+        handshakes: Reductions at the start of a request, and at its end with a static schedule.
         votes: Reductions on decisions, at most one a step where decisions are for the step.
         exchanges: Gatherings of predictions, one a step of `CFGParallel`.
         bytes: Bytes that this rank contributed to all of these.
@@ -97,6 +97,18 @@ def run_collective(
             "raised an error, or runs another number of requests or steps; look at its log, then "
             "start all ranks of the group again, with a larger timeout if it was only slow"
         ) from error
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective failed because a rank did not come, or is gone.
+
+    torch raises plain `RuntimeError` for it with gloo, and classes of its own with NCCL.
+    """
+    said = str(error).lower()
+    signs = ("timed out", "timeout", "connection closed", "connection reset", "gloo", "nccl")
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in said for sign in signs)
+    )
 
 
 def format_ranks(group: dist.ProcessGroup) -> str:

@@ -153,8 +153,15 @@ def require_launched(strategy: Any) -> Any:
     return strategy
 
 
-def create_group(ranks: Sequence[int], timeout: float | None) -> dist.ProcessGroup:
+def create_group(
+    ranks: Sequence[int], timeout: float | None, backend: str | None = None
+) -> dist.ProcessGroup:
     """A new group over these ranks; only they call this.
+
+    Args:
+        ranks: Global ranks.
+        timeout: Seconds after which its collectives fail.
+        backend: What carries its messages; by default that of all ranks.
 
     Raises:
         InputError: This rank is not among them.
@@ -168,7 +175,9 @@ def create_group(ranks: Sequence[int], timeout: float | None) -> dist.ProcessGro
         )
     limit = None if timeout is None else timedelta(seconds=timeout)
     try:
-        group = dist.new_group(list(ranks), timeout=limit, use_local_synchronization=True)
+        group = dist.new_group(
+            list(ranks), timeout=limit, backend=backend, use_local_synchronization=True
+        )
     except RuntimeError as error:
         raise AgreementError(
             f"rank {rank} could not make a group of the ranks {list(ranks)}: {error}. One of them "

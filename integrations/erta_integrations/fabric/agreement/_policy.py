@@ -27,15 +27,16 @@ from erta_framework.errors import InputError, NonFiniteError
 from erta_framework.plugins import flatten
 from erta_integrations.fabric.agreement._collectives import (
     DEFAULT_TIMEOUT,
-    AgreementError,
     Ledger,
     choose_device,
     format_ranks,
     reduce_max,
 )
+from erta_integrations.fabric.agreement._handshake import check_start
+from erta_integrations.fabric.agreement._plans import SamePlan
 
 log = logging.getLogger(__name__)
-FACTS = ("number of steps", "first step", "batch size")
+UNPLANNED = "its policies decide while sampling"
 OVERRULED = "another rank computes"
 
 
@@ -93,20 +94,7 @@ class Agreement(Policy):
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         session.state_of(self, Votes)
-        facts = (session.num_steps, session.first, session.shape[0])
-        device = choose_device(self.group, session.device)
-        both = torch.tensor([*facts, *(-fact for fact in facts)], device=device)
-        where = f"at the start of request {session.request_id!r}"
-        self.ledger.handshakes += 1
-        self.ledger.bytes += both.nbytes
-        found = reduce_max(both, self.group, self.timeout, where).tolist()
-        for name, mine, high, low in zip(FACTS, facts, found[:3], found[3:], strict=True):
-            if high != -low:
-                raise AgreementError(
-                    f"{where}: the {name} is {mine} on rank {dist.get_rank()}, but from "
-                    f"{-low} to {high} within its group ({format_ranks(self.group)}); ranks that "
-                    "share a sample run the same schedule and batch, others belong in another group"
-                )
+        check_start(session, UNPLANNED, False, self.group, self.timeout, self.ledger)
 
     @hookimpl(wrapper=True)
     def decide(self, step: Step, call: Call) -> Generator[None, Decision, Decision]:
@@ -186,15 +174,11 @@ def add_agreement(
     *,
     timeout: float = DEFAULT_TIMEOUT,
 ) -> list[Policy]:
-    """The policies, with an `Agreement` before them where ranks might decide differently.
+    """The policies, with an `Agreement` or a `SamePlan` before them where ranks share a sample.
 
-    Nothing is added, and so nothing is ever sent, where
-
-    * there is no group: data-parallel ranks decide alone,
-    * the group is one rank, or
-    * every policy is static: a schedule that is known before sampling is the same on every rank.
-
-    A log line (INFO) says which.
+    Nothing is added, and so nothing is ever sent, where there is no group, since data-parallel
+    ranks decide alone, or where the group is one rank. Where every policy is static, the ranks do
+    not vote: a `SamePlan` compares their plans once a request. A log line (INFO) says which.
 
     Args:
         policies: As for `Engine`.
@@ -209,8 +193,9 @@ def add_agreement(
     if group is None or group.size() == 1:
         log.info("no agreement: no other rank shares the samples of this one")
         return listed
-    if all(policy.traits.static for policy in flatten(listed)):
-        log.info("no agreement: the schedule is static, so that %s know it", format_ranks(group))
-        return listed
+    parts = flatten(listed)
+    if all(policy.traits.static for policy in parts):
+        log.info("no votes: the schedule is static; %s compare their plans", format_ranks(group))
+        return [SamePlan(group=group, policies=parts, timeout=timeout), *listed]
     log.info("%s agree on each decision", format_ranks(group))
     return [Agreement(group=group, timeout=timeout), *listed]

@@ -13,6 +13,7 @@ SCRIPT = "toy_worker.py"
 PAIR = (
     "decisions",
     "static",
+    "plans",
     "branches",
     "masks",
     "nonfinite",
@@ -21,6 +22,7 @@ PAIR = (
     "cfg_parallel",
     "cfg_refused",
     "groups",
+    "pretenders",
 )
 Run = Callable[..., Any]
 
@@ -49,14 +51,56 @@ def test_a_decision_costs_one_reduction_and_a_cold_step_none(pair: Any) -> None:
         assert rank["votes"] == 7
         assert rank["handshakes"] == 1
         assert rank["beyond_the_network"] == 7 + 1
-        assert rank["bytes"] == 7 * (2 + 3) + 6 * 8  # two flags and three samples; six facts
+        assert rank["bytes"] == 7 * (2 + 3) + 10 * 8  # two flags and three samples; facts
 
 
-def test_a_static_schedule_sends_nothing(pair: Any) -> None:
+def test_a_static_schedule_is_compared_once_at_each_end(pair: Any) -> None:
     for rank in pair("static"):
-        assert rank["same"]
-        assert rank["beyond_the_network"] == 0
+        assert rank["rest"]
+        assert rank["beyond_the_network"] == 0  # beside one reduction at each end
+        calls = [0, 1, 1, 2, 2, 3, 3, 4]  # of the network, in the steps before
+        assert rank["at_each_step"] == [1 + made for made in calls]
+        assert rank["gathered"] == 0
+        assert rank["handshakes"] == 2 * 2
+        assert rank["bytes"] == 2 * (10 + 2) * 8  # five facts and a digest, and their negatives
         assert rank["computed"] == [0, 2, 4, 6, 7]
+        assert rank["identical"]
+
+
+def test_ranks_with_other_plans_are_told_both_at_the_start(pair: Any) -> None:
+    for rank in pair("plans"):
+        assert {found["kind"] for found in rank.values()} == {"AgreementError"}
+        said = {name: found["error"] for name, found in rank.items()}
+        for error in said.values():
+            assert error.startswith("at the start of request 'toy': ")
+        assert "rank 0: skip_policy computes steps 0 2 4 6 7 of 8" in said["schedule"]
+        assert "rank 1: skip_policy computes steps 0 3 5" in said["schedule"]
+        assert "Give every rank the same policies, profile and budget" in said["schedule"]
+        first, _, second = said["settings"].partition("; rank 1: ")
+        assert "rank 0: timestep_adjuster(" in first
+        assert "phi=(0.9, " in first
+        assert "phi=(0.8, " in second
+        assert "rank 0: skip_policy computes" in said["voting"]
+        assert "rank 1: its policies decide while sampling" in said["voting"]
+        assert "rank 1: every step is computed" in said["none"]
+        assert "the number of steps is" in said["steps"]
+
+
+def test_a_policy_that_is_static_in_name_only_is_told_by_what_it_decided(pair: Any) -> None:
+    for number, rank in enumerate(pair("pretenders")):
+        as_many, fewer = rank["as_many"], rank["fewer"]
+        assert as_many["kind"] == fewer["kind"] == "AgreementError"
+        assert (
+            "at the end of request 'toy': rank 0 reused and rank 1 computed at step 3"
+            in (as_many["error"])
+        )
+        assert "all policies declare a static schedule (pretends)" in as_many["error"]
+        # one rank waits in the network for a call that the other never makes
+        assert "rank 0 computed and rank 1 reused at step 3" in fewer["error"]
+        assert "Traits(static=True)" in fewer["error"]
+        where = ("at step 6 of request 'toy': the network of rank 0", "at the end of request 'toy'")
+        assert fewer["error"].startswith(where[number])
+        assert fewer["seconds"] < 20
 
 
 def test_branches_share_one_vote_unless_some_rank_decides_for_one(pair: Any) -> None:

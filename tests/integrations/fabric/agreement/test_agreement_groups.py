@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from erta_framework import Engine, Policy, Reuse, hookimpl
 from erta_framework.errors import InputError
-from erta_integrations.fabric.agreement import Agreement, add_agreement, find_group
+from erta_integrations.fabric.agreement import Agreement, SamePlan, add_agreement, find_group
 from erta_integrations.fabric.agreement._collectives import choose_device
 from erta_policies.ertacache import SkipPolicy
 
@@ -140,10 +140,25 @@ def test_nothing_is_added_where_nobody_can_differ(
     assert add_agreement([guess], None) == [guess]
     assert add_agreement([guess], world) == [guess]
     assert caplog.text.count("no other rank shares the samples") == 2
-    assert add_agreement([static], three) == [static]
-    assert "the schedule is static, so that ranks 0, 1, 2 know it" in caplog.text
-    assert not Engine([static]).traits.collective
     assert len(add_agreement([static, guess], three)) == 3
+
+
+def test_static_plans_are_compared_where_ranks_share_a_sample(
+    three: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    static = SkipPolicy(every=2)
+    first, *rest = add_agreement([static], three, timeout=9)
+    assert isinstance(first, SamePlan)
+    assert (first.group, first.policies, first.timeout, rest) == (three, (static,), 9, [static])
+    assert "the schedule is static; ranks 0, 1, 2 compare their plans" in caplog.text
+    assert repr(first) == "SamePlan(group of 3 ranks, timeout=9)"
+    engine = Engine([first, static])
+    assert engine.traits.static
+    assert not engine.traits.collective
+    for timeout in (0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="must be above 0 and finite"):
+            SamePlan(group=three, policies=(), timeout=timeout)
 
 
 def test_messages_stay_with_the_latents_unless_the_backend_is_gloo(

@@ -30,7 +30,13 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import ErtaError, NonFiniteError
-from erta_integrations.fabric.agreement import Agreement, CFGParallel, add_agreement, find_group
+from erta_integrations.fabric.agreement import (
+    Agreement,
+    CFGParallel,
+    SamePlan,
+    add_agreement,
+    find_group,
+)
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 
 
@@ -143,17 +149,82 @@ def decisions() -> dict[str, Any]:
 
 
 def static() -> dict[str, Any]:
-    """A static schedule sends nothing."""
+    """A static schedule is compared at both ends of a request, and sends nothing in between."""
     policies = [SkipPolicy(every=2), TimestepAdjuster(phi=(0.9,) * 8)]
-    added = add_agreement(policies, world())
+    added = add_agreement(policies, world(), timeout=10)
+    plan = added[0]
+    assert isinstance(plan, SamePlan)
     before = counted.get("all_reduce", 0)
-    result, net = run(added, group=world())
-    spent = counted["all_reduce"] - before - net.calls
+    watch = Watch(seen=[])
+    result, net = run([*added, watch], group=world())
+    alone, _ = run(policies)
+    again, _ = run(added)
     return {
-        "same": added == policies,
-        "beyond_the_network": spent,
+        "rest": added[1:] == policies,
+        "beyond_the_network": counted["all_reduce"] - before - net.calls - 2 * 2,
+        "at_each_step": [now - before for now in watch.seen],
+        "gathered": counted.get("all_gather", 0),
+        "handshakes": plan.ledger.handshakes,
+        "bytes": plan.ledger.bytes,
         "computed": result.trace.computed_steps,
+        "identical": torch.equal(result.sample, alone.sample)
+        and torch.equal(again.sample, alone.sample),
     }
+
+
+class Watch(Policy):
+    """Notes how many reductions there were when each step began."""
+
+    seen: list[int]
+    traits = Traits(static=True)
+
+    @hookimpl
+    def pre_step(self):
+        self.seen.append(counted.get("all_reduce", 0))
+
+
+class Pretends(Wants):
+    """Declares itself static, and decides by its table, which differs between ranks."""
+
+    traits = Traits(static=True, memory=Needs(evaluations=1))
+
+
+def pretends(steps: Sequence[int]) -> Pretends:
+    # a mapping is of no plain type: what it holds is not known before sampling
+    return Pretends(table=dict.fromkeys(steps), scope={}, asked=[])
+
+
+def plans() -> dict[str, Any]:
+    """Ranks with other static plans are told at the start, with both plans."""
+    listed = SkipPolicy(every=2) if RANK == 0 else SkipPolicy(steps=(0, 3, 5))
+    phi = TimestepAdjuster(phi=(0.9 if RANK == 0 else 0.8,) * 8)
+    voting = [SkipPolicy(every=2)] if RANK == 0 else [wants([2, 3])]
+    some = [SkipPolicy(every=2)] if RANK == 0 else []
+    return {
+        "schedule": refused([listed]),
+        "settings": refused([phi]),
+        "voting": refused(voting),
+        "none": refused(some),
+        "steps": refused([SkipPolicy(every=2)], steps=6 + RANK),
+    }
+
+
+def pretenders() -> dict[str, Any]:
+    """A policy that is static in name only: as many calls on both ranks, and other numbers."""
+    net = dist.new_group([0, 1], timeout=timedelta(seconds=2))
+    found = {}
+    for name, reused in {"as_many": ([3], [5]), "fewer": ([], [3, 5])}.items():
+        started = time.monotonic()
+        added = add_agreement([pretends(reused[RANK])], world(), timeout=30)
+        try:
+            run(added, group=net)
+        except ErtaError as error:
+            found[name] = {
+                "error": str(error),
+                "kind": type(error).__name__,
+                "seconds": time.monotonic() - started,
+            }
+    return found
 
 
 def branches() -> dict[str, Any]:
@@ -410,6 +481,8 @@ if __name__ == "__main__":
             for scenario in (
                 decisions,
                 static,
+                plans,
+                pretenders,
                 branches,
                 masks,
                 nonfinite,
