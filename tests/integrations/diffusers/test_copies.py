@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
+import pickle  # noqa: TID251 - users pickle their pipelines, and this is about that
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +28,7 @@ def save(value: Any) -> Any:
 
 
 WAYS: dict[str, Callable[[Any], Any]] = {
-    "pickle": lambda value: pickle.loads(pickle.dumps(value)),
+    "pickle": lambda value: pickle.loads(pickle.dumps(value)),  # noqa: S301 - made here
     "deepcopy": copy.deepcopy,
     "torch.save": save,
 }

@@ -69,23 +69,23 @@ class Observers:
             CapabilityError: A gradient is wanted, a hook was set inside the network since the
                 request began, or an attention processor keeps what it computes.
         """
-        who = f"{name} ({type(network).__name__})"
+        cls = type(network).__name__
         if torch.is_grad_enabled() and (wanted := find_gradient(arguments)):
             raise CapabilityError(
-                f"{who}: {wanted} requires a gradient, and a reused step has none through the "
-                f"network; {REMEDY}"
+                f"{name} ({cls}): {wanted} requires a gradient, and a reused step has none "
+                f"through the network; {REMEDY}"
             )
         if RemovableHandle.next_id != self._seen:
             if (hooked := next(self._find_hooks(network), None)) is not None:
                 raise CapabilityError(
-                    f"{who}: a hook was set on {hooked} since the request began, and a reused "
-                    f"step does not call it; {REMEDY}, or set the hook before the request"
+                    f"{name} ({cls}): a hook was set on {hooked} since the request began, and a "
+                    f"reused step does not call it; {REMEDY}, or set the hook before the request"
                 )
             self._seen = RemovableHandle.next_id
         if name in self._stores:
             raise CapabilityError(
-                f"{who}: its attention processor {self._stores[name]} keeps what it computes for "
-                f"others to read, and a reused step computes nothing; {REMEDY}"
+                f"{name} ({cls}): its attention processor {self._stores[name]} keeps what it "
+                f"computes for others to read, and a reused step computes nothing; {REMEDY}"
             )
 
     def _find_hooks(self, network: nn.Module) -> Iterator[str]:
