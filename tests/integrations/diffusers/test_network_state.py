@@ -7,7 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+)
 from torch import Tensor, nn
 
 from erta_integrations.diffusers import attach
@@ -156,6 +160,23 @@ def test_a_request_that_changes_nothing_has_one_history() -> None:
         SD.run(pipe)
     assert {call.model for call in run.traces[0].calls()} == {"unet"}
     assert run.traces[0].reused_calls > 0
+
+
+def test_the_scale_of_an_ip_adapter_is_read_off_its_processors() -> None:
+    pipe = SD.build()
+    own = {
+        name: IPAdapterAttnProcessor2_0(16, 16) if "attn2" in name else AttnProcessor2_0()
+        for name in pipe.unet.attn_processors
+    }
+    pipe.unet.set_attn_processor(own)
+    watch = NetworkWatch()
+    assert watch.name_model("unet", pipe.unet) == "unet"
+    pipe.set_ip_adapter_scale(1.0)  # what it was
+    assert watch.name_model("unet", pipe.unet) == "unet"
+    pipe.set_ip_adapter_scale(0.4)
+    assert watch.name_model("unet", pipe.unet) == "unet#2"
+    pipe.set_ip_adapter_scale({"down": {"block_1": [0.1]}})
+    assert watch.name_model("unet", pipe.unet) == "unet#3"
 
 
 def test_a_network_without_attention_has_a_state() -> None:

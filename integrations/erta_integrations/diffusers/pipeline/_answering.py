@@ -115,7 +115,7 @@ class NetworkAnswerer:
             name, network, request, Site(model, branch), latents, call, text, self._read_new
         )
         raw = self._answer_latent(request, made, started)
-        if made.result is not None:
+        if made.ran:
             self._note_run(request, name, held)
         return raw
 

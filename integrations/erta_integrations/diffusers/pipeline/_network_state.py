@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +11,8 @@ from erta_integrations.diffusers.pipeline._fingerprint import read_adapter_scale
 
 FREEU = ("s1", "s2", "b1", "b2")
 """Attributes that `enable_freeu` sets on the blocks of a UNet's second half."""
+OWN = "diffusers.models."
+"""Where the attention processors of diffusers live, which keep nothing of what they compute."""
 PLAIN = (bool, int, float, str, Tensor)
 
 
@@ -23,6 +25,10 @@ class NetworkState:
 
     Args:
         network: The network; a compiled one is looked into.
+
+    Attributes:
+        processors: The processor of each attention.
+        foreign: The attentions whose processor is not one of diffusers' own, with that.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -37,6 +43,7 @@ class NetworkState:
         self._loaded: tuple[str, ...] = ()
         self._settings: list[tuple[dict[str, Any], tuple[str, ...]]] = []
         self.processors: list[Any] = []
+        self.foreign: list[tuple[nn.Module, Any]] = []
 
     def read(self) -> tuple[object, ...]:
         """The facts; two readings are equal if nothing changed between them."""
@@ -47,6 +54,8 @@ class NetworkState:
         if processors != self.processors:
             self.processors = processors
             self._settings = [found for one in processors if (found := find_settings(one))[1]]
+            pairs = zip(self.attentions, processors, strict=True)
+            self.foreign = [(attention, one) for attention, one in pairs if is_foreign(one)]
         return (
             processors,
             [[freeze(own.get(name)) for name in names] for own, names in self._settings],
@@ -60,7 +69,7 @@ class NetworkState:
             self._loaded, self._layer = (), None
             return ()
         loaded = tuple(adapters)
-        if loaded != self._loaded:
+        if loaded != self._loaded or self._layer is None:  # none has one where all are disabled
             adapted = (m for m in self._network.modules() if read_adapter_scales(m))
             self._loaded, self._layer = loaded, next(adapted, None)
         layer = self._layer
@@ -100,6 +109,11 @@ class NetworkWatch:
 def has_processor(module: nn.Module) -> bool:
     """Whether a module is an attention, whose processor can be exchanged."""
     return "processor" in vars(module) or "processor" in module._modules
+
+
+def is_foreign(processor: Any) -> bool:
+    """Whether an attention processor is not one of diffusers' own."""
+    return processor is not None and not type(processor).__module__.startswith(OWN)
 
 
 def find_settings(processor: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -151,8 +165,3 @@ class Held:
 def get_version(tensor: Tensor) -> int:
     """How often a tensor was written in place; 0 where torch does not count it."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def iter_processors(state: NetworkState) -> Iterator[tuple[nn.Module, Any]]:
-    """Every attention of a network, with its processor as of the last reading."""
-    return zip(state.attentions, state.processors, strict=True)

@@ -13,11 +13,8 @@ from erta_framework.errors import CapabilityError
 from erta_integrations.diffusers.pipeline._network_state import (
     Held,
     NetworkState,
-    iter_processors,
 )
 
-OWN = "diffusers.models."
-"""Where the attention processors of diffusers live, which keep nothing of what they compute."""
 DEPTH = 4
 """How deep a store is looked into: a processor, its store, the lists of that, what they hold."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
@@ -43,19 +40,18 @@ class Observers:
         """What the processors that are not diffusers' own hold, before or after a call."""
         return [
             summarise(holder, DEPTH)
-            for attention, processor in iter_processors(state)
-            if is_foreign(processor)
+            for attention, processor in state.foreign
             for holder in (attention, processor)
         ]
 
     def note(self, name: str, state: NetworkState, before: list[object]) -> None:
         """Remember that a network that has run kept something of the call."""
         after = self.look(state)
-        if not after or after == before:
+        if len(after) != len(before) or after == before:
             return
-        foreign = [type(p).__name__ for _, p in iter_processors(state) if is_foreign(p)]
         changed = [k for k, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
-        self._stores[name] = foreign[changed[0] // 2]
+        _, processor = state.foreign[changed[0] // 2]
+        self._stores[name] = type(processor).__name__
 
     def refuse_reuse(self, name: str, network: nn.Module, arguments: Mapping[str, Any]) -> None:
         """Refuse to reuse a call, because its value is not all that is read of it.
@@ -94,11 +90,6 @@ class Observers:
             numbers = [number for kind in HOOKS for number in getattr(module, kind)]
             if path and any(number >= self._first for number in numbers):
                 yield f"{path} ({type(module).__name__})"
-
-
-def is_foreign(processor: Any) -> bool:
-    """Whether an attention processor is not one of diffusers' own."""
-    return processor is not None and not type(processor).__module__.startswith(OWN)
 
 
 def find_gradient(arguments: Mapping[str, Any]) -> str:
