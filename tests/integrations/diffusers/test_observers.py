@@ -180,6 +180,50 @@ def test_a_processor_that_stores_what_it_sees_is_refused(name: str) -> None:
         assert torch.equal(SD.run(pipe), expected)
 
 
+def make_attend_and_excite(pipe: Any) -> dict[str, Any]:
+    from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
+        pipeline_stable_diffusion_attend_and_excite as theirs,
+    )
+
+    store = theirs.AttentionStore((4, 4))
+    names = list(pipe.unet.attn_processors)
+    store.num_att_layers = len(names)
+    return {name: theirs.AttendExciteAttnProcessor(store, name.split("_")[0]) for name in names}
+
+
+def make_ledits(pipe: Any) -> dict[str, Any]:
+    from diffusers.pipelines.ledits_pp import pipeline_leditspp_stable_diffusion as theirs
+
+    store = theirs.LeditsAttentionStore(average=True, batch_size=1, max_resolution=16)
+    names = list(pipe.unet.attn_processors)
+    return {
+        name: theirs.LEDITSCrossAttnProcessor(store, name.split("_")[0], False, 0)
+        if "attn2" in name
+        else AttnProcessor2_0()
+        for name in names
+    }
+
+
+@pytest.mark.parametrize("make", [make_attend_and_excite, make_ledits])
+def test_the_stores_of_diffusers_own_pipelines_are_refused(make: Callable[..., Any]) -> None:
+    """They keep maps only while gradients are recorded, or of guided calls."""
+    pipe = SD.build()
+    text = SD.inputs(1)["prompt_embeds"]
+
+    def request() -> None:
+        pipe.unet.set_attn_processor(make(pipe))
+        pipe.scheduler.set_timesteps(6)
+        latents = torch.ones(2, 4, 8, 8)
+        for time in pipe.scheduler.timesteps:
+            with torch.enable_grad():
+                output = pipe.unet(latents, time, text.expand(2, -1, -1), return_dict=False)[0]
+            latents = pipe.scheduler.step(output.detach(), time, latents)[0]
+
+    request()
+    with attach(pipe, [SOME]), pytest.raises(CapabilityError, match="keeps what it computes"):
+        request()
+
+
 def test_a_processor_that_keeps_nothing_is_reused() -> None:
     pipe = SD.build()
     pipe.unet.set_attn_processor(Plain())
