@@ -267,6 +267,15 @@ def test_a_prompt_may_change_twice() -> None:
     assert found == ["cond", "cond", "cond~2", "cond~2", "cond~3", "cond~3"]
 
 
+def test_conditioning_that_comes_and_goes_is_another() -> None:
+    branches, found = Branches(), []
+    text, pooled = drawn(1, 4, 8), drawn(1, 8)
+    for given in ({}, {"pooled_projections": pooled}, {"pooled_projections": pooled}, {}):
+        branches.begin_step()
+        found.append(branches.name("cond", {"encoder_hidden_states": text, **given})[0])
+    assert found == ["cond", "cond~2", "cond~2", "cond~3"]
+
+
 def test_a_view_of_the_same_prompt_is_the_same() -> None:
     both = drawn(2, 4, 8)
     assert name_steps([both[:1], both[:1], both[0:1]]) == ["cond"] * 3

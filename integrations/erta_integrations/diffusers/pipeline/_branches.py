@@ -166,8 +166,13 @@ def read_versions(conditioning: Mapping[str, Any]) -> dict[str, int]:
 
 def has_same_storage(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two calls were given the same tensors."""
-    tensors = [name for name, value in b.items() if isinstance(value, Tensor)]
-    return all(name in a and is_same_storage(a[name], b[name]) for name in tensors)
+    before, now = (
+        {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        for given in (a, b)
+    )
+    return before.keys() == now.keys() and all(
+        is_same_storage(before[name], value) for name, value in now.items()
+    )
 
 
 def is_same_storage(a: Tensor, b: Tensor) -> bool:
