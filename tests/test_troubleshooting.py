@@ -55,7 +55,7 @@ from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
-from tiny_pipelines import flow, unipc
+from tiny_pipelines import FAMILIES, flow, unipc
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/how-to/troubleshooting.md"
@@ -473,6 +473,51 @@ def _() -> None:
     run_trial(make_spec(1, 3, 2), torch.ones(1, 3, 2), 1000.0, Pass(), now=500.0)
 
 
+@says("{network} ({class}): a hook was set on {module} since the request began")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        pipe(lambda network: network.blocks[0].register_forward_hook(lambda *_: None))
+
+
+class Store:
+    """An attention processor that keeps what it computes."""
+
+    seen: Tensor | None = None
+
+
+@says(
+    "{network} ({class}): its attention processor {processor} keeps what it computes for others "
+    "to read"
+)
+def _() -> None:
+    class Attends(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.processor = Store()
+
+        def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+            self.processor.seen = hidden_states
+            return super().forward(hidden_states, timestep)
+
+    pipe = Pipe(Attends())
+    with attach(pipe, [SOME]):
+        pipe()
+
+
+@says(
+    "{network} ({class}): {argument} requires a gradient, and a reused step has none through the "
+    "network"
+)
+def _() -> None:
+    pipe = Pipe()
+    x = torch.ones(1, 3, 2, requires_grad=True)
+    with attach(pipe, [SOME]):
+        pipe.scheduler.set_timesteps(3)
+        for time in pipe.scheduler.timesteps:
+            pipe.scheduler.step(pipe.transformer(x, time), time, x)
+
+
 @says('{pipeline} gave {shape} for output_type="pt"')
 def _() -> None:
     as_sample(torch.zeros(2, 3, 4, 4), "WanPipeline")
@@ -692,6 +737,36 @@ def _() -> None:
         schedule=FlowEuler().schedule(3),
     )
     loop.run(Overflowing(), request).trace.raise_if_nonfinite()
+
+
+def interrupt(pipe: Any, *_: Any) -> dict[str, Any]:
+    pipe._interrupt = True
+    return {}
+
+
+@says(
+    "nothing to merge: a profile needs every step of a request, and these stopped before their "
+    "last one"
+)
+def _() -> None:
+    family = FAMILIES["flux"]
+    pipe = family.build()
+    with attach(pipe, "residual_profiler") as run:
+        family.run(pipe, callback_on_step_end=interrupt)
+    run.profile()
+
+
+@says("{policy} observes whole trajectories, this one starts at step {number}")
+def _() -> None:
+    family = FAMILIES["flux-img2img"]
+    pipe = family.build()
+    with attach(pipe, "residual_profiler"):
+        family.run(pipe)
+
+
+@says("keep_traces is {number}, it must be at least 1")
+def _() -> None:
+    attach(Pipe(), [SOME], keep_traces=0)
 
 
 @says("this {kind} profile was calibrated for another run")

@@ -106,6 +106,8 @@ class Session:
 
     def _close(self, error: BaseException | None) -> None:
         self._stage = CLOSED
+        if error is not None:
+            self.trace.stopped = str(error) or type(error).__name__
         try:
             if "on_session_end" in self.engine.active:
                 self.emitted = self.engine.end_session(self._where, self.info, error)

@@ -39,6 +39,7 @@ class Trace:
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
+        stopped: Why the request ended before its last step; empty if it did not.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
     """
@@ -55,6 +56,7 @@ class Trace:
     batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
+    stopped: str = ""
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     def count(self, x: Tensor) -> None:
@@ -117,24 +119,34 @@ class Trace:
         """Indices of the steps in which the network ran."""
         return tuple(step.index for step in self.steps if step.computed)
 
+    def find_nonfinite(self) -> list[tuple[int, str]]:
+        """Step and branch of the reused outputs of a static schedule that were not finite.
+
+        They are not read back during sampling; this waits for the device, once for all of them.
+        """
+        if not self.extremes:
+            return []
+        values = iter(torch.stack(list(chain.from_iterable(self.extremes.values()))).tolist())
+        return [
+            key
+            for key, found in self.extremes.items()
+            if not all([math.isfinite(next(values)) for _ in found])
+        ]
+
     def raise_if_nonfinite(self) -> None:
         """Check the reused outputs of a static schedule, which are not read back during sampling.
 
         Raises:
             NonFiniteError: Some reused output was NaN or infinite; names the first step.
         """
-        if not self.extremes:
-            return
-        values = iter(torch.stack(list(chain.from_iterable(self.extremes.values()))).tolist())
-        for (index, branch), found in self.extremes.items():
-            if not all([math.isfinite(next(values)) for _ in found]):
-                raise NonFiniteError(
-                    f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
-                    f"{index} is not finite; compute this step, or sample in a wider dtype"
-                )
+        for index, branch in self.find_nonfinite():
+            raise NonFiniteError(
+                f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
+                f"{index} is not finite; compute this step, or sample in a wider dtype"
+            )
 
     def summary(self) -> str:
-        """A few lines: calls made and saved, and the reasons."""
+        """A few lines: calls made and saved, with the reasons, and what went wrong."""
         # "error 0.04 < 0.07" differs at every step; the words before the number are the kind
         reasons = Counter(
             (call.computed, re.split(r"\s*\d", call.reason)[0]) for call in self.calls()
@@ -158,6 +170,13 @@ class Trace:
             )
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
+        if self.stopped:
+            lines.append(
+                f"  stopped after {len(self.steps)} steps of {self.num_steps}: {self.stopped}"
+            )
+        if wrong := self.find_nonfinite():
+            places = ", ".join(f"step {index} ({branch})" for index, branch in wrong)
+            lines.append(f"  reused outputs that are not finite: {places}")
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -176,6 +195,8 @@ class Trace:
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
+                "stopped": self.stopped,
+                "nonfinite": self.find_nonfinite(),
                 "steps": [asdict(step) for step in self.steps],
             }
         )

@@ -93,3 +93,19 @@ def test_a_later_group_of_samples_that_is_not_finite_is_named():
     trace.extremes[2, "cond"] = (low, high)
     with pytest.raises(NonFiniteError, match="branch 'cond' at step 1"):
         trace.raise_if_nonfinite()
+
+
+def test_what_went_wrong_is_in_the_summary():
+    trace = Trace(request_id="r", num_steps=4, steps=[StepTrace(0, 1.0, 0.5, 1.0, (call(0),))])
+    assert len(trace.summary().splitlines()) == 2
+    trace.stopped = "the pipe burst"
+    trace.extremes[2, "cond"] = (torch.tensor(0.0), torch.tensor(float("inf")))
+    trace.extremes[3, "cond"] = (torch.tensor(0.0), torch.tensor(1.0))
+    trace.extremes[3, "uncond"] = (torch.tensor(float("nan")),) * 2
+    assert trace.summary().splitlines()[-2:] == [
+        "  stopped after 1 steps of 4: the pipe burst",
+        "  reused outputs that are not finite: step 2 (cond), step 3 (uncond)",
+    ]
+    data = json.loads(trace.to_json())
+    assert data["stopped"] == "the pipe burst"
+    assert data["nonfinite"] == [[2, "cond"], [3, "uncond"]]

@@ -19,7 +19,7 @@ from erta_integrations.diffusers.network import (
     find_undriven_networks,
     is_patched,
 )
-from erta_integrations.diffusers.pipeline import Driver, capabilities
+from erta_integrations.diffusers.pipeline import KEEP_TRACES, Driver, capabilities
 from erta_integrations.diffusers.trunk import check_signals
 
 Policies = str | Path | Policy | Engine | Sequence[Any]
@@ -38,10 +38,11 @@ class Attachment:
         engine: Engine,
         networks: dict[str, nn.Module],
         seam: Seam = Seam.LATENT,
+        keep_traces: int | None = KEEP_TRACES,
     ) -> None:
         self.engine = engine
         others = find_undriven_networks(pipe, networks)
-        self._driver = Driver(engine, pipe, networks, seam, others)
+        self._driver = Driver(engine, pipe, networks, seam, others, keep_traces)
         parts = self._driver.parts
         check_signals(engine.policies, networks, parts.signals)
         if seam is Seam.LATENT:
@@ -88,8 +89,8 @@ class Attachment:
 
     @property
     def traces(self) -> list[Trace]:
-        """One trace per finished or aborted request, oldest first."""
-        return self._driver.life.traces
+        """One trace per finished or aborted request, oldest first; the newest `keep_traces`."""
+        return self._driver.life.log.traces
 
     @property
     def newest(self) -> Trace | None:
@@ -114,25 +115,29 @@ class Attachment:
 
     @property
     def emitted(self) -> list[Profile]:
-        """Profiles that profilers emitted, one per request."""
-        return self._driver.life.emitted
+        """Profiles that profilers emitted, one per request; of many requests, the oldest merged."""
+        return self._driver.life.log.emitted
 
     def profile(self) -> Profile:
         """Merge the emitted profiles of all requests so far.
 
+        A request that stopped before its last step, such as an interrupted one, emits none.
+
         Raises:
-            ProfileError: Nothing was emitted.
+            ProfileError: Nothing was emitted; names the requests that stopped early.
         """
-        return Profile.merge(self.emitted)
+        return self._driver.life.log.profile()
 
     def summary(self) -> str:
         """Real and reused calls of every request, with reasons; per sample if samples differ.
 
-        Before the first request: what each will cost, if a profile says so.
+        It says as well which requests stopped early, which reused outputs were not finite, and how
+        many traces were dropped. Before the first request: what each will cost, if a profile says
+        so.
         """
         if not self.traces:
             return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
-        return "\n".join(trace.summary() for trace in self.traces)
+        return self._driver.life.log.summary()
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
         """Draw which steps of a request were computed or reused; per sample if samples differ.
@@ -165,6 +170,7 @@ def attach(
     *,
     networks: Sequence[str] | None = None,
     seam: str = Seam.LATENT,
+    keep_traces: int | None = KEEP_TRACES,
     **options: Any,
 ) -> Attachment:
     """Attach policies to an unmodified diffusers pipeline.
@@ -181,13 +187,15 @@ def attach(
             steps with, such as Wan 2.2's second one, always runs; the trace says so.
         seam: What a reused step leaves out: `"latent"` the whole network, `"trunk"` only its block
             stack, so that embedders, final norm and head run at the current timestep.
+        keep_traces: Traces to keep, of the newest requests, so that a server does not fill its
+            memory; None keeps all.
         options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.
 
     Raises:
         CapabilityError: The scheduler cannot be driven or lacks what a policy requires; the
             pipeline has no network; a network was compiled in place, has no trunk, or lacks a
             signal that a policy requires.
-        InputError: `seam` is no seam of a pipeline.
+        InputError: `seam` is no seam of a pipeline, or `keep_traces` is below 1.
         ConflictError: On entering, if a network or the scheduler is attached already.
 
     Example:
@@ -204,7 +212,7 @@ def attach(
     if seam not in (Seam.LATENT, Seam.TRUNK):
         raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
     capabilities(scheduler)  # refuses a scheduler that cannot be driven, first of all
-    return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam))
+    return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam), keep_traces)
 
 
 def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:

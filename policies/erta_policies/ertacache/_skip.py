@@ -46,7 +46,8 @@ class SkipPolicy(BudgetedPlanner):
     the errors of a profile, the offline policy of ERTACache (arXiv 2508.21091); that the errors are
     those of logged residuals, solving lambda for a budget, the warm-up and always computing the
     last step are ours. A profile of `ReplayProfiler` carries its schedule and needs none of them.
-    A run that starts later (img2img) walks from its first step.
+    A run that starts later (img2img) walks from its first step, and `evenly` and `every` count the
+    steps that run.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler` (or `ReplayProfiler`).
@@ -203,6 +204,13 @@ class SkipPolicy(BudgetedPlanner):
             )
         return schedule
 
+    def _schedule_from(self, first: int, num_steps: int) -> StepSchedule:
+        """The schedule of a run that starts at step `first`; counted steps are those that run."""
+        if first == 0 or (self.evenly is None and self.every is None):
+            return self._schedule(num_steps)
+        counted = self._schedule(num_steps - first)
+        return StepSchedule.of((first + step for step in counted.computed), num_steps)
+
     def _replayed_schedule(self) -> StepSchedule:
         share = self._profile.statistics["computed"] / self._profile.samples
         computed = {i for i, part in enumerate(share.tolist()) if part >= 0.5}
@@ -221,7 +229,7 @@ class SkipPolicy(BudgetedPlanner):
         if self._uses_profile:
             require_match(self._profile, session, self.allow)
             self._require_device(self._profile, session)
-        schedule = self._schedule(session.num_steps)
+        schedule = self._schedule_from(session.first, session.num_steps)
         if session.first > 0 and self._walks and schedule.threshold is not None:
             schedule = walk(self._errors, schedule.threshold, max(self.warmup, session.first + 1))
         if schedule not in self._decided:

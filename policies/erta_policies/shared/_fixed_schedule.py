@@ -31,6 +31,10 @@ class FixedSchedule(Policy, Planner):
         """The computed steps of a schedule; step 0 is computed in any case."""
         raise NotImplementedError(f"{type(self).__name__} does not say which steps are computed")
 
+    def steps_of(self, session: SessionInfo) -> tuple[int, ...]:
+        """The computed steps of a run, which may start later than the schedule (img2img)."""
+        return self.computed_steps(session.num_steps)
+
     def predict(self, schedule: StepSchedule) -> StepSchedule:
         """The schedule with what the policy predicts of it; by default nothing."""
         return schedule
@@ -42,7 +46,7 @@ class FixedSchedule(Policy, Planner):
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         # without predictions, which no request needs
-        schedule = StepSchedule.of(self.computed_steps(session.num_steps), session.num_steps)
+        schedule = StepSchedule.of(self.steps_of(session), session.num_steps)
         session.state_of(self, lambda: frozenset(schedule.computed))
 
     @hookimpl

@@ -160,5 +160,6 @@ def require_whole_run(policy: Policy, session: SessionInfo) -> None:
     if session.first != 0:
         raise InputError(
             f"{type(policy).__name__} observes whole trajectories, this one starts at step "
-            f"{session.first}; calibrate with first=0"
+            f"{session.first}; calibrate with first=0, in a pipeline with strength=1 or without "
+            "denoising_start: that profile serves a later start as well"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+from erta_framework import SessionInfo
 from erta_framework.errors import PolicyError
 from erta_policies.shared import BudgetedPlanner, FixedSchedule, PlanBudget, solve_setting
 
@@ -74,6 +75,11 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
             repr(self),
         )
         return self._every(int(interval), num_steps)
+
+    def steps_of(self, session: SessionInfo) -> tuple[int, ...]:
+        """The computed steps of a run; one that starts later (img2img) is counted from there."""
+        run = self.computed_steps(session.num_steps - session.first)
+        return tuple(session.first + step for step in run)
 
     def _every(self, interval: int, num_steps: int) -> tuple[int, ...]:
         origin = {

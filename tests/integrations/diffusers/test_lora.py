@@ -139,6 +139,17 @@ def test_a_change_within_a_request_drops_its_history(stage: str, seam: str) -> N
     ]
 
 
+def test_an_adapter_that_is_enabled_within_a_request_is_seen() -> None:
+    """While it is disabled, no layer has a scale to look at."""
+    pipe = WAN.build()
+    adapter(pipe)
+    pipe.transformer.disable_lora()
+    with attach(pipe, [SkipPolicy(steps=(0,))]) as run:
+        WAN.run(pipe, callback_on_step_end=at_step(2, lambda one: one.transformer.enable_lora()))
+    models = [c.model for c in run.traces[0].calls() if c.branch == "cond"]
+    assert models == 3 * ["transformer"] + 3 * ["transformer#2"]
+
+
 def test_a_change_within_a_request_is_exact_when_nothing_is_skipped() -> None:
     plain, pipe = WAN.build(), WAN.build()
     for one in (plain, pipe):

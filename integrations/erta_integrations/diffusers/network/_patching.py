@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 MISSING = object()
 
@@ -15,7 +15,7 @@ class Patch:
 
     It has the signature and name of the original, because pipelines inspect them. A deep copy of
     the instance gets the original method, so a copied scheduler is not driven by the patches of
-    the scheduler that it was copied from.
+    the scheduler that it was copied from. So does what is pickled or saved with `torch.save`.
     """
 
     def __init__(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
@@ -44,6 +44,12 @@ class Patch:
             return self
         self.copies.append(weakref.ref(memo[id(self.owner)]))
         return copy.deepcopy(self.original, memo)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # names from the standard library only, so that it loads where this package is missing
+        if getattr(self.original, "__self__", None) is self.owner:
+            return getattr, (self.owner, self.name)
+        return cast, (object, self.original)
 
 
 class PatchSet:

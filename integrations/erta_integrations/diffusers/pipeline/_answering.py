@@ -100,18 +100,29 @@ class NetworkAnswerer:
                 request, name, branch, latents, partial(original, *args, **kwargs)
             )
         network = self.parts.networks[name]
-        model = request.lora.name_model(name, network)
+        model = request.watch.name_model(name, network)
+        held = request.observers.look(request.watch.states[name])
         text = read_text_signals(network, arguments) if self._reads_text else NO_SIGNALS
         if name in self.parts.trunks:
             site = Site(model, branch, TRUNK)
             whole = partial(original, *args, **kwargs)
-            return self._answer_trunk(request, name, site, latents, whole, text)
+            raw = self._answer_trunk(request, name, site, latents, whole, text, arguments)
+            self._note_run(request, name, held)
+            return raw
         started = time.perf_counter()
         call = CallArguments(original, args, kwargs, arguments, timestep)
         made = NetworkCall(
             name, network, request, Site(model, branch), latents, call, text, self._read_new
         )
-        return self._answer_latent(request, made, started)
+        raw = self._answer_latent(request, made, started)
+        if made.ran:
+            self._note_run(request, name, held)
+        return raw
+
+    def _note_run(self, request: PipelineRequest, name: str, held: list[object]) -> None:
+        """Note what a network changed in itself while it ran, which nobody did from outside."""
+        request.watch.settle(name)
+        request.observers.note(name, request.watch.states[name], held)
 
     def _leave_alone(
         self,
@@ -135,6 +146,8 @@ class NetworkAnswerer:
             call.note_timestep()
         session = request.session
         decided = session.ask(call.site, call.input, call, started=started)
+        if decided.reused:
+            request.observers.refuse_reuse(call.name, call.network, call.call.arguments)
         return call.build(session.answer(decided))
 
     def _answer_trunk(
@@ -145,6 +158,7 @@ class NetworkAnswerer:
         latents: Tensor,
         run: partial[Any],
         text: Mapping[str, Feature],
+        arguments: Mapping[str, Any],
     ) -> Any:
         assert request.session is not None
         layouts, shape, dtype = request.layouts, latents.shape, latents.dtype
@@ -154,8 +168,9 @@ class NetworkAnswerer:
             return layouts.get((replace(site, branch=branch), shape, dtype))
 
         trunk = self.parts.trunks[name]
+        refuse = partial(request.observers.refuse_reuse, name, trunk.network, arguments)
         call = TrunkCall(
-            trunk, request.session, site, run, layouts.get(key), latents, find_layout, text
+            trunk, request.session, site, run, layouts.get(key), latents, find_layout, text, refuse
         )
         with trunk.route_blocks(call.answer_block):
             raw = call.run()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from erta_integrations.diffusers.pipeline._network_state import get_version
+
 MODES = (str, bool)  # tuples, because `isinstance` with a union is slower: this runs every call
 SEQUENCES = (list, tuple)
 CONDITIONING = re.compile(r"encoder_hidden_states|cap_feats|prompt|text|pooled|class_labels")
@@ -26,16 +28,21 @@ class Branches:
     plain options, such as a list of skipped layers. The order within the step decides only between
     calls that have no conditioning. Counting calls, even and odd, never decides.
 
+    Conditioning that was written in place since counts as another, and so does what replaces that
+    of a named branch: `cond~2` has a history of its own.
+
     The conditioning tensors of known branches are held until the request ends. Otherwise another
     tensor could get the same address and be taken for one of them.
 
     Attributes:
-        known: The conditioning of each branch.
+        known: The conditioning of each branch; of a named one its modes.
+        prompts: The conditioning of each branch as it was last given.
         used: Branches that were called in this step.
         shapes: The shapes of latents that each network had in each branch.
     """
 
     known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    prompts: dict[str, Prompt] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     shapes: dict[tuple[str, str], list[object]] = field(default_factory=dict)
 
@@ -45,8 +52,8 @@ class Branches:
 
     def name(self, context: str | None, arguments: Mapping[str, Any]) -> tuple[str, bool]:
         """Name the branch of a call, unique within the step, and say if it looks like a repeat."""
+        conditioning = signature = find_conditioning(arguments)
         if context is None:
-            signature = find_conditioning(arguments)
             name, repeated = self._recognise(signature)
         else:
             signature = find_modes(arguments)
@@ -58,7 +65,12 @@ class Branches:
         self.used.add(name)
         if name not in self.known:
             self.known[name] = signature
-        return name, repeated or repeat > 1
+        prompt = self.prompts.get(name)
+        if prompt is None:
+            prompt = self.prompts[name] = Prompt(conditioning)
+        elif context is not None:
+            prompt.update(conditioning)
+        return prompt.rename(name), repeated or repeat > 1
 
     def name_shape(self, network: str, branch: str, shape: object) -> str:
         """Name a branch at one shape of latents: a residual of another shape does not fit it."""
@@ -74,6 +86,7 @@ class Branches:
     def clear(self) -> None:
         """Forget everything."""
         self.known.clear()
+        self.prompts.clear()
         self.used.clear()
         self.shapes.clear()
 
@@ -88,10 +101,89 @@ class Branches:
 
     def _recognise(self, signature: Mapping[str, Any]) -> tuple[str, bool]:
         for name, earlier in self.known.items():
-            if name not in self.used and has_same_conditioning(earlier, signature):
+            if name not in self.used and self._is_known(name, earlier, signature):
                 return name, False
-        repeated = any(has_same_conditioning(self.known[name], signature) for name in self.used)
+        repeated = any(self._is_known(name, self.known[name], signature) for name in self.used)
         return f"call{len(self.known)}" if signature else f"call{len(self.used)}", repeated
+
+    def _is_known(
+        self, name: str, earlier: Mapping[str, Any], signature: Mapping[str, Any]
+    ) -> bool:
+        """Whether this is the conditioning of a branch, which nobody wrote into since."""
+        same = has_same_conditioning(earlier, signature)
+        return same and not self.prompts[name].was_written(signature)
+
+
+class Prompt:
+    """The conditioning of one branch, and how often it was exchanged for another.
+
+    Values are never read. A pipeline that makes new tensors for every call exchanges nothing: it
+    is known by two different ones in a row, of which the first has cost a computed step.
+    """
+
+    __slots__ = ("changes", "given", "made_anew", "replaced", "versions")
+
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.changes, self.replaced, self.made_anew = 1, False, False
+        self._keep(given)
+
+    def update(self, given: Mapping[str, Any]) -> None:
+        """Take what the branch is given now, and count it if it is another."""
+        if self.made_anew:
+            return
+        replaced = not has_same_storage(self.given, given)
+        if replaced and self.replaced:
+            self.made_anew = True
+        elif replaced or self.was_written(given):
+            self.changes += 1
+        self.replaced = replaced
+        self._keep(given)
+
+    def was_written(self, given: Mapping[str, Any]) -> bool:
+        """Whether a tensor that is given again was written in place since."""
+        return any(
+            self.versions.get(name, version) != version
+            for name, version in read_versions(given).items()
+            if is_same_storage(self.given[name], given[name])
+        )
+
+    def rename(self, branch: str) -> str:
+        """The name of the branch with this conditioning: `cond~2` after a change."""
+        return branch if self.changes == 1 else f"{branch}~{self.changes}"
+
+    def _keep(self, given: Mapping[str, Any]) -> None:
+        self.given, self.versions = given, read_versions(given)
+
+
+def read_versions(conditioning: Mapping[str, Any]) -> dict[str, int]:
+    """How often each tensor of a conditioning was written in place."""
+    return {
+        name: get_version(value)
+        for name, value in conditioning.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def has_same_storage(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two calls were given the same tensors."""
+    before, now = (
+        {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        for given in (a, b)
+    )
+    return before.keys() == now.keys() and all(
+        is_same_storage(before[name], value) for name, value in now.items()
+    )
+
+
+def is_same_storage(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are one and the same memory."""
+    return a is b or (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and a.device == b.device
+        and a.data_ptr() == b.data_ptr()
+        and a.stride() == b.stride()
+    )
 
 
 def find_conditioning(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,8 +234,8 @@ def is_same_value(a: Any, b: Any) -> bool:
     """Whether these are equal plain values, the same storage, or equal tensors."""
     if not isinstance(a, Tensor) or not isinstance(b, Tensor):
         return bool(a is b or (not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b))
-    if a is b:
+    if is_same_storage(a, b):
         return True
     if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
         return False
-    return (a.data_ptr() == b.data_ptr() and a.stride() == b.stride()) or torch.equal(a, b)
+    return torch.equal(a, b)

@@ -16,6 +16,8 @@ from erta_integrations.diffusers.pipeline._checks import check_clock
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_life import RequestLife
+from erta_integrations.diffusers.pipeline._request_log import KEEP_TRACES, RequestLog
+from erta_integrations.diffusers.pipeline._run_length import read_announced
 from erta_integrations.diffusers.pipeline._schedulers import (
     get_prev_sample,
     has_same_grid,
@@ -55,6 +57,7 @@ class Driver:
         networks: The networks to drive, by component name.
         seam: What a reused step leaves out.
         others: Networks that the pipeline steps with as well; they always run.
+        keep: Traces to keep; None keeps all.
 
     Attributes:
         parts: What is driven.
@@ -69,9 +72,10 @@ class Driver:
         networks: Mapping[str, nn.Module],
         seam: Seam = Seam.LATENT,
         others: Mapping[str, nn.Module] = NO_OTHERS,
+        keep: int | None = KEEP_TRACES,
     ) -> None:
         self.parts = PipelineParts(pipe, networks, others, seam, engine.signals)
-        self.life = RequestLife(engine, self.parts)
+        self.life = RequestLife(engine, self.parts, RequestLog(keep))
         self.patches = PatchSet()
         self._answerer = NetworkAnswerer(engine, self.parts, self.life)
         self._contexts: list[str] = []
@@ -186,14 +190,17 @@ class Driver:
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Closes a request that is still open at the pipeline's end: it was interrupted."""
-        self.life.abort("the pipeline ended before the last step")
-        return original(*args, **kwargs)
+        result = original(*args, **kwargs)
+        self.life.end_pipeline()
+        return result
 
     def _open_progress_bar(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Closes the request at once if the pipeline's own code raises in its loop."""
         bar = original(*args, **kwargs)
+        if (request := self.life.get_running()) is not None:
+            request.announced = read_announced(args, kwargs)
         # a bar that is iterated sees no exception; `get_running` notices it at the next call
         iterated = args[0] if args else kwargs.get("iterable")
         return WatchedBar(bar, self.life.fail_current) if iterated is None else bar

@@ -62,43 +62,6 @@ def read_adapter_scales(layer: nn.Module | None) -> dict[str, float]:
     return {name: round(float(scaling[name]), 9) for name in active if name in scaling}
 
 
-class LoraWatch:
-    """Notices that the LoRA adapters of a network changed during a request.
-
-    At every network call it looks at the list of adapters and at one adapted layer, which costs
-    microseconds. It sees that an adapter was loaded, unloaded, fused, disabled or scaled as a
-    whole. It does not see other changes of weights.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[object, nn.Module | None, object]] = {}
-        self._changes: dict[str, int] = {}
-        self._bare: set[str] = set()  # networks that never had adapters
-
-    def name_model(self, name: str, network: nn.Module) -> str:
-        """Name a network for this call: `transformer`, and `transformer#2` after a change."""
-        inner = network._modules.get("_orig_mod") or network
-        adapters = vars(inner).get("peft_config")  # a missing attribute is slow to ask for
-        if not adapters and name in self._bare:
-            return name
-        loaded = tuple(adapters) if adapters else ()
-        before = self._known.get(name)
-        layer = before[1] if before is not None and before[0] == loaded else None
-        if layer is None and loaded:
-            layer = next((m for m in inner.modules() if read_adapter_scales(m)), None)
-        state = read_adapter_scales(layer)
-        fused = tuple(getattr(layer, "merged_adapters", ()))
-        if before is not None and (before[0], before[2]) != (loaded, (state, fused)):
-            self._changes[name] = self._changes.get(name, 1) + 1
-        self._known[name] = loaded, layer, (state, fused)
-        changes = self._changes.get(name)
-        if loaded or changes is not None:
-            self._bare.discard(name)
-        else:
-            self._bare.add(name)
-        return name if changes is None else f"{name}#{changes}"
-
-
 def describe_solver(scheduler: Any) -> str:
     """Scheduler class and hash of its configuration."""
     return f"{type(scheduler).__name__}({hash_config(dict(scheduler.config))})"

@@ -43,6 +43,7 @@ class NetworkCall:
         read: Reads an output whose form is new.
 
     Attributes:
+        ran: Whether the network has run for it, in a trial or for part of the batch as well.
         result: What the network returned, its prediction and its spec; None until it ran.
         spec: How the network returns its prediction.
     """
@@ -62,6 +63,7 @@ class NetworkCall:
         self.latents, self.call, self.text = latents, call, text
         self._read = read
         self.key: SpecKey = (site, latents.shape, latents.dtype)
+        self.ran = False
         self.result: tuple[Any, Tensor, OutputSpec] | None = None
         self._first: Tensor | None = None
         known = request.specs.get(self.key)
@@ -97,6 +99,7 @@ class NetworkCall:
 
     def run_rows(self, rows: Tensor) -> Tensor:
         """The prediction for some samples of the batch, `[R, C, ...]`."""
+        self.ran = True
         select = self._selector
         assert not isinstance(select, str)
         args, kwargs = to_call(self.network, select(rows), self.call.num_positional)
@@ -108,6 +111,7 @@ class NetworkCall:
 
     def run_at(self, x: Tensor, timestep: float | None) -> Tensor:
         """The prediction for other latents, or at a timestep that the pipeline has used."""
+        self.ran = True
         runner = TrialRunner(
             self.name,
             self.network,
@@ -153,6 +157,7 @@ class NetworkCall:
         return self.request.passed_timesteps.setdefault((self.name, self.site.branch), {})
 
     def _run(self, known: OutputSpec | None) -> tuple[Any, Tensor, OutputSpec]:
+        self.ran = True
         raw = self.call.run()
         if known is not None and (main := known.match(raw)) is not None:
             return raw, main, known

@@ -12,7 +12,8 @@ from erta_framework import Interval, Schedule, Session, Site
 from erta_integrations.diffusers.network import OutputSpec
 from erta_integrations.diffusers.pipeline._branches import Branches
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
-from erta_integrations.diffusers.pipeline._fingerprint import LoraWatch
+from erta_integrations.diffusers.pipeline._network_state import NetworkWatch
+from erta_integrations.diffusers.pipeline._observers import Observers
 from erta_integrations.diffusers.trunk import TrunkLayout
 
 UNREAD = Schedule((0.0,), (0.0,))
@@ -32,8 +33,10 @@ class PipelineRequest:
         number: Requests of this attachment before this one.
         frame: The running call of the pipeline; None if its parts are called by hand.
         branches: Names the branches.
-        lora: Names the networks after changes of their adapters.
-        schedule: Its sigmas and timesteps.
+        watch: Names the networks after changes inside them.
+        observers: Refuses to reuse a call of which more than its answer is read.
+        announced: The steps that its progress bar counts; None where that is not known.
+        schedule: Its sigmas and timesteps, of the steps that it runs.
         session: Its session, from the first network call on.
         index: The step that runs, or the next one.
         previous: The step before, as it was settled; None before the first.
@@ -48,7 +51,9 @@ class PipelineRequest:
     number: int
     frame: CallFrame | None = None
     branches: Branches = field(default_factory=Branches)
-    lora: LoraWatch = field(default_factory=LoraWatch)
+    watch: NetworkWatch = field(default_factory=NetworkWatch)
+    observers: Observers = field(default_factory=Observers)
+    announced: int | None = None
     schedule: Schedule = UNREAD
     session: Session | None = None
     index: int = 0

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from erta_framework import Engine, Interval, Profile, SessionInfo, Trace
+from erta_framework import Engine, Interval, SessionInfo, Trace
 from erta_integrations.diffusers.network import find_channel_dim
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._capabilities import capabilities
@@ -18,6 +18,8 @@ from erta_integrations.diffusers.pipeline._fingerprint import (
 )
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
+from erta_integrations.diffusers.pipeline._request_log import RequestLog
+from erta_integrations.diffusers.pipeline._run_length import find_run_steps, keep_steps
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
 
 
@@ -34,17 +36,14 @@ class RequestLife:
     Args:
         engine: The policies.
         parts: What is driven.
+        log: Gets the requests that are closed.
 
     Attributes:
-        traces: One trace per closed request, oldest first.
-        emitted: Profiles that profilers emitted.
         prompts: The prompts of the next request.
     """
 
-    def __init__(self, engine: Engine, parts: PipelineParts) -> None:
-        self.engine, self.parts = engine, parts
-        self.traces: list[Trace] = []
-        self.emitted: list[Profile] = []
+    def __init__(self, engine: Engine, parts: PipelineParts, log: RequestLog) -> None:
+        self.engine, self.parts, self.log = engine, parts, log
         self.prompts: tuple[str, ...] = ()
         self._current: PipelineRequest | None = None
 
@@ -54,13 +53,13 @@ class RequestLife:
         request = self._current
         if request is not None and request.session is not None:
             return request.session.trace
-        return self.traces[-1] if self.traces else None
+        return self.log.traces[-1] if self.log.traces else None
 
     # ------------------------------------------------------------------------ opening
     def open(self) -> None:
         """Open a request."""
         frame = CallFrame.find(self.parts.pipe)
-        self._current = PipelineRequest(number=len(self.traces), frame=frame)
+        self._current = PipelineRequest(number=self.log.closed, frame=frame)
 
     def get_running(self) -> PipelineRequest | None:
         """The open request, if the pipeline call that opened it is still running."""
@@ -86,6 +85,9 @@ class RequestLife:
             as_tensor = timestep if isinstance(timestep, Tensor) else None
             request.schedule = read_schedule(scheduler)
             request.index = find_first_index(scheduler, as_tensor, request.schedule)
+            left = request.schedule.num_steps - request.index
+            run = find_run_steps(self.parts.pipe, request.announced, left)
+            request.schedule = keep_steps(request.schedule, request.index + run)
             request.session = self.engine.session(self._describe(request, name, latents))
             request.session.__enter__()
         before = request.previous
@@ -97,12 +99,16 @@ class RequestLife:
         request.passed_timestep = timestep
 
     def end_step(self, request: PipelineRequest, settled: Interval) -> bool:
-        """End a step; the last one closes the request. Returns whether it was the last."""
+        """End a step; the last one closes the request. Returns whether it was the last.
+
+        Raises:
+            NonFiniteError: A reused output of the request was NaN or infinite.
+        """
         request.previous, request.in_step = settled, False
         request.index += 1
         last = request.index == request.schedule.num_steps
         if last:
-            self._close(request, None)
+            self._finish(request, None)
         return last
 
     def _describe(self, request: PipelineRequest, called: str, latents: Tensor) -> SessionInfo:
@@ -131,6 +137,21 @@ class RequestLife:
         )
 
     # ------------------------------------------------------------------------ closing
+    def end_pipeline(self) -> None:
+        """Close a request that is still open at the pipeline's end: it was interrupted.
+
+        Raises:
+            NonFiniteError: A reused output of it was NaN or infinite.
+        """
+        if self._current is not None:
+            self._finish(self._current, Aborted("the pipeline ended before the last step"))
+
+    def _finish(self, request: PipelineRequest, error: Aborted | None) -> None:
+        """Close a request whose samples will be returned: they must be finite."""
+        self._close(request, error)
+        if request.session is not None:
+            request.session.trace.raise_if_nonfinite()
+
     def abort(self, why: str) -> None:
         """Close a request that did not reach its last step."""
         self.fail_current(Aborted(why))
@@ -154,5 +175,4 @@ class RequestLife:
         try:
             session.__exit__(type(error) if error else None, error, None)
         finally:
-            self.traces.append(session.trace)
-        self.emitted.extend(session.emitted)
+            self.log.add(session)

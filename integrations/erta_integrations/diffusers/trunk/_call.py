@@ -42,6 +42,7 @@ class TrunkCall:
         latents: The latents among these arguments.
         find_layout: The layout of another branch, by its name, for a decision to reuse that one.
         text: Signals of the text.
+        refuse: Raises if the blocks must not be left out.
     """
 
     def __init__(
@@ -54,10 +55,11 @@ class TrunkCall:
         latents: Tensor,
         find_layout: Callable[[str], TrunkLayout | None] = lambda _: None,
         text: Mapping[str, Feature] = NO_SIGNALS,
+        refuse: Callable[[], None] = lambda: None,
     ) -> None:
         self.trunk, self.session, self.call = trunk, session, call
         self.site, self.latents = site, latents
-        self.find_layout, self.text = find_layout, text
+        self.find_layout, self.text, self.refuse = find_layout, text, refuse
         self.tracer = LayoutTracer(trunk.cls, trunk.depths) if layout is None else None
         self.layout = layout if layout is not None else TrunkLayout()
         self.started = time.perf_counter()
@@ -172,6 +174,8 @@ class TrunkCall:
         """Ask for the decision at the block that `run` runs."""
         self.pending = run
         call = self._decide(self._compute)
+        if call.reused:
+            self.refuse()
         if call.reused or call.ran:  # a policy that decides may have run the network already
             self.reused = self.session.answer(self.decided)
             self.early = []
