@@ -21,7 +21,7 @@ SpecKey = tuple[Site, torch.Size, torch.dtype]
 """What a spec or a layout is valid for: a site, and shape and dtype of the latents."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PipelineRequest:
     """One pipeline call.
 
@@ -29,8 +29,11 @@ class PipelineRequest:
     `set_timesteps`.
 
     Attributes:
+        call: The running call of the pipeline, or the loop by hand around its parts.
+        pipe: The pipeline that runs; for a loop by hand, the attached one.
+        scheduler: Its scheduler.
         number: Requests of this attachment before this one.
-        frame: The running call of the pipeline; None if its parts are called by hand.
+        contexts: The branches that the pipeline names now, innermost last.
         branches: Names the branches.
         lora: Names the networks after changes of their adapters.
         schedule: Its sigmas and timesteps.
@@ -45,8 +48,11 @@ class PipelineRequest:
         layouts: The trunk of each site.
     """
 
-    number: int
-    frame: CallFrame | None = None
+    call: CallFrame
+    pipe: Any
+    scheduler: Any
+    number: int = 0
+    contexts: list[str] = field(default_factory=list)
     branches: Branches = field(default_factory=Branches)
     lora: LoraWatch = field(default_factory=LoraWatch)
     schedule: Schedule = UNREAD
