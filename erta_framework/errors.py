@@ -53,6 +53,10 @@ class ConfigError(ErtaError, ValueError):
     """A configuration that names an unknown key or holds a value of the wrong type."""
 
 
+class UnusedWarning(UserWarning):
+    """What was attached to a pipeline was never used; nobody would notice otherwise."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """What to write instead of `name`: the close matches, else everything known."""
     names = sorted(known)

@@ -7,9 +7,14 @@ diffusers integration must match some heading, so that a new one without an entr
 from __future__ import annotations
 
 import ast
+import copy
+import gc
 import re
+import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -41,7 +46,7 @@ from erta_framework import (
 )
 from erta_framework.budgets import MeasuredFront
 from erta_framework.config import build_policies
-from erta_framework.errors import ErtaError
+from erta_framework.errors import ErtaError, UnusedWarning
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
@@ -365,6 +370,35 @@ def _() -> None:
         pipe()
 
 
+@says(
+    "{pipeline} set the timesteps of {scheduler} while a request of {pipeline} runs on the same "
+    "scheduler"
+)
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        pipe(lambda _: pipe())
+
+
+@says(
+    "{network} ({class}) was called in a thread that runs no pipeline while a request of "
+    "{pipeline} runs in another"
+)
+def _() -> None:
+    pipe = Pipe()
+    call = partial(pipe.transformer, torch.ones(1, 3, 2), torch.tensor(3.0))
+
+    def beside(_: Any) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(int).result()  # the thread is there before it works
+            future = pool.submit(call)
+            wait([future])
+        future.result()
+
+    with attach(pipe, [SOME]):
+        pipe(beside)
+
+
 @says("{pipeline} called {network} ({branch}) at another time before it called {scheduler}.step")
 def _() -> None:
     pipe = Pipe()
@@ -681,6 +715,57 @@ def _() -> None:
     trunk(Net(), policy=asking("probe:1", scribble=True))
 
 
+# -------------------------------------------------------------------------------- warnings
+@says("the attachment to {pipeline} was never entered")
+def _() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pipe = Pipe()
+        run = attach(pipe, [SOME])
+        pipe()
+        del run
+        gc.collect()
+    raise said[0].message  # type: ignore[misc]
+
+
+@says(
+    "{network} ({class}) of {pipeline} was called {number} times, by {callers}, but no call "
+    "belonged to a request"
+)
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        Pipe(pipe.transformer)()
+
+
+@says(
+    "no network of {pipeline} was called while it was attached, but a deep copy of {network} "
+    "was made"
+)
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        copy.deepcopy(pipe)()
+
+
+class Reshaping(Pipe):
+    """The latents have another shape at every step."""
+
+    @torch.no_grad()
+    def __call__(self, *_: Any) -> None:  # type: ignore[override]
+        self.scheduler.set_timesteps(4)
+        for size, time in enumerate(self.scheduler.timesteps):
+            x = torch.ones(1, 3, 2 + size)
+            self.scheduler.step(self.transformer(x, time), time, x)
+
+
+@says("no policy could reuse anything in {number} requests of {pipeline}")
+def _() -> None:
+    pipe = Reshaping(Bare())
+    with attach(pipe, [SOME]):
+        pipe()
+
+
 # --------------------------------------------------------------------- policies and profiles
 @says("no installed distribution provides {name} in {group}")
 def _() -> None:
@@ -904,6 +989,6 @@ def test_every_entry_has_a_cause_and_a_remedy() -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
 @pytest.mark.parametrize("heading", TRIGGERS)
 def test_the_message_is_really_produced(heading: str) -> None:
-    with pytest.raises(ErtaError) as caught:
+    with pytest.raises((ErtaError, UnusedWarning)) as caught:
         TRIGGERS[heading]()
     assert pattern(heading).search(str(caught.value)), str(caught.value)

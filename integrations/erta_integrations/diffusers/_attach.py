@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +13,7 @@ from torch import nn
 from erta_framework import Engine, Policy, Profile, Seam, Trace
 from erta_framework.budgets import promise
 from erta_framework.config import build_policies, build_policy, load_config
-from erta_framework.errors import CapabilityError, ConflictError, InputError
+from erta_framework.errors import CapabilityError, ConflictError, InputError, UnusedWarning
 from erta_integrations.diffusers.network import (
     check_trials,
     find_networks,
@@ -41,6 +42,8 @@ class Attachment:
         keep_traces: int | None = KEEP_TRACES,
     ) -> None:
         self.engine = engine
+        self._left = False
+        self._entered = True  # until it is complete, an error speaks for itself
         others = find_undriven_networks(pipe, networks)
         self._driver = Driver(engine, pipe, networks, seam, others, keep_traces)
         parts = self._driver.parts
@@ -50,9 +53,12 @@ class Attachment:
         scheduler = parts.scheduler
         offered = capabilities(scheduler) | parts.offered
         engine.check(offered, type(scheduler).__name__, seam)
+        self._entered = False
+        self._timesteps = getattr(scheduler, "timesteps", None)
 
     def __enter__(self) -> Self:
         driver, parts = self._driver, self._driver.parts
+        self._entered, self._left = True, False
         for name, network in parts.all_networks.items():
             if is_patched(network, "forward"):
                 raise ConflictError(
@@ -68,7 +74,7 @@ class Attachment:
         try:
             driver.install()
         except BaseException:
-            driver.patches.undo()
+            driver.undo()
             raise
         return self
 
@@ -79,13 +85,30 @@ class Attachment:
         traceback: TracebackType | None,
     ) -> None:
         self.detach()
+        if error is None:
+            for fault in self._driver.life.usage.find_faults():
+                warnings.warn(fault, UnusedWarning, stacklevel=2)
+
+    def __del__(self) -> None:
+        # also after an error in `__init__`; who only asks whether it can be attached is not warned
+        if not getattr(self, "_entered", True) and self._has_run_since():
+            warnings.warn(self._explain_unentered(), UnusedWarning, stacklevel=2)
+
+    def _has_run_since(self) -> bool:
+        """Whether somebody has set the scheduler's timesteps since this was made."""
+        now = getattr(self._driver.parts.scheduler, "timesteps", None)
+        return now is not self._timesteps
+
+    def _explain_unentered(self) -> str:
+        return (
+            f"the attachment to {type(self._driver.parts.pipe).__name__} was never entered, so "
+            "nothing was reused; write `with attach(...) as run:` around the calls of the pipeline"
+        )
 
     def detach(self) -> None:
         """Restore the same attribute objects and drop all state; safe to call twice."""
-        try:
-            self._driver.life.abort("detached before the last step")
-        finally:
-            self._driver.patches.undo()
+        self._left = True
+        self._driver.undo()
 
     @property
     def traces(self) -> list[Trace]:
@@ -102,7 +125,7 @@ class Attachment:
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts of the next request, for profilers that need them.
+        """The prompts of the next request of this thread, for profilers that need them.
 
         A pipeline does not keep its prompts, so set them before each call:
         `run.prompts = ["a cat"]; pipe("a cat")`.
@@ -133,11 +156,18 @@ class Attachment:
 
         It says as well which requests stopped early, which reused outputs were not finite, and how
         many traces were dropped. Before the first request: what each will cost, if a profile says
-        so.
+        so. At the end: network calls that belonged to no request, and after the `with` block what
+        was never used.
         """
+        if not self._entered:
+            return self._explain_unentered()
+        life = self._driver.life
+        usage, lines = life.usage, [life.log.summary()]
         if not self.traces:
-            return "; ".join(filter(None, ("no request yet", promise(self.engine.policies))))
-        return self._driver.life.log.summary()
+            lines = ["; ".join(filter(None, ("no request yet", promise(self.engine.policies))))]
+        if usage.outside:
+            lines.append(usage.describe_outside())
+        return "\n".join([*lines, *(usage.find_faults() if self._left else ())])
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
         """Draw which steps of a request were computed or reused; per sample if samples differ.
@@ -196,7 +226,13 @@ def attach(
             pipeline has no network; a network was compiled in place, has no trunk, or lacks a
             signal that a policy requires.
         InputError: `seam` is no seam of a pipeline, or `keep_traces` is below 1.
-        ConflictError: On entering, if a network or the scheduler is attached already.
+        ConflictError: On entering, if a network or the scheduler is attached already. While it
+            runs, if a second request begins on the scheduler of one that has not ended.
+
+    Warns:
+        UnusedWarning: On leaving the block, if a network ran but never in a request, or if nothing
+            could ever be reused. When the attachment is dropped, if the pipeline ran and it was
+            never entered.
 
     Example:
         >>> with attach(pipe, "skip_policy", every=2) as run:  # doctest: +SKIP

@@ -307,7 +307,7 @@ def test_networks_that_run_in_a_thread_of_their_own_are_still_driven() -> None:
 def test_the_own_loop_around_a_pipelines_parts_belongs_to_no_call() -> None:
     """Nobody calls the pipeline, so its requests end with the next one, or with the attachment."""
     pipe = WAN.build()
-    assert CallFrame.find(pipe) is None
+    assert CallFrame.find().pipe is None
     (first, *_) = recorded(pipe, WAN)
     with attach(pipe, [ONCE]) as run:
         pipe.scheduler.set_timesteps(3)

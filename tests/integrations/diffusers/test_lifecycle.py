@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Traits, hookimpl
-from erta_framework.errors import CapabilityError, ConflictError, PolicyError, ProtocolError
+from erta_framework.errors import (
+    CapabilityError,
+    ConflictError,
+    PolicyError,
+    ProtocolError,
+    UnusedWarning,
+)
 from erta_integrations.diffusers import attach
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 from tiny_pipelines import FAMILIES, Family, counted, drawn, flow, unipc
@@ -553,7 +559,10 @@ def test_calls_outside_a_request_pass_through(pipe: Any) -> None:
     arguments = {"hidden_states": drawn(1, 16, 3, 2, 2), "encoder_hidden_states": drawn(1, 8, 32)}
     with torch.no_grad():
         expected = pipe.transformer(timestep=torch.tensor([999]), **arguments).sample
-        with attach(pipe, [SOME]) as run:
+        with (
+            pytest.warns(UnusedWarning, match="called 1 times, by code of your own"),
+            attach(pipe, [SOME]) as run,
+        ):
             found = pipe.transformer(timestep=torch.tensor([999]), **arguments).sample
     assert torch.equal(found, expected)
     assert run.traces == []

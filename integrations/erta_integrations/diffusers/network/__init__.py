@@ -33,7 +33,7 @@ from erta_integrations.diffusers.network._output_spec import (
     find_channel_dim,
     read_output,
 )
-from erta_integrations.diffusers.network._patching import Patch, PatchSet, is_patched
+from erta_integrations.diffusers.network._patching import Patch, PatchSet, is_patched, restore
 from erta_integrations.diffusers.network._trial import CallArguments, TrialRunner
 from erta_integrations.diffusers.network._trial_checks import check_trials, find_trial_capabilities
 
@@ -65,6 +65,7 @@ __all__ = [
     "is_patched",
     "merge_rows",
     "read_output",
+    "restore",
     "to_call",
     "unwrap_class",
 ]

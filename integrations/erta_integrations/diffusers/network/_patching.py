@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 MISSING = object()
+OnCopy = Callable[[Any, Callable[..., Any]], Any]
+"""Given a deep copy of an instance and its own method: what the copy is to have instead."""
 
 
 class Patch:
     """Replaces a bound method of one instance.
 
     It has the signature and name of the original, because pipelines inspect them. A deep copy of
-    the instance gets the original method, so a copied scheduler is not driven by the patches of
-    the scheduler that it was copied from. So does what is pickled or saved with `torch.save`.
+    the instance gets its own original method, or what `on_copy` makes of that, so it is never
+    driven by the patches of the instance that it was copied from. What is pickled or saved with
+    `torch.save` gets the original method.
     """
 
-    def __init__(self, owner: object, name: str, replacement: Callable[..., Any]) -> None:
-        self.original: Callable[..., Any] = getattr(owner, name)
-        self.owner, self.name = owner, name
+    def __init__(
+        self,
+        owner: object,
+        name: str,
+        replacement: Callable[..., Any],
+        on_copy: OnCopy | None = None,
+        original: Callable[..., Any] | None = None,
+    ) -> None:
+        self.original: Callable[..., Any] = getattr(owner, name) if original is None else original
+        self.owner, self.name, self.on_copy = owner, name, on_copy
         self.replacement: Callable[..., Any] | None = replacement
         self.__wrapped__ = self.original
         self.__name__ = name
         self.__doc__ = self.original.__doc__
-        self.copies: list[weakref.ref[object]] = []
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.replacement is None:
@@ -42,8 +50,10 @@ class Patch:
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if id(self.owner) not in memo:
             return self
-        self.copies.append(weakref.ref(memo[id(self.owner)]))
-        return copy.deepcopy(self.original, memo)
+        original = copy.deepcopy(self.original, memo)
+        if self.on_copy is None or self.replacement is None:
+            return original
+        return self.on_copy(memo[id(self.owner)], original)
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         # names from the standard library only, so that it loads where this package is missing
@@ -58,27 +68,21 @@ class PatchSet:
     def __init__(self) -> None:
         self._done: list[tuple[object, Patch]] = []
 
-    def apply(self, owner: object, name: str, replacement: Callable[..., Any]) -> Patch:
-        """Replace `owner.name` on this instance by `replacement(original, args, kwargs)`."""
-        patch = Patch(owner, name, replacement)
+    def apply(
+        self,
+        owner: object,
+        name: str,
+        replacement: Callable[..., Any],
+        on_copy: OnCopy | None = None,
+    ) -> Patch:
+        """Replace `owner.name` on this instance by `replacement(original, args, kwargs)`.
+
+        `on_copy` says what a deep copy of the instance gets; by default its own method.
+        """
+        patch = Patch(owner, name, replacement, on_copy)
         self._done.append((vars(owner).get(name, MISSING), patch))
         vars(owner)[name] = patch
         return patch
-
-    def copies(self, owner: object) -> list[object]:
-        """The deep copies of a patched instance that are still alive."""
-        found = {}
-        for patch in [patch for _, patch in self._done if patch.copies]:
-            if patch.owner is owner:
-                alive = [twin for ref in patch.copies if (twin := ref()) is not None]
-                patch.copies = [weakref.ref(twin) for twin in alive]
-                found.update({id(twin): twin for twin in alive})
-        return list(found.values())
-
-    def forget_copies(self) -> None:
-        """Forget the deep copies made so far."""
-        for _, patch in self._done:
-            patch.copies.clear()
 
     def refresh(self) -> None:
         """Patch again what somebody else replaced in the meantime.
@@ -94,7 +98,7 @@ class PatchSet:
                 continue
             patch.retire()
             before = vars(owner).get(name, MISSING)
-            self._done[place] = (before, Patch(owner, name, replacement))
+            self._done[place] = (before, Patch(owner, name, replacement, patch.on_copy))
             vars(owner)[name] = self._done[place][1]
 
     def undo(self) -> None:
@@ -109,6 +113,14 @@ class PatchSet:
                 del attributes[patch.name]
             else:
                 attributes[patch.name] = before
+
+
+def restore(owner: Any, name: str) -> None:
+    """Give a deep copy of a patched instance its own method back, if it has a patch of its own."""
+    patch = vars(owner).get(name)
+    if isinstance(patch, Patch) and patch.owner is owner:
+        patch.retire()
+        vars(owner)[name] = patch.original
 
 
 def iter_hooks(owner: object) -> Iterator[tuple[object, str]]:

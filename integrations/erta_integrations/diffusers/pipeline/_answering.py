@@ -60,7 +60,6 @@ class NetworkAnswerer:
         self,
         request: PipelineRequest,
         name: str,
-        context: str | None,
         original: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -70,7 +69,6 @@ class NetworkAnswerer:
         Args:
             request: The request that it belongs to.
             name: The component that is called.
-            context: The branch, if the pipeline names it through `cache_context`.
             original: The network's `forward`, without our patch.
             args: The positional arguments.
             kwargs: The keyword arguments.
@@ -86,13 +84,13 @@ class NetworkAnswerer:
         timestep = find_timestep(arguments)
         if not request.in_step:
             self.life.begin_step(request, name, latents, timestep)
+        context = request.contexts[-1] if request.contexts else None
         branch, repeated = request.branches.name(context, arguments)
         branch = request.branches.name_shape(name, branch, latents.shape)
         if repeated and not is_same_value(timestep, request.passed_timestep):
-            parts = self.parts
             raise ProtocolError(
-                f"{type(parts.pipe).__name__} called {name} ({branch}) at another time before "
-                f"it called {type(parts.scheduler).__name__}.step; a pipeline that integrates "
+                f"{type(request.pipe).__name__} called {name} ({branch}) at another time before "
+                f"it called {type(request.scheduler).__name__}.step; a pipeline that integrates "
                 "by itself or steps only a copy of its scheduler cannot be followed"
             )
         if name not in self.parts.networks:

@@ -1,53 +1,135 @@
-"""The running call `pipe(...)` of a request, and how we notice that it raised."""
+"""Who calls: the running `pipe(...)` around a call, and how we notice that it raised."""
 
 from __future__ import annotations
 
+import functools
+import gc
 import inspect
+import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType
+from concurrent.futures import Future
+from dataclasses import dataclass
+from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
 from typing import Any
 
+SUSPENDABLE = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
+WAITS = {
+    method.__code__ for method in (Future.result, threading.Thread.start, threading.Thread.join)
+}
+"""The methods in which a thread waits for a worker, or starts it."""
+STARTS = {"run"}
+NOTHING: frozenset[CodeType] = frozenset()
 
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CallFrame:
-    """The stack frame of one running call `pipe(...)`.
+    """The frame that a request belongs to: one running call `pipe(...)`, or a loop by hand.
 
-    A pipeline that raises between two network calls notifies nobody. A network call that somebody
-    makes afterwards must not be answered from the request that failed. So at every network call we
-    check that it is made inside this frame.
+    A network call belongs to the request of the innermost pipeline call around it. This is seen
+    from the stack alone, so it holds in every thread, for pipelines within pipelines and for
+    pipelines that share parts. A pipeline that raises between two network calls notifies nobody,
+    but its frame is no longer on any stack.
+
+    Attributes:
+        frame: A frame of a method `__call__` whose `self` is the pipeline. For a loop by hand, the
+            innermost generator or coroutine around it; None if there is none.
+        pipe: The pipeline; None for a loop by hand.
+        thread: Identifier of the thread.
+        callbacks: The user's code that the pipeline calls between its steps.
     """
 
-    __slots__ = ("frame", "thread")
-
-    def __init__(self, frame: FrameType) -> None:
-        self.frame = frame
-        self.thread = threading.get_ident()
+    frame: FrameType | None
+    pipe: Any
+    thread: int
+    callbacks: frozenset[CodeType] = NOTHING
 
     @classmethod
-    def find(cls, pipe: Any) -> CallFrame | None:
-        """Find the innermost call of this pipeline around the caller; None if there is none.
-
-        It is a frame of a method `__call__` whose `self` is this object; classes do not matter.
-        """
+    def find(cls) -> CallFrame:
+        """Find the innermost pipeline call around the caller; without one, it is a loop by hand."""
+        loop, thread = None, threading.get_ident()
         for frame in iter_callers(inspect.currentframe()):
-            code = frame.f_code
-            is_call = code.co_name == "__call__" and code.co_argcount > 0
-            if is_call and frame.f_locals.get(code.co_varnames[0]) is pipe:
-                return cls(frame)
-        return None
+            pipe = find_pipeline(frame)
+            if pipe is not None:
+                return cls(frame, pipe, thread, frozenset(find_callbacks(frame)))
+            if loop is None and frame.f_code.co_flags & SUSPENDABLE:
+                loop = frame
+        return cls(loop, None, thread)
 
     @property
     def is_running(self) -> bool:
-        """Whether the caller is inside this call.
+        """Whether this call has not ended: it is on the stack of its thread, or suspended.
 
-        In another thread this cannot be seen, and is assumed: networks may run in threads.
+        A loop by hand in no generator has no frame; it may go on as long as its thread lives.
         """
-        if threading.get_ident() != self.thread:
-            return True
-        frame = inspect.currentframe()  # a plain loop: this runs at every network call
-        while frame is not None and frame is not self.frame:
-            frame = frame.f_back
-        return frame is not None
+        top = sys._current_frames().get(self.thread)
+        if self.frame is None:
+            return top is not None
+        return any(frame is self.frame for frame in iter_callers(top)) or self.is_suspended
+
+    @property
+    def is_suspended(self) -> bool:
+        """Whether the frame is a generator or coroutine that will go on; this takes a while."""
+        frame = self.frame
+        if frame is None or not frame.f_code.co_flags & SUSPENDABLE:
+            return False
+        return any(get_suspended(thing) is frame for thing in gc.get_objects())
+
+
+def get_suspended(thing: Any) -> FrameType | None:
+    """The frame in which a generator or coroutine waits; None for anything else or at its end."""
+    kind = type(thing)  # not `isinstance`, which asks lazy modules for their class
+    if kind is GeneratorType:
+        return None if thing.gi_running else thing.gi_frame
+    if kind is CoroutineType:
+        return None if thing.cr_running else thing.cr_frame
+    if kind is AsyncGeneratorType:
+        return None if thing.ag_running else thing.ag_frame
+    return None
+
+
+def find_pipeline(frame: FrameType) -> Any:
+    """The pipeline of which this is the frame of a call; None for every other frame.
+
+    It is a frame of a method `__call__` whose `self` has a scheduler of timesteps, or components;
+    classes do not matter.
+    """
+    code = frame.f_code
+    if code.co_name != "__call__" or not code.co_argcount:
+        return None
+    owner = frame.f_locals.get(code.co_varnames[0])
+    scheduler = getattr(owner, "scheduler", None)
+    is_pipeline = hasattr(scheduler, "set_timesteps") or hasattr(type(owner), "components")
+    return owner if is_pipeline else None
+
+
+def find_callbacks(frame: FrameType) -> Iterator[CodeType]:
+    """The code of the callbacks among the arguments of a pipeline call."""
+    for name, value in frame.f_locals.items():
+        while isinstance(value, functools.partial):
+            value = value.func
+        if name.startswith("callback") and callable(value):
+            function = getattr(value, "__func__", value)
+            code = getattr(function, "__code__", None)
+            code = code or getattr(type(value).__call__, "__code__", None)
+            if code is not None:
+                yield code
+
+
+def find_waiting_frames() -> Iterator[FrameType]:
+    """The frames in other threads that wait until the work of this thread is done."""
+    here = threading.get_ident()
+    done: set[int] = {id(threading.current_thread())}
+    for frame in iter_callers(sys._getframe(1)):
+        if frame.f_code.co_name in STARTS:  # of `concurrent.futures`, with the future as attribute
+            done.add(id(getattr(frame.f_locals.get("self"), "future", None)))
+    for thread, top in sys._current_frames().items():
+        if thread == here:
+            continue
+        for frame in iter_callers(top):
+            if frame.f_code in WAITS and id(frame.f_locals.get("self")) in done:
+                yield frame
+                break
 
 
 def iter_callers(frame: FrameType | None) -> Iterator[FrameType]:

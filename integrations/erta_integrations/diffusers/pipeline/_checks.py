@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
 from erta_framework import Policy
-from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.errors import CapabilityError, ConflictError, ProtocolError
 from erta_integrations.diffusers.network import find_argument, is_compiled_in_place
+from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._schedulers import find_index
 
@@ -36,7 +37,6 @@ def require_output_reuse(
 
 
 def check_clock(
-    scheduler: Any,
     request: PipelineRequest,
     original: Callable[..., Any],
     args: tuple[Any, ...],
@@ -50,7 +50,7 @@ def check_clock(
     timestep = find_argument("timestep", original, args, kwargs)
     if timestep is None:
         return
-    found = find_index(scheduler, timestep, request.schedule, request.index)
+    found = find_index(request.scheduler, timestep, request.schedule, request.index)
     if found is None or found == request.index:
         return
     before = request.previous
@@ -71,7 +71,7 @@ def refuse_replaced_parts(pipe: Any, scheduler: Any, parts: Mapping[str, nn.Modu
         CapabilityError: A network was compiled in place.
     """
     for name, part in {"scheduler": scheduler, **parts}.items():
-        now = getattr(pipe, name)
+        now = getattr(pipe, name, part)  # a pipeline that shares the scheduler may have fewer
         if now is not part:
             raise ProtocolError(
                 f"the {name} of {type(pipe).__name__} was replaced after attach "
@@ -84,3 +84,35 @@ def refuse_replaced_parts(pipe: Any, scheduler: Any, parts: Mapping[str, nn.Modu
                 "would trace the engine; compile first with "
                 f"pipe.{name} = torch.compile(pipe.{name}), then attach"
             )
+
+
+def refuse_second_request(call: CallFrame, request: PipelineRequest, attached: Any) -> NoReturn:
+    """Refuse a call that sets the timesteps of a scheduler while a request is on its way.
+
+    Raises:
+        ConflictError: Names both pipelines and the remedy.
+    """
+    place = "in another thread" if call.thread != request.call.thread else "around it"
+    if request.call.is_suspended:
+        place = "in a generator that is suspended"
+    pipe = type(attached).__name__ if call.pipe is None else type(call.pipe).__name__
+    raise ConflictError(
+        f"{pipe} set the timesteps of {type(request.scheduler).__name__} while a request of "
+        f"{type(request.pipe).__name__} runs on the same scheduler {place}, and a scheduler keeps "
+        "the place of one request only; give each request a scheduler of its own: "
+        "other = copy.copy(pipe), then other.scheduler = copy.deepcopy(pipe.scheduler)"
+    )
+
+
+def refuse_unknown_thread(name: str, network: nn.Module, request: PipelineRequest) -> NoReturn:
+    """Refuse a network call in a thread that may work for a request, or for anybody else.
+
+    Raises:
+        ProtocolError: Names the network, the request and the remedy.
+    """
+    raise ProtocolError(
+        f"{name} ({type(network).__name__}) was called in a thread that runs no pipeline while a "
+        f"request of {type(request.pipe).__name__} runs in another, so it cannot be told whose "
+        "call this is; call the network in the thread of its pipeline, or give the other loop a "
+        "network of its own with copy.deepcopy before you attach"
+    )

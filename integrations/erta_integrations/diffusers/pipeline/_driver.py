@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,11 +12,11 @@ from torch import nn
 from erta_framework import Engine, Interval, Seam, Session
 from erta_integrations.diffusers.network import Patch, PatchSet
 from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
-from erta_integrations.diffusers.pipeline._call_frame import WatchedBar, iter_loops
-from erta_integrations.diffusers.pipeline._checks import check_clock
+from erta_integrations.diffusers.pipeline._call_frame import CallFrame, WatchedBar, iter_loops
+from erta_integrations.diffusers.pipeline._checks import check_clock, refuse_unknown_thread
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
-from erta_integrations.diffusers.pipeline._request_life import RequestLife
+from erta_integrations.diffusers.pipeline._request_life import Aborted, RequestLife
 from erta_integrations.diffusers.pipeline._request_log import KEEP_TRACES, RequestLog
 from erta_integrations.diffusers.pipeline._run_length import read_announced
 from erta_integrations.diffusers.pipeline._schedulers import (
@@ -77,16 +78,23 @@ class Driver:
         self.parts = PipelineParts(pipe, networks, others, seam, engine.signals)
         self.life = RequestLife(engine, self.parts, RequestLog(keep))
         self.patches = PatchSet()
+        self._requests = self.life.requests
+        self._opening = threading.RLock()
         self._answerer = NetworkAnswerer(engine, self.parts, self.life)
-        self._contexts: list[str] = []
 
     def install(self) -> None:
         """Patch this pipeline's scheduler and networks."""
         parts, patches = self.parts, self.patches
-        patches.apply(parts.scheduler, "set_timesteps", self._set_timesteps)
-        patches.apply(parts.scheduler, "step", self._step)
+        for name in ("set_timesteps", "step"):
+            patches.apply(
+                parts.scheduler,
+                name,
+                self._drive_scheduler(parts.scheduler, name),
+                partial(self._drive_copy, name),
+            )
         for name, network in parts.all_networks.items():
-            patches.apply(network, "forward", partial(self._call_network, name))
+            call, copied = partial(self._call_network, name), partial(self._note_copy, name)
+            patches.apply(network, "forward", call, copied)
             inner = getattr(network, "_orig_mod", network)
             if hasattr(inner, "cache_context"):
                 patches.apply(inner, "cache_context", self._name_context)
@@ -97,16 +105,50 @@ class Driver:
         for loop in iter_loops(parts.pipe):
             patches.apply(loop, "progress_bar", self._open_progress_bar)
 
+    def undo(self) -> None:
+        """Close every request and restore everything; safe to call twice."""
+        try:
+            self.life.abort_all("detached before the last step")
+        finally:
+            self.patches.undo()
+            self.parts.release_copies()
+
+    def _drive_scheduler(self, scheduler: Any, name: str) -> Callable[..., Any]:
+        return partial(self._step if name == "step" else self._set_timesteps, scheduler)
+
+    def _drive_copy(self, name: str, twin: Any, original: Callable[..., Any]) -> Patch:
+        """A deep copy of the scheduler is followed if a copy of the pipeline runs on it."""
+        self.parts.note_copy(twin)
+        drive, on_copy = self._drive_scheduler(twin, name), partial(self._drive_copy, name)
+        return Patch(twin, name, drive, on_copy, original)
+
+    def _note_copy(self, name: str, twin: Any, original: Callable[..., Any]) -> Any:
+        """A deep copy of a network is another network."""
+        self.life.usage.copied.add(name)
+        return original
+
     # ---------------------------------------------------------- what the patches do
     def _set_timesteps(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        scheduler: Any,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Opens a request: every pipeline sets its timesteps once per call."""
-        self.life.abort("a new request began before the last step of this one")
-        self.parts.refuse_changes()
-        self.patches.refresh()
-        result = original(*args, **kwargs)
-        self.life.open()
+        parts, call = self.parts, CallFrame.find()
+        pipe = parts.pipe if call.pipe is None else call.pipe
+        if scheduler is not parts.scheduler and pipe.scheduler is not scheduler:
+            return original(*args, **kwargs)  # a copy that a pipeline steps beside its scheduler
+        with self._opening:  # two threads may begin at the same moment
+            self.life.close_dead()
+            self.life.make_room(call, scheduler)
+            if pipe is not parts.pipe and not parts.shares_network(pipe):
+                return original(*args, **kwargs)
+            parts.refuse_changes(pipe, scheduler)
+            self.patches.refresh()
+            result = original(*args, **kwargs)
+            self.life.open(call, scheduler)
         return result
 
     def _call_network(
@@ -116,21 +158,47 @@ class Driver:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        """Answers one call of a network, or passes it on if no request is running."""
-        if self.parts.pipe.scheduler is not self.parts.scheduler:
-            self.life.abort("the scheduler was replaced")
-            self.parts.refuse_changes()
-        request = self.life.get_running()
+        """Answers one call of a network, or passes it on if it belongs to no request."""
+        request = self._requests.find()
+        if request is None:
+            request = self._find_request(name)
+        elif request.pipe.scheduler is not request.scheduler:
+            self._refuse_replaced(request)
         if request is None:
             return original(*args, **kwargs)
-        context = self._contexts[-1] if self._contexts else None
         try:
-            answer = self._answerer.answer(request, name, context, original, args, kwargs)
+            answer = self._answerer.answer(request, name, original, args, kwargs)
             self._refresh_patches(name)
         except BaseException as error:
             self.life.fail(request, error)
             raise
         return answer
+
+    def _find_request(self, name: str) -> PipelineRequest | None:
+        """Find the request of a call that no open request has claimed; None if it is nobody's.
+
+        Raises:
+            ProtocolError: The attached pipeline runs with another scheduler, or it cannot be told
+                whose call it is.
+        """
+        parts, life = self.parts, self.life
+        life.close_dead()
+        origin = self._requests.trace()
+        attached = origin.pipe is parts.pipe or origin.is_by_hand
+        if attached and parts.pipe.scheduler is not parts.scheduler:
+            parts.refuse_changes(parts.pipe, parts.scheduler)
+        elsewhere = self._requests.find_elsewhere() if origin.is_by_hand else None
+        if elsewhere is not None:
+            found = self._requests.await_origin()
+            if found is not None:
+                return found
+            refuse_unknown_thread(name, parts.all_networks[name], elsewhere)
+        self.life.usage.note_outside(name, origin.who)
+        return None
+
+    def _refuse_replaced(self, request: PipelineRequest) -> None:
+        self.life.fail(request, Aborted("the scheduler was replaced"))
+        self.parts.refuse_changes(request.pipe, request.scheduler)
 
     def _refresh_patches(self, name: str) -> None:
         """A hook that removed itself during the call removed our patch too: put it back."""
@@ -142,25 +210,32 @@ class Driver:
 
     def _name_context(
         self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> NamedContext:
+    ) -> Any:
         """Notes the branch that the pipeline names."""
-        name = args[0] if args else kwargs["name"]
-        return NamedContext(self._contexts, name, original(*args, **kwargs))
+        request, context = self._requests.find(), original(*args, **kwargs)
+        if request is None:
+            return context
+        return NamedContext(request.contexts, args[0] if args else kwargs["name"], context)
 
     def _step(
-        self, original: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        scheduler: Any,
+        original: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
         """Settles the step, lets the scheduler integrate it, and ends it."""
-        request = self.life.get_running()
-        if request is None or not request.in_step or request.session is None:
+        request = self._requests.find()
+        if request is None or request.scheduler is not scheduler:
+            return original(*args, **kwargs)
+        if not request.in_step or request.session is None:
             return original(*args, **kwargs)
         try:
             settled, result = self._integrate(request, request.session, original, args, kwargs)
         except BaseException as error:
             self.life.fail(request, error)
             raise
-        if self.life.end_step(request, settled):
-            self.patches.forget_copies()
+        self.life.end_step(request, settled)
         return result
 
     def _integrate(
@@ -171,19 +246,18 @@ class Driver:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> tuple[Interval, Any]:
-        check_clock(self.parts.scheduler, request, original, args, kwargs)
+        check_clock(request, original, args, kwargs)
         settled = session.settle()
         if settled.end != request.schedule.sigmas[settled.index + 1]:
-            for scheduler in self._find_schedulers():
+            for scheduler in self._find_schedulers(request):
                 move_interval(scheduler, settled)
         result = original(*args, **kwargs)
         session.end(get_prev_sample(result))
         return settled, result
 
-    def _find_schedulers(self) -> list[Any]:
+    def _find_schedulers(self, request: PipelineRequest) -> list[Any]:
         """The scheduler, and its copies on the same grid, which a pipeline steps for audio, say."""
-        scheduler = self.parts.scheduler
-        copies = self.patches.copies(scheduler)
+        scheduler, copies = request.scheduler, self.parts.find_copies(request.call)
         return [scheduler, *(copy for copy in copies if has_same_grid(scheduler, copy))]
 
     def _end_pipeline(
@@ -191,7 +265,7 @@ class Driver:
     ) -> Any:
         """Closes a request that is still open at the pipeline's end: it was interrupted."""
         result = original(*args, **kwargs)
-        self.life.end_pipeline()
+        self.life.end_own()
         return result
 
     def _open_progress_bar(
@@ -199,8 +273,8 @@ class Driver:
     ) -> Any:
         """Closes the request at once if the pipeline's own code raises in its loop."""
         bar = original(*args, **kwargs)
-        if (request := self.life.get_running()) is not None:
+        if (request := self._requests.find()) is not None:
             request.announced = read_announced(args, kwargs)
-        # a bar that is iterated sees no exception; `get_running` notices it at the next call
+        # a bar that is iterated sees no exception; `close_dead` notices it at the next call
         iterated = args[0] if args else kwargs.get("iterable")
-        return WatchedBar(bar, self.life.fail_current) if iterated is None else bar
+        return WatchedBar(bar, self.life.fail_own) if iterated is None else bar

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from erta_framework import Seam
-from erta_integrations.diffusers.network import find_trial_capabilities
+from erta_integrations.diffusers.network import find_trial_capabilities, restore
+from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._checks import refuse_replaced_parts
 from erta_integrations.diffusers.trunk import PatchedTrunk, find_text_signals
+
+
+class SchedulerCopy(NamedTuple):
+    """A deep copy of the scheduler, and the pipeline call that made it, by the `id` of its frame.
+
+    The frame itself is not held, because it holds the copy.
+    """
+
+    scheduler: weakref.ref[object]
+    maker: int
 
 
 class PipelineParts:
@@ -25,6 +37,7 @@ class PipelineParts:
 
     Attributes:
         scheduler: The scheduler.
+        copies: Its deep copies since it was attached.
         all_networks: Every network whose calls belong to a step.
         trunks: The block stack of each driven network, at the trunk seam.
 
@@ -42,6 +55,7 @@ class PipelineParts:
     ) -> None:
         self.pipe = pipe
         self.scheduler = pipe.scheduler
+        self.copies: list[SchedulerCopy] = []
         self.networks = networks
         self.all_networks = {**networks, **others}
         self.seam = seam
@@ -65,13 +79,50 @@ class PipelineParts:
             return self.signals
         return self.signals | find_trial_capabilities(self.networks)
 
-    def refuse_changes(self) -> None:
+    # ------------------------------------------------------------------------ copies
+    def note_copy(self, twin: object) -> None:
+        """A deep copy of the scheduler is made, within a call of a pipeline or outside."""
+        known = [copy for copy in self.copies if copy.scheduler() not in (None, twin)]
+        self.copies = known
+        self.copies.append(SchedulerCopy(weakref.ref(twin), id(CallFrame.find().frame)))
+
+    def forget_copies(self, call: CallFrame) -> None:
+        """The copies that a pipeline call made are no longer beside its scheduler."""
+        made = id(call.frame)
+        self.copies = [
+            copy._replace(maker=0) if copy.maker == made else copy for copy in self.copies
+        ]
+
+    def find_copies(self, call: CallFrame) -> list[Any]:
+        """The copies that a running pipeline call has made."""
+        found = [copy.scheduler() for copy in self.copies if copy.maker == id(call.frame)]
+        return [twin for twin in found if twin is not None]
+
+    def release_copies(self) -> None:
+        """Give the copies their own methods back."""
+        for copy in self.copies:
+            twin = copy.scheduler()
+            for name in ("set_timesteps", "step") if twin is not None else ():
+                restore(twin, name)
+        self.copies = []
+
+    # ------------------------------------------------------------------------ checks
+    def shares_network(self, pipe: Any) -> bool:
+        """Whether a pipeline has one of the networks."""
+        networks = self.all_networks.items()
+        return any(getattr(pipe, name, None) is network for name, network in networks)
+
+    def refuse_changes(self, pipe: Any, scheduler: Any) -> None:
         """Refuse a pipeline whose parts were replaced or compiled since it was attached.
+
+        Args:
+            pipe: The pipeline that runs: the attached one, or one that shares its scheduler.
+            scheduler: The scheduler that it must have.
 
         Raises:
             ProtocolError: The scheduler or a network was replaced.
             CapabilityError: A network or a block was compiled.
         """
-        refuse_replaced_parts(self.pipe, self.scheduler, self.all_networks)
+        refuse_replaced_parts(pipe, scheduler, self.all_networks)
         for trunk in self.trunks.values():
             trunk.refuse_compiled()

@@ -22,7 +22,7 @@ SpecKey = tuple[Site, torch.Size, torch.dtype]
 """What a spec or a layout is valid for: a site, and shape and dtype of the latents."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PipelineRequest:
     """One pipeline call.
 
@@ -30,8 +30,11 @@ class PipelineRequest:
     `set_timesteps`.
 
     Attributes:
+        call: The running call of the pipeline, or the loop by hand around its parts.
+        pipe: The pipeline that runs; for a loop by hand, the attached one.
+        scheduler: Its scheduler.
         number: Requests of this attachment before this one.
-        frame: The running call of the pipeline; None if its parts are called by hand.
+        contexts: The branches that the pipeline names now, innermost last.
         branches: Names the branches.
         watch: Names the networks after changes inside them.
         observers: Refuses to reuse a call of which more than its answer is read.
@@ -48,8 +51,11 @@ class PipelineRequest:
         layouts: The trunk of each site.
     """
 
-    number: int
-    frame: CallFrame | None = None
+    call: CallFrame
+    pipe: Any
+    scheduler: Any
+    number: int = 0
+    contexts: list[str] = field(default_factory=list)
     branches: Branches = field(default_factory=Branches)
     watch: NetworkWatch = field(default_factory=NetworkWatch)
     observers: Observers = field(default_factory=Observers)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
 from typing import Any
 
 from torch import Tensor
@@ -11,16 +13,19 @@ from erta_framework import Engine, Interval, SessionInfo, Trace
 from erta_integrations.diffusers.network import find_channel_dim
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._capabilities import capabilities
+from erta_integrations.diffusers.pipeline._checks import refuse_second_request
 from erta_integrations.diffusers.pipeline._fingerprint import (
     describe_guidance,
     describe_network,
     describe_solver,
 )
+from erta_integrations.diffusers.pipeline._open_requests import OpenRequests
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_log import RequestLog
 from erta_integrations.diffusers.pipeline._run_length import find_run_steps, keep_steps
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
+from erta_integrations.diffusers.pipeline._usage import Usage
 
 
 class Aborted(Exception):
@@ -28,7 +33,7 @@ class Aborted(Exception):
 
 
 class RequestLife:
-    """The request that is open, and what is left of those before.
+    """The requests that are open, and what is left of those before.
 
     A request opens with `set_timesteps`, gets its session at the first network call, and closes
     after its last step. It closes early when the pipeline raises, ends or begins another one.
@@ -39,35 +44,60 @@ class RequestLife:
         log: Gets the requests that are closed.
 
     Attributes:
-        prompts: The prompts of the next request.
+        requests: The open requests.
+        usage: What was used of the pipeline, and what was not.
     """
 
     def __init__(self, engine: Engine, parts: PipelineParts, log: RequestLog) -> None:
         self.engine, self.parts, self.log = engine, parts, log
-        self.prompts: tuple[str, ...] = ()
-        self._current: PipelineRequest | None = None
+        self.requests = OpenRequests()
+        self.usage = Usage(engine, parts)
+        self._numbers = itertools.count()
+        self._own = threading.local()
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompts of the next request of this thread."""
+        return getattr(self._own, "prompts", ())
+
+    @prompts.setter
+    def prompts(self, texts: tuple[str, ...]) -> None:
+        self._own.prompts = texts
 
     @property
     def newest(self) -> Trace | None:
-        """The trace of the open request, else of the last one; None before the first."""
-        request = self._current
+        """The trace of the request that the caller is in, else of the last one that closed."""
+        request = self.requests.find_around()
         if request is not None and request.session is not None:
             return request.session.trace
         return self.log.traces[-1] if self.log.traces else None
 
     # ------------------------------------------------------------------------ opening
-    def open(self) -> None:
-        """Open a request."""
-        frame = CallFrame.find(self.parts.pipe)
-        self._current = PipelineRequest(number=self.log.closed, frame=frame)
-
-    def get_running(self) -> PipelineRequest | None:
-        """The open request, if the pipeline call that opened it is still running."""
-        request = self._current
-        if request is not None and request.frame is not None and not request.frame.is_running:
-            self.abort("the pipeline raised before the last step")
-            return None
+    def open(self, call: CallFrame, scheduler: Any) -> PipelineRequest:
+        """Open a request, once `make_room` has closed those before it on this scheduler."""
+        pipe = self.parts.pipe if call.pipe is None else call.pipe
+        request = PipelineRequest(call, pipe, scheduler)
+        self.requests.add(request)
         return request
+
+    def make_room(self, call: CallFrame, scheduler: Any) -> None:
+        """Close the request before on a scheduler, which can follow only one.
+
+        Raises:
+            ConflictError: That request still runs.
+        """
+        for request in self.requests:
+            if request.scheduler is not scheduler:
+                continue
+            if not can_follow(call, request):
+                refuse_second_request(call, request, self.parts.pipe)
+            self.fail(request, Aborted("a new request began before the last step of this one"))
+
+    def close_dead(self) -> None:
+        """Close the requests whose pipeline raised without telling anybody."""
+        for request in self.requests:
+            if request.call.pipe is not None and not request.call.is_running:
+                self.fail(request, Aborted("the pipeline raised before the last step"))
 
     def begin_step(
         self, request: PipelineRequest, name: str, latents: Tensor, timestep: Any
@@ -81,13 +111,14 @@ class RequestLife:
             timestep: Its timestep, as the pipeline passed it.
         """
         if request.session is None:
-            scheduler = self.parts.scheduler
+            scheduler = request.scheduler
             as_tensor = timestep if isinstance(timestep, Tensor) else None
             request.schedule = read_schedule(scheduler)
             request.index = find_first_index(scheduler, as_tensor, request.schedule)
             left = request.schedule.num_steps - request.index
-            run = find_run_steps(self.parts.pipe, request.announced, left)
+            run = find_run_steps(request.pipe, request.announced, left)
             request.schedule = keep_steps(request.schedule, request.index + run)
+            request.number = next(self._numbers)
             request.session = self.engine.session(self._describe(request, name, latents))
             request.session.__enter__()
         before = request.previous
@@ -112,11 +143,11 @@ class RequestLife:
         return last
 
     def _describe(self, request: PipelineRequest, called: str, latents: Tensor) -> SessionInfo:
-        parts = self.parts
+        parts, scheduler = self.parts, request.scheduler
         # a network that is not driven may be called first
         name = called if called in parts.networks else next(iter(parts.networks))
         network = parts.networks[name]
-        unit = float(getattr(parts.scheduler.config, "num_train_timesteps", math.nan))
+        unit = float(getattr(scheduler.config, "num_train_timesteps", math.nan))
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -127,9 +158,9 @@ class RequestLife:
             channel_dim=find_channel_dim(network, tuple(latents.shape)),
             model=describe_network(name, network),
             seam=parts.seam,
-            solver=describe_solver(parts.scheduler),
-            guidance=describe_guidance(parts.pipe),
-            capabilities=capabilities(parts.scheduler) | parts.offered,
+            solver=describe_solver(scheduler),
+            guidance=describe_guidance(request.pipe),
+            capabilities=capabilities(scheduler) | parts.offered,
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * unit,
@@ -137,14 +168,15 @@ class RequestLife:
         )
 
     # ------------------------------------------------------------------------ closing
-    def end_pipeline(self) -> None:
-        """Close a request that is still open at the pipeline's end: it was interrupted.
+    def end_own(self) -> None:
+        """Close the caller's request if it is still open at the pipeline's end: it was interrupted.
 
         Raises:
             NonFiniteError: A reused output of it was NaN or infinite.
         """
-        if self._current is not None:
-            self._finish(self._current, Aborted("the pipeline ended before the last step"))
+        request = self.requests.find()
+        if request is not None:
+            self._finish(request, Aborted("the pipeline ended before the last step"))
 
     def _finish(self, request: PipelineRequest, error: Aborted | None) -> None:
         """Close a request whose samples will be returned: they must be finite."""
@@ -152,23 +184,30 @@ class RequestLife:
         if request.session is not None:
             request.session.trace.raise_if_nonfinite()
 
-    def abort(self, why: str) -> None:
-        """Close a request that did not reach its last step."""
-        self.fail_current(Aborted(why))
+    def abort_all(self, why: str) -> None:
+        """Close every open request, before its last step."""
+        for request in self.requests:
+            self.fail(request, Aborted(why))
 
-    def fail_current(self, error: BaseException) -> None:
-        """Close the open request, if there is one, because of this error."""
-        if self._current is not None:
-            self._close(self._current, error)
+    def abort_own(self, why: str) -> None:
+        """Close the request that the caller's call belongs to, before its last step."""
+        self.fail_own(Aborted(why))
 
-    def fail(self, request: PipelineRequest, error: BaseException) -> None:
-        """Close a request that raised, unless another one has begun since."""
-        if self._current is request:
+    def fail_own(self, error: BaseException) -> None:
+        """Close the request that the caller's call belongs to, because of this error."""
+        request = self.requests.find()
+        if request is not None:
             self._close(request, error)
 
+    def fail(self, request: PipelineRequest, error: BaseException) -> None:
+        """Close a request that raised, unless it is closed already."""
+        self._close(request, error)
+
     def _close(self, request: PipelineRequest, error: BaseException | None) -> None:
-        self._current = None
+        if not self.requests.remove(request):
+            return
         request.clear()
+        self.parts.forget_copies(request.call)
         session = request.session
         if session is None:
             return
@@ -176,3 +215,15 @@ class RequestLife:
             session.__exit__(type(error) if error else None, error, None)
         finally:
             self.log.add(session)
+            self.usage.note_request(session.trace)
+
+
+def can_follow(call: CallFrame, request: PipelineRequest) -> bool:
+    """Whether a call may set the timesteps of the scheduler of an open request, and so end it."""
+    before = request.call
+    if not before.is_running or (call.frame is before.frame and call.frame is not None):
+        return True
+    if before.pipe is None:  # a loop by hand, which ends without notice
+        return request.session is None or (before.thread == call.thread and not before.is_suspended)
+    # a `__call__` that calls that of its base class
+    return request.session is None and before.pipe is call.pipe and before.thread == call.thread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,14 @@ OFFSET = "ofs_embedding"
 """The embedding of CogVideoX1.5's offset, which is added to that of the timestep."""
 
 
+class Recorded(threading.local):
+    """What was recorded in this thread."""
+
+    def __init__(self) -> None:
+        self.arguments: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
+        self.returned: dict[str, Tensor] = {}
+
+
 class EmbeddedTimes:
     """Records what the modules that embed the timestep take and return, while a network runs.
 
@@ -45,8 +54,17 @@ class EmbeddedTimes:
         self.sinusoids = find_sinusoids(network)
         self.offset = getattr(network, OFFSET, None)
         self.activation = find_activation(network, projection)
-        self.arguments: dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]] = {}
-        self.returned: dict[str, Tensor] = {}
+        self._recorded = Recorded()
+
+    @property
+    def arguments(self) -> dict[str, tuple[tuple[Any, ...], Mapping[str, Any]]]:
+        """What the modules were given in the network call of this thread."""
+        return self._recorded.arguments
+
+    @property
+    def returned(self) -> dict[str, Tensor]:
+        """What they returned."""
+        return self._recorded.returned
 
     def install(self, patches: PatchSet, is_running: Callable[[], bool]) -> None:
         """Record the modules' calls whenever `is_running()` says that the network runs."""

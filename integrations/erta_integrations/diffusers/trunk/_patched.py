@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +27,12 @@ AnswerBlock = Callable[[Block, Callable[..., Any], Any, Mapping[str, Any]], Any]
 """Answers a call of a block, from its original `forward`, `args` and `kwargs`."""
 
 
+class RunningCall(threading.local):
+    """What answers the blocks in this thread, while a network call runs."""
+
+    answer: AnswerBlock | None = None
+
+
 class PatchedTrunk:
     """The blocks of one network, each with a patch.
 
@@ -46,7 +53,7 @@ class PatchedTrunk:
         self.wanted = wanted
         self.depths = parse_depths(wanted)
         self.times = EmbeddedTimes(network, wanted)
-        self._answer_block: AnswerBlock | None = None
+        self._running = RunningCall()
 
     @property
     def offered(self) -> frozenset[str]:
@@ -59,7 +66,7 @@ class PatchedTrunk:
             for block in blocks:
                 place = "_compiled_call_impl" if is_compiled_in_place(block.module) else "forward"
                 patches.apply(block.module, place, partial(self._block_call, block))
-        self.times.install(patches, lambda: self._answer_block is not None)
+        self.times.install(patches, lambda: self._running.answer is not None)
 
     def refuse_compiled(self) -> None:
         """Refuse blocks that were compiled after `install`: the graph would contain our patches.
@@ -82,18 +89,19 @@ class PatchedTrunk:
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Any:
-        if self._answer_block is None:
+        answer = self._running.answer
+        if answer is None:
             return original(*args, **kwargs)
-        return self._answer_block(block, original, args, kwargs)
+        return answer(block, original, args, kwargs)
 
     @contextmanager
     def route_blocks(self, answer_block: AnswerBlock) -> Generator[None, None, None]:
-        """Within the `with` block, `answer_block` answers every call of a block."""
-        self._answer_block = answer_block
+        """Within the `with` block, `answer_block` answers every call of a block in this thread."""
+        self._running.answer = answer_block
         try:
             yield
         finally:
-            self._answer_block = None
+            self._running.answer = None
             self.times.clear()
 
     def make_features(
