@@ -13,6 +13,7 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.pipeline._branches import Branches
@@ -257,8 +258,29 @@ def name_steps(prompts: list[Tensor]) -> list[str]:
 
 def test_prompts_made_anew_for_every_call_are_one_branch() -> None:
     prompt = drawn(1, 4, 8)
-    found = name_steps([prompt.clone() for _ in range(5)])
-    assert found == ["cond"] + 4 * ["cond~2"]  # the second cannot be told from another prompt
+    assert name_steps([prompt.clone() for _ in range(5)]) == 5 * ["cond"]
+
+
+def test_prompts_made_anew_are_compared_once() -> None:
+    branches, prompt = Branches(), drawn(1, 4, 8)
+    compared: list[str] = []
+
+    class Counts(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, *rest: Any, **kwargs: Any) -> Any:
+            if func is torch.ops.aten.equal.default:
+                compared.append(str(func))
+            return func(*rest[1], **(rest[2] if len(rest) > 2 else {}))
+
+    with Counts():
+        for _ in range(5):
+            branches.begin_step()
+            branches.name("cond", {"encoder_hidden_states": prompt.clone()})
+    assert len(compared) == 1
+
+
+def test_a_prompt_that_is_replaced_at_every_step_never_lends_its_history() -> None:
+    found = name_steps([drawn(1, 4, 8, seed=seed) for seed in range(4)])
+    assert found == ["cond", "cond~2", "cond~3", "cond~4"]
 
 
 def test_a_prompt_may_change_twice() -> None:

@@ -117,26 +117,26 @@ class Branches:
 class Prompt:
     """The conditioning of one branch, and how often it was exchanged for another.
 
-    Values are never read. A pipeline that makes new tensors for every call exchanges nothing: it
-    is known by two different ones in a row, of which the first has cost a computed step.
+    Values are compared only where other tensors are given. Equal ones show a pipeline that makes
+    them anew for every call; its values are not read again, because that waits for the device.
     """
 
-    __slots__ = ("changes", "given", "made_anew", "replaced", "versions")
+    __slots__ = ("changes", "given", "made_anew", "versions")
 
     def __init__(self, given: Mapping[str, Any]) -> None:
-        self.changes, self.replaced, self.made_anew = 1, False, False
+        self.changes, self.made_anew = 1, False
         self._keep(given)
 
     def update(self, given: Mapping[str, Any]) -> None:
         """Take what the branch is given now, and count it if it is another."""
         if self.made_anew:
             return
-        replaced = not has_same_storage(self.given, given)
-        if replaced and self.replaced:
+        if has_same_storage(self.given, given):
+            self.changes += self.was_written(given)
+        elif has_same_conditioning(find_tensors(self.given), find_tensors(given)):
             self.made_anew = True
-        elif replaced or self.was_written(given):
+        else:
             self.changes += 1
-        self.replaced = replaced
         self._keep(given)
 
     def was_written(self, given: Mapping[str, Any]) -> bool:
@@ -157,19 +157,17 @@ class Prompt:
 
 def read_versions(conditioning: Mapping[str, Any]) -> dict[str, int]:
     """How often each tensor of a conditioning was written in place."""
-    return {
-        name: get_version(value)
-        for name, value in conditioning.items()
-        if isinstance(value, Tensor)
-    }
+    return {name: get_version(value) for name, value in find_tensors(conditioning).items()}
+
+
+def find_tensors(conditioning: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a conditioning, without its modes."""
+    return {name: value for name, value in conditioning.items() if isinstance(value, Tensor)}
 
 
 def has_same_storage(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
     """Whether two calls were given the same tensors."""
-    before, now = (
-        {name: value for name, value in given.items() if isinstance(value, Tensor)}
-        for given in (a, b)
-    )
+    before, now = find_tensors(a), find_tensors(b)
     return before.keys() == now.keys() and all(
         is_same_storage(before[name], value) for name, value in now.items()
     )
