@@ -46,6 +46,7 @@ class Attachment:
         self._entered = True  # until it is complete, an error speaks for itself
         others = find_undriven_networks(pipe, networks)
         self._driver = Driver(engine, pipe, networks, seam, others, keep_traces)
+        self._usage = self._driver.life.usage
         parts = self._driver.parts
         check_signals(engine.policies, networks, parts.signals)
         if seam is Seam.LATENT:
@@ -54,7 +55,6 @@ class Attachment:
         offered = capabilities(scheduler) | parts.offered
         engine.check(offered, type(scheduler).__name__, seam)
         self._entered = False
-        self._timesteps = getattr(scheduler, "timesteps", None)
 
     def __enter__(self) -> Self:
         driver, parts = self._driver, self._driver.parts
@@ -86,24 +86,13 @@ class Attachment:
     ) -> None:
         self.detach()
         if error is None:
-            for fault in self._driver.life.usage.find_faults():
+            for fault in self._usage.find_faults():
                 warnings.warn(fault, UnusedWarning, stacklevel=2)
 
     def __del__(self) -> None:
         # also after an error in `__init__`; who only asks whether it can be attached is not warned
-        if not getattr(self, "_entered", True) and self._has_run_since():
-            warnings.warn(self._explain_unentered(), UnusedWarning, stacklevel=2)
-
-    def _has_run_since(self) -> bool:
-        """Whether somebody has set the scheduler's timesteps since this was made."""
-        now = getattr(self._driver.parts.scheduler, "timesteps", None)
-        return now is not self._timesteps
-
-    def _explain_unentered(self) -> str:
-        return (
-            f"the attachment to {type(self._driver.parts.pipe).__name__} was never entered, so "
-            "nothing was reused; write `with attach(...) as run:` around the calls of the pipeline"
-        )
+        if not getattr(self, "_entered", True) and self._usage.has_run_unseen:
+            warnings.warn(self._usage.explain_unentered(), UnusedWarning, stacklevel=2)
 
     def detach(self) -> None:
         """Restore the same attribute objects and drop all state; safe to call twice."""
@@ -160,9 +149,8 @@ class Attachment:
         was never used.
         """
         if not self._entered:
-            return self._explain_unentered()
-        life = self._driver.life
-        usage, lines = life.usage, [life.log.summary()]
+            return self._usage.explain_unentered()
+        usage, lines = self._usage, [self._driver.life.log.summary()]
         if not self.traces:
             lines = ["; ".join(filter(None, ("no request yet", promise(self.engine.policies))))]
         if usage.outside:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Engine, FlowEuler, NoGuidance, Request, SamplingLoop
-from erta_framework.errors import ConflictError, ProfileMismatchError, ProtocolError
+from erta_framework.errors import ConflictError, ProfileMismatchError, ProtocolError, UnusedWarning
 from erta_integrations.diffusers import attach
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 from tiny_pipelines import FAMILIES, drawn, flow
@@ -385,6 +385,28 @@ def test_a_stream_that_nobody_attached_is_untouched() -> None:
     assert len(run.traces) == 2
 
 
+def in_new_threads(stream: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same stream, every step in a thread of its own, as web servers do."""
+    while (found := Worker(lambda: next(stream, None)).result) is not None:
+        yield found
+
+
+def test_a_stream_goes_on_in_other_threads() -> None:
+    """Each of both is looked for while the other one is at work or waits."""
+    pipe = Streaming(Net())
+    free = other(pipe)
+    with attach(pipe, [SKIP]) as run:
+        expected = [last(pipe(seed)) for seed in (0, 1)]
+        plain = last(free(2))
+        streams = [pipe(0), copied(pipe)(1), free(2)]
+        found = interleave(*map(in_new_threads, streams))
+        by_hand = last(in_new_threads(loop_by_hand(pipe.transformer, pipe.scheduler, 0)))
+    for sample, wanted in zip(found, [*expected, plain], strict=True):
+        assert torch.equal(sample, wanted)
+    assert torch.equal(by_hand, expected[0])
+    assert [trace.network_calls for trace in run.traces] == [3] * 5
+
+
 def test_two_streams_on_one_scheduler_are_refused_until_the_first_has_ended() -> None:
     pipe = Streaming(Net())
     with attach(pipe, [SKIP]) as run:
@@ -541,6 +563,8 @@ def test_a_combined_pipeline_runs_the_attached_scheduler_in_its_part() -> None:
     with attach(pipe, [SKIP], networks=["transformer"]) as run:
         assert torch.equal(pipe(0), expected)
     assert [trace.network_calls for trace in run.traces] == [3]
+    with pytest.warns(UnusedWarning, match=r"prior_prior \(Net\) of Combined was called 6 times"):
+        assert torch.equal(alone(pipe), expected)
     with attach(prior, [SKIP]) as one, attach(decoder, [SKIP]) as two:
         pipe(0)
     assert [len(one.traces), len(two.traces)] == [1, 1]

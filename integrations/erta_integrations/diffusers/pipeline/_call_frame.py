@@ -58,14 +58,16 @@ class CallFrame:
 
     @property
     def is_running(self) -> bool:
-        """Whether this call has not ended: it is on the stack of its thread, or suspended.
+        """Whether this call has not ended: it is on the stack of a thread, or suspended.
 
-        A loop by hand in no generator has no frame; it may go on as long as its thread lives.
+        A loop by hand in no generator has no frame; it may go on as long as its thread lives. A
+        generator may go on in another thread than the one in which it began.
         """
-        top = sys._current_frames().get(self.thread)
+        tops = sys._current_frames()
         if self.frame is None:
-            return top is not None
-        return any(frame is self.frame for frame in iter_callers(top)) or self.is_suspended
+            return self.thread in tops
+        stacks = map(iter_callers, tops.values())
+        return any(self.frame in stack for stack in stacks) or self.is_suspended
 
     @property
     def is_suspended(self) -> bool:

@@ -14,6 +14,7 @@ from erta_integrations.diffusers.network import Patch, PatchSet
 from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame, WatchedBar, iter_loops
 from erta_integrations.diffusers.pipeline._checks import check_clock, refuse_unknown_thread
+from erta_integrations.diffusers.pipeline._named_context import NamedContext
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_life import Aborted, RequestLife
@@ -26,27 +27,6 @@ from erta_integrations.diffusers.pipeline._schedulers import (
 )
 
 NO_OTHERS: Mapping[str, nn.Module] = {}
-
-
-class NamedContext:
-    """diffusers' own `cache_context`, which also notes the branch that it names.
-
-    A class, because a generator is slower, and this is entered at every network call.
-    """
-
-    __slots__ = ("contexts", "inner", "name")
-
-    def __init__(self, contexts: list[str], name: str, inner: Any) -> None:
-        self.contexts, self.name, self.inner = contexts, name, inner
-
-    def __enter__(self) -> Any:
-        entered = self.inner.__enter__()
-        self.contexts.append(self.name)
-        return entered
-
-    def __exit__(self, *raised: Any) -> Any:
-        self.contexts.pop()
-        return self.inner.__exit__(*raised)
 
 
 class Driver:

@@ -133,10 +133,11 @@ class OpenRequests:
     def _trace_by_hand(self) -> Origin:
         """No pipeline is around the call: a loop by hand, or a thread that a pipeline waits for."""
         request = self._by_hand
-        if request is not None and request.call.thread == threading.get_ident():
+        if request is not None:
             call = request.call
-            on_stack = any(frame is call.frame for frame in iter_callers(sys._getframe(1)))
-            if on_stack or not call.is_suspended:
+            # a generator may go on in another thread than the one in which it began
+            inside = call.frame is not None and call.frame in iter_callers(sys._getframe(1))
+            if inside or (call.thread == threading.get_ident() and not call.is_suspended):
                 return Origin(request, is_by_hand=True)
         for waiting in find_waiting_frames():
             found = self._trace_waiting(waiting)
@@ -153,7 +154,7 @@ class OpenRequests:
         if by_hand is None:
             return None
         top = sys._current_frames().get(by_hand.call.thread)
-        return by_hand if any(frame is waiting for frame in iter_callers(top)) else None
+        return by_hand if waiting in iter_callers(top) else None
 
     def await_origin(self) -> PipelineRequest | None:
         """The request of a pipeline that waits for this thread; None if none does so in time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -56,6 +57,7 @@ class PipelineParts:
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.copies: list[SchedulerCopy] = []
+        self._copying = threading.Lock()
         self.networks = networks
         self.all_networks = {**networks, **others}
         self.seam = seam
@@ -82,9 +84,10 @@ class PipelineParts:
     # ------------------------------------------------------------------------ copies
     def note_copy(self, twin: object) -> None:
         """A deep copy of the scheduler is made, within a call of a pipeline or outside."""
-        known = [copy for copy in self.copies if copy.scheduler() not in (None, twin)]
-        self.copies = known
-        self.copies.append(SchedulerCopy(weakref.ref(twin), id(CallFrame.find().frame)))
+        made = SchedulerCopy(weakref.ref(twin), id(CallFrame.find().frame))
+        with self._copying:
+            known = [copy for copy in self.copies if copy.scheduler() not in (None, twin)]
+            self.copies = [*known, made]
 
     def forget_copies(self, call: CallFrame) -> None:
         """The copies that a pipeline call made are no longer beside its scheduler."""
@@ -108,9 +111,10 @@ class PipelineParts:
 
     # ------------------------------------------------------------------------ checks
     def shares_network(self, pipe: Any) -> bool:
-        """Whether a pipeline has one of the networks."""
+        """Whether a pipeline has one of the networks, perhaps by another name."""
+        held = {id(part) for part in getattr(pipe, "__dict__", {}).values()}
         networks = self.all_networks.items()
-        return any(getattr(pipe, name, None) is network for name, network in networks)
+        return any(getattr(pipe, n, None) is net or id(net) in held for n, net in networks)
 
     def refuse_changes(self, pipe: Any, scheduler: Any) -> None:
         """Refuse a pipeline whose parts were replaced or compiled since it was attached.

@@ -31,6 +31,7 @@ class Usage:
         self._called: set[str] = set()  # networks, within requests
         self._reasons: set[str] = set()  # in requests of several steps
         self._requests = 0
+        self._timesteps = getattr(parts.scheduler, "timesteps", None)
 
     def note_outside(self, name: str, who: str) -> None:
         """A network was called outside any request."""
@@ -43,6 +44,18 @@ class Usage:
         if len(trace.steps) > 2:
             self._requests += 1
             self._reasons.update(call.reason for call in calls)
+
+    @property
+    def has_run_unseen(self) -> bool:
+        """Whether somebody has set the timesteps of a scheduler that is not driven yet."""
+        return getattr(self.parts.scheduler, "timesteps", None) is not self._timesteps
+
+    def explain_unentered(self) -> str:
+        """What to do about an attachment that was never entered."""
+        return (
+            f"the attachment to {type(self.parts.pipe).__name__} was never entered, so nothing "
+            "was reused; write `with attach(...) as run:` around the calls of the pipeline"
+        )
 
     def describe_outside(self) -> str:
         """The calls outside any request, in words; empty if there are none."""
