@@ -8,6 +8,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from erta_framework.text import escape_line
+
 
 class ErtaError(Exception):
     """Base of every error that erta_framework raises on purpose."""
@@ -63,4 +65,4 @@ def suggest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
-    return "known: " + (", ".join(names) if names else "none")
+    return "known: " + (", ".join(map(escape_line, names)) if names else "none")

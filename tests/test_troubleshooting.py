@@ -10,6 +10,7 @@ import ast
 import copy
 import gc
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -45,7 +46,8 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.budgets import MeasuredFront
-from erta_framework.config import build_policies
+from erta_framework.config import build_policies, build_run, load_config
+from erta_framework.environment import list_accelerators
 from erta_framework.errors import ErtaError, UnusedWarning
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
@@ -766,7 +768,61 @@ def _() -> None:
         pipe()
 
 
+# ---------------------------------------------------------------------------- configurations
+@says("{place} is {value}; the most is {bound}")
+def _() -> None:
+    build_run({"steps": 10**9})
+
+
+@says("{place} is {value}; write a finite number")
+def _() -> None:
+    load_config(None, ["solver.flow_euler.shift=.nan"])
+
+
+@says("{file} has more than {number} keys and values with its aliases written out")
+def _() -> None:
+    aliases = [f"&k{i} [{', '.join([f'*k{i - 1}'] * 9)}]" for i in range(1, 9)]
+    load_config(None, [f"prompts=[&k0 [x, x], {', '.join(aliases)}]"])
+
+
+@says("{file} has lists and mappings more than {number} levels deep")
+def _() -> None:
+    load_config(None, ["prompts=" + "[" * 99])
+
+
+@says("cannot read the configuration: {place} is {value}, which reads the environment variable")
+def _() -> None:
+    load_config(None, ["output=${oc.env:HOME}"])
+
+
+@says("cannot read the configuration: {place} is {value}, which names a resolver")
+def _() -> None:
+    load_config(None, ["output=${oc.create:x}"], allow_env=True)
+
+
+@says("fabric.accelerator is {name}, which this machine does not have")
+def _() -> None:
+    absent = next(name for name in ("mps", "cuda") if name not in list_accelerators())
+    load_config(None, [f"fabric.accelerator={absent}"])
+
+
 # --------------------------------------------------------------------- policies and profiles
+@says("{name} of {distribution} {version} ({place}) failed to import")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        info = Path(folder, "erta_sick-1.0.dist-info")
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: erta-sick\nVersion: 1.0\n")
+        points = "[erta_framework.policies]\nsick = erta_sick_module:Sick\n"
+        (info / "entry_points.txt").write_text(points)
+        Path(folder, "erta_sick_module.py").write_text("raise SystemExit(1)\n")
+        sys.path.insert(0, folder)
+        try:
+            build_policies(["sick"])
+        finally:
+            sys.path.remove(folder)
+
+
 @says("no installed distribution provides {name} in {group}")
 def _() -> None:
     build_policies(["eazycache"])

@@ -24,8 +24,8 @@ def render_scale(record: Record) -> str:
     traffic = [
         [
             row["name"],
-            f"{row['collectives_per_step']:g}",
-            f"{row['bytes_per_step']:g}",
+            f"{row['collectives_per_step']:.3g}",
+            f"{row['bytes_per_step']:.3g}",
             str(row["collectives_at_the_start"]),
         ]
         for row in sent

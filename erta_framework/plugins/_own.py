@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import Distribution, EntryPoint, PackagePath, distributions
+from importlib.metadata import Distribution, EntryPoint, PackagePath, distributions, entry_points
 from pathlib import Path
 
 from erta_framework.text import show_error
@@ -48,18 +48,43 @@ def list_offers(group: str) -> Iterator[Offer]:
     """
     core = find_core()
     if core is not None and (points := select_points(core, group)):
-        yield Offer(core.name, core.version, True, points)
-    named: set[str] = set()
-    for found in distributions():
-        points = select_points(found, group)
-        if not points:
-            continue
-        name, version = found.name or "unknown distribution", found.version or "?"
-        if normalize_name(name) in named:
-            continue
-        named.add(normalize_name(name))
+        yield make_offer(core, True, points)
+    for found, points in list_points(group):
         if not owns_running_code(found):  # that one is above
-            yield Offer(name, version, is_from_checkout(found, core), points)
+            yield make_offer(found, is_from_checkout(found, core), points)
+
+
+def make_offer(found: Distribution, own: bool, points: tuple[EntryPoint, ...]) -> Offer:
+    """What a distribution offers, with its name and version."""
+    name, version = read_header(found, "Name"), read_header(found, "Version")
+    return Offer(name or "unknown distribution", version or "?", own, points)
+
+
+def read_header(found: Distribution, key: str) -> str:
+    """One line of a distribution's metadata; parsing all of it takes most of the time of a list."""
+    text = found.read_text("METADATA") or found.read_text("PKG-INFO") or ""
+    line = re.search(rf"^{key}:(.*)$", text.partition("\n\n")[0], re.MULTILINE)
+    return line[1].strip() if line else ""
+
+
+def list_points(group: str) -> Iterator[tuple[Distribution, tuple[EntryPoint, ...]]]:
+    """The entry points of a group by distribution, one distribution of each name."""
+    try:
+        points = list(entry_points(group=group))
+    except Exception:  # one file that cannot be read fails for all
+        seen: set[str] = set()
+        for found in distributions():
+            name = normalize_name(read_header(found, "Name"))
+            if name not in seen and (held := select_points(found, group)):
+                yield found, held
+            seen.add(name)
+        return
+    by_owner: dict[int, list[EntryPoint]] = {}
+    for point in points:
+        by_owner.setdefault(id(point.dist), []).append(point)
+    for held_by in by_owner.values():
+        if held_by[0].dist is not None:
+            yield held_by[0].dist, tuple(held_by)
 
 
 def select_points(found: Distribution, group: str) -> tuple[EntryPoint, ...]:
@@ -67,7 +92,8 @@ def select_points(found: Distribution, group: str) -> tuple[EntryPoint, ...]:
     try:
         return tuple(point for point in found.entry_points if point.group == group)
     except Exception as error:  # whatever a file of somebody else may hold
-        log.warning("the entry points of %s cannot be read: %s", found.name, show_error(error))
+        name = read_header(found, "Name")
+        log.warning("the entry points of %s cannot be read: %s", name, show_error(error))
         return ()
 
 
@@ -78,7 +104,7 @@ def find_core() -> Distribution | None:
 
 def owns_running_code(found: Distribution) -> bool:
     """Whether a distribution called `erta-framework` installed the package that is running."""
-    if normalize_name(found.name or "") != CORE:
+    if normalize_name(read_header(found, "Name")) != CORE:
         return False
     inside = f"{HOME.name}/__init__.py"
     files = list_files(found)

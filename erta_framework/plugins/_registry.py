@@ -14,7 +14,7 @@ from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins._interrupts import is_from_keyboard
 from erta_framework.plugins._own import CORE, HOME, list_offers, normalize_name
 from erta_framework.plugins._policy import Policy
-from erta_framework.text import show_error, show_value
+from erta_framework.text import escape_line, show_error, show_value
 
 log = logging.getLogger(__name__)
 LIMIT_VARIABLE = "ERTA_PLUGINS"
@@ -49,7 +49,12 @@ class Entry:
     own: bool = False
 
     def __str__(self) -> str:
-        return f"{self.name!r} of {self.distribution} {self.version} ({self.point.value})"
+        return f"{show_value(self.name)} of {self.origin}"
+
+    @property
+    def origin(self) -> str:
+        """Distribution, version and place of the code, for messages."""
+        return escape_line(f"{self.distribution} {self.version} ({self.point.value})")
 
 
 class Catalogue:
@@ -126,10 +131,10 @@ class Catalogue:
                 f"{self.group}{self.limit}; " + suggest(name, self.names())
             )
         if len(matches) > 1:
-            owners = ", ".join(f"{m.distribution} {m.version} ({m.point.value})" for m in matches)
+            owners = ", ".join(match.origin for match in matches)
             raise RegistryError(
-                f"{name!r} in {self.group} is provided by several distributions: {owners}; "
-                f"uninstall one, or allow only one through {LIMIT_VARIABLE}"
+                f"{show_value(name)} in {self.group} is provided by several distributions: "
+                f"{owners}; uninstall one, or allow only one through {LIMIT_VARIABLE}"
             )
         return self._import(matches[0])
 
