@@ -768,6 +768,53 @@ def _() -> None:
     toy_budget(replace(profile, statistics=kept), budget={"calls": 4}, cost="forecast")
 
 
+def saved(profile: Profile, change: Callable[[bytes], bytes] = bytes) -> None:
+    """Saved, changed and read by a policy."""
+    with TemporaryDirectory() as folder:
+        path = profile.save(Path(folder, "p.safetensors"))
+        path.write_bytes(change(path.read_bytes()))
+        Engine([SkipPolicy(profile=path, calls=3)])
+
+
+@says("{path} is not a readable safetensors file")
+def _() -> None:
+    saved(toy_profile(ResidualProfiler()), lambda data: data[:-1])
+
+
+def with_ratio(change: Callable[[Tensor], Tensor]) -> Profile:
+    profile = toy_profile(ResidualProfiler())
+    ratio = change(profile.statistics["ratio"].clone())
+    return replace(profile, statistics={**profile.statistics, "ratio": ratio})
+
+
+@says("{entry} of this {kind} profile is {value} at {place}, it must be")
+def _() -> None:
+    saved(with_ratio(lambda ratio: ratio.log()))
+
+
+@says(
+    "{entry} of this {kind} profile recurs every {number} steps: another cache skipped the steps "
+    "between"
+)
+def _() -> None:
+    changes = torch.tensor([12.0, 1.0, 1.0] * 10)
+    ratio, facts = torch.ones(1, 30, 30).double(), {"num_steps": "30", "branches": "cond"}
+    ratio[0].diagonal(1)[:] = changes[1:]
+    one = torch.ones(1, 30).double()
+    held = {"samples": one, "elements": one, "ratio": ratio}
+    held |= dict.fromkeys(("phi_velocity", "phi_difference"), torch.ones(1, 30, 30).double())
+    held |= dict.fromkeys(("v", "vv", "e", "ee", "ve"), torch.ones(1, 30, 30, 2).double())
+    saved(Profile("residual_profiler", facts, held, samples=1))
+
+
+@says("{policy} got NaN or infinity from the network for sample {numbers} of {number}")
+def _() -> None:
+    network = GaussianMixtureFlow((3, 2, 4, 4))
+    x = torch.full((1, 3, 2, 4, 4), torch.nan)
+    request = Request(latents=x, cond=network.encode([""]), schedule=FlowEuler().schedule(5))
+    SamplingLoop(Engine([ResidualProfiler()]), FlowEuler(), NoGuidance()).run(network, request)
+
+
 # ---------------------------------------------------------------------------------- tests
 def template(node: ast.expr, functions: dict[str, ast.expr]) -> str:
     """The message of a `raise`, with a NUL for whatever is filled in."""

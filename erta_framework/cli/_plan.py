@@ -181,7 +181,7 @@ class FromProfile:
             file,
             options.policy or find_default_policy(),
             options_from("--option", options.option or ()),
-            steps=int(Profile.load(file).fingerprint["num_steps"]),
+            steps=Profile.load(file).num_steps,
             bundled=None if file == options.profile else str(options.profile),
         )
 

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from erta_framework import Profile
+from erta_framework.calibration import Entry, ProfileKind
 from erta_framework.errors import ProfileError
 from erta_policies.fitted import _features as features
 from erta_policies.fitted._cached_run import RUNS
-from erta_policies.fitted._normal_equations import FitSettings, StepChoice, choose_weights
+from erta_policies.fitted._normal_equations import (
+    FOLDS,
+    TOWARD,
+    FitSettings,
+    StepChoice,
+    choose_weights,
+)
 
-KIND = "fitted_profiler"
+KIND = ProfileKind(
+    "fitted_profiler",
+    {
+        "moments": Entry(shape=f"{FOLDS} T C Q Q", least=None),
+        "computed": Entry(shape="T"),
+        "depths": Entry(shape="T"),
+        "errors": Entry(shape=f"{len(RUNS) - 1}", least=None, finite=False),  # a rule may diverge
+        "settings": Entry(shape=f"2 {len(fields(FitSettings))}", least=None),
+        "sigmas": Entry(shape="T+1", least=None, monotone=True),
+        "elements": Entry(shape="", least=1.0, counts=True),
+        "batches": Entry(shape="", least=1.0, counts=True),
+        "judged": Entry(shape="3", least=None),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -146,12 +166,19 @@ def read_settings(profile: Profile) -> FitSettings:
     """The settings of all fits that were merged into a profile.
 
     Raises:
-        ProfileError: They differ.
+        ProfileError: They differ, or are not those of the sums beside them.
     """
     mean, square = profile.statistics["settings"] / profile.samples
     if not torch.allclose(mean * mean, square, rtol=1e-9, atol=0.0):
         raise ProfileError(
             f"{profile!r} was merged from fits with different settings; calibrate with the same"
         )
-    digits = [float(f"{value:.12g}") for value in mean.tolist()]
-    return FitSettings.of(digits)
+    settings = FitSettings.of([float(f"{value:.12g}") for value in mean.tolist()])
+    quantities = settings.velocities + features.EXTRA + features.TARGETS
+    held = profile.statistics["moments"].shape[-1]
+    if settings.velocities < 1 or held != quantities or not 0 <= settings.toward < len(TOWARD):
+        raise ProfileError(
+            f"{profile!r} holds products of {held} quantities, its settings say {settings}; "
+            "calibrate again"
+        )
+    return settings

@@ -13,9 +13,9 @@ from torch import Tensor
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.constants import read_published
-from erta_policies.shared import DEGREE, Signal, read_calibrated_range
+from erta_policies.shared import DEGREE, Signal, make_change_kind, read_calibrated_range
 
-KIND = "regression_profiler"
+KIND = make_change_kind("regression_profiler", by_step=True)
 EXPONENTS = (
     (0, 0),
     (1, 0),

@@ -9,7 +9,12 @@ from erta_policies.shared._budgets import (
     list_thresholds,
     solve_setting,
 )
-from erta_policies.shared._change_profiler import DEGREE, ChangeProfiler, read_calibrated_range
+from erta_policies.shared._change_profiler import (
+    DEGREE,
+    ChangeProfiler,
+    make_change_kind,
+    read_calibrated_range,
+)
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
@@ -60,6 +65,7 @@ __all__ = [
     "grid_dims",
     "list_thresholds",
     "load_profile",
+    "make_change_kind",
     "mean_magnitude",
     "order_branches",
     "probe_capability",

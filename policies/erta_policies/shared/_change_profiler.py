@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
+from erta_framework.calibration import Entry, ProfileKind, StepSeries
 from erta_framework.metrics import relative_l1
 from erta_framework.plugins import choose_unit
 from erta_policies.shared._profiles import RunProfiler, order_branches, require_computed
@@ -21,6 +22,20 @@ DEGREE = 4
 """Largest power of the signal's change that a fit may have."""
 BINS, LOWEST, HIGHEST = 160, 1e-6, 1e2
 """Differences are counted in bins of equal ratio, so that their range merges like a sum."""
+
+
+def make_change_kind(name: str, by_step: bool) -> ProfileKind:
+    """The profiles of a `ChangeProfiler`, whose sums may be kept for each step apart."""
+    each = "b T" if by_step else "b"
+    entries = {
+        "samples": Entry(shape="b T", counts=True),
+        "distance": Entry(shape="b T"),
+        "powers": Entry(shape=f"{each} {2 * DEGREE + 1}"),
+        "products": Entry(shape=f"{each} {DEGREE + 1}"),
+        "squares": Entry(shape=each),
+        "bins": Entry(shape=f"b {BINS}", counts=True),
+    }
+    return ProfileKind(name, entries, StepSeries("distance", "samples"), ("branches", "signal"))
 
 
 def count_bins(differences: Tensor) -> Tensor:

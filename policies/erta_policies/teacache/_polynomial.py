@@ -9,9 +9,9 @@ import torch
 
 from erta_framework import Profile
 from erta_framework.errors import ProfileError
-from erta_policies.shared import DEGREE
+from erta_policies.shared import DEGREE, make_change_kind
 
-KIND = "tea_cache_profiler"
+KIND = make_change_kind("tea_cache_profiler", by_step=False)
 
 
 def evaluate_polynomial(coefficients: Sequence[float], difference: float) -> float:
