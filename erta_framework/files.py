@@ -169,8 +169,6 @@ def require_writable(path: Path, what: str = "output") -> None:
     try:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
-        if len(os.fsencode(path.name)) > LONGEST_NAME:
-            raise OSError(errno.ENAMETOOLONG, f"its name is longer than {LONGEST_NAME} bytes")
         probe_folder(path.parent)
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, "no permission to write it")

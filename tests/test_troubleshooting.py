@@ -42,6 +42,7 @@ from erta_framework import (
 from erta_framework.budgets import MeasuredFront
 from erta_framework.config import build_policies
 from erta_framework.errors import ErtaError
+from erta_framework.files import require_writable
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
@@ -51,6 +52,7 @@ from erta_integrations.diffusers.trunk._discovery import Block
 from erta_integrations.diffusers.trunk._layout import BlockIO, BlockOutput
 from erta_integrations.diffusers.trunk._layout_tracer import LayoutTracer
 from erta_integrations.diffusers.trunk._signals import compute_modulated_input
+from erta_integrations.fabric.jobs import open_folder
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.lfcache import LFCache
@@ -813,6 +815,30 @@ def _() -> None:
     x = torch.full((1, 3, 2, 4, 4), torch.nan)
     request = Request(latents=x, cond=network.encode([""]), schedule=FlowEuler().schedule(5))
     SamplingLoop(Engine([ResidualProfiler()]), FlowEuler(), NoGuidance()).run(network, request)
+
+
+# -------------------------------------------------------------------------------------- files
+@says("cannot write the {what} {path}")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder, "file").touch()
+        require_writable(Path(folder, "file", "trace.jsonl"))
+
+
+@says("{folder} holds a job already; give --resume to continue it, or another --output")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        for _ in range(2):
+            open_folder(Path(folder), {}, resume=False)
+
+
+@says("cannot read {path}: {problem}; give another --output, or put back the file of this job")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        open_folder(Path(folder), {}, resume=False)
+        Path(folder, "samples").mkdir()
+        Path(folder, "job.json").write_text("{", encoding="utf-8")
+        open_folder(Path(folder), {}, resume=True)
 
 
 # ---------------------------------------------------------------------------------- tests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from erta_framework.errors import ProfileError
 
 STEPS, BRANCHES = "T", "b"
 """Sizes that the fingerprint of a profile names; any other letter is a size of its own."""
+Monotone = Literal["weak", "strict"]
 AGAIN = "calibrate again"
 
 
@@ -29,7 +31,8 @@ class Entry:
         most: Largest value that is possible.
         part_of: Name of an entry of counts that no value exceeds, `[b, T]` for `[b, T, T]`.
         counts: Whether the values are whole numbers.
-        monotone: Whether the values only rise or only fall, as a sigma grid does.
+        monotone: `"weak"` if the values only rise or only fall, as a sigma grid does, `"strict"` if
+            no two neighbours are equal either.
         finite: Whether infinities are refused, and NaN; with `least`, NaN always is.
         optional: Whether it may be missing, as in profiles of earlier versions.
         dtype: Type of the values.
@@ -40,7 +43,7 @@ class Entry:
     most: float | None = None
     part_of: str = ""
     counts: bool = False
-    monotone: bool = False
+    monotone: Monotone | None = None
     finite: bool = True
     optional: bool = False
     dtype: torch.dtype = torch.float64
@@ -163,11 +166,12 @@ def _check_values(where: str, value: Tensor, entry: Entry, branches: list[str]) 
     for rule, wrong in checks:
         if bool(wrong.any()):
             raise ProfileError(_say(where, value, wrong, entry, branches, rule))
-    if entry.monotone:
+    if entry.monotone is not None:
         rises = value.diff(dim=-1)
-        if bool((rises > 0).any()) and bool((rises < 0).any()):
+        turns = bool((rises > 0).any()) and bool((rises < 0).any())
+        if turns or (entry.monotone == "strict" and bool((rises == 0).any())):
             raise ProfileError(
-                f"{where} rises at some steps and falls at others, it must be monotone: "
+                f"{where} rises at some steps and falls or stays at others, it must be monotone: "
                 f"{[float(f'{number:.4g}') for number in value.flatten().tolist()[:8]]}...; {AGAIN}"
             )
 

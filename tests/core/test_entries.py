@@ -19,7 +19,7 @@ KIND = ProfileKind(
         "samples": Entry(shape="b T", counts=True),
         "ratio": Entry(shape="b T"),
         "share": Entry(shape="b T T", part_of="samples"),
-        "grid": Entry(shape="T+1", least=None, monotone=True),
+        "grid": Entry(shape="T+1", least=None, monotone="weak"),
         "fit": Entry(shape="b C C", least=None, most=5.0),
         "later": Entry(shape="", optional=True),
     },
@@ -61,7 +61,7 @@ def test_a_profile_as_it_must_be() -> None:
         (changed("ratio", (0, 3), -1e-9), "is -1e-09 at branch 'cond', step 3, it must be at l"),
         (changed("samples", (0, 0), 1.5), "is 1.5 at branch 'cond', step 0, it must be a whole"),
         (changed("share", (1, 0, 4), 2.1), "is 2.1 at branch 'uncond', step 0, step 4, it must"),
-        (changed("grid", (5,), 9.0), r"'grid' .* rises at some steps and falls at others"),
+        (changed("grid", (5,), 9.0), r"'grid' .* rises at some steps and falls or stays at"),
         (changed("fit", (0, 1, 2), 6.0), "is 6 at branch 'cond', C 1, C 2, it must be at most 5"),
         (make(ratio=torch.ones(2, STEPS)), r"'ratio' .* torch.float32, it must be torch"),
         (make(ratio=torch.ones(2, 9).double()), r"\[2, 9\], it must be \[b, T\] with b = 2"),
@@ -91,6 +91,18 @@ def test_infinities_may_be_allowed_and_nan_only_where_any_value_is(rule: dict[st
     else:
         with pytest.raises(ProfileError, match="is nan at n 0, it must be at least 0"):
             kind.check(make(x=infinite * 0))
+
+
+def test_a_grid_may_stand_still_where_it_is_weakly_monotone() -> None:
+    for rule, fits in (("weak", True), ("strict", False)):
+        kind = ProfileKind("toy", {"x": Entry(shape="n", monotone=rule)})  # type: ignore[arg-type]
+        for grid in ([3.0, 2.0, 2.0, 1.0], [1.0, 1.0, 4.0, 5.0]):
+            profile = make(x=torch.tensor(grid).double())
+            if fits:
+                kind.check(profile)
+            else:
+                with pytest.raises(ProfileError, match="falls or stays"):
+                    kind.check(profile)
 
 
 # ------------------------------------------------------------------------------- the sawtooth

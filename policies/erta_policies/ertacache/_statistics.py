@@ -53,7 +53,7 @@ KIND = ProfileKind(
     {
         "samples": Entry(shape="b T", counts=True),
         "elements": Entry(shape="b T", counts=True),
-        "sigma": Entry(shape="T+1", least=None, monotone=True, optional=True),
+        "sigma": Entry(shape="T+1", least=None, monotone="weak", optional=True),
         "ratio": _PAIR,
         "phi_velocity": replace(_PAIR, part_of="samples"),
         "phi_difference": replace(_PAIR, part_of="samples"),

@@ -20,6 +20,7 @@ from erta_policies.fitted._normal_equations import (
     StepChoice,
     choose_weights,
 )
+from erta_policies.shared import refuse_unsolvable
 
 KIND = ProfileKind(
     "fitted_profiler",
@@ -29,7 +30,7 @@ KIND = ProfileKind(
         "depths": Entry(shape="T"),
         "errors": Entry(shape=f"{len(RUNS) - 1}", least=None, finite=False),  # a rule may diverge
         "settings": Entry(shape=f"2 {len(fields(FitSettings))}", least=None),
-        "sigmas": Entry(shape="T+1", least=None, monotone=True),
+        "sigmas": Entry(shape="T+1", least=None, monotone="strict"),
         "elements": Entry(shape="", least=1.0, counts=True),
         "batches": Entry(shape="", least=1.0, counts=True),
         "judged": Entry(shape="3", least=None),
@@ -66,7 +67,7 @@ class FittedTable:
         """Solve the normal equations of a profile, step by step.
 
         Raises:
-            ProfileError: It was merged from unlike fits.
+            ProfileError: It was merged from unlike fits, or cannot be solved.
         """
         # every statistic is a sum over samples: over `samples` it is that of one run, and a value
         # that all merged profiles shared comes back exactly
@@ -85,17 +86,13 @@ class FittedTable:
         choices = []
         for index in range(len(share)):
             nodes = [sigmas[step] for step in reversed(computed) if step <= index][: depths[index]]
-            choices.append(
-                choose_weights(
-                    held["moments"][:, index],
-                    settings,
-                    nodes,
-                    (sigmas[index], sigmas[index + 1]),
-                    index in computed,
-                )
-                if bool(held["moments"][:, index].any())
-                else make_unfitted_choice(settings, channels)
-            )
+            moments = held["moments"][:, index]
+            if not bool(moments.any()):
+                choices.append(make_unfitted_choice(settings, channels))
+                continue
+            ends = (sigmas[index], sigmas[index + 1])
+            with refuse_unsolvable(profile):
+                choices.append(choose_weights(moments, settings, nodes, ends, index in computed))
         means = (held["errors"] / held["elements"]).tolist()
         errors = dict(zip(RUNS[1:], means, strict=True))
         # the first of equal ones, so that a rule must be better to be kept

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import Entry, ProfileKind, StepSeries
+from erta_framework.errors import ProfileError
 from erta_framework.metrics import relative_l1
 from erta_framework.plugins import choose_unit
 from erta_policies.shared._profiles import RunProfiler, order_branches, require_computed
@@ -46,8 +47,14 @@ def count_bins(differences: Tensor) -> Tensor:
 
 
 def read_calibrated_range(profile: Profile) -> tuple[float, float]:
-    """Smallest and largest difference of a profile, to the width of a bin (12 %)."""
+    """Smallest and largest difference of a profile, to the width of a bin (12 %).
+
+    Raises:
+        ProfileError: It has none.
+    """
     filled = profile.statistics["bins"].sum(dim=0).nonzero().flatten().tolist()
+    if not filled:
+        raise ProfileError(f"{profile!r} has counted no difference in 'bins'; calibrate again")
     step = math.log(HIGHEST / LOWEST) / BINS
     return LOWEST * math.exp(step * filled[0]), LOWEST * math.exp(step * (filled[-1] + 1))
 

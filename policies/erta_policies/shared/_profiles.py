@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Profiler, SessionInfo, Step, hookimpl
@@ -15,6 +18,7 @@ from erta_framework.errors import InputError, NonFiniteError, PolicyError, Profi
 ProfileSource = str | Path | Profile
 """A profile, or the file that holds it."""
 T = TypeVar("T")
+UNSOLVABLE: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined, unused-ignore]
 
 
 # -------------------------------------------------------------------------------- reading
@@ -38,6 +42,34 @@ def load_profile(
             return kind.check(profile)
     profile.require_kind(kinds[0].name, wanted_by=type(policy).__name__)
     return profile
+
+
+@contextmanager
+def refuse_unsolvable(profile: Profile) -> Iterator[None]:
+    """Turns a failure to solve the sums of a profile into an error that names the profile.
+
+    Raises:
+        ProfileError: The sums overflow, or a system of theirs has no solution.
+    """
+    try:
+        yield
+    except (ArithmeticError, UNSOLVABLE) as error:
+        raise ProfileError(
+            f"the sums of {profile!r} cannot be solved ({error}), no run gives such; calibrate "
+            "again"
+        ) from error
+
+
+def require_finite_fit(profile: Profile, numbers: Sequence[float]) -> None:
+    """Refuse coefficients that overflowed.
+
+    Raises:
+        ProfileError: One is NaN or infinite.
+    """
+    if not all(map(math.isfinite, numbers)):
+        raise ProfileError(
+            f"the fit to {profile!r} has the coefficients {list(numbers)}; calibrate again"
+        )
 
 
 def require_match(profile: Profile, session: SessionInfo, allow: Collection[str]) -> None:
