@@ -13,6 +13,7 @@ from erta_framework.calibration import Profile
 from erta_framework.cli._options import Force, Json
 from erta_framework.cli._samplers import make_console
 from erta_framework.errors import InputError
+from erta_framework.files import require_writable
 
 profile_app = typer.Typer(
     help="Show a calibration profile, or add up several.", no_args_is_help=True
@@ -66,6 +67,7 @@ def merge(
         raise InputError(f"merging takes two or more profiles, got {len(files)}")
     if output.exists() and not force:
         raise InputError(f"{output} exists; give --force to replace it")
+    require_writable(output, "merged profile")
     merged = Profile.merge([Profile.load(file) for file in files])
     merged.save(output)
     make_console().print(f"{merged!r} written to {output}", markup=False, soft_wrap=True)

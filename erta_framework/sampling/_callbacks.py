@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
+from erta_framework.files import shorten_name
 from erta_framework.session import StepTrace, Trace
 
 
@@ -146,6 +147,10 @@ class TraceLogger(Callback):
             self._file.write(json.dumps(record) + "\n")
 
 
+LONGEST = 200
+"""Bytes of a picture's name, which leaves room for its ending."""
+
+
 class PictureWriter(Callback):
     """Writes every sample through a function `(sample [C, ...], path without suffix) -> None`.
 
@@ -161,7 +166,7 @@ class PictureWriter(Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         for prompt, seed, sample in zip(batch.prompts, batch.seeds, batch.samples, strict=True):
             slug = "".join(c if c.isalnum() else "-" for c in prompt)[:60] or "empty"
-            self._write(sample, self.folder / f"{seed:06d}-{slug}")
+            self._write(sample, self.folder / shorten_name(f"{seed:06d}-{slug}", LONGEST))
 
 
 class Observers:
