@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from erta_framework.files import shorten_name
+from erta_framework.files import require_writable_folder, shorten_name
 from erta_framework.session import StepTrace, Trace
 
 
@@ -160,6 +160,10 @@ class PictureWriter(Callback):
     def __init__(self, folder: str | Path, write: Callable[[Tensor, Path], object]) -> None:
         self.folder = Path(folder)
         self._write = write
+
+    def on_run_start(self, run: RunStart) -> None:
+        """Refuse a folder that cannot be written to."""
+        require_writable_folder(self.folder, "folder of pictures")
 
     def on_batch_end(self, batch: BatchEnd) -> None:
         """Write the samples of the batch."""
