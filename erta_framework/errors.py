@@ -36,7 +36,7 @@ class InputError(ErtaError, ValueError):
 
 
 class NonFiniteError(ErtaError):
-    """A reused output was NaN or infinite."""
+    """A reused output, or one that is calibrated on, was NaN or infinite."""
 
 
 class ProfileError(ErtaError):

@@ -49,6 +49,7 @@ from erta_framework.budgets import MeasuredFront
 from erta_framework.config import build_policies, build_run, load_config
 from erta_framework.environment import list_accelerators
 from erta_framework.errors import ErtaError, UnusedWarning
+from erta_framework.files import require_writable
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
@@ -58,6 +59,7 @@ from erta_integrations.diffusers.trunk._discovery import Block
 from erta_integrations.diffusers.trunk._layout import BlockIO, BlockOutput
 from erta_integrations.diffusers.trunk._layout_tracer import LayoutTracer
 from erta_integrations.diffusers.trunk._signals import compute_modulated_input
+from erta_integrations.fabric.jobs import open_folder
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.lfcache import LFCache
@@ -982,6 +984,77 @@ def _() -> None:
     profile = toy_profile(ResidualProfiler())
     kept = {name: value for name, value in profile.statistics.items() if name != "velocity"}
     toy_budget(replace(profile, statistics=kept), budget={"calls": 4}, cost="forecast")
+
+
+def saved(profile: Profile, change: Callable[[bytes], bytes] = bytes) -> None:
+    """Saved, changed and read by a policy."""
+    with TemporaryDirectory() as folder:
+        path = profile.save(Path(folder, "p.safetensors"))
+        path.write_bytes(change(path.read_bytes()))
+        Engine([SkipPolicy(profile=path, calls=3)])
+
+
+@says("{path} is not a readable safetensors file")
+def _() -> None:
+    saved(toy_profile(ResidualProfiler()), lambda data: data[:-1])
+
+
+def with_ratio(change: Callable[[Tensor], Tensor]) -> Profile:
+    profile = toy_profile(ResidualProfiler())
+    ratio = change(profile.statistics["ratio"].clone())
+    return replace(profile, statistics={**profile.statistics, "ratio": ratio})
+
+
+@says("{entry} of this {kind} profile is {value} at {place}, it must be")
+def _() -> None:
+    saved(with_ratio(lambda ratio: ratio.log()))
+
+
+@says(
+    "{entry} of this {kind} profile recurs every {number} steps: another cache skipped the steps "
+    "between"
+)
+def _() -> None:
+    changes = torch.tensor([12.0, 1.0, 1.0] * 10)
+    ratio, facts = torch.ones(1, 30, 30).double(), {"num_steps": "30", "branches": "cond"}
+    ratio[0].diagonal(1)[:] = changes[1:]
+    one = torch.ones(1, 30).double()
+    held = {"samples": one, "elements": one, "ratio": ratio}
+    held |= dict.fromkeys(("phi_velocity", "phi_difference"), torch.ones(1, 30, 30).double())
+    held |= dict.fromkeys(("v", "vv", "e", "ee", "ve"), torch.ones(1, 30, 30, 2).double())
+    saved(Profile("residual_profiler", facts, held, samples=1))
+
+
+@says("{policy} got NaN or infinity from the network for sample {numbers} of {number}")
+def _() -> None:
+    network = GaussianMixtureFlow((3, 2, 4, 4))
+    x = torch.full((1, 3, 2, 4, 4), torch.nan)
+    request = Request(latents=x, cond=network.encode([""]), schedule=FlowEuler().schedule(5))
+    SamplingLoop(Engine([ResidualProfiler()]), FlowEuler(), NoGuidance()).run(network, request)
+
+
+# -------------------------------------------------------------------------------------- files
+@says("cannot write the {what} {path}")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        Path(folder, "file").touch()
+        require_writable(Path(folder, "file", "trace.jsonl"))
+
+
+@says("{folder} holds a job already; give --resume to continue it, or another --output")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        for _ in range(2):
+            open_folder(Path(folder), {}, resume=False)
+
+
+@says("cannot read {path}: {problem}; give another --output, or put back the file of this job")
+def _() -> None:
+    with TemporaryDirectory() as folder:
+        open_folder(Path(folder), {}, resume=False)
+        Path(folder, "samples").mkdir()
+        Path(folder, "job.json").write_text("{", encoding="utf-8")
+        open_folder(Path(folder), {}, resume=True)
 
 
 # ---------------------------------------------------------------------------------- tests

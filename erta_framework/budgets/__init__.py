@@ -8,7 +8,8 @@ profile as a `MeasuredFront`.
 from erta_framework.budgets._export import export_schedule, plan_export, write_export
 from erta_framework.budgets._forecast import forecast, promise
 from erta_framework.budgets._listed_steps import ListedSteps, with_steps
-from erta_framework.budgets._measured_front import REMEDY, MeasuredFront, list_measured_units
+from erta_framework.budgets._measured_front import MeasuredFront, list_measured_units
+from erta_framework.budgets._measured_tables import REMEDY
 from erta_framework.budgets._plan_front import FrontRow, plan_front
 from erta_framework.budgets._planner import Planner, as_planner, find_planner, with_calls
 from erta_framework.budgets._replay import (

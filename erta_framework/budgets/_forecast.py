@@ -71,4 +71,4 @@ def read_profile_steps(policy: object) -> int | None:
     if source is None:
         return None
     profile = source if isinstance(source, Profile) else Profile.load(source)
-    return int(profile.fingerprint["num_steps"])
+    return profile.num_steps

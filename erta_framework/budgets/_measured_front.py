@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from erta_framework.budgets._measured_tables import (
+    FACTS,
+    MASKS,
+    NUMBERS,
+    REMEDY,
+    read_count,
+    read_tables,
+)
 from erta_framework.calibration import MEASURED, Profile
 from erta_framework.errors import ProfileError
 from erta_framework.session import SessionInfo
-
-MASKS = ("computed", "refined")
-NUMBERS = ("predicted", "psnr", "psnr_std", "refined_psnr", "seconds")
-FACTS = ("batch", "device", "planner", "policies", "spent")
-REMEDY = "measure it with `erta plan --profile FILE --policy NAME --measure`"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,11 +71,15 @@ class MeasuredFront:
     # ------------------------------------------------------------------ file
     @classmethod
     def of(cls, profile: Profile, unit: str) -> MeasuredFront | None:
-        """What a profile holds for errors of this unit, None if nothing was measured."""
+        """What a profile holds for errors of this unit, None if nothing was measured.
+
+        Raises:
+            ProfileError: Its tables do not fit each other, or a count is none.
+        """
         place = f"{MEASURED}{unit}."
         if f"{place}computed" not in profile.statistics:
             return None
-        table = {name: profile.statistics[f"{place}{name}"] for name in (*MASKS, *NUMBERS)}
+        table = read_tables(profile, place)
         facts = {name: profile.provenance.get(f"{place}{name}", "") for name in FACTS}
         masks = {
             name: tuple(tuple(row.nonzero().flatten().tolist()) for row in table[name])
@@ -86,17 +93,17 @@ class MeasuredFront:
             psnr_std=tuple(table["psnr_std"].tolist()),
             refined_psnr=tuple(table["refined_psnr"].tolist()),
             seconds=tuple(table["seconds"].tolist()),
-            batch=int(facts["batch"] or 0),
+            batch=read_count(profile, facts["batch"]),
             device=facts["device"],
             planner=facts["planner"],
             policies=facts["policies"],
-            spent=int(facts["spent"] or 0),
+            spent=read_count(profile, facts["spent"]),
             unit=unit,
         )
 
     def added_to(self, profile: Profile) -> Profile:
         """The profile with this front instead of any it had for the same unit."""
-        num_steps = int(profile.fingerprint["num_steps"])
+        num_steps = profile.num_steps
         tables: dict[str, Tensor] = {
             name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in NUMBERS
         }

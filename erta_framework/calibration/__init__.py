@@ -7,15 +7,21 @@ from erta_framework.calibration._calibrate import (
     find_profiler,
     require_profiler,
 )
+from erta_framework.calibration._entries import Entry, ProfileKind, StepSeries
 from erta_framework.calibration._fingerprint import make_fingerprint
+from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 
 __all__ = [
     "MEASURED",
+    "Entry",
     "Profile",
+    "ProfileKind",
+    "StepSeries",
     "calibrate",
     "describe_run",
     "describe_samples",
+    "find_period",
     "find_profiler",
     "make_fingerprint",
     "require_profiler",

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from erta_framework.calibration._fingerprint import make_fingerprint
+from erta_framework.calibration._profile_file import (
+    read_facts,
+    read_profile_file,
+    read_samples,
+    write_profile_file,
+)
 from erta_framework.errors import ProfileError, ProfileMismatchError
 from erta_framework.session import SessionInfo
 
-SCHEMA = "erta_framework.profile/1"
 MEASURED = "measured."
 """Begins the names of statistics that are no sums, but measured on the finished sums."""
 
@@ -53,6 +55,21 @@ class Profile:
     def digest(self) -> str:
         """Hash of everything but the provenance: equal digests plan and correct alike."""
         return _hash_profile(self)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps of the run that it was calibrated for.
+
+        Raises:
+            ProfileError: The fingerprint has none.
+        """
+        text = self.fingerprint.get("num_steps", "nothing")
+        if not (text.isascii() and text.isdigit() and len(text) < 8 and int(text) > 0):
+            raise ProfileError(
+                f"the fingerprint of this {self.kind} profile has {text[:40]!r} as num_steps, not "
+                "a number of steps; calibrate again"
+            )
+        return int(text)
 
     def require(self, session: SessionInfo, allow: Collection[str] = ()) -> None:
         """Refuse a run that the profile was not calibrated for.
@@ -132,31 +149,19 @@ class Profile:
     # ----------------------------------------------------------------- file
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, replacing an older one atomically."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         metadata = {
-            "schema": SCHEMA,
             "kind": self.kind,
             "samples": str(self.samples),
             "fingerprint": json.dumps(dict(self.fingerprint), sort_keys=True),
             "provenance": json.dumps(dict(self.provenance), sort_keys=True),
             "digest": self.digest,
         }
-        # cloned, because safetensors refuses tensors that share memory
-        tensors = {name: value.cpu().clone() for name, value in self.statistics.items()}
-        tensors = {name: value.contiguous() for name, value in tensors.items()}
-        try:
-            save_file(tensors, partial, metadata=metadata)
-            partial.chmod(0o644)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return path
+        write_profile_file(Path(path), self.statistics, metadata)
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Profile:
-        """Read a profile file.
+        """Read a profile file. Its tensors are checked by the policy that reads it.
 
         Raises:
             ProfileError: No such file, not a profile, truncated, another schema, or changed
@@ -165,27 +170,14 @@ class Profile:
         path = Path(path)
         if not path.is_file():
             raise ProfileError(f"no profile at {path}; make one with `erta calibrate`")
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise ProfileError(
-                f"{path} is not a readable safetensors file ({error}); it may be truncated, "
-                "calibrate again"
-            ) from error
-        if metadata.get("schema") != SCHEMA:
-            raise ProfileError(
-                f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA!r}; "
-                "it is no profile, or one of another version: calibrate again"
-            )
+        metadata, statistics = read_profile_file(path)
         try:
             profile = cls(
                 kind=metadata["kind"],
-                fingerprint=_read_facts(metadata["fingerprint"]),
+                fingerprint=read_facts(metadata["fingerprint"]),
                 statistics=statistics,
-                samples=int(metadata["samples"]),
-                provenance=_read_facts(metadata["provenance"]),
+                samples=read_samples(metadata["samples"]),
+                provenance=read_facts(metadata["provenance"]),
             )
         except (KeyError, ValueError) as error:
             raise ProfileError(
@@ -224,13 +216,6 @@ def _require_alike(first: Profile, other: Profile, position: int) -> None:
         raise ProfileMismatchError(
             "these profiles do not describe the same run:\n" + "\n".join(differing)
         )
-
-
-def _read_facts(text: str) -> dict[str, str]:
-    facts = json.loads(text)
-    if not isinstance(facts, dict) or not all(isinstance(value, str) for value in facts.values()):
-        raise ValueError(f"expected a mapping of strings, got {text[:80]}")
-    return facts
 
 
 def _hash_profile(profile: Profile) -> str:

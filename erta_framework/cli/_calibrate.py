@@ -24,6 +24,7 @@ from erta_framework.compatibility import Role, find_role
 from erta_framework.config import RunConfig, build_policy
 from erta_framework.console import make_console
 from erta_framework.errors import CapabilityError, InputError, PolicyError, RegistryError
+from erta_framework.files import require_writable
 from erta_framework.plugins import Policy, Profiler, find_default_policy
 from erta_framework.plugins import policies as policy_catalogue
 from erta_framework.sampling import ProgressBar
@@ -65,6 +66,7 @@ def calibrate(
     target = output or find_profile_path(policies) or Path("profile.safetensors")
     if target.exists() and not force:
         raise InputError(f"{target} exists; give --force to replace it, or another --output")
+    require_writable(target, "profile")
     chosen = require_profiler(find_profiler(policies, profiler))
     require_seam(chosen, Seam(config.seam))
     if piped:

@@ -31,6 +31,7 @@ from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
+from erta_framework.files import require_writable
 from erta_framework.plugins import Policy, flatten
 from erta_framework.report import write_front_plot
 from erta_framework.text import escape_line
@@ -70,6 +71,8 @@ def show_front(
         InputError: There is nothing to write what was measured to.
     """
     profile = load_profile(policies)
+    if request.options.plot is not None:
+        require_writable(request.options.plot, "plot")
     if request.options.measured:
         profile = measure_front(config, policies, num_steps, request)
     rows = plan_front(policies, num_steps)
@@ -108,7 +111,8 @@ def measure_front(
             f"--profile {request.bundled} is a file of the installed package; give --output FILE "
             "for the profile with what is measured"
         )
-    profile = Profile.load(source)
+    profile, target = Profile.load(source), request.output or source
+    require_writable(target, "measured profile")
     setting = make_setting(config, num_steps, request)
     calls = sorted({*(request.calls or [max(2, round(part * num_steps)) for part in CALLS])})
     out = typer.get_text_stream("stderr")
@@ -124,7 +128,7 @@ def measure_front(
         progress=lambda text: print(text, file=out),
     )
     made = found.added_to(profile)
-    made.save(request.output if request.output is not None else source)
+    made.save(target)
     return made
 
 

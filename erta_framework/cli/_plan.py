@@ -28,6 +28,7 @@ from erta_framework.cli._schedules import as_record, make_table, show_schedule
 from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
+from erta_framework.files import require_writable
 from erta_framework.plugins import Policy, find_default_policy
 from erta_framework.text import escape_line
 
@@ -132,6 +133,8 @@ def show_plans(
     as_json: bool,
 ) -> None:
     """Print the schedule of each list of policies, and write the only one for another cache."""
+    if output is not None:
+        require_writable(output, "schedule")
     found = [forecast(policies, steps) for policies in planned]
     if export is not None and output is not None:
         write_one(planned, steps, export, output)
@@ -182,7 +185,7 @@ class FromProfile:
             file,
             options.policy or find_default_policy(),
             options_from("--option", options.option or ()),
-            steps=int(Profile.load(file).fingerprint["num_steps"]),
+            steps=Profile.load(file).num_steps,
             bundled=None if file == options.profile else str(options.profile),
         )
 

@@ -14,6 +14,7 @@ from erta_framework.calibration import Profile
 from erta_framework.cli._options import Force, Json
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
+from erta_framework.files import require_writable
 from erta_framework.text import escape_line
 
 profile_app = typer.Typer(
@@ -68,6 +69,7 @@ def merge(
         raise InputError(f"merging takes two or more profiles, got {len(files)}")
     if output.exists() and not force:
         raise InputError(f"{output} exists; give --force to replace it")
+    require_writable(output, "merged profile")
     merged = Profile.merge([Profile.load(file) for file in files])
     merged.save(output)
     make_console().print(escape_line(f"{merged!r} written to {output}"), soft_wrap=True)

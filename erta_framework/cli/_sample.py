@@ -31,6 +31,7 @@ from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
 from erta_framework.console import make_console
+from erta_framework.files import stage_outputs
 from erta_framework.sampling import (
     BatchEnd,
     Callback,
@@ -42,6 +43,8 @@ from erta_framework.sampling import (
     TraceLogger,
 )
 from erta_framework.text import escape_line
+
+TRACE = "trace.jsonl"
 
 
 def sample(
@@ -78,18 +81,20 @@ def sample_model(
 ) -> None:
     """Sample a bundled model in this process."""
     batches = Batches()
-    callbacks: list[Callback] = [ProgressBar(), TraceLogger(folder / "trace.jsonl"), batches]
-    if pictures:
-        from erta_framework.report import write_gif
-
-        callbacks.append(PictureWriter(folder / "gifs", write_gif))
     if config.seam == "latent":  # refused before the model is loaded
         make_sampler(config, config.policies)
-    model = load_model(config.model)
-    sampler = make_sampler_at_seam(config, model, config.policies, callbacks)
-    texts = choose_prompts(config, prompt, fallback=())
-    (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
-    show_samples(sampler.sample(model, texts, seed=config.seed), batches, folder)
+    with stage_outputs(folder) as staged:
+        callbacks: list[Callback] = [ProgressBar(), TraceLogger(staged / TRACE), batches]
+        if pictures:
+            from erta_framework.report import write_gif
+
+            callbacks.append(PictureWriter(staged / "gifs", write_gif))
+        model = load_model(config.model)
+        sampler = make_sampler_at_seam(config, model, config.policies, callbacks)
+        texts = choose_prompts(config, prompt, fallback=())
+        result = sampler.sample(model, texts, seed=config.seed)
+        write_samples(result, staged)
+    show_samples(result, batches, folder)
 
 
 def sample_pipeline(
@@ -102,16 +107,24 @@ def sample_pipeline(
 ) -> None:
     """Sample a loaded pipeline in this process."""
     texts = choose_prompts(config, read_prompts(request.prompts, prompt), fallback=())
-    run = load_pipeline(options, config)
-    arguments = to_arguments(options, request.steps, config)
-    result: Samples = run.sample(texts, config.policies, **arguments)
     batches = Batches()
-    callbacks: list[Callback] = [TraceLogger(folder / "trace.jsonl"), batches]
-    if pictures:
-        callbacks.append(PictureWriter(folder / "pictures", write_picture))
-    (folder / "trace.jsonl").unlink(missing_ok=True)  # the logger appends to it
-    seconds = result.seconds / len(texts)
-    start = RunStart(len(texts), len(texts), result.traces[0].num_steps, "sampling")
+    with stage_outputs(folder) as staged:
+        run = load_pipeline(options, config)
+        arguments = to_arguments(options, request.steps, config)
+        result: Samples = run.sample(texts, config.policies, **arguments)
+        callbacks: list[Callback] = [TraceLogger(staged / TRACE), batches]
+        if pictures:
+            callbacks.append(PictureWriter(staged / "pictures", write_picture))
+        replay_observers(result, callbacks)
+        write_samples(result, staged)
+    show_samples(result, batches, folder)
+
+
+def replay_observers(result: Samples, callbacks: Sequence[Callback]) -> None:
+    """Show a finished run to callbacks, a batch for each sample."""
+    seconds = result.seconds / len(result.prompts)
+    count = len(result.prompts)
+    start = RunStart(count, count, result.traces[0].num_steps, "sampling")
     with Observers(tuple(callbacks), start) as observers:
         for text, number, one, trace in zip(
             result.prompts, result.seeds, result.samples, result.traces, strict=True
@@ -119,13 +132,16 @@ def sample_pipeline(
             for step in trace.steps:
                 observers.step(step)
             observers.batch(BatchEnd((text,), (number,), one.unsqueeze(0), trace, seconds))
-    show_samples(result, batches, folder)
+
+
+def write_samples(result: Samples, folder: Path) -> None:
+    """Write the samples with their prompts and seeds."""
+    facts = {"prompts": "\n".join(result.prompts), "seeds": ",".join(map(str, result.seeds))}
+    save_file({"samples": result.samples.contiguous()}, folder / "samples.safetensors", facts)
 
 
 def show_samples(result: Samples, batches: Batches, folder: Path) -> None:
-    """Write the samples with their prompts and seeds, and print what ran."""
-    facts = {"prompts": "\n".join(result.prompts), "seeds": ",".join(map(str, result.seeds))}
-    save_file({"samples": result.samples.contiguous()}, folder / "samples.safetensors", facts)
+    """Print what ran."""
     out = make_console()
     out.print(batches.make_table())
     out.print(result.traces[0].summary())

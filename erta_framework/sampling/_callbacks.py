@@ -22,6 +22,7 @@ from rich.progress import (
 from torch import Tensor
 
 from erta_framework.console import make_console
+from erta_framework.files import require_writable_folder, shorten_name
 from erta_framework.session import StepTrace, Trace
 from erta_framework.text import escape_line
 
@@ -148,6 +149,10 @@ class TraceLogger(Callback):
             self._file.write(json.dumps(record) + "\n")
 
 
+LONGEST = 200
+"""Bytes of a picture's name, which leaves room for its ending."""
+
+
 class PictureWriter(Callback):
     """Writes every sample through a function `(sample [C, ...], path without suffix) -> None`.
 
@@ -158,12 +163,16 @@ class PictureWriter(Callback):
         self.folder = Path(folder)
         self._write = write
 
+    def on_run_start(self, run: RunStart) -> None:
+        """Refuse a folder that cannot be written to."""
+        require_writable_folder(self.folder, "folder of pictures")
+
     def on_batch_end(self, batch: BatchEnd) -> None:
         """Write the samples of the batch."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for prompt, seed, sample in zip(batch.prompts, batch.seeds, batch.samples, strict=True):
             slug = "".join(c if c.isalnum() else "-" for c in prompt)[:60] or "empty"
-            self._write(sample, self.folder / f"{seed:06d}-{slug}")
+            self._write(sample, self.folder / shorten_name(f"{seed:06d}-{slug}", LONGEST))
 
 
 class Observers:

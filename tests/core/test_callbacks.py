@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from erta_framework import Callback, PictureWriter, ProgressBar, Sampler, TraceLogger, hookimpl
-from erta_framework.errors import PolicyError
+from erta_framework.errors import InputError, PolicyError
 from erta_framework.sampling import Observers, RunStart
 
 PROMPTS = ["a", "bb", "ccc"]
@@ -194,6 +194,13 @@ def test_trace_logger_notes_the_error_and_closes(tmp_path, net):
         "error": "KeyboardInterrupt()",
     }
     assert logger._file is None
+
+
+def test_picture_writer_tries_its_folder_before_the_run(net, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot write the folder of pictures"):
+        sampler(PictureWriter(tmp_path / "file/gifs", print)).sample(net, PROMPTS)
+    assert net.calls == 0
 
 
 def test_picture_writer_gets_every_sample(net, tmp_path):

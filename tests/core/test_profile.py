@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-import erta_framework.calibration._profile as module
 from erta_framework import CFG, Engine, FlowEuler, Profile, Sampler
 from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
@@ -158,13 +158,18 @@ def test_added_tensor(tmp_path):
     "metadata",
     [
         {"samples": "many"},
+        {"samples": "0"},
+        {"samples": "-3"},
+        {"samples": "1_0"},
+        {"samples": "9" * 5000},
         {"fingerprint": "not json"},
         {"fingerprint": "[1, 2]"},
         {"fingerprint": "3"},
         {"fingerprint": '{"num_steps": 4}'},
         {"provenance": "null"},
+        {"provenance": '{"a": "b", "a": "c"}'},
     ],
-    ids=str,
+    ids=lambda metadata: str(metadata)[:40],
 )
 def test_broken_metadata(tmp_path, metadata):
     path = make().save(tmp_path / "p.safetensors")
@@ -173,7 +178,101 @@ def test_broken_metadata(tmp_path, metadata):
         Profile.load(path)
 
 
+def raw(path, header, data=b""):
+    """A file with this header, which is JSON or bytes, and these bytes behind it."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+BOMB = "[" * 200_000 + "]" * 200_000
+META = {"schema": "erta_framework.profile/1"}
+FLOAT = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+ATTACKS = {
+    "a huge header": ({"__metadata__": {**META, "x": "y" * (2 << 20)}}, b"", "at most 1048576"),
+    "a nested header": (b'{"x": ' + BOMB.encode() + b"}", b"", "nested 200001 deep, at most 8"),
+    "nested metadata": ({"__metadata__": {"x": [[1]]}}, b"", "no mapping of tensors"),
+    "overlapping offsets": (
+        {"__metadata__": META, "a": FLOAT, "b": FLOAT},
+        b"1234",
+        "not a readable safetensors file",
+    ),
+    "a hole": (
+        {"__metadata__": META, "a": {**FLOAT, "data_offsets": [4, 8]}},
+        b"12345678",
+        "not a readable safetensors file",
+    ),
+    "bytes behind the tensors": (
+        {"__metadata__": META, "a": FLOAT},
+        b"12345678",
+        "not a readable safetensors file",
+    ),
+    "an impossible shape": (
+        {"__metadata__": META, "a": {**FLOAT, "shape": [1 << 62, 1 << 62]}},
+        b"1234",
+        "not a readable safetensors file",
+    ),
+    "an unknown type": (
+        {"__metadata__": META, "a": {**FLOAT, "dtype": "F8_E8M0", "data_offsets": [0, 1]}},
+        b"1",
+        "not a readable safetensors file",
+    ),
+    "a name twice": (
+        b'{"__metadata__":{"schema":"erta_framework.profile/1"},"a":1,"a":1}',
+        b"",
+        "a key of its JSON is there twice",
+    ),
+    "a list": ([], b"", "no mapping of tensors"),
+    "no text": (b"\xff\xfe{}", b"", "not a readable safetensors file"),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_hostile_headers(tmp_path, attack):
+    header, data, message = ATTACKS[attack]
+    raw(tmp_path / "p.safetensors", header, data)
+    with pytest.raises(ProfileError, match=message):
+        Profile.load(tmp_path / "p.safetensors")
+
+
+def test_a_header_longer_than_the_file_is_not_read(tmp_path):
+    path = tmp_path / "p.safetensors"
+    path.write_bytes((1 << 62).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ProfileError, match=r"its header ends at byte \d+, the file at 10"):
+        Profile.load(path)
+
+
+@pytest.mark.parametrize("field", ["fingerprint", "provenance"])
+def test_nesting_bombs_in_metadata(tmp_path, field):
+    path = make().save(tmp_path / "p.safetensors")
+    rewrite(path, **{field: "[" * 100_000 + "]" * 100_000})
+    with pytest.raises(ProfileError, match=r"broken metadata .*nested 100000 deep, at most 8"):
+        Profile.load(path)
+
+
+def test_a_loaded_profile_does_not_follow_its_file(tmp_path):
+    path = make().save(tmp_path / "p.safetensors")
+    loaded = Profile.load(path)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    assert loaded.digest == make().digest
+
+
 # ---------------------------------------------------------------------------- writing
+def test_a_link_in_place_of_the_partial_file_is_not_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr("erta_framework.files.secrets.token_hex", lambda _: "00")
+    planted = tmp_path / f".p.safetensors.{os.getpid()}-00.partial"
+    planted.symlink_to(victim)
+    make().save(tmp_path / "p.safetensors")
+    assert victim.read_text() == "precious"
+    assert sorted(os.listdir(tmp_path)) == ["p.safetensors", "victim"]
+
+
+def test_a_long_name_leaves_room_for_the_partial_file(tmp_path):
+    path = make().save(tmp_path / ("\u00fc" * 120 + ".safetensors"))
+    assert Profile.load(path).samples == 3
+
+
 def test_nothing_else_is_left_beside_the_file(tmp_path):
     make().save(tmp_path / "p.safetensors")
     make(samples=4).save(tmp_path / "p.safetensors")
@@ -181,22 +280,15 @@ def test_nothing_else_is_left_beside_the_file(tmp_path):
     assert Profile.load(tmp_path / "p.safetensors").samples == 4
 
 
-@pytest.mark.parametrize("failing", ["save_file", "replace"])
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_failing_write_keeps_the_old_file(tmp_path, monkeypatch, failing):
     path = make().save(tmp_path / "p.safetensors")
     before = path.read_bytes()
 
-    def half_a_file(tensors, target, metadata):
-        target.write_bytes(b"half")
+    def refused(*_):
         raise OSError("disk full")
 
-    def refused(source, target):
-        raise OSError("disk full")
-
-    if failing == "save_file":
-        monkeypatch.setattr(module, "save_file", half_a_file)
-    else:
-        monkeypatch.setattr(module.os, "replace", refused)
+    monkeypatch.setattr(os, failing, refused)
     with pytest.raises(OSError, match="disk full"):
         make(samples=9).save(path)
     assert path.read_bytes() == before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ import typer
 from erta_bench.ablation import run_ablation
 from erta_bench.batch import BatchSetting, compare_modes
 from erta_bench.budgets import compare_schedules, vary_lambda
+from erta_bench.cli import _options as options
 from erta_bench.overhead import measure_overhead
 from erta_bench.setting import Setting, open_model
 from erta_framework.cli import BenchGroup
@@ -32,7 +32,6 @@ Calls = Annotated[
 Steps = Annotated[int, typer.Option(min=2, help="Steps of the full run.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples a batch.")]
 Seed = Annotated[int, typer.Option(help="First seed.")]
-Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
 
 
 @app.command("ablation")
@@ -47,7 +46,7 @@ def ablation_command(
     quick: Annotated[
         bool, typer.Option("--quick", help="4 prompts, 1 seed set and the first number of calls.")
     ] = False,
-    json: Json = None,
+    json: options.Json = None,
 ) -> None:
     """The paper's ablation: uniform, + offline policy, + timestep adjustment, + rectification.
 
@@ -104,7 +103,7 @@ def budgets_command(
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
-    json: Json = None,
+    json: options.Json = None,
 ) -> None:
     """Schedules at equal network calls: threshold walk, each planner, refined plans.
 
@@ -136,7 +135,7 @@ def lambda_command(
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
-    json: Json = None,
+    json: options.Json = None,
 ) -> None:
     """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
     budgets = calls or CALLS
@@ -156,7 +155,7 @@ def lambda_command(
 def overhead_command(
     steps: Annotated[int, typer.Option(min=2, help="Steps a run.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 40,
-    json: Json = None,
+    json: options.Json = None,
 ) -> None:
     """Microseconds a step of the engine beside a hand-written loop, with a network that is free.
 
@@ -178,7 +177,7 @@ def batch_command(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
     seed: Seed = 0,
-    json: Json = None,
+    json: options.Json = None,
 ) -> None:
     """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from erta_bench.cli import _options as options
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
 
@@ -17,7 +17,7 @@ def families_command(
     method: Annotated[list[str] | None, typer.Option(help="Only this method; repeatable.")] = None,
     steps: Annotated[int, typer.Option(min=6, help="Steps a run.")] = 8,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds a cell may take.")] = 120.0,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    json: options.Json = None,
     update: Annotated[
         bool, typer.Option("--update", help="Keep the file's rows of other families and methods.")
     ] = False,

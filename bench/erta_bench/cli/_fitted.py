@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from erta_bench.cli import _options as options
 from erta_framework.console import make_console
 
 PART_HELP = "calls, schedules, choices, samples, robust or solvers; repeatable. Default calls."
@@ -26,7 +26,7 @@ def fitted_command(
         str,
         typer.Option(help="Name of a bundled model, or mixture: an analytic flow, in seconds."),
     ] = "shapes-wan",
-    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    json: options.Json = None,
 ) -> None:
     """Fitted multistep reuse beside plain solvers and ERTACache, by part of the study.
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.setting import Setting, open_model, repeat_prompts
+from erta_framework.files import require_writable, require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 
 Model = Annotated[str, typer.Option(help="shapes-wan, shapes-flux or shapes-unet.")]
@@ -17,8 +18,36 @@ Seed = Annotated[int, typer.Option(help="First seed.")]
 Steps = Annotated[int, typer.Option(min=4, help="Steps of the full run.")]
 Calibration = Annotated[int, typer.Option(min=1, help="Prompts to calibrate on.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples a request.")]
-Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
-Report = Annotated[Path | None, typer.Option(help="Folder for report.html and the plot.")]
+
+
+def try_file(path: Path | None) -> Path | None:
+    """The file of `--json`, if it can be written.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if path is not None:
+        require_writable(path, "records")
+    return path
+
+
+def try_folder(path: Path | None) -> Path | None:
+    """The folder of `--report`, if it can be written to.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if path is not None:
+        require_writable_folder(path, "report")
+    return path
+
+
+Json = Annotated[
+    Path | None, typer.Option("--json", help="File for the flat records.", callback=try_file)
+]
+Report = Annotated[
+    Path | None, typer.Option(help="Folder for report.html and the plot.", callback=try_folder)
+]
 Rows = Annotated[
     list[str] | None,
     typer.Option("--row", help="Only rows of this name, or with this policy; repeatable."),

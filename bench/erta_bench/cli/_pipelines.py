@@ -5,11 +5,11 @@ diffusers is imported when they run.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from erta_bench.cli import _options as options
 from erta_framework.console import make_console
 from erta_framework.optional_dependencies import require_extra
 
@@ -26,7 +26,7 @@ def pipeline_command(
     steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a request.")] = 16,
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    json: options.Json = None,
 ) -> None:
     """The ablation on shapes-wan through diffusers' unmodified WanPipeline, beside the own loop.
 
@@ -68,7 +68,7 @@ def attach_overhead_command(
     ] = None,
     steps: Annotated[int, typer.Option(min=4, help="Steps a request.")] = 50,
     repeats: Annotated[int, typer.Option(min=1, help="Requests of each; the median counts.")] = 40,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    json: options.Json = None,
 ) -> None:
     """Microseconds a step that an attached engine adds to a pipeline whose network is free."""
     for module in ("diffusers", "transformers"):

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from erta_bench.cli import _options as options
 from erta_framework.optional_dependencies import require_extra
 
 
@@ -16,7 +17,7 @@ def scale_command(
     samples: Annotated[int, typer.Option(min=4, help="Samples a process and round.")] = 8,
     rounds: Annotated[int, typer.Option(min=1, help="Repetitions; medians count.")] = 7,
     processes: Annotated[int, typer.Option(min=2, help="The larger number of processes.")] = 2,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    json: options.Json = None,
 ) -> None:
     """Data-parallel sampling with 1 and 2 processes, one thread each, and what ranks send.
 
@@ -49,7 +50,7 @@ def simulate_command(
     folder: Annotated[
         Path | None, typer.Option(help="Put the jobs here, to measure this file system.")
     ] = None,
-    json: Annotated[Path | None, typer.Option("--json", help="File for the flat records.")] = None,
+    json: options.Json = None,
 ) -> None:
     """A job of many ranks with the real claims, files and manifests, in simulated time.
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from erta_framework.console import make_console
 from erta_framework.environment import collect_versions, describe_machine
+from erta_framework.files import write_atomically
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
@@ -68,8 +69,7 @@ class Bench:
         """
         path = Path(path)
         text = json.dumps(self.record(), indent=2, allow_nan=False)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_atomically(path, (text + "\n").encode())
         return path
 
     def table(self) -> Table:

@@ -37,7 +37,7 @@ from erta_integrations.fabric.jobs import (
     open_folder,
 )
 
-REACH = 14
+REACH = 17
 """A rank that dies at work dies within so many file operations: a commit and a claim."""
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache._profiler import relative_error, to_channels
-from erta_policies.ertacache._skip import REPLAY
+from erta_policies.ertacache._statistics import REPLAY
 from erta_policies.shared import RunProfiler, require_computed
 
 

@@ -29,14 +29,12 @@ from erta_framework.budgets import StepSchedule
 from erta_framework.errors import InputError, PolicyError, ProfileError
 from erta_policies.ertacache._predictions import errors_on_arrival, predict_errors, total_error
 from erta_policies.ertacache._schedule import solve_threshold, spread_evenly, walk
-from erta_policies.ertacache._statistics import KIND, Signal, pair_errors
+from erta_policies.ertacache._statistics import KIND, REPLAY, Signal, pair_errors
 from erta_policies.shared import (
     BudgetedPlanner,
     load_profile,
     require_match,
 )
-
-REPLAY = "replay_profiler"
 
 
 class SkipPolicy(BudgetedPlanner):
@@ -109,17 +107,17 @@ class SkipPolicy(BudgetedPlanner):
         if self._uses_profile:
             kind = self._profile.kind
             scheduled = any(x is not None for x in (self.budget, self.threshold, self.calls))
-            if kind == KIND and not scheduled:
+            if kind == KIND.name and not scheduled:
                 raise PolicyError(
                     f"{self!r} needs budget=..., threshold=... or calls=... to read its profile"
                 )
-            if kind == REPLAY and scheduled:
+            if kind == REPLAY.name and scheduled:
                 raise PolicyError(
                     f"{self!r}: a replay profile carries the schedule of its own threshold "
                     f"({self._profile.provenance.get('threshold')}); drop budget, threshold and "
                     "calls"
                 )
-            self._schedule(int(self._profile.fingerprint["num_steps"]))
+            self._schedule(self._profile.num_steps)
 
     def calibrator(self) -> Profiler | None:
         from erta_policies.ertacache._profiler import ResidualProfiler
@@ -144,7 +142,7 @@ class SkipPolicy(BudgetedPlanner):
 
     @cached_property
     def _profile_schedule(self) -> StepSchedule:
-        if self._profile.kind == REPLAY:
+        if self._profile.kind == REPLAY.name:
             return self._replayed_schedule()
         if self.threshold is not None:
             return walk(self._errors, self.threshold, self.warmup)
@@ -178,7 +176,7 @@ class SkipPolicy(BudgetedPlanner):
         schedule = self._schedule(num_steps)
         if self.profile is None:
             return schedule
-        if self._profile.kind == REPLAY:
+        if self._profile.kind == REPLAY.name:
             errors = (self._profile.statistics["error"] / self._profile.samples).tolist()
             return replace(schedule, errors=(math.nan, *errors[1:]))
         schedule = predict_errors(self._profile, schedule)
@@ -238,7 +236,7 @@ class SkipPolicy(BudgetedPlanner):
 
     @property
     def _walks(self) -> bool:
-        return self._uses_profile and self._profile.kind == KIND
+        return self._uses_profile and self._profile.kind == KIND.name
 
     def _decisions(self, schedule: StepSchedule) -> tuple[Decision, ...]:
         decisions: list[Decision] = []

@@ -26,16 +26,18 @@ Profiles of earlier versions lack `distance`, `velocity` and `sigma`; what needs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from erta_framework import Profile
+from erta_framework.calibration import Entry, ProfileKind, StepSeries
 
 __all__ = [
     "KIND",
+    "REPLAY",
     "AffineFit",
     "Form",
     "Signal",
@@ -44,7 +46,28 @@ __all__ = [
     "phi_table",
 ]
 
-KIND = "residual_profiler"
+_PAIR = Entry(shape="b T T")
+_MOMENT = Entry(shape="b T T C")
+KIND = ProfileKind(
+    "residual_profiler",
+    {
+        "samples": Entry(shape="b T", counts=True),
+        "elements": Entry(shape="b T", counts=True),
+        "sigma": Entry(shape="T+1", least=None, monotone="weak", optional=True),
+        "ratio": _PAIR,
+        "phi_velocity": replace(_PAIR, part_of="samples"),
+        "phi_difference": replace(_PAIR, part_of="samples"),
+        "distance": replace(_PAIR, optional=True),
+        "velocity": replace(_PAIR, optional=True),
+        **dict.fromkeys(("vv", "ee"), _MOMENT),
+        **dict.fromkeys(("v", "e", "ve"), replace(_MOMENT, least=None)),
+    },
+    StepSeries("ratio", "samples"),
+    facts=("branches",),
+)
+REPLAY = ProfileKind(
+    "replay_profiler", {"error": Entry(shape="T"), "computed": Entry(shape="T", counts=True)}
+)
 Signal = Literal["first", "mean", "max"]
 Form = Literal["velocity", "difference"]
 

@@ -3,18 +3,39 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from erta_framework import Profile
+from erta_framework.calibration import Entry, ProfileKind
 from erta_framework.errors import ProfileError
 from erta_policies.fitted import _features as features
 from erta_policies.fitted._cached_run import RUNS
-from erta_policies.fitted._normal_equations import FitSettings, StepChoice, choose_weights
+from erta_policies.fitted._normal_equations import (
+    FOLDS,
+    TOWARD,
+    FitSettings,
+    StepChoice,
+    choose_weights,
+)
+from erta_policies.shared import refuse_unsolvable
 
-KIND = "fitted_profiler"
+KIND = ProfileKind(
+    "fitted_profiler",
+    {
+        "moments": Entry(shape=f"{FOLDS} T C Q Q", least=None),
+        "computed": Entry(shape="T"),
+        "depths": Entry(shape="T"),
+        "errors": Entry(shape=f"{len(RUNS) - 1}", least=None, finite=False),  # a rule may diverge
+        "settings": Entry(shape=f"2 {len(fields(FitSettings))}", least=None),
+        "sigmas": Entry(shape="T+1", least=None, monotone="strict"),
+        "elements": Entry(shape="", least=1.0, counts=True),
+        "batches": Entry(shape="", least=1.0, counts=True),
+        "judged": Entry(shape="3", least=None),
+    },
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,7 +67,7 @@ class FittedTable:
         """Solve the normal equations of a profile, step by step.
 
         Raises:
-            ProfileError: It was merged from unlike fits.
+            ProfileError: It was merged from unlike fits, or cannot be solved.
         """
         # every statistic is a sum over samples: over `samples` it is that of one run, and a value
         # that all merged profiles shared comes back exactly
@@ -65,17 +86,13 @@ class FittedTable:
         choices = []
         for index in range(len(share)):
             nodes = [sigmas[step] for step in reversed(computed) if step <= index][: depths[index]]
-            choices.append(
-                choose_weights(
-                    held["moments"][:, index],
-                    settings,
-                    nodes,
-                    (sigmas[index], sigmas[index + 1]),
-                    index in computed,
-                )
-                if bool(held["moments"][:, index].any())
-                else make_unfitted_choice(settings, channels)
-            )
+            moments = held["moments"][:, index]
+            if not bool(moments.any()):
+                choices.append(make_unfitted_choice(settings, channels))
+                continue
+            ends = (sigmas[index], sigmas[index + 1])
+            with refuse_unsolvable(profile):
+                choices.append(choose_weights(moments, settings, nodes, ends, index in computed))
         means = (held["errors"] / held["elements"]).tolist()
         errors = dict(zip(RUNS[1:], means, strict=True))
         # the first of equal ones, so that a rule must be better to be kept
@@ -146,12 +163,19 @@ def read_settings(profile: Profile) -> FitSettings:
     """The settings of all fits that were merged into a profile.
 
     Raises:
-        ProfileError: They differ.
+        ProfileError: They differ, or are not those of the sums beside them.
     """
     mean, square = profile.statistics["settings"] / profile.samples
     if not torch.allclose(mean * mean, square, rtol=1e-9, atol=0.0):
         raise ProfileError(
             f"{profile!r} was merged from fits with different settings; calibrate with the same"
         )
-    digits = [float(f"{value:.12g}") for value in mean.tolist()]
-    return FitSettings.of(digits)
+    settings = FitSettings.of([float(f"{value:.12g}") for value in mean.tolist()])
+    quantities = settings.velocities + features.EXTRA + features.TARGETS
+    held = profile.statistics["moments"].shape[-1]
+    if settings.velocities < 1 or held != quantities or not 0 <= settings.toward < len(TOWARD):
+        raise ProfileError(
+            f"{profile!r} holds products of {held} quantities, its settings say {settings}; "
+            "calibrate again"
+        )
+    return settings

@@ -10,11 +10,22 @@ from typing import Any
 import torch
 
 from erta_framework import Profile
+from erta_framework.calibration import Entry, ProfileKind, StepSeries
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.constants import read_published
 from erta_policies.shared import read_branches
 
-KIND = "mag_cache_profiler"
+KIND = ProfileKind(
+    "mag_cache_profiler",
+    {
+        "samples": Entry(shape="b T", counts=True),
+        "ratio": Entry(shape="b T"),
+        "square": Entry(shape="b T"),
+        "cosine": Entry(shape="b T", least=None),  # 0 up to rounding where nothing turned
+    },
+    StepSeries("ratio", "samples", about=1.0),
+    facts=("branches",),
+)
 EVERY = "all"
 """Name of the one table that serves every branch."""
 

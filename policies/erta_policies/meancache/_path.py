@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile
+from erta_framework.calibration import Entry, ProfileKind
 from erta_framework.errors import InputError, PolicyError, ProfileError, suggest
 from erta_policies.shared import find_cheapest_paths, to_band
 
-KIND = "mean_cache_profiler"
+KIND = ProfileKind("mean_cache_profiler", {"cost": Entry(shape="K T L")})
 STEPS = 50
 """Steps of every released table."""
 

@@ -111,7 +111,7 @@ class MeanCacheSchedule(BudgetedPlanner, FixedSchedule):
             return EdgePath(self.fresh, spans)
         if self.model is not None:
             return look_up_path(self.model, self._calls(STEPS, None))
-        steps = int(self._profile.fingerprint["num_steps"])
+        steps = self._profile.num_steps
         return plan_path(self._profile, self._calls(steps, self._profile), self.gamma)
 
     def _calls(self, num_steps: int, profile: Profile | None) -> int:

@@ -74,7 +74,7 @@ def price_edges(
     """
     if cost not in FAMILIES:
         raise PolicyError(f"there is no edge cost {cost!r}; use one of {', '.join(FAMILIES)}")
-    num_steps = int(profile.fingerprint["num_steps"])
+    num_steps = profile.num_steps
     if longest is not None and longest < 1:
         raise PolicyError(f"the longest edge is {longest} steps, it must be at least 1")
     most = num_steps if longest is None else min(longest, num_steps)

@@ -89,7 +89,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
 
     @cached_property
     def _steps(self) -> tuple[int, ...]:
-        num_steps = int(self._profile.fingerprint["num_steps"])
+        num_steps = self._profile.num_steps
         calls = self._calls_for(num_steps)
         assert calls is not None
         if calls == 1:
@@ -108,7 +108,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
         Raises:
             ProfileError: The profile has another number of steps.
         """
-        planned = int(self._profile.fingerprint["num_steps"])
+        planned = self._profile.num_steps
         if num_steps != planned:
             raise ProfileError(
                 f"{self!r} has a profile of {planned} steps, a schedule of {num_steps} was asked "

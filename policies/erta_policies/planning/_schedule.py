@@ -111,7 +111,7 @@ class PlannedSchedule(BudgetedPlanner, FixedSchedule):
 
     @property
     def _num_steps(self) -> int:
-        return int(self._profile.fingerprint["num_steps"])
+        return self._profile.num_steps
 
     @cached_property
     def _front(self) -> Mapping[int, StepSchedule]:

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from erta_framework import Profile
+from erta_framework.calibration import Entry, ProfileKind, StepSeries
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.constants import read_published
 
-KIND = "codebook_profiler"
+KIND = ProfileKind(
+    "codebook_profiler",
+    {"difference": Entry(shape="T"), "samples": Entry(shape="T", counts=True)},
+    StepSeries("difference", "samples"),
+    facts=("branches",),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,9 +111,10 @@ class PromptProfiler(RunProfiler):
         if found.sums is None:
             return None
         own = {k: v for k, v in make_fingerprint(session).items() if k in prompts.IDENTITY}
-        return Profile(
-            kind=prompts.KIND,
+        made = Profile(
+            kind=prompts.KIND.name,
             fingerprint={**own, "tokens": self.tokens},
             statistics={"directions": found.sums, "samples": found.samples},
             samples=len(session.prompts),
         )
+        return prompts.KIND.check(made)

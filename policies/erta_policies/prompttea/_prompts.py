@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile
+from erta_framework.calibration import Entry, ProfileKind
 from erta_framework.errors import ProfileError
 from erta_framework.session import TEXT
 
-KIND = "prompt_profiler"
+KIND = ProfileKind(
+    "prompt_profiler",
+    {"directions": Entry(shape="2 D", least=None), "samples": Entry(shape="2", counts=True)},
+    facts=("tokens",),
+)
 REQUIRED = TEXT
 IDENTITY = ("model.network", "model.config", "model.class", "model.adapters")
 """Facts of a run that the embeddings are checked against: those of the network alone."""

@@ -13,9 +13,16 @@ from torch import Tensor
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError
 from erta_policies.constants import read_published
-from erta_policies.shared import DEGREE, Signal, read_calibrated_range
+from erta_policies.shared import (
+    DEGREE,
+    Signal,
+    make_change_kind,
+    read_calibrated_range,
+    refuse_unsolvable,
+    require_finite_fit,
+)
 
-KIND = "regression_profiler"
+KIND = make_change_kind("regression_profiler", by_step=True)
 EXPONENTS = (
     (0, 0),
     (1, 0),
@@ -117,7 +124,7 @@ def fit_regression(profile: Profile) -> Regression:
     smallest ones in scaled units are taken.
 
     Raises:
-        ProfileError: There are too few pairs.
+        ProfileError: There are too few pairs, or their sums cannot be solved.
     """
     powers, products = read_sums(profile)
     pairs = float(powers[:, 0].sum())
@@ -130,9 +137,11 @@ def fit_regression(profile: Profile) -> Regression:
     unit = math.sqrt(float(powers[:, 2].sum()) / pairs) or 1.0
     last = float(len(powers) - 1)
     matrix, vector = build_normal_equations(powers, products, unit, last)
-    found = torch.linalg.pinv(matrix, rtol=RANK, hermitian=True) @ vector
-    scale = torch.tensor([unit**a * last**b for a, b in EXPONENTS], dtype=torch.float64)
+    with refuse_unsolvable(profile):
+        found = torch.linalg.pinv(matrix, rtol=RANK, hermitian=True) @ vector
+        scale = torch.tensor([unit**a * last**b for a, b in EXPONENTS], dtype=torch.float64)
     intercept, *others = (found / scale).tolist()
+    require_finite_fit(profile, (intercept, *others))
     low, high = read_calibrated_range(profile)
     facts = profile.fingerprint
     return Regression(

@@ -16,12 +16,20 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile, SessionInfo
-from erta_framework.calibration import make_fingerprint
+from erta_framework.calibration import Entry, ProfileKind, make_fingerprint
 from erta_framework.errors import ProfileError
 
-KIND = "sensitivity_profiler"
 UNIT = "time_unit"
 STATES = "states"
+KIND = ProfileKind(
+    "sensitivity_profiler",
+    {
+        "samples": Entry(shape="T", counts=True),
+        "time": Entry(shape="T", least=None),
+        **dict.fromkeys(("jx", "jt", "jx_squares", "jt_squares"), Entry(shape="T")),
+    },
+    facts=(UNIT, STATES),
+)
 TINY = 1e-8
 """Smallest movement that a sensitivity is measured over; below it counts as 0, as published."""
 SUMS = ("samples", "time", "jx", "jt", "jx_squares", "jt_squares")
@@ -63,12 +71,13 @@ class SensitivitySums:
     def profile(self, session: SessionInfo, states: str, samples: int) -> Profile:
         """The sums as a profile; `states` says at which latents they were measured."""
         facts = {UNIT: time_unit(session), STATES: states}
-        return Profile(
-            kind=KIND,
+        made = Profile(
+            kind=KIND.name,
             fingerprint={**make_fingerprint(session), **facts},
             statistics={name: getattr(self, name) for name in SUMS},
             samples=samples,
         )
+        return KIND.check(made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,12 @@ from erta_policies.shared._budgets import (
     list_thresholds,
     solve_setting,
 )
-from erta_policies.shared._change_profiler import DEGREE, ChangeProfiler, read_calibrated_range
+from erta_policies.shared._change_profiler import (
+    DEGREE,
+    ChangeProfiler,
+    make_change_kind,
+    read_calibrated_range,
+)
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
@@ -20,7 +25,9 @@ from erta_policies.shared._profiles import (
     load_profile,
     order_branches,
     read_branches,
+    refuse_unsolvable,
     require_computed,
+    require_finite_fit,
     require_match,
     require_one_option,
     require_whole_run,
@@ -60,6 +67,7 @@ __all__ = [
     "grid_dims",
     "list_thresholds",
     "load_profile",
+    "make_change_kind",
     "mean_magnitude",
     "order_branches",
     "probe_capability",
@@ -67,8 +75,10 @@ __all__ = [
     "read_calibrated_range",
     "read_mixing",
     "read_probe",
+    "refuse_unsolvable",
     "relative_l1",
     "require_computed",
+    "require_finite_fit",
     "require_match",
     "require_one_option",
     "require_whole_run",

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
+from erta_framework.calibration import Entry, ProfileKind, StepSeries
+from erta_framework.errors import ProfileError
 from erta_framework.metrics import relative_l1
 from erta_framework.plugins import choose_unit
 from erta_policies.shared._profiles import RunProfiler, order_branches, require_computed
@@ -23,6 +25,20 @@ BINS, LOWEST, HIGHEST = 160, 1e-6, 1e2
 """Differences are counted in bins of equal ratio, so that their range merges like a sum."""
 
 
+def make_change_kind(name: str, by_step: bool) -> ProfileKind:
+    """The profiles of a `ChangeProfiler`, whose sums may be kept for each step apart."""
+    each = "b T" if by_step else "b"
+    entries = {
+        "samples": Entry(shape="b T", counts=True),
+        "distance": Entry(shape="b T"),
+        "powers": Entry(shape=f"{each} {2 * DEGREE + 1}"),
+        "products": Entry(shape=f"{each} {DEGREE + 1}"),
+        "squares": Entry(shape=each),
+        "bins": Entry(shape=f"b {BINS}", counts=True),
+    }
+    return ProfileKind(name, entries, StepSeries("distance", "samples"), ("branches", "signal"))
+
+
 def count_bins(differences: Tensor) -> Tensor:
     """Count the differences that lie in each bin, `[BINS]`."""
     position = (differences.clamp(LOWEST, HIGHEST) / LOWEST).log() / math.log(HIGHEST / LOWEST)
@@ -31,8 +47,14 @@ def count_bins(differences: Tensor) -> Tensor:
 
 
 def read_calibrated_range(profile: Profile) -> tuple[float, float]:
-    """Smallest and largest difference of a profile, to the width of a bin (12 %)."""
+    """Smallest and largest difference of a profile, to the width of a bin (12 %).
+
+    Raises:
+        ProfileError: It has none.
+    """
     filled = profile.statistics["bins"].sum(dim=0).nonzero().flatten().tolist()
+    if not filled:
+        raise ProfileError(f"{profile!r} has counted no difference in 'bins'; calibrate again")
     step = math.log(HIGHEST / LOWEST) / BINS
     return LOWEST * math.exp(step * filled[0]), LOWEST * math.exp(step * (filled[-1] + 1))
 

@@ -2,37 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+import torch
 from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Profiler, SessionInfo, Step, hookimpl
-from erta_framework.calibration import make_fingerprint
-from erta_framework.errors import InputError, PolicyError, ProfileError
+from erta_framework.calibration import ProfileKind, make_fingerprint
+from erta_framework.errors import InputError, NonFiniteError, PolicyError, ProfileError
 
 ProfileSource = str | Path | Profile
 """A profile, or the file that holds it."""
 T = TypeVar("T")
+UNSOLVABLE: type[Exception] = torch.linalg.LinAlgError  # type: ignore[attr-defined, unused-ignore]
 
 
 # -------------------------------------------------------------------------------- reading
-def load_profile(policy: Policy, source: ProfileSource | None, kinds: tuple[str, ...]) -> Profile:
-    """The profile of a policy, read from its file if need be.
+def load_profile(
+    policy: Policy, source: ProfileSource | None, kinds: tuple[ProfileKind, ...]
+) -> Profile:
+    """The profile of a policy, read from its file if need be, with its tensors checked.
 
     Raises:
         PolicyError: There is none.
-        ProfileError: It cannot be read, or another profiler emitted it.
+        ProfileError: It cannot be read, another profiler emitted it, or a tensor is not what its
+            profiler measures.
     """
     if source is None:
         raise PolicyError(
             f"{policy!r} needs profile=...; make one with `erta calibrate` or Sampler.calibrate"
         )
     profile = source if isinstance(source, Profile) else Profile.load(source)
-    if profile.kind not in kinds:
-        profile.require_kind(kinds[0], wanted_by=type(policy).__name__)
+    for kind in kinds:
+        if profile.kind == kind.name:
+            return kind.check(profile)
+    profile.require_kind(kinds[0].name, wanted_by=type(policy).__name__)
     return profile
+
+
+@contextmanager
+def refuse_unsolvable(profile: Profile) -> Iterator[None]:
+    """Turns a failure to solve the sums of a profile into an error that names the profile.
+
+    Raises:
+        ProfileError: The sums overflow, or a system of theirs has no solution.
+    """
+    try:
+        yield
+    except (ArithmeticError, UNSOLVABLE) as error:
+        raise ProfileError(
+            f"the sums of {profile!r} cannot be solved ({error}), no run gives such; calibrate "
+            "again"
+        ) from error
+
+
+def require_finite_fit(profile: Profile, numbers: Sequence[float]) -> None:
+    """Refuse coefficients that overflowed.
+
+    Raises:
+        ProfileError: One is NaN or infinite.
+    """
+    if not all(map(math.isfinite, numbers)):
+        raise ProfileError(
+            f"the fit to {profile!r} has the coefficients {list(numbers)}; calibrate again"
+        )
 
 
 def require_match(profile: Profile, session: SessionInfo, allow: Collection[str]) -> None:
@@ -43,7 +80,7 @@ def require_match(profile: Profile, session: SessionInfo, allow: Collection[str]
         ProfileError: The number of steps differs although it was allowed to.
     """
     profile.require(session, allow)
-    steps = int(profile.fingerprint["num_steps"])
+    steps = profile.num_steps
     if steps != session.num_steps:
         raise ProfileError(
             f"this profile has one statistic for each of {steps} steps, the run has "
@@ -85,8 +122,8 @@ class RunProfiler(Profiler):
     a run that failed. A subclass observes, and summarises a finished run in `summarise`.
     """
 
-    kind: ClassVar[str]
-    """Kind of the profiles that it emits."""
+    kind: ClassVar[ProfileKind]
+    """Kind of the profiles that it emits, with what their tensors must satisfy."""
 
     def summarise(self, session: SessionInfo) -> Profile | None:
         """The profile of a run; None if it stopped before its last step."""
@@ -108,14 +145,18 @@ class RunProfiler(Profiler):
             facts: Further fields of the fingerprint.
             provenance: How it was made; not compared with runs.
             samples: Samples that were summed; by default the whole batch.
+
+        Raises:
+            ProfileError: A sum is not what this profiler measures, such as NaN.
         """
-        return Profile(
-            kind=self.kind,
+        made = Profile(
+            kind=self.kind.name,
             fingerprint={**make_fingerprint(session), **(facts or {})},
             statistics=dict(statistics),
             samples=session.shape[0] if samples is None else samples,
             provenance=dict(provenance or {}),
         )
+        return self.kind.check(made)
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
@@ -131,16 +172,38 @@ def order_branches(session: SessionInfo, sums: Mapping[str, T], empty: T) -> dic
     return {name: sums.get(name, empty) for name in session.branches or tuple(sums)}
 
 
-def require_computed(policy: Policy, step: Step, call: Call) -> None:
-    """Refuse a call in which the network did not run.
+def require_computed(policy: Policy, step: Step, call: Call, rows: int | None = None) -> None:
+    """Refuse a call in which the network did not run, or gave NaN: sums would be worth nothing.
+
+    Args:
+        policy: Who observes.
+        step: The step.
+        call: The call, after the network ran.
+        rows: How many rows of the output must be finite; all by default.
 
     Raises:
         PolicyError: Names the step and branch.
+        NonFiniteError: Names the sample as well.
     """
     if not call.ran:
         raise PolicyError(
             f"{type(policy).__name__} observes full runs, but step {step.index} of branch "
             f"{call.branch!r} was reused; calibrate without skip policies"
+        )
+    broken = ~call.compute()[:rows].isfinite().flatten(1).all(dim=1)
+    if bool(broken.any()):
+        session = step.session
+        places = range(len(broken)) if call.rows is None else call.rows
+        # batched guidance repeats the samples
+        samples = sorted(
+            {places[k] % session.shape[0] for k in broken.nonzero().flatten().tolist()}
+        )
+        first = f" ({session.prompts[samples[0]]!r})" if samples[0] < len(session.prompts) else ""
+        raise NonFiniteError(
+            f"{type(policy).__name__} got NaN or infinity from the network for sample "
+            f"{', '.join(map(str, samples))} of {session.shape[0]}{first}, at step {step.index} of "
+            f"branch {call.branch!r} (request {session.request_id!r}); no profile is made of it: "
+            "leave this prompt out, or use a wider dtype"
         )
 
 

@@ -9,9 +9,14 @@ import torch
 
 from erta_framework import Profile
 from erta_framework.errors import ProfileError
-from erta_policies.shared import DEGREE
+from erta_policies.shared import (
+    DEGREE,
+    make_change_kind,
+    refuse_unsolvable,
+    require_finite_fit,
+)
 
-KIND = "tea_cache_profiler"
+KIND = make_change_kind("tea_cache_profiler", by_step=False)
 
 
 def evaluate_polynomial(coefficients: Sequence[float], difference: float) -> float:
@@ -46,13 +51,16 @@ def fit_polynomial(profile: Profile) -> tuple[float, ...]:
     scale = unit ** -torch.arange(2 * DEGREE + 1, dtype=torch.float64)
     scaled = powers * scale
     matrix = torch.stack([scaled[k : k + DEGREE + 1] for k in range(DEGREE + 1)])
-    if not float(torch.linalg.cond(matrix)) < 1e13:
+    with refuse_unsolvable(profile):
+        condition = float(torch.linalg.cond(matrix))
+    if not condition < 1e13:
         raise ProfileError(
             "the differences of this profile hardly vary, so they fix no polynomial of degree "
             f"{DEGREE}; calibrate with more steps, or give coefficients=..."
         )
     rising = torch.linalg.solve(matrix, products * scale[: DEGREE + 1])
     found = (rising * scale[: DEGREE + 1]).flip(0).tolist()
+    require_finite_fit(profile, found)
     return tuple(float(number) for number in found)
 
 

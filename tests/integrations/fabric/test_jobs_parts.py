@@ -7,7 +7,6 @@ import io
 import json
 import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -204,17 +203,15 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch, call):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     if call == "write":
-        real = Path.open
+        real = os.fdopen
 
-        def opened(path, *arguments, **options):
-            file = real(path, *arguments, **options)
-            if path.name.endswith(".partial"):
-                file.write(b"half")
-                file.close()
-                full()
-            return file
+        def opened(*arguments, **options):
+            file = real(*arguments, **options)
+            file.write(b"half")
+            file.close()
+            return full()
 
-        monkeypatch.setattr(Path, "open", opened)
+        monkeypatch.setattr(os, "fdopen", opened)
     else:
         monkeypatch.setattr(_store.os, call, full)
     with pytest.raises(OSError, match="No space left"):

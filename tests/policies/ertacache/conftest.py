@@ -114,13 +114,14 @@ def plain(
 def from_errors(errors: Tensor, **fingerprint: str) -> Profile:
     """A profile of one sample and one branch with exactly these pair errors, `[T, T]`."""
     steps = len(errors)
-    pairs = {
-        name: errors.double()[None].clone() for name in ("ratio", "phi_velocity", "phi_difference")
-    }
-    moments = {name: torch.zeros(1, steps, steps, 1) for name in ("v", "vv", "e", "ee", "ve")}
+    pairs = {"ratio": errors.double()[None].clone()}
+    for name in ("phi_velocity", "phi_difference"):
+        pairs[name] = pairs["ratio"].clamp(0, 1)
+    zeros = torch.zeros(1, steps, steps, 1, dtype=torch.float64)
+    moments = dict.fromkeys(("v", "vv", "e", "ee", "ve"), zeros)
     ones = torch.ones(1, steps, dtype=torch.float64)
     return Profile(
-        kind=KIND,
+        kind=KIND.name,
         fingerprint={"num_steps": str(steps), "branches": "cond", **fingerprint},
         statistics={"samples": ones, "elements": ones, **pairs, **moments},
         samples=1,

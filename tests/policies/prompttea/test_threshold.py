@@ -272,7 +272,7 @@ def test_references_must_be_those_of_this_run() -> None:
     with pytest.raises(PolicyError, match="averages all tokens, its references were averaged over"):
         Engine([around(RULES[0], tokens="all")])
     wide = references()
-    wide.statistics["directions"] = torch.zeros(2, 9)  # type: ignore[index]
+    wide.statistics["directions"] = torch.zeros(2, 9, dtype=torch.float64)  # type: ignore[index]
     with pytest.raises(ProfileError, match="embedded in 9 dimensions, this run's prompts have 4"):
         sample([around(RULES[0], references=wide)], request("0.5"))
     lone = references()

@@ -102,17 +102,21 @@ class PatchSet:
             vars(owner)[name] = self._done[place][1]
 
     def undo(self) -> None:
-        """Restore everything; hooks that others put on top stay, and wrap the original."""
+        """Restore everything; hooks that others put on top stay, and wrap the original.
+
+        A patch is forgotten only after it was restored, and restoring twice changes nothing: after
+        an interrupt at any place, a second call finishes.
+        """
         while self._done:
-            before, patch = self._done.pop()
+            before, patch = self._done[-1]
             patch.retire()
             attributes = vars(patch.owner)
-            if attributes.get(patch.name) is not patch:
-                continue
-            if before is MISSING:
-                del attributes[patch.name]
-            else:
-                attributes[patch.name] = before
+            if attributes.get(patch.name) is patch:
+                if before is MISSING:
+                    del attributes[patch.name]
+                else:
+                    attributes[patch.name] = before
+            self._done.pop()
 
 
 def restore(owner: Any, name: str) -> None:

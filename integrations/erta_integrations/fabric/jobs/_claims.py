@@ -29,14 +29,18 @@ import json
 import math
 import os
 import random
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from erta_framework.errors import InputError
+from erta_framework.files import CREATE, open_new
 from erta_integrations.fabric.jobs._store import SHARD, list_shards
 from erta_integrations.fabric.jobs._workers import Worker
 
+NAME = re.compile(r"(?P<index>\d{7,18})\.(?P<generation>\d{1,9})(?P<failed>\.failed)?")
+"""Names of claims and failures; any other file in their folders is ignored."""
 LOOKS = 4
 """Unfinished shards that a worker searches for dead workers' samples before it leaves. Caps the
 scan: N leaving workers that each check all N others would be O(N^2) reads."""
@@ -127,8 +131,21 @@ class Claims:
         """Record that a claimed sample failed."""
         path = self._failure(claim)
         text = json.dumps({"worker": self.worker.name, "error": error})
-        path.write_text(text, encoding="utf-8")
+        with os.fdopen(open_new(path), "w", encoding="utf-8") as file:
+            file.write(text)
         self.worker.stamp(path)
+
+    def is_being_made(self, claim: Claim) -> bool:
+        """Whether this is the newest claim on its sample, and its worker is alive."""
+        newest = self._newest_claims(claim.index // SHARD).get(claim.index)
+        if newest != (claim.generation, False):
+            return False
+        return not self._is_abandoned(claim, False, self.worker.beat())
+
+    def is_held(self, index: int) -> bool:
+        """Whether a living worker has the newest claim on a sample."""
+        newest = self._newest_claims(index // SHARD).get(index)
+        return newest is not None and self.is_being_made(Claim(index, newest[0]))
 
     # ----------------------------------------------------------------- looking for a sample
     def _find_unclaimed(self) -> Claim | None:
@@ -181,7 +198,7 @@ class Claims:
         path = self._path(claim)
         name = read_signature(path)
         if not name:  # killed between creating the claim and signing it
-            return now - path.stat().st_mtime > self.worker.lease
+            return now - path.lstat().st_mtime > self.worker.lease
         return not self.worker.is_alive(name, now)
 
     # ----------------------------------------------------------------- files
@@ -190,13 +207,13 @@ class Claims:
         found: dict[int, tuple[int, bool]] = {}
         try:
             names = os.listdir(self.folder / f"{shard:05d}")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return found
-        for name in names:
-            index, generation, *rest = name.split(".")
+        for claimed in filter(None, map(NAME.fullmatch, names)):
             # of one generation the failure is the greater pair, and wins over the claim
-            each = (int(generation), bool(rest))
-            found[int(index)] = max(each, found.get(int(index), each))
+            each = (int(claimed["generation"]), claimed["failed"] is not None)
+            index = int(claimed["index"])
+            found[index] = max(each, found.get(index, each))
         return found
 
     def _indices(self, shard: int) -> range:
@@ -238,10 +255,13 @@ def create_signed(path: Path, name: str) -> None:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        with path.open("x", encoding="utf-8") as file:
+        with os.fdopen(os.open(path, CREATE, 0o644), "w", encoding="utf-8") as file:
             file.write(name)
 
 
 def read_signature(path: Path) -> str:
     """The worker that a claim names; empty where it was killed before it could sign."""
-    return os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8")
+    try:
+        return os.readlink(path) if path.is_symlink() else path.read_text(encoding="utf-8")
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError):
+        return ""  # no claim of ours; it counts as unsigned

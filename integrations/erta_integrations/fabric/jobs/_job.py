@@ -8,13 +8,18 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from erta_framework.errors import ErtaError, InputError
+from erta_framework.files import require_writable_folder
 from erta_framework.jobs import JobRequest, Summary
 from erta_integrations.fabric.jobs._manifest import Tally, write_manifest
 from erta_integrations.fabric.jobs._progress import ProgressWatch, mean_effort, show_progress
 from erta_integrations.fabric.jobs._prompts import Item, hash_items, load_items
+from erta_integrations.fabric.jobs._resume import tidy_folder
 from erta_integrations.fabric.jobs._runner import JobRunner
 from erta_integrations.fabric.jobs._sample_source import SampleSource
 from erta_integrations.fabric.jobs._store import count_committed, open_folder
+
+FOLDERS = ("samples", "claims", "workers", "manifest", "pictures")
+"""Folders in that of a job."""
 
 
 def run_job(
@@ -38,13 +43,13 @@ def run_job(
     """
     clock = time.monotonic()
     folder, leader = Path(request.output), position[0] == 0
-    items = open_job(request, source, leader, agree)
+    tally = Tally(folder)
+    items = open_job(request, source, tally if leader else None, agree)
     runner = JobRunner(folder, items, source, position, request.job, request.picture)
     done, failed = 0, runner.failed
     calls: float | None = None
     speedup: float | None = None
     if leader:
-        tally = Tally(folder)
         watch = ProgressWatch(tally, len(items), count_committed(runner.store, len(items)))
         with nullcontext() if request.quiet else show_progress(watch, json_lines=request.log_json):
             runner.run(stay=True)
@@ -68,12 +73,13 @@ def run_job(
 
 
 def open_job(
-    request: JobRequest, source: SampleSource, leader: bool, agree: Callable[[bool], bool]
+    request: JobRequest, source: SampleSource, tally: Tally | None, agree: Callable[[bool], bool]
 ) -> tuple[Item, ...]:
     """Read the prompts and open the folder; the samples of the job, if every rank is ready.
 
-    Rank 0 alone checks the overrides and opens the folder. Whatever goes wrong is raised only
-    after `agree`, which every rank must reach: one that left before it would let the others wait.
+    Rank 0 alone, which has a tally, checks the overrides, opens the folder and tidies it up.
+    Whatever goes wrong is raised only after `agree`, which every rank must reach: one that left
+    before it would let the others wait.
 
     Raises:
         InputError: As `run_job` says; on the other ranks, that one of them cannot begin.
@@ -81,15 +87,20 @@ def open_job(
     problem: ErtaError | OSError | None = None
     items: tuple[Item, ...] = ()
     try:
-        check = source.check if leader else None
+        check = None if tally is None else source.check
         items = load_items(request.prompts, request.seed, source.known, check)
-        if leader:
+        if tally is not None:
             identity = {
                 **source.identity(),
                 "batch_size": request.job.batch_size,
                 "prompts": {"samples": len(items), "digest": hash_items(items)},
             }
-            open_folder(Path(request.output), identity, request.resume)
+            folder = Path(request.output)
+            for place in (folder, *(folder / name for name in FOLDERS)):
+                require_writable_folder(place, "folder of the job")
+            if open_folder(folder, identity, request.resume):
+                tally.read()
+                tidy_folder(folder, len(items), request.job.lease, tally)
     except (ErtaError, OSError) as error:
         problem = error
     ready = agree(problem is None)

@@ -166,6 +166,8 @@ class JobRunner:
             return
         folder = self.folder / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f".{index:07d}.*"):  # of a killed process, or a planted link
+            left.unlink()
         (sample, *_) = sampled.tensors.values()
         drawn = self.picture(sample, folder / f".{index:07d}")
         if isinstance(drawn, Path):

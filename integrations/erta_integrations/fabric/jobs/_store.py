@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,18 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from erta_framework.errors import InputError
+from erta_framework.files import create_whole, write_atomically
 
 SHARD = 256
 """Samples whose files share a folder."""
 SCHEMA = "erta_framework.job/1"
 METADATA = "erta"
 """Key of the safetensors metadata that holds the JSON facts of a sample."""
+SUFFIX = ".safetensors"
+SAMPLE = re.compile(r"\d{7,18}" + re.escape(SUFFIX))
+"""Names of samples; any other file in their folders is ignored."""
+WAITS = (0.05, 0.1, 0.3, 0.5)
+"""Seconds between looks at a `job.json` that holds nothing yet."""
 
 
 class Store:
@@ -44,7 +51,7 @@ class Store:
 
     def path(self, index: int) -> Path:
         """The file of a sample."""
-        return self.folder / f"{index // SHARD:05d}" / f"{index:07d}.safetensors"
+        return self.folder / f"{index // SHARD:05d}" / f"{index:07d}{SUFFIX}"
 
     def partial(self, index: int, generation: int) -> Path:
         """The file that one claim writes before it renames it into place."""
@@ -52,7 +59,7 @@ class Store:
 
     def has(self, index: int) -> bool:
         """Whether a sample is done."""
-        return self.path(index).exists()
+        return self.path(index).is_file()
 
     def committed(self, shard: int) -> set[int]:
         """The samples of a shard that are done."""
@@ -60,7 +67,9 @@ class Store:
             names = os.listdir(self.folder / f"{shard:05d}")
         except FileNotFoundError:
             return set()
-        return {int(name.partition(".")[0]) for name in names if name.endswith(".safetensors")}
+        found = {int(name[: -len(SUFFIX)]) for name in names if SAMPLE.fullmatch(name)}
+        # whatever else lies there is none of ours
+        return {index for index in found if index // SHARD == shard}
 
     def write(
         self,
@@ -98,9 +107,18 @@ class Store:
         try:
             with safe_open(path, framework="pt") as file:
                 found: dict[str, Any] = json.loads((file.metadata() or {})[METADATA])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
             raise InputError(f"{path} is no sample of a job: {error!r}") from error
         return found
+
+    def seal(self, index: int) -> dict[str, Any]:
+        """Size and digest of a sample's file, by which damage is seen; empty if unreadable."""
+        try:
+            with self.path(index).open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                return {"bytes": file.tell(), "sha256": digest}
+        except OSError:
+            return {}
 
     def load(self, index: int) -> dict[str, Tensor]:
         """The tensors of a sample; a sampler's is named `"sample"`, `[C, F, H, W]` for a video.
@@ -121,36 +139,7 @@ def list_shards(total: int) -> range:
 
 def count_committed(store: Store, total: int) -> int:
     """How many of a job's `total` samples are done."""
-    return sum(len(store.committed(shard)) for shard in list_shards(total))
-
-
-def write_atomically(path: Path, data: bytes, partial: Path) -> None:
-    """Write a file that is there whole or not at all, and survives a power failure.
-
-    Args:
-        path: The file.
-        data: Its bytes.
-        partial: Where they are written first: a name in the same folder that no other process uses.
-
-    Raises:
-        OSError: It could not be written; the partial file is removed.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # the bytes must be on the disk before the name is
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    handle = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)  # the name itself
-    finally:
-        os.close(handle)
+    return sum(index < total for shard in list_shards(total) for index in store.committed(shard))
 
 
 def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> bool:
@@ -171,23 +160,17 @@ def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> bool
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "job.json"
     facts = json.loads(json.dumps({"schema": SCHEMA, **identity}))
-    partial = folder / f".job.{os.getpid()}.{time.monotonic_ns()}.partial"
-    try:
-        write_atomically(partial, json.dumps(facts, indent=2, sort_keys=True).encode(), partial)
-        os.link(partial, path)  # unlike a rename, a link never replaces another's file
+    data = json.dumps(facts, indent=2, sort_keys=True).encode()
+    if create_whole(path, data):
         return False
-    except FileExistsError:
-        pass
-    finally:
-        partial.unlink(missing_ok=True)
     if not resume:
         raise InputError(
             f"{folder} holds a job already; give --resume to continue it, or another --output"
         )
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+    found = read_identity(path)
+    if found is None:
+        write_atomically(path, data)
+        return False
     differing = [
         f"  {name}: folder {there!r} / run {here!r}"
         for name, there, here in list_differences(found, facts)
@@ -198,6 +181,27 @@ def open_folder(folder: Path, identity: Mapping[str, Any], resume: bool) -> bool
             "prompts and configuration, or give another --output"
         )
     return True
+
+
+def read_identity(path: Path) -> Any:
+    """The facts in `job.json`; None if its writer was killed before it wrote any.
+
+    That can happen only on file systems without hard links, and before anything was sampled.
+
+    Raises:
+        InputError: It cannot be read, although the job has begun.
+    """
+    for wait in (0.0, *WAITS):  # somebody may be writing it just now
+        time.sleep(wait)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            problem = error
+    if path.is_file() and not any((path.parent / name).exists() for name in ("claims", "samples")):
+        return None
+    raise InputError(
+        f"cannot read {path}: {problem}; give another --output, or put back the file of this job"
+    )
 
 
 def list_differences(one: Any, other: Any, where: str = "") -> list[tuple[str, Any, Any]]:

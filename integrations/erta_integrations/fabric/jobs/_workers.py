@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from erta_framework.files import shorten_name
+
 
 class Worker:
     """One process that works on a job, known to the others by a file in `workers/`.
@@ -49,7 +51,8 @@ class Worker:
     ) -> None:
         self.folder, self.lease, self._clock = folder / "workers", lease, clock
         self._host = read_host() if host is None else host
-        plain = "".join(c if c.isalnum() else "-" for c in socket.gethostname())[:40]
+        plain = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
+        plain = shorten_name(plain, 40)
         self.name = f"{plain}-{os.getpid()}-{secrets.token_hex(4)}"
         self.path = self.folder / f"{self.name}.json"
         pid = os.getpid()
@@ -90,11 +93,12 @@ class Worker:
         try:
             newest = path.stat().st_mtime
             facts = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            host, pid, started = facts["host"], int(facts["pid"]), facts["started"]
+        except (FileNotFoundError, IsADirectoryError):
             return False
-        except ValueError:  # killed before it had written who it is: its heartbeat decides
-            facts = {}
-        if facts.get("host") == self._host and not is_running(facts["pid"], facts["started"]):
+        except (ValueError, TypeError, KeyError, RecursionError):
+            host = None  # killed before it had written who it is: its heartbeat decides
+        if host == self._host and not is_running(pid, started):
             return False
         return (self.beat() if now is None else now) - newest <= self.lease
 

@@ -27,6 +27,7 @@ from erta_framework.cli import (
 from erta_framework.config import build_policies
 from erta_framework.environment import use_fastest_threads
 from erta_framework.errors import InputError, ProfileMismatchError
+from erta_framework.files import require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.plugins import Policy
 from erta_framework.report import (
@@ -65,6 +66,7 @@ def demo(
         require_extra(module, extra="report", wanted_by="erta demo")
     if calls > steps:
         raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
+    require_writable_folder(output)
     out = make_console()
     network = load_model(model)
     calibration, held_out = choose_prompts(network, model, prompts)
