@@ -41,6 +41,7 @@ class Trace:
             that have no residual of their own.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
+        notes: What a user should know of the request before its numbers are trusted.
     """
 
     request_id: str = ""
@@ -56,6 +57,7 @@ class Trace:
     history_bytes: int = 0
     driver_bytes: int = 0
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     def count(self, x: Tensor) -> None:
         """Count one network call on `x`, `[B, C, ...]`."""
@@ -158,6 +160,7 @@ class Trace:
             )
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
+        lines.extend(f"  note: {note}" for note in self.notes)
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -176,6 +179,7 @@ class Trace:
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
+                "notes": self.notes,
                 "steps": [asdict(step) for step in self.steps],
             }
         )

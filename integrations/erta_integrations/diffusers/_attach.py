@@ -19,7 +19,7 @@ from erta_integrations.diffusers.network import (
     find_undriven_networks,
     is_patched,
 )
-from erta_integrations.diffusers.pipeline import Driver, capabilities
+from erta_integrations.diffusers.pipeline import Driver, capabilities, explain_noise
 from erta_integrations.diffusers.trunk import check_signals
 
 Policies = str | Path | Policy | Engine | Sequence[Any]
@@ -48,7 +48,7 @@ class Attachment:
             check_trials(engine.policies, networks)
         scheduler = parts.scheduler
         offered = capabilities(scheduler) | parts.offered
-        engine.check(offered, type(scheduler).__name__, seam)
+        engine.check(offered, explain_noise(scheduler) or type(scheduler).__name__, seam)
 
     def __enter__(self) -> Self:
         driver, parts = self._driver, self._driver.parts

@@ -7,5 +7,6 @@ from erta_integrations.diffusers.pipeline._capabilities import (
     capabilities,
 )
 from erta_integrations.diffusers.pipeline._driver import Driver
+from erta_integrations.diffusers.pipeline._prediction import explain_noise
 
-__all__ = ["CAPABILITIES", "Capability", "Driver", "Support", "capabilities"]
+__all__ = ["CAPABILITIES", "Capability", "Driver", "Support", "capabilities", "explain_noise"]

@@ -37,6 +37,12 @@ class CallFrame:
         return None
 
     @property
+    def eta(self) -> float:
+        """The `eta` that the pipeline was called with; 0 where it takes none."""
+        found = self.frame.f_locals.get("eta", 0.0)
+        return float(found) if isinstance(found, int | float) else 0.0
+
+    @property
     def is_running(self) -> bool:
         """Whether the caller is inside this call.
 

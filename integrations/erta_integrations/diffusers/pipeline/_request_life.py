@@ -17,6 +17,7 @@ from erta_integrations.diffusers.pipeline._fingerprint import (
     describe_solver,
 )
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
+from erta_integrations.diffusers.pipeline._prediction import read_prediction
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
 
@@ -111,6 +112,7 @@ class RequestLife:
         name = called if called in parts.networks else next(iter(parts.networks))
         network = parts.networks[name]
         unit = float(getattr(parts.scheduler.config, "num_train_timesteps", math.nan))
+        eta = 0.0 if request.frame is None else request.frame.eta
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -121,9 +123,10 @@ class RequestLife:
             channel_dim=find_channel_dim(network, tuple(latents.shape)),
             model=describe_network(name, network),
             seam=parts.seam,
-            solver=describe_solver(parts.scheduler),
+            solver=describe_solver(parts.scheduler, eta),
+            prediction=read_prediction(parts.scheduler),
             guidance=describe_guidance(parts.pipe),
-            capabilities=capabilities(parts.scheduler) | parts.offered,
+            capabilities=capabilities(parts.scheduler, eta) | parts.offered,
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * unit,
