@@ -7,21 +7,26 @@ rounding alone.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from erta_framework import (
+    Decision,
     Engine,
     Evaluation,
     FlowEuler,
+    Needs,
     Policy,
     Request,
+    Reuse,
     SamplingLoop,
     Seam,
     SessionInfo,
     Step,
+    Traits,
     hookimpl,
 )
 from erta_framework.errors import ProfileMismatchError
@@ -239,3 +244,28 @@ def test_planning_in_shares_beats_planning_in_the_ratio(monkeypatch: pytest.Monk
     before = plan()
     print(f"multistep plan and a line at 17 calls: ratio {before:.1f} dB, share {after:.1f} dB")
     assert after > before + 3.0
+
+
+# -------------------------------------------------------------------- samples of their own
+class Alternate(Policy):
+    """Reuses every sample but one at each step, another one each time."""
+
+    traits = Traits(memory=Needs(evaluations=1), decides="sample")
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        batch = call.x.shape[0]
+        return Reuse("in turn", mask=tuple(row != step.index % batch for row in range(batch)))
+
+
+def test_each_sample_reuses_its_own_newest_output() -> None:
+    """A batch with a decision for each sample is the samples one by one."""
+    solver = preserving()
+    network, asked = make_network(solver), make_request(solver, steps=12)
+    whole = SamplingLoop(Engine([Alternate()]), solver).run(network, asked)
+    for row in range(len(asked.latents)):
+        alone = replace(asked, latents=asked.latents[row : row + 1], cond=asked.cond[row : row + 1])
+        steps = tuple(i for i in range(12) if i % len(asked.latents) == row)
+        one = SamplingLoop(Engine([SkipPolicy(steps=steps)]), solver).run(network, alone)
+        torch.testing.assert_close(whole.sample[row : row + 1], one.sample, rtol=0, atol=1e-12)
+    assert whole.trace.samples_differed

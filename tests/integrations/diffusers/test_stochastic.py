@@ -20,7 +20,7 @@ from erta_framework.testing import AffineFlow
 from erta_integrations.diffusers import CAPABILITIES, Support, attach
 from erta_integrations.diffusers.bundled import pipeline, request
 from erta_integrations.diffusers.pipeline import capabilities, explain_noise
-from erta_integrations.diffusers.pipeline._prediction import ALWAYS, TAKE_ETA, read_prediction
+from erta_integrations.diffusers.pipeline._prediction import ALWAYS, TAKE_ETA
 from erta_policies.ertacache import ResidualProfiler
 from erta_policies.fitted import FittedProfiler
 from tiny_pipelines import FAMILIES
@@ -179,53 +179,3 @@ def test_eta_is_seen_when_the_pipeline_is_called(eta: float) -> None:
     assert (STOCHASTIC in info.capabilities) is (eta > 0)
     assert info.solver.endswith("eta=0.5") is (eta > 0)
     assert (info.prediction, info.reused) == ("epsilon", "output")
-
-
-# ------------------------------------------------------------------ what pipelines predict
-@pytest.mark.parametrize(
-    ("scheduler", "prediction"),
-    [
-        (diffusers.DDIMScheduler(), "epsilon"),
-        (diffusers.EulerDiscreteScheduler(prediction_type="v_prediction"), "v_prediction"),
-        (diffusers.DDPMScheduler(prediction_type="sample"), "sample"),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), "velocity"),
-        (
-            diffusers.UniPCMultistepScheduler(
-                prediction_type="flow_prediction", use_flow_sigmas=True
-            ),
-            "velocity",
-        ),
-        (diffusers.CMStochasticIterativeScheduler(), "sample"),
-        (diffusers.IPNDMScheduler(), "v_prediction"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
-)
-def test_the_prediction_is_read_off_the_scheduler(scheduler: Any, prediction: str) -> None:
-    assert read_prediction(scheduler) == prediction
-
-
-@pytest.mark.parametrize(
-    "name", [n for n, c in CAPABILITIES.items() if c.support is not Support.REFUSED]
-)
-def test_every_supported_scheduler_has_a_prediction(name: str) -> None:
-    cls = getattr(diffusers, name)
-    scheduler = object.__new__(cls)
-    try:
-        parameters = inspect.signature(cls.__init__).parameters
-    except (TypeError, ValueError):
-        parameters = {}
-    kept = parameters.get("prediction_type")
-    scheduler._internal_dict = {} if kept is None else {"prediction_type": kept.default}
-    if getattr(cls, "_backends", None):
-        return  # an extra that is not installed: its settings cannot be read
-    assert read_prediction(scheduler) != "", name
-
-
-def test_a_pipeline_reuses_what_its_network_predicts() -> None:
-    for name, reused in (("sd", "output"), ("wan-euler", "residual")):
-        seen: list[Any] = []
-        family = FAMILIES[name]
-        pipe = family.build()
-        with attach(pipe, [Facts(seen=seen)]):
-            family.run(pipe, 2)
-        assert [info.reused for info in seen] == [reused]
