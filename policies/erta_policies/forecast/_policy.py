@@ -12,7 +12,7 @@ from erta_framework.errors import PolicyError
 from erta_policies.forecast import _coefficients as coefficients
 
 Basis = Literal["taylor", "hermite", "newton", "adams"]
-Quantity = Literal["reused", "residual", "output", "x0"]
+Quantity = Literal["residual", "output", "x0", "reused"]
 MOST = 6
 
 
