@@ -237,6 +237,7 @@ def test_other_choices_of_a_setting_are_found_by_its_type():
         "over=index",
         "what=residual",
         "what=x0",
+        "what=reused",
     ]
 
 

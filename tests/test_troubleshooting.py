@@ -62,6 +62,7 @@ from erta_integrations.diffusers.trunk._signals import compute_modulated_input
 from erta_integrations.fabric.jobs import open_folder
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.fitted import FittedProfiler
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
 from tiny_pipelines import FAMILIES, flow, unipc
@@ -363,6 +364,16 @@ def _() -> None:
 @says("{policy} requires {capabilities}, which {solver or scheduler} does not offer")
 def _() -> None:
     attach(Pipe(scheduler=unipc()), [SOME, TimestepAdjuster(phi=(0.9,) * 6)])
+
+
+@says(
+    "{policy} compares runs of the same sample, which must then differ in nothing else, but "
+    "{solver or scheduler} draws new noise"
+)
+def _() -> None:
+    import diffusers
+
+    attach(Pipe(scheduler=diffusers.DDPMScheduler()), [FittedProfiler()])
 
 
 # ------------------------------------------------------------------------ during a request

@@ -19,6 +19,8 @@ def make_fingerprint(session: SessionInfo) -> dict[str, str]:
         **{f"model.{key}": value for key, value in sorted(session.model.items())},
         # residuals of tokens are no residuals of latents
         **({} if session.seam is Seam.LATENT else {"model.seam": session.seam.value}),
+        # what is reused of an evaluation is what was measured of it
+        **({} if session.reused == "residual" else {"reused": session.reused}),
         "solver": session.solver,
         "num_steps": str(session.num_steps),
         "sigma_grid": hash_grid(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from erta_framework.errors import ConflictError, ErtaError, PolicyError
+from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError
 from erta_framework.plugins._hooks import find_hooks, is_wrapper
 from erta_framework.plugins._policy import Policy
 from erta_framework.plugins._traits import Traits
@@ -88,3 +88,19 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
             f"{' and '.join(deciders)} decides for each sample of a batch, {owners[0]!r} moves "
             "the interval of the whole batch; remove it, or decide for the whole batch"
         )
+
+
+def refuse_noise(policies: Sequence[Policy], driver: str) -> None:
+    """Refuse policies that compare runs of one sample, for a driver whose steps draw noise.
+
+    Raises:
+        CapabilityError: Names the policy and the driver.
+    """
+    for policy in policies:
+        if policy.traits.deterministic:
+            raise CapabilityError(
+                f"{policy!r} compares runs of the same sample, which must then differ in nothing "
+                f"else, but {driver} draws new noise at every step; use a solver that draws none, "
+                "such as FlowEuler() or DDIM() of the own loop, or UniPCMultistepScheduler or "
+                "DDIMScheduler with eta=0 in a pipeline"
+            )

@@ -14,6 +14,7 @@ from erta_framework.plugins._build_checks import (
     check_traits,
     merge_traits,
     prepare_policies,
+    refuse_noise,
 )
 from erta_framework.plugins._dispatch import (
     Hook,
@@ -27,6 +28,7 @@ from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimp
 from erta_framework.plugins._policy import Policy, find_owners, flatten
 from erta_framework.session import (
     PREFIX,
+    STOCHASTIC,
     Call,
     Compute,
     Decision,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 
 class CoreDefaults:
-    """The defaults of the core, called last: compute, and `x + residual` on a reused call."""
+    """The defaults of the core, called last: compute, and the newest evaluation where reused."""
 
     @hookimpl
     def decide(self) -> Decision:
@@ -50,9 +52,9 @@ class CoreDefaults:
         return Compute("default")
 
     @hookimpl
-    def forward(self, call: Call) -> Tensor:
-        """The network's output, or the input plus the newest residual."""
-        return compute_default(call)
+    def forward(self, step: Step, call: Call) -> Tensor:
+        """The network's output, or the newest residual or output; see `SessionInfo.reused`."""
+        return compute_default(step, call)
 
 
 class Engine:
@@ -119,6 +121,8 @@ class Engine:
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
         """
+        if STOCHASTIC in capabilities:
+            refuse_noise(self.policies, driver)
         for policy, seams, requires in self._demands:
             if seam not in seams:
                 raise CapabilityError(

@@ -6,7 +6,7 @@ One step, as nested hook calls:
 * for each guidance branch:
     * `decide(step, call)`, once a step unless a decision says `scope="branch"`;
       skipped when some branch has nothing usable in its history
-    * `forward(step, call)`: predictors answer, then core (`x + residual`, or the network);
+    * `forward(step, call)`: predictors answer, then core (what it reuses, or the network);
       wrappers correct and observe
 * `adjust_interval(step, answers)`
 * guidance combines the branches and the solver integrates over the settled interval
@@ -66,9 +66,10 @@ class HookSpecs:
         """The forward extension point: the output of one branch, `[B, C, ...]`.
 
         A predictor returns a tensor when `call.reused`, else None. If all return None, the output
-        is the network's, or `x + residual` on a reused call. Wrappers (`@hookimpl(wrapper=True)`)
-        correct reused outputs and observe. What they return is never stored in the history: the raw
-        output was recorded when it was computed.
+        is the network's, or on a reused call `x + residual` of a flow and the newest output of
+        networks that predict no velocity (`SessionInfo.reused`). Wrappers
+        (`@hookimpl(wrapper=True)`) correct reused outputs and observe. What they return is never
+        stored in the history: the raw output was recorded when it was computed.
         """
 
     @hookspec(firstresult=True)

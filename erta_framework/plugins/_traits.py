@@ -50,6 +50,10 @@ class Traits:
         sees_every_branch: Whether its `decide`, a wrapper, is called for every branch. The
             branches of a step share one decision; this policy, and the wrappers listed before it,
             are called again for each further branch, with the earlier results in `call.answers`.
+        reads_residual: Whether it answers with residuals whatever the network predicts. The trace
+            notes it where residuals are known to be wrong; see `SessionInfo.reused`.
+        deterministic: Whether it needs a solver that draws no noise, because it compares runs of
+            the same sample. A driver that offers `"stochastic"` is refused.
         collective: Whether it makes several ranks decide alike, so that none may compute alone.
 
     Example:
@@ -66,6 +70,8 @@ class Traits:
     reads_latents: bool = False
     reads_peers: bool = False
     sees_every_branch: bool = False
+    reads_residual: bool = False
+    deterministic: bool = False
     collective: bool = False
 
     def __post_init__(self) -> None:
@@ -95,5 +101,7 @@ class Traits:
             reads_latents=any(one.reads_latents for one in traits),
             reads_peers=any(one.reads_peers for one in traits),
             sees_every_branch=any(one.sees_every_branch for one in traits),
+            reads_residual=any(one.reads_residual for one in traits),
+            deterministic=any(one.deterministic for one in traits),
             collective=any(one.collective for one in traits),
         )

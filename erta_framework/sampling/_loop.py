@@ -140,6 +140,7 @@ class SamplingLoop:
             branches=self.guidance.names,
             model=dict(request.model),
             solver=repr(self.solver),
+            prediction=self.solver.prediction,
             guidance=repr(self.guidance),
             capabilities=list_capabilities(self.solver) | names,
             first=request.first,

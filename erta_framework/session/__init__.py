@@ -24,8 +24,10 @@ from erta_framework.session._state import StateStore
 from erta_framework.session._step import (
     DDIM_LEVELS,
     RESIZED,
+    STOCHASTIC,
     TRIAL,
     Interval,
+    Reused,
     SessionInfo,
     Step,
 )
@@ -39,6 +41,7 @@ __all__ = [
     "PROMPT",
     "PROMPT_MASK",
     "RESIZED",
+    "STOCHASTIC",
     "TEXT",
     "TRIAL",
     "TRUNK",
@@ -58,6 +61,7 @@ __all__ = [
     "Network",
     "NetworkSignal",
     "Reuse",
+    "Reused",
     "Seam",
     "Session",
     "SessionInfo",

@@ -14,11 +14,11 @@ from erta_framework.errors import PolicyError, ProtocolError
 from erta_framework.session._call import Call
 from erta_framework.session._computation import Computation, NetworkRows
 from erta_framework.session._decisions import Compute, Decision, Reuse
-from erta_framework.session._evaluation import Evaluations
+from erta_framework.session._evaluation import OUTPUT, Evaluations
 from erta_framework.session._history import History, is_same_kind
 from erta_framework.session._network import Network
 from erta_framework.session._selection import group_rows, has_diverged, select_rows
-from erta_framework.session._site import Site
+from erta_framework.session._site import Seam, Site
 from erta_framework.session._step import Step
 from erta_framework.session._trace import Trace
 from erta_framework.session._validation import check_output, describe_tensor
@@ -28,11 +28,17 @@ if TYPE_CHECKING:
     from erta_framework.plugins import Engine
 
 
-def compute_default(call: Call) -> Tensor:
-    """The output without a predictor: the input plus the newest residual, or the network's."""
-    if isinstance(call.decision, Reuse):
-        return call.x + call.history[0].residual
-    return call.compute()
+def compute_default(step: Step, call: Call) -> Tensor:
+    """The output without a predictor: of the newest evaluation, or the network's.
+
+    What is reused of an evaluation follows from the prediction; see `SessionInfo.reused`.
+    """
+    if not isinstance(call.decision, Reuse):
+        return call.compute()
+    newest = call.history[0]
+    if step.session.reused == "output" and call.seam is Seam.LATENT:
+        return newest.tensor(OUTPUT).clone()  # a pipeline may write into what it gets
+    return call.x + newest.residual
 
 
 class Answerer:
@@ -89,7 +95,8 @@ class Answerer:
         if self._hooked:
             output: Tensor = self._engine.call_hook("forward", self._where, self._step, call)
         else:
-            output = compute_default(call)
+            assert self._step is not None
+            output = compute_default(self._step, call)
         check_output(call, compute, output, self._corrects, self._where.owner, self._where)
         if compute.ran:
             return output

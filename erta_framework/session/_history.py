@@ -17,7 +17,7 @@ from erta_framework.session._evaluation import (
 )
 from erta_framework.session._selection import merge_rows
 from erta_framework.session._site import Site
-from erta_framework.session._step import Interval
+from erta_framework.session._step import Interval, Reused
 
 
 @dataclass(slots=True)
@@ -26,11 +26,13 @@ class History:
 
     Attributes:
         needs: How many evaluations of a branch are kept, and whether with inputs and outputs.
+        reused: Whether outputs are kept beside residuals, because core reuses those.
         kept: The evaluations.
         bytes: Memory held now.
     """
 
     needs: Needs
+    reused: Reused = "residual"
     kept: dict[Site, Evaluations] = field(default_factory=dict)
     bytes: int = 0
 
@@ -79,10 +81,11 @@ class History:
         self.bytes += sum(e.nbytes for e in self.kept[site]) - sum(e.nbytes for e in before)
 
     def keep_residual(self, x: Tensor, output: Tensor) -> dict[str, Tensor]:
-        """What is kept of a network or a block stack: the residual, and pairs if a policy needs."""
+        """What is kept of a network or a block stack: the residual, and what else is needed."""
         residual = output - x
         if not self.needs.pairs:
-            return {RESIDUAL: residual}
+            kept = {RESIDUAL: residual}
+            return kept if self.reused == "residual" else {**kept, OUTPUT: output.clone()}
         return {RESIDUAL: residual, INPUT: x.clone(), OUTPUT: output.clone()}
 
     def clear(self) -> None:

@@ -22,6 +22,7 @@ from erta_framework.session._decisions import Answer, Compute, Reuse
 from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._history import History
 from erta_framework.session._network import Network
+from erta_framework.session._notes import list_notes
 from erta_framework.session._protocol import (
     OpenCall,
     SessionStage,
@@ -69,9 +70,10 @@ class Session:
         self.engine = engine
         # its own store: two sessions made from one description share nothing
         self.info = replace(info, states=StateStore(engine.owners))
-        self.trace = Trace(request_id=info.request_id, num_steps=info.num_steps)
+        notes = list_notes(engine.policies, self.info)
+        self.trace = Trace(request_id=info.request_id, num_steps=info.num_steps, notes=notes)
         self.emitted: list[Profile] = []
-        self._history = History(engine.traits.memory)
+        self._history = History(engine.traits.memory, self.info.reused)
         self._where = Where(engine, self.info)
         self._decider = Decider(engine, self._history, self._where)
         self._answerer = Answerer(engine, self._history, self.trace, self._where)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
@@ -21,6 +21,15 @@ TRIAL = "trial"
 
 RESIZED = "trial:resized"
 """Capability of drivers whose trials take latents of another size than those of the call."""
+
+STOCHASTIC = "stochastic"
+"""Capability of drivers whose steps draw noise; what needs the same run twice refuses them."""
+
+Reused = Literal["residual", "output"]
+"""What a reused call takes from the newest evaluation, where no policy predicts."""
+
+NOISY_PREDICTIONS = frozenset({"epsilon", "sample", "v_prediction"})
+"""Predictions that latents do not add up with: a residual against them means nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +68,8 @@ class SessionInfo:
         model: Facts that identify the network (class, hash of its configuration).
         seam: What a reused step skips in this request.
         solver: Description of the solver, with its settings.
+        prediction: What the network predicts: `"velocity"`, `"epsilon"`, `"sample"` or
+            `"v_prediction"`; empty where the driver does not know. It decides `reused`.
         guidance: Description of the guidance, with its scale.
         capabilities: What the driver offers, such as `"first_order"`.
         first: Index of the first step that runs (img2img starts later than 0).
@@ -66,6 +77,7 @@ class SessionInfo:
         time_of: The timestep at any sigma, for trajectories that leave the nominal grid.
         divided: Whether other processes evaluate some of the branches.
         prompts: The prompts of the batch, where the driver knows them.
+        reused: What core reuses where no policy predicts; see `choose_reused`.
     """
 
     sigmas: tuple[float, ...]
@@ -78,6 +90,7 @@ class SessionInfo:
     model: Mapping[str, str] = field(default_factory=dict)
     seam: Seam = Seam.LATENT
     solver: str = ""
+    prediction: str = ""
     guidance: str = "none"
     capabilities: frozenset[str] = frozenset()
     first: int = 0
@@ -86,6 +99,11 @@ class SessionInfo:
     divided: bool = False
     prompts: tuple[str, ...] = ()
     states: StateStore = field(default_factory=StateStore, repr=False)
+    reused: Reused = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # once, because it is looked up at every reused call
+        object.__setattr__(self, "reused", choose_reused(self))
 
     @property
     def num_steps(self) -> int:
@@ -103,6 +121,30 @@ class SessionInfo:
         sampling, such as a rule with a threshold for this prompt, must be adopted first.
         """
         self.states.adopt(policy)
+
+
+def choose_reused(session: SessionInfo) -> Reused:
+    """What a reused call takes from the newest evaluation, where no policy predicts.
+
+    `x + residual` is what papers publish for the velocities of flows, and for block stacks. A
+    network that predicts noise, a clean sample or v gets its output reused, which is ours: its
+    residual holds the latents of the earlier step, at another noise level. Without a known
+    prediction, sigmas above 1 tell such a network, because a flow has none.
+
+    Example:
+        >>> run = dict(sigmas=(1.0, 0.0), times=(999.0,), shape=(1, 3, 8, 8))
+        >>> run = dict(run, dtype=torch.float32, device=torch.device("cpu"))
+        >>> [SessionInfo(**run, prediction=p).reused for p in ("velocity", "epsilon")]
+        ['residual', 'output']
+    """
+    if session.seam is not Seam.LATENT:
+        return "residual"
+    known = {session.prediction} if session.prediction else session.capabilities
+    if known & NOISY_PREDICTIONS:
+        return "output"
+    if session.prediction or "velocity" in known:
+        return "residual"
+    return "output" if max(session.sigmas) > 1.0 else "residual"
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,7 @@ class Trace:
         stopped: Why the request ended before its last step; empty if it did not.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
+        notes: What a user should know of the request before its numbers are trusted.
     """
 
     request_id: str = ""
@@ -58,6 +59,7 @@ class Trace:
     driver_bytes: int = 0
     stopped: str = ""
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
+    notes: tuple[str, ...] = ()
 
     def count(self, x: Tensor) -> None:
         """Count one network call on `x`, `[B, C, ...]`."""
@@ -177,6 +179,7 @@ class Trace:
         if wrong := self.find_nonfinite():
             places = ", ".join(f"step {index} ({branch})" for index, branch in wrong)
             lines.append(f"  reused outputs that are not finite: {places}")
+        lines.extend(f"  note: {note}" for note in self.notes)
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -197,6 +200,7 @@ class Trace:
                 "driver_bytes": self.driver_bytes,
                 "stopped": self.stopped,
                 "nonfinite": self.find_nonfinite(),
+                "notes": self.notes,
                 "steps": [asdict(step) for step in self.steps],
             }
         )

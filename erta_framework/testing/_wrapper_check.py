@@ -10,7 +10,15 @@ from erta_framework.testing._compare import fail
 
 ASKED = frozenset({"decide", "forward", "adjust_interval"})
 """Hooks that a wrapper asks of the policy that it holds."""
-ANY = ("corrects_computed", "reads_latents", "reads_peers", "sees_every_branch", "collective")
+ANY = (
+    "corrects_computed",
+    "reads_latents",
+    "reads_residual",
+    "reads_peers",
+    "sees_every_branch",
+    "deterministic",
+    "collective",
+)
 """Traits that a wrapper has where the policy inside has them."""
 
 

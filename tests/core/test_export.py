@@ -14,7 +14,7 @@ from erta_framework.budgets._export import to_step_mask
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError
 
-LISTED = [{"skip_policy": {"steps": [0, 3, 4]}}]
+LISTED = [{"skip_policy": {"steps": [0, 3, 4, 6]}}]
 
 
 def test_the_mask_has_a_one_where_a_step_computes() -> None:
@@ -70,4 +70,4 @@ def test_what_one_list_of_steps_cannot_say_is_refused(policies: list[object], sa
 
 def test_an_unknown_cache_is_refused() -> None:
     with pytest.raises(InputError, match=r"no export to 'magcash'; .*magcache"):
-        export_schedule(plan_export(build_policies(LISTED), 5), "magcash")
+        export_schedule(plan_export(build_policies(LISTED), 7), "magcash")

@@ -13,7 +13,7 @@ from torch import Tensor
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet, load_flux, load_unet
 from erta_bench.shapes_image._unet import NOISE
 from erta_framework import Profile
-from erta_framework.errors import PolicyError, ProfileMismatchError
+from erta_framework.errors import CapabilityError, PolicyError, ProfileMismatchError
 from erta_framework.metrics import psnr
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
@@ -153,7 +153,7 @@ def test_a_step_that_adds_noise_is_refused(unet: ShapesUNet) -> None:
     pipe = pipeline(unet)
     prompts = unet.demo_prompts()[0][:1] * len(RUNS)
     asked = request(unet, prompts, seeds=[1] * len(RUNS), num_steps=STEPS)
-    with attach(pipe, [PROFILER]), pytest.raises(PolicyError, match="adds no noise"):
+    with attach(pipe, [PROFILER]), pytest.raises(CapabilityError, match="eta=1 draws"):
         pipe(**asked, eta=1.0)
 
 

@@ -72,8 +72,8 @@ def make_resampled_magcache(how: str) -> Spec:
 
 
 def make_forecast_recipe(name: str, **options: object) -> Spec:
-    """A recipe on whole outputs with the video models' one first step."""
-    return {name: {"interval": SOLVED, "first": 1, **options}}
+    """A recipe on whole outputs with the video models' one first step, in so many calls."""
+    return {name: {"budget": {"calls": BUDGET}, "first": 1, **options}}
 
 
 def make_sencache(**options: object) -> Spec:
@@ -123,9 +123,9 @@ CONTENDERS: tuple[Contender, ...] = (
         search=THRESHOLD,
         seam="trunk",
     ),
-    policy("TaylorSeer, whole output", make_forecast_recipe("taylorseer"), search=INTERVAL),
-    policy("HiCache, whole output", make_forecast_recipe("hicache"), search=INTERVAL),
-    policy("FORA, whole output", {"fora": {"interval": SOLVED}}, search=INTERVAL),
+    policy("TaylorSeer, whole output", make_forecast_recipe("taylorseer")),
+    policy("HiCache, whole output", make_forecast_recipe("hicache")),
+    policy("FORA, whole output", {"fora": {"budget": {"calls": BUDGET}}}),
     policy(
         "FBCache",
         {"fbcache": {"threshold": SOLVED, "per_sample": False}},
@@ -182,13 +182,13 @@ CONTENDERS: tuple[Contender, ...] = (
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
     own("multistep plan + line", MULTISTEP, LINE),
     own("multistep plan + parabola", MULTISTEP, PARABOLA),
-    own("planned steps, reuse", PLANNED, "residual_reuse"),
+    own("planned steps, reuse", PLANNED),
     own("planned steps for a line", FORESEEN, LINE),
     # -------------------------------------------------------------- combinations
-    mix("uniform reuse", EVENLY, "residual_reuse"),
-    mix("uniform, corrected", EVENLY, "residual_reuse", CORRECTED),
+    mix("uniform reuse", EVENLY),
+    mix("uniform, corrected", EVENLY, CORRECTED),
     mix("uniform + line", EVENLY, LINE),
-    mix("ERTACache steps, reuse", SCHEDULE, "residual_reuse"),
+    mix("ERTACache steps, reuse", SCHEDULE),
     mix("ERTACache steps + line", SCHEDULE, LINE),
     mix("ERTACache steps + line, corrected", SCHEDULE, LINE, CORRECTED),
     mix("ERTACache steps + parabola", SCHEDULE, PARABOLA),

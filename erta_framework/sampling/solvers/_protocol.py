@@ -67,7 +67,8 @@ class Solver(Protocol):
         derivative by sigma. `"epsilon"`: the output is the noise, and latents are variance
         preserving with sigma the ratio of noise and clean part; with `"variance_exploding"` they
         are `clean + sigma * noise`. `"sample"` and `"v_prediction"`: the output is the clean
-        sample, or v of variance-preserving latents.
+        sample, or v of variance-preserving latents. `"stochastic"`: steps draw noise, so that two
+        runs of one sample differ.
         """
         ...
 

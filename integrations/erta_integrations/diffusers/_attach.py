@@ -20,7 +20,12 @@ from erta_integrations.diffusers.network import (
     find_undriven_networks,
     is_patched,
 )
-from erta_integrations.diffusers.pipeline import KEEP_TRACES, Driver, capabilities
+from erta_integrations.diffusers.pipeline import (
+    KEEP_TRACES,
+    Driver,
+    capabilities,
+    explain_noise,
+)
 from erta_integrations.diffusers.trunk import check_signals
 
 Policies = str | Path | Policy | Engine | Sequence[Any]
@@ -53,7 +58,7 @@ class Attachment:
             check_trials(engine.policies, networks)
         scheduler = parts.scheduler
         offered = capabilities(scheduler) | parts.offered
-        engine.check(offered, type(scheduler).__name__, seam)
+        engine.check(offered, explain_noise(scheduler) or type(scheduler).__name__, seam)
         self._entered = False
 
     def __enter__(self) -> Self:

@@ -40,7 +40,8 @@ class EasyCache(Policy):
     The rate is the change of the output over the change of the input, between the last two computed
     steps. It is taken as constant: rate times movement of the latents, over the size of the output,
     is the predicted relative change. These are summed since the last computed step. A reused output
-    is `x + residual`, core's own predictor, unless another one is listed. Needs no profile.
+    is core's own, of a flow `x + residual`, unless another one is listed. Needs no profile. On
+    variance-exploding latents the rate is not constant, and the rule reuses far too much.
 
     Source: EasyCache, arXiv 2507.02860, and the repository H-EmbodVis/EasyCache (threshold 0.05 and
     10 warm-up steps for Wan 2.1, 0.025 and 5 for HunyuanVideo). There the conditional branch

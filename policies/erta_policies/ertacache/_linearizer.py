@@ -42,7 +42,8 @@ class ErrorLinearizer(Policy):
     fitting every pair of steps on the reference trajectory.
 
     The line is chosen by (branch, step of the newest residual, step), so it follows any skip rule,
-    not only ERTACache's. It is fitted to x + residual. Another predictor has another error, which
+    not only ERTACache's. It is fitted to what core reuses: x + residual, or the output
+    of a network that predicts no velocity. Another predictor has another error, which
     this line may make worse: measure it, or leave it out. Neither the stored residual nor a
     computed output is changed.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, hookimpl
 from erta_policies.ertacache._statistics import KIND
-from erta_policies.shared import RunProfiler, order_branches, require_computed
+from erta_policies.shared import RunProfiler, order_branches, read_reference, require_computed
 
 PAIRS = ("ratio", "phi_velocity", "phi_difference", "distance", "velocity")
 REGRESSION = ("v", "vv", "e", "ee", "ve")
@@ -38,7 +38,13 @@ class PairSums:
         self._before: tuple[int, Tensor, dict[int, Tensor]] | None = None
 
     def add(self, index: int, x: Tensor, v: Tensor) -> None:
-        """Compare the residual of step `index` with every earlier one of this trajectory."""
+        """Compare the residual of step `index` with every earlier one of this trajectory.
+
+        Args:
+            index: The step.
+            x: What residuals are taken against, `[B, C, ...]`; see `read_reference`.
+            v: The network's output.
+        """
         x, v = to_channels(x), to_channels(v)
         residual = v - x
         size_v = mean_norm(v)
@@ -128,7 +134,8 @@ class ResidualProfiler(RunProfiler):
         require_computed(self, step, call)
         sums = step.session.state_of(self, dict[str, PairSums])
         channel_dim = step.session.channel_dim
-        x, v = (value.movedim(channel_dim, 1) for value in (call.x, call.compute()))
+        reference = read_reference(step, call)
+        x, v = (value.movedim(channel_dim, 1) for value in (reference, call.compute()))
         if call.branch not in sums:
             sums[call.branch] = PairSums(step.num_steps, x.shape[1], x.device)
         sums[call.branch].add(step.index, x, v)

@@ -11,7 +11,6 @@ from erta_framework import Policy, Profile, Profiler
 from erta_framework.budgets import as_planner
 from erta_policies.ertacache._adjuster import TimestepAdjuster
 from erta_policies.ertacache._linearizer import ErrorLinearizer
-from erta_policies.ertacache._predictor import ResidualReuse
 from erta_policies.ertacache._profiler import ResidualProfiler
 from erta_policies.ertacache._skip import SkipPolicy
 from erta_policies.shared import BudgetedRecipe, require_one_option
@@ -20,11 +19,15 @@ from erta_policies.shared import BudgetedRecipe, require_one_option
 class ERTACache(BudgetedRecipe):
     """Error-rectified, timestep-adjusted caching (ERTACache, arXiv 2508.21091) as a recipe.
 
-    Stands for `SkipPolicy` + `ResidualReuse` + `TimestepAdjuster` + `ErrorLinearizer`, all on one
+    Stands for `SkipPolicy`, core's own reuse, `TimestepAdjuster` and `ErrorLinearizer`, all on one
     profile of a `ResidualProfiler`. Each part may be switched off (`False`), kept (`True`) or
     swapped for another policy; a swapped part with an empty `profile` gets this one's, and its
     `allow`. The paper is known to us from secondary sources, without its code. Each part says what
     is the paper's and what is our reading.
+
+    The paper is about velocities of flows, whose residual it reuses. For networks that predict
+    noise, a clean sample or v, the output takes the residual's place in all parts, which is ours:
+    there the schedule follows the error of the reused output, and the line is fitted to it.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
@@ -33,7 +36,7 @@ class ERTACache(BudgetedRecipe):
         calls: Network calls of each branch; lambda is solved for it.
         threshold: lambda, instead of `calls`.
         skip: Another skip policy instead of the offline schedule.
-        predictor: The predictor of reused steps.
+        predictor: Another predictor of reused steps; else core's own.
         adjuster: Whether to adjust timesteps; off by default, see the measured ablation.
         linearizer: Whether to correct reused outputs; fitted to residual reuse.
         allow: Fingerprint fields of the profile that may differ from the run.
@@ -44,7 +47,7 @@ class ERTACache(BudgetedRecipe):
     Example:
         >>> policy = ERTACache(profile="wan.safetensors", calls=25)
         >>> [part.name for part in policy.parts()]
-        ['skip_policy', 'residual_reuse', 'error_linearizer']
+        ['skip_policy', 'error_linearizer']
     """
 
     solved_fields: ClassVar[tuple[str, ...]] = ("threshold", "calls")
@@ -89,7 +92,7 @@ class ERTACache(BudgetedRecipe):
         )
         chosen = [
             self._with_profile(skip),
-            self._part(self.predictor, ResidualReuse()),
+            self._with_profile(self.predictor) if isinstance(self.predictor, Policy) else None,
             self._part(self.adjuster, TimestepAdjuster(allow=self.allow)),
             self._part(self.linearizer, ErrorLinearizer(allow=self.allow)),
         ]

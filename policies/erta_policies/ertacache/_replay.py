@@ -12,7 +12,7 @@ from erta_framework import Call, Profile, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_policies.ertacache._profiler import relative_error, to_channels
 from erta_policies.ertacache._statistics import REPLAY
-from erta_policies.shared import RunProfiler, require_computed
+from erta_policies.shared import RunProfiler, read_reference, require_computed
 
 
 @dataclass(slots=True)
@@ -68,12 +68,13 @@ class ReplayProfiler(RunProfiler):
         output = yield
         require_computed(self, step, call)
         replay = step.session.state_of(self, ReplayState)
-        residual = call.compute() - call.x
+        reference = read_reference(step, call)
+        residual = call.compute() - reference
         cached = replay.residuals.get(call.branch)
         if replay.decided != step.index:
             self._decide(step, replay, residual, cached)
         if cached is not None and replay.reuses:
-            return call.x + cached
+            return reference + cached
         replay.residuals[call.branch] = residual
         return output
 

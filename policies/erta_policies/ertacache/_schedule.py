@@ -52,14 +52,15 @@ def walk(errors: Tensor, threshold: float, warmup: int = 1) -> StepSchedule:
 
 
 def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> StepSchedule:
-    """The threshold walk that comes closest to `calls` network calls without exceeding them.
+    """The threshold walk that comes closest to `calls` network calls, made up to exactly these.
 
     The number of calls jumps as lambda grows, and need not fall: a later refresh can be a worse
     residual to go on with. Bisection would therefore miss solutions. But the walk only compares
     lambda with entries of the table, so it changes only where lambda passes one of them: at most
     T(T - 1)/2 + 1 values of lambda matter, and all are tried at once. Of several that come equally
-    close, the smallest is taken. Solving for a number of calls is ours; ERTACache (arXiv
-    2508.21091) gives a lambda for each model.
+    close without exceeding them, the smallest is taken. Calls that are left over compute, one
+    after the other, the reused step with the largest error. Solving for a number of calls is ours;
+    ERTACache (arXiv 2508.21091) gives a lambda for each model.
 
     Args:
         errors: `[T, T]`, from `pair_errors`.
@@ -87,7 +88,28 @@ def solve_threshold(errors: Tensor, calls: int, warmup: int = 1) -> StepSchedule
         )
     reached = torch.where(counts <= calls, counts, -1)  # -1: takes too many
     best = int((reached == reached.max()).nonzero()[0])
-    return walk(errors, float(thresholds[best]), warmup)
+    return spend_calls(walk(errors, float(thresholds[best]), warmup), errors, calls)
+
+
+def spend_calls(schedule: StepSchedule, errors: Tensor, calls: int) -> StepSchedule:
+    """A schedule with more computed steps: those whose reuse errs most, one after the other.
+
+    Args:
+        schedule: Of at most so many calls.
+        errors: `[T, T]`, from `pair_errors`.
+        calls: Network calls of each branch, at most the number of steps.
+
+    Example:
+        >>> errors = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 2], [0, 0, 0, 1], [0, 0, 0, 0]]) / 10
+        >>> spend_calls(StepSchedule.of({0, 3}, 4), errors, calls=3).computed
+        (0, 2, 3)
+    """
+    while schedule.calls < calls:
+        _, worst = max(reused_pairs(schedule), key=lambda pair: float(errors[pair]))
+        schedule = StepSchedule.of(
+            {*schedule.computed, worst}, schedule.num_steps, schedule.threshold
+        )
+    return schedule
 
 
 def list_lambdas(errors: Tensor) -> Tensor:

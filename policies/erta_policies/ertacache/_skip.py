@@ -38,23 +38,24 @@ from erta_policies.shared import (
 
 
 class SkipPolicy(BudgetedPlanner):
-    """Computes the steps of a fixed schedule and reuses the others; step 0 and the last compute.
+    """Computes the steps of a fixed schedule and reuses the others; step 0 is always computed.
 
     Give one of `budget`, `threshold`, `calls`, `evenly`, `every` or `steps`. The first three walk
     the errors of a profile, the offline policy of ERTACache (arXiv 2508.21091); that the errors are
-    those of logged residuals, solving lambda for a budget, the warm-up and always computing the
-    last step are ours. A profile of `ReplayProfiler` carries its schedule and needs none of them.
-    A run that starts later (img2img) walks from its first step, and `evenly` and `every` count the
-    steps that run.
+    those of logged residuals, solving lambda for a budget and meeting it exactly, the warm-up and
+    always computing the last step are ours. A profile of `ReplayProfiler` carries its schedule and
+    needs none of them. A run that starts later (img2img) walks from its first step, and `evenly`
+    and `every` count the steps that run.
 
     Attributes:
         profile: File or profile of a `ResidualProfiler` (or `ReplayProfiler`).
         budget: Solve lambda for this: one of `calls`, `speedup`, `psnr` and `seconds`.
         threshold: lambda: reuse while the relative L1 error stays below it.
-        calls: Solve lambda for this many network calls of each branch.
+        calls: Solve lambda for this many network calls of each branch. Calls that no lambda spends
+            go to the reused steps with the largest errors.
         evenly: This many calls spread evenly; needs no profile.
         every: Compute every n-th step; needs no profile.
-        steps: Computed steps, listed; needs no profile.
+        steps: Computed steps, listed; needs no profile. Nothing but step 0 is added to them.
         warmup: Steps at the start that are always computed; for `budget`, `threshold`, `calls` and
             `every`.
         signal: Branch whose error decides: the largest, the mean or the first (conditional). The
@@ -193,7 +194,7 @@ class SkipPolicy(BudgetedPlanner):
             outside = [step for step in self.steps if not 0 <= step < num_steps]
             if outside:
                 raise InputError(f"{self!r} lists steps {outside}, outside 0..{num_steps - 1}")
-            return StepSchedule.of(self.steps, num_steps, compute_last=True)
+            return StepSchedule.of(self.steps, num_steps)
         schedule = self._profile_schedule
         if schedule.num_steps != num_steps:
             raise ProfileError(
@@ -253,6 +254,8 @@ class SkipPolicy(BudgetedPlanner):
                 sign = ">=" if computed else "<"
                 error = float(self._errors[newest, index])
                 why = f"error {error:.4f} {sign} {schedule.threshold:.4f}"
+                if computed and error < schedule.threshold:
+                    why = "a call that lambda left over"
             decisions.append(Compute(why) if computed else Reuse(why))
             newest = index if computed else newest
         return tuple(decisions)

@@ -2,8 +2,10 @@
 
 Notation of ERTACache (arXiv 2508.21091): v is the network's velocity, the residual is r = v - x,
 a reused velocity is v~ = x + r~ with the residual r~ of the last computed step, its error
-eps = v~ - v. On a logged trajectory eps equals r~ - r. The walk, phi and the affine model of eps
-are that paper's; logging every pair of steps, and averaging before comparing, are our reading.
+eps = v~ - v. On a logged trajectory eps equals r~ - r. Where core reuses outputs instead of
+residuals (`erta_policies.shared.read_reference`), r is v and v~ the earlier output. The walk, phi
+and the affine model of eps are that paper's; logging every pair of steps, and averaging before
+comparing, are our reading.
 
 Statistics of a residual profile, sums over samples, with T steps, C channels and one row a branch
 `b`, in the order of the fingerprint's `branches`; a pair `[j, i]` is "step i reuses the

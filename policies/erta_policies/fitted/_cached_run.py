@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ class CachedRun:
         """The velocity of a reused step under a rule that needs no fit.
 
         Args:
-            name: `"plain"` for residual reuse, else the line through the two newest velocities.
+            name: `"plain"` for residual reuse, `"velocity"` for reuse of the newest velocity, else
+                the line through the two newest.
             x: Latents of this run, `[n, C, ...]`.
             nodes: Nodes of the computed steps, newest first.
             ends: Nodes of the interval that the forecast is the mean over.
@@ -47,11 +49,9 @@ class CachedRun:
         """
         assert self.start is not None
         found = features.build_features(self.velocities, x, self.start, RULE_DEPTH)
-        row = (
-            features.plain_weights(RULE_DEPTH)
-            if name == "plain"
-            else features.line_weights(nodes, *ends, RULE_DEPTH)
-        )
+        row = {"plain": features.plain_weights, "velocity": features.velocity_weights}.get(
+            name, partial(features.line_weights, nodes, *ends)
+        )(RULE_DEPTH)
         return combine_features(found, torch.tensor([row]), channel_dim)
 
 

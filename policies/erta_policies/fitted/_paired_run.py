@@ -69,6 +69,8 @@ class PairedRun:
         self.rows = 0
         self.variable = SolverVariable.of(session)
         self.nodes = check_nodes([self.variable.node(sigma) for sigma in session.sigmas])
+        # the plain run does what core does without a predictor
+        self.rules = {"plain": "plain" if session.reused == "residual" else "velocity"}
         self.channel_dim = session.channel_dim
         self.elements = math.prod(session.shape[1:])
         size = features.EXTRA + features.TARGETS + settings.velocities
@@ -155,7 +157,9 @@ class PairedRun:
         rivals = [
             network[copy]
             if computes
-            else self.runs[name].follow_rule(name, xs[copy], nodes, ends, self.channel_dim)
+            else self.runs[name].follow_rule(
+                self.rules.get(name, name), xs[copy], nodes, ends, self.channel_dim
+            )
             for copy, name in enumerate(RUNS[2:], start=2)
         ]
         return torch.cat([network[0], wanted, *rivals])

@@ -90,7 +90,7 @@ class FittedProfiler(RunProfiler):
 
     kind = KIND
 
-    traits = Traits(seams=frozenset({Seam.LATENT}), corrects_computed=True)
+    traits = Traits(seams=frozenset({Seam.LATENT}), corrects_computed=True, deterministic=True)
     calibration_copies = len(RUNS)
 
     schedule: Policy | None = None

@@ -12,7 +12,7 @@ from erta_framework.errors import PolicyError
 from erta_policies.forecast import _coefficients as coefficients
 
 Basis = Literal["taylor", "hermite", "newton", "adams"]
-Quantity = Literal["residual", "output", "x0"]
+Quantity = Literal["residual", "output", "x0", "reused"]
 MOST = 6
 
 
@@ -31,8 +31,9 @@ class Forecaster(Policy):
         basis: How the evaluations are continued.
         order: 0 is plain reuse, 1 a line, 2 a parabola.
         over: What the evaluations are a function of.
-        what: Which quantity is continued: `output - input`, the output, or for velocity
-            predictions the clean sample `x - sigma * velocity`.
+        what: Which quantity is continued: the `residual` output - input, the `output`, or for
+            velocity predictions `x0`, the clean sample `x - sigma * velocity`. `reused` is what
+            core reuses: the residual, or for networks that predict no velocity the output.
         scale: sigma of the Hermite basis.
         since: First step whose evaluations are used; the newest is used in any case.
 
@@ -64,9 +65,10 @@ class Forecaster(Policy):
 
     @property
     def traits(self) -> Traits:
-        memory = Needs(evaluations=self.order + 1, pairs=self.what != "residual")
+        pairs = self.what in ("output", "x0")
+        memory = Needs(evaluations=self.order + 1, pairs=pairs)
         if self.what != "x0":
-            return Traits(static=True, memory=memory)
+            return Traits(static=True, memory=memory, reads_residual=self.what == "residual")
         # a clean sample follows from latents and a velocity only
         requires, seams = frozenset({"velocity"}), frozenset({Seam.LATENT})
         return Traits(static=True, requires=requires, seams=seams, memory=memory)
@@ -83,10 +85,11 @@ class Forecaster(Policy):
         else:
             nodes, start, end = [float(e.index) for e in used], float(step.index), step.index + 1.0
         weights = self.weights(nodes, start, end)
-        forecast = sum_weighted([read_quantity(e, self.what) for e in used], weights)
-        if self.what == "residual":
+        what = step.session.reused if self.what == "reused" else self.what
+        forecast = sum_weighted([read_quantity(e, what) for e in used], weights)
+        if what == "residual":
             return call.x + forecast
-        if self.what == "x0":
+        if what == "x0":
             return (call.x - forecast) / interval.start
         return forecast
 
@@ -148,15 +151,11 @@ class MeanVelocity(Policy):
         return sum_weighted([value for _, value in used], weights)
 
 
-def read_quantity(evaluation: Evaluation, what: Quantity) -> Tensor:
+def read_quantity(evaluation: Evaluation, what: Literal["residual", "output", "x0"]) -> Tensor:
     """The quantity of one evaluation that a forecast continues."""
-    if what == "residual":
-        return evaluation.residual
-    assert evaluation.output is not None
-    assert evaluation.input is not None
     if what == "x0":
-        return evaluation.input - evaluation.sigma * evaluation.output
-    return evaluation.output
+        return evaluation.tensor("input") - evaluation.sigma * evaluation.tensor("output")
+    return evaluation.tensor(what)
 
 
 def sum_weighted(values: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

@@ -78,7 +78,9 @@ class MagCache(BudgetedPlanner):
     run stay within bounds. The schedule is known before sampling: nothing is read back.
 
     The residual is that of the block stack, so published tables are for `seam="trunk"`. Every
-    branch follows its own table. The predictor is core's own, `x + residual`.
+    branch follows its own table. The predictor is core's own, of a flow `x + residual`.
+    Where core reuses outputs, a calibrated table holds the ratios of their magnitudes, which is
+    ours.
 
     Source: MagCache, arXiv 2506.09045, and the repository Zehong-Ma/MagCache. Thresholds and
     variants of the rule not given here are those of the model; for other tables `threshold` and

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import Call, Profile, Seam, SessionInfo, Step, hookimpl
 from erta_policies.magcache._tables import KIND
-from erta_policies.shared import RunProfiler, order_branches, require_computed
+from erta_policies.shared import RunProfiler, order_branches, read_reference, require_computed
 
 SUMS = ("ratio", "square", "cosine")
 
@@ -88,7 +88,8 @@ class MagCacheProfiler(RunProfiler):
         if call.branch not in branches:
             branches[call.branch] = RatioSums.empty(step.num_steps, call.x.device)
         channels = step.session.channel_dim if call.seam is Seam.LATENT else -1
-        residual = (call.compute() - call.x).movedim(channels, -1).float()
+        reference = read_reference(step, call)
+        residual = (call.compute() - reference).movedim(channels, -1).float()
         branches[call.branch].add(step.index, residual)
         return output
 

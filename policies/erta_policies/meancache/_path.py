@@ -142,17 +142,17 @@ def price_edges(profile: Profile) -> tuple[Tensor, Tensor]:
 
 
 def find_shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ...]:
-    """Nodes of the path from 0 to T with at most `calls` edges and the least `sum(cost ** gamma)`.
+    """Nodes of the path from 0 to T with `calls` edges and the least `sum(cost ** gamma)`.
 
     `gamma` above 1 keeps any single edge from being bad; 1 is the ordinary shortest path. The last
-    edge is that of one step, so that the last step is computed, as in every released table. Of
-    paths that cost the same, one with the fewest edges is taken.
+    edge is that of one step, so that the last step is computed, as in every released table.
 
-    Source: MeanCache, arXiv 2601.19961, peak-suppressed shortest path under a budget.
+    Source: MeanCache, arXiv 2601.19961, peak-suppressed shortest path under a budget; that it
+    spends the whole budget is ours.
 
     Args:
         costs: `[T + 1, T + 1]`, infinite where there is no edge.
-        calls: Most edges, which is the number of network calls of each branch.
+        calls: Edges, which is the number of network calls of each branch.
         gamma: Power of the costs.
 
     Returns:
@@ -171,14 +171,13 @@ def find_shortest_path(costs: Tensor, calls: int, gamma: float) -> tuple[int, ..
     if calls > last:
         raise ProfileError(f"{calls} network calls are more than the {last} steps of the schedule")
     paths = find_cheapest_paths(to_band(costs), gamma)
-    fitting = {number: path for number, path in paths.items() if number <= calls}
-    if not fitting:
+    if calls not in paths:
         raise ProfileError(
             f"{calls} network calls cannot span {last} steps: the longest edge of this profile "
             f"makes it at least {min(paths)}; ask for more calls, or calibrate with a larger "
             "`longest`"
         )
-    return min(fitting.values(), key=lambda path: (path.predicted or 0.0, path.calls)).computed
+    return paths[calls].computed
 
 
 def plan_path(profile: Profile, calls: int, gamma: float) -> EdgePath:

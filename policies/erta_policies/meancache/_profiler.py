@@ -89,6 +89,7 @@ class MeanCacheProfiler(RunProfiler):
         requires=frozenset({"velocity", "first_order"}),
         seams=frozenset({Seam.LATENT}),
         reads_latents=True,
+        deterministic=True,
     )
     longest: int = 8
     spans: int = 6

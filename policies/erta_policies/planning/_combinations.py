@@ -25,7 +25,7 @@ class CombinationErrors:
     Attributes:
         distances: Mean squared distances of the velocities of all pairs of steps, `[b, T, T]`.
         present: Whether a branch runs at a step, `[b, T]`.
-        sizes: Lengths of the steps in sigma, `[T]`.
+        sizes: Lengths of the steps, in the share of the noise, `[T]`; see `to_noise_shares`.
         weights: How much an error at a step counts, `[T]`.
         depth: How many velocities are combined.
         signal: How branches combine.
@@ -45,7 +45,7 @@ class CombinationErrors:
         """From a residual profile."""
         read_statistic(profile, "velocity", "multistep")
         apart = average_samples(profile, "velocity")
-        grid = read_sigmas(profile, "multistep")
+        grid = to_noise_shares(read_sigmas(profile, "multistep"))
         present, _ = find_present_pairs(profile)
         return cls(
             distances=apart + apart.transpose(1, 2),
@@ -59,8 +59,8 @@ class CombinationErrors:
     def total(self, steps: Sequence[int]) -> float:
         """Cost of a schedule: the weighted sum of the squared errors of its gaps.
 
-        The error of a gap is the sum, over its reused steps, of the step's length in sigma times
-        the error of the best combination there.
+        The error of a gap is the sum, over its reused steps, of the step's length times the error
+        of the best combination there.
         """
         ends = [*steps[1:], len(self.sizes)]
         found = 0.0
@@ -83,6 +83,21 @@ class CombinationErrors:
             ]
             self.known[nodes] = errors.tolist()
         return self.known[nodes]
+
+
+def to_noise_shares(sigmas: Tensor) -> Tensor:
+    """A sigma grid as the share of the noise in `(1 - s) * clean + s * noise`, from 0 to 1.
+
+    The sigma of a flow is that share, and stays; so does a noise level, which is never above 1.
+    The ratio of noise and clean part, which goes to 15 or 150, is `s = sigma / (1 + sigma)` in it.
+    In the ratio itself the first few steps would be nearly the whole length, and each gap after
+    them would count the same.
+
+    Example:
+        >>> to_noise_shares(torch.tensor([3.0, 1.0, 0.0]))
+        tensor([0.7500, 0.5000, 0.0000])
+    """
+    return sigmas / (1 + sigmas) if float(sigmas.max()) > 1.0 else sigmas
 
 
 def solve_combination(distances: Tensor, nodes: Sequence[int]) -> Tensor:

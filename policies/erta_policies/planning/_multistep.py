@@ -29,9 +29,10 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
     of single edges prices a schedule for them. Here every reused step is charged the error of the
     best combination, with weights that add up to 1, of the `depth` newest computed velocities, on
     the calibrated full run. Errors between two computed steps add up, those of different gaps add
-    up as squares, and a gap that starts at sigma counts `exp(growth * sigma / sigma_max)` times:
-    an early error grows until the end. A search moves one computed step at a time, from an even
-    schedule and from two planned ones, until no move helps.
+    up as squares, and a gap that starts at the share s of the noise counts
+    `exp(growth * s / s_max)` times: an early error grows until the end. For flows s is sigma; where
+    sigma is the ratio of noise and clean part, s is `sigma / (1 + sigma)`. A search moves one
+    computed step at a time, from an even schedule and from two planned ones, until no move helps.
 
     Source: ours.
 
@@ -39,7 +40,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
         profile: File or profile of a `ResidualProfiler`.
         budget: `calls` or `speedup`.
         depth: How many computed velocities a reused step combines.
-        growth: How much more an error counts at the largest sigma than at 0, as a power of e.
+        growth: How much more an error counts in the noisiest step than at the end, as a power of e.
         signal: How guidance branches combine, as in `SkipPolicy`.
         allow: Fingerprint fields of the profile that may differ from the run.
 

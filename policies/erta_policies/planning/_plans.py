@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor
@@ -28,7 +29,7 @@ def plan_steps(
     longest: int | None = None,
     monotone: bool = False,
 ) -> tuple[int, ...]:
-    """The computed steps of the best schedule with at most so many network calls.
+    """The computed steps of the best schedule of so many network calls.
 
     Args:
         profile: A residual profile.
@@ -64,10 +65,10 @@ def plan_all_calls(
     longest: int | None = None,
     monotone: bool = False,
 ) -> Mapping[int, StepSchedule]:
-    """The best schedule with at most so many calls, by that number, all from one pass.
+    """The best schedule of exactly so many calls, by that number, all from one pass.
 
-    The predicted error never rises with the calls: where more calls would not help, as between
-    equal evaluations, the schedule of fewer is kept for both.
+    The predicted error never rises with the calls: a schedule that seems worse than the best of
+    fewer calls, as rounding may make it between equal evaluations, is given the error of that one.
 
     Args:
         profile: A residual profile.
@@ -82,7 +83,7 @@ def plan_all_calls(
     best: StepSchedule | None = None
     for calls, path in sorted(find_cheapest_paths(table, gamma).items()):
         best = path if best is None or total_cost(path) < total_cost(best) else best
-        found[calls] = best
+        found[calls] = replace(path, predicted=best.predicted)
     return found
 
 

@@ -16,6 +16,7 @@ from erta_policies.shared import (
     ChangeProfiler,
     RunProfiler,
     Signal,
+    read_reference,
     relative_l1,
     require_computed,
 )
@@ -130,7 +131,7 @@ class CodebookProfiler(RunProfiler):
             pair.index = step.index
             pair.residuals.clear()
         if call.branch in (self.branch, self.stands_in):
-            pair.residuals[call.branch] = call.compute() - call.x
+            pair.residuals[call.branch] = call.compute() - read_reference(step, call)
         if len(pair.residuals) == 2:
             other, own = pair.residuals[self.branch], pair.residuals[self.stands_in]
             found = relative_l1(other, own).double().cpu()

@@ -19,8 +19,8 @@ from erta_policies.prompttea._regression import (
 )
 from erta_policies.shared import FittedChangeRule, Signal, load_profile, require_one_option
 
-OWN = ("signal", "target", "num_steps", "sigma_grid")
-"""Fields of a profile's fingerprint that the policy checks itself, or bridges."""
+OWN = ("signal", "target", "reused", "num_steps", "sigma_grid")
+"""Fields of a profile's fingerprint that the policy checks itself, bridges or does not need."""
 
 
 class PromptTeaRule(FittedChangeRule):
@@ -29,8 +29,8 @@ class PromptTeaRule(FittedChangeRule):
     A regression over 12 products of powers of the signal's relative L1 change and of the step index
     predicts the output's change. Its values are summed since the last computed step; a step is
     reused while the sum is below `threshold`. The signal holds neither the noisy latents nor the
-    prompt, so all branches and samples agree. A reused output is `x + residual`, core's own
-    predictor; published regressions are for the block stack, `seam="trunk"`.
+    prompt, so all branches and samples agree. A reused output is core's own, of a flow
+    `x + residual`; published regressions are for the block stack, `seam="trunk"`.
 
     The step index enters up to its fourth power, so a regression holds for the number of steps that
     it was fitted to. For another number the index is stretched to it, which is ours. The trace says

@@ -19,7 +19,7 @@ class SeaCache(Policy):
     residuals is the predictor, the first and last step are computed, and no more than two are
     reused in a row. The released code of the paper reuses the last residual (`order=0`) and has no
     limit in a row (`max_consecutive=None`). Both take the residual of the block stack, this one
-    that of the whole network.
+    that of the whole network; of a network that predicts no velocity its output, which is ours.
 
     Attributes:
         threshold: As in `SeaCacheRule`, like the three that follow.
@@ -73,7 +73,7 @@ class SeaCache(Policy):
             )
         )
         if self.predictor is True:
-            found.append(Forecaster(order=self.order, over="index", what="residual"))
+            found.append(Forecaster(order=self.order, over="index", what="reused"))
         elif isinstance(self.predictor, Policy):
             found.append(self.predictor)
         return tuple(found)

@@ -105,5 +105,6 @@ def describe_run(
         device=clean.device,
         model=dict(model.fingerprint()),
         solver=repr(solver),
+        prediction=solver.prediction,
         time_of=solver.time_of,
     )

@@ -49,7 +49,7 @@ GENERIC: Mapping[str, Any] = {
 """Settings where neither the user nor the model gives one."""
 OWN = (
     *("solver", "num_steps", "sigma_grid", "guidance", "branches", "latent_shape", "model.seam"),
-    *(UNIT, STATES),
+    *("reused", UNIT, STATES),
 )
 """Facts that a table over the timestep does not depend on, or that are checked here."""
 
@@ -65,8 +65,8 @@ class SenCache(Policy):
     the tabulated timestep nearest to t_c. They come from a profile, which serves other numbers of
     steps, other grids and other sizes of the same network.
 
-    The branch that is called first decides for the step. A reused output is `x + residual`, core's
-    own predictor. At the trunk seam that is the residual of the block stack, as published; the
+    The branch that is called first decides for the step. A reused output is core's own: of a flow
+    `x + residual`. At the trunk seam that is the residual of the block stack, as published; the
     score is of the latents at either seam.
 
     Source: SenCache, arXiv 2602.24208, and the repository vita-epfl/SenCache, whose scripts have

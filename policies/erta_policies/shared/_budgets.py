@@ -30,11 +30,13 @@ from erta_framework.errors import PolicyError, ProfileError, suggest
 class PlanBudget:
     """What a schedule is planned for; exactly one of the four is given.
 
-    A plan is made once, before the request, and costs the same for every request. The policy
-    `Budget` is something else: a cap that a rule runs into while it decides.
+    A plan is made once, before the request, and costs the same for every request. Planners make
+    exactly so many calls; rules with a published threshold (`MagCache`, `TeaCacheSchedule`) come as
+    close from below as a threshold can. The policy `Budget` is something else: a cap that a rule
+    runs into while it decides.
 
     Attributes:
-        calls: Most network calls of each branch.
+        calls: Network calls of each branch.
         speedup: Least number of steps for each network call; 2.0 computes half of the steps.
         psnr: Least mean PSNR against the full run, in dB, as measured on calibration samples.
         seconds: Longest time of a request, as measured on this device.

@@ -11,7 +11,7 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from erta_framework import Call, Policy, Profile, Profiler, SessionInfo, Step, hookimpl
+from erta_framework import Call, Policy, Profile, Profiler, Seam, SessionInfo, Step, hookimpl
 from erta_framework.calibration import ProfileKind, make_fingerprint
 from erta_framework.errors import InputError, NonFiniteError, PolicyError, ProfileError
 
@@ -170,6 +170,20 @@ class RunProfiler(Profiler):
 def order_branches(session: SessionInfo, sums: Mapping[str, T], empty: T) -> dict[str, T]:
     """The sums of each branch in the order of the run; `empty` for a branch that never ran."""
     return {name: sums.get(name, empty) for name in session.branches or tuple(sums)}
+
+
+def read_reference(step: Step, call: Call) -> Tensor:
+    """What a method's "residual" is taken against: the latents, or nothing.
+
+    Methods that measure residuals measure what is reused. Where core reuses the output instead of
+    the residual (see `SessionInfo.reused`), the reference is 0 and their residual is the output.
+
+    Returns:
+        Of the shape of `call.x`.
+    """
+    if step.session.reused == "output" and call.seam is Seam.LATENT:
+        return torch.zeros_like(call.x)
+    return call.x
 
 
 def require_computed(policy: Policy, step: Step, call: Call, rows: int | None = None) -> None:

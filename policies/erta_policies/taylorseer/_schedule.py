@@ -30,7 +30,8 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
 
     Attributes:
         interval: n; 5 unless a budget is given.
-        budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
+        budget: Instead of `interval`: `calls` or `speedup`, met exactly. Where no whole interval
+            makes so many calls, the steps after the first f are spread evenly, which is ours.
         first: f, at least 1.
         counting: Whose count.
 
@@ -74,7 +75,26 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
             calls,
             repr(self),
         )
-        return self._every(int(interval), num_steps)
+        steps = self._every(int(interval), num_steps)
+        return steps if len({0, *steps}) == calls else self._spread(calls, num_steps)
+
+    def _spread(self, calls: int, num_steps: int) -> tuple[int, ...]:
+        """So many steps by the rule with an interval that is no whole number.
+
+        The first f steps are computed; the k-th of the n others follows at k intervals, rounded
+        down, from where the count of the rule begins.
+        """
+        forced, others = range(min(self.first, num_steps)), calls - min(self.first, num_steps)
+        if self.counting == "diffusers":
+            left = num_steps - self.first - 1
+            places = [self.first + 1 + k * left // others for k in range(others)]
+        elif self.counting == "fora":
+            left = num_steps - self.first
+            places = [num_steps - 1 - k * left // others for k in range(others)]
+        else:
+            left = num_steps - self.first + 1
+            places = [self.first - 1 + k * left // (others + 1) for k in range(1, others + 1)]
+        return tuple(sorted({*forced, *places}))
 
     def steps_of(self, session: SessionInfo) -> tuple[int, ...]:
         """The computed steps of a run; one that starts later (img2img) is counted from there."""

@@ -12,8 +12,8 @@ from erta_policies.shared import FittedChangeRule, Signal, require_one_option
 from erta_policies.teacache._profiler import TeaCacheProfiler
 from erta_policies.teacache._settings import Source, profile_of, resolve_source
 
-OWN = ("signal", "target")
-"""Fields of a profile's fingerprint that the policy checks itself."""
+OWN = ("signal", "target", "reused")
+"""Fields of a profile's fingerprint that the policy checks itself, or that do not concern it."""
 
 
 class TeaCacheRule(FittedChangeRule):
@@ -22,7 +22,7 @@ class TeaCacheRule(FittedChangeRule):
     A polynomial of degree 4 maps the relative L1 change of a signal from one step to the next,
     reused or not, to that of the output. Its values are summed since the last computed step; a step
     is reused while the sum is below `threshold`. `TeaCache` lists adapters before this rule for the
-    steps that are always computed. A reused output is `x + residual`, core's own predictor;
+    steps that are always computed. A reused output is core's own, of a flow `x + residual`;
     published polynomials are for the block stack, `seam="trunk"`.
 
     Published polynomials are below 0 in places, which lowers the sum. The trace says so in the

@@ -195,7 +195,7 @@ def test_a_request_is_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run.plot(tmp_path / "first.svg", request=0).stat().st_size > 1000
     assert [list(plot.computed) for plot in shown] == [
         [True, False, True],
-        [True, False, True, True],
+        [True, False, True, False],
     ]
     assert (tmp_path / "last.png").read_bytes().startswith(b"\x89PNG")
     assert not (tmp_path / "none.png").exists()

@@ -31,7 +31,7 @@ from tiny_pipelines import (
 )
 
 EVERY = SkipPolicy(every=1)
-SOME = SkipPolicy(steps=(0, 2))  # and the last
+SOME = SkipPolicy(steps=(0, 2, 5))
 STEPS = 6
 
 

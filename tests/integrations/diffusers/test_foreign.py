@@ -23,7 +23,7 @@ from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, build_skyreels, drawn
 
-SOME = SkipPolicy(steps=(0, 2))
+SOME = SkipPolicy(steps=(0, 2, 5))
 STEPS = 6
 PROMPTS = {name: drawn(1, 4, 8, seed=k) for k, name in enumerate(("cond", "uncond", "third"))}
 

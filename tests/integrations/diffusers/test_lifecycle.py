@@ -25,7 +25,7 @@ from erta_integrations.diffusers import attach
 from erta_policies.ertacache import SkipPolicy, TimestepAdjuster
 from tiny_pipelines import FAMILIES, Family, counted, drawn, flow, unipc
 
-SOME = SkipPolicy(steps=(0, 2))
+SOME = SkipPolicy(steps=(0, 2, 5))
 EVERY = SkipPolicy(every=1)
 WAN = FAMILIES["wan-euler"]
 
@@ -282,7 +282,7 @@ def test_one_skipped_unconditional_call_does_not_swap_branches(
     expected = family.run(pipe, **changes)
     with attach(pipe, [EVERY]):
         assert torch.equal(family.run(pipe, **changes), expected)
-    policy = SkipPolicy(steps=(0, 2, 5))
+    policy = SkipPolicy(steps=(0, 2, 5, 7))
     residuals: dict[tuple[int, str], Tensor] = {}
     with attach(pipe, [policy, Witness(residuals)]) as run:
         family.run(pipe, **changes)
@@ -364,7 +364,7 @@ def test_skip_layer_guidance_is_a_branch_of_its_own() -> None:
     with attach(pipe, [EVERY]) as run:
         assert torch.equal(family.run(pipe, **changes), expected)
     assert run.traces[0].network_calls == 9
-    with attach(pipe, [SkipPolicy(steps=(0, 2))]) as run, counted(pipe, family) as made:
+    with attach(pipe, [SkipPolicy(steps=(0, 2, 5))]) as run, counted(pipe, family) as made:
         first = family.run(pipe, **changes)
         assert torch.equal(family.run(pipe, **changes), first)
     assert not torch.equal(first, expected)

@@ -30,7 +30,7 @@ from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, Family, counted
 
 EVERY = SkipPolicy(every=1)
-SOME = SkipPolicy(steps=(0, 2))
+SOME = SkipPolicy(steps=(0, 2, 5))
 CPU = torch.device("cpu")
 WAN = FAMILIES["wan-euler"]
 

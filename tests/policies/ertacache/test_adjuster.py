@@ -172,7 +172,7 @@ def test_phi_of_a_profile_by_source_and_step(world: SimpleNamespace, form: Any) 
     table = phi_table(profile, form)
     for j, i in ((0, 1), (2, 5), (5, 6)):
         assert adjuster.phi_of(j, i) == max(0.01, float(table[j, i]))
-    result = world.run([SkipPolicy(steps=(0, 3)), adjuster], guidance=world.cfg)
+    result = world.run([SkipPolicy(steps=(0, 3, 7)), adjuster], guidance=world.cfg)
     grid = FlowEuler().schedule(8).sigmas
     for step in result.trace.steps[:-1]:
         source = step.calls[0].source

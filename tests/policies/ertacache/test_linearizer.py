@@ -150,7 +150,7 @@ def test_computed_outputs_are_untouched_bit_for_bit(world: SimpleNamespace) -> N
     assert torch.equal(
         world.run([policy], num_steps=STEPS).sample, world.run(num_steps=STEPS).sample
     )
-    seen = recorded(world, [policy, SkipPolicy(steps=(0, 2))])
+    seen = recorded(world, [policy, SkipPolicy(steps=(0, 2, 5))])
     network, grid = world.Swirl(), FlowEuler().schedule(STEPS).times
     cond, _ = world.conditions(world.noise())
     for step in (0, 2, 5):

@@ -39,12 +39,9 @@ class OutputReuse(Policy):
 @pytest.mark.parametrize(
     ("switches", "expected"),
     [
-        ({}, ["skip_policy", "residual_reuse", "error_linearizer"]),
-        (
-            {"adjuster": True},
-            ["skip_policy", "residual_reuse", "timestep_adjuster", "error_linearizer"],
-        ),
-        ({"linearizer": False}, ["skip_policy", "residual_reuse"]),
+        ({}, ["skip_policy", "error_linearizer"]),
+        ({"adjuster": True}, ["skip_policy", "timestep_adjuster", "error_linearizer"]),
+        ({"predictor": ResidualReuse(), "linearizer": False}, ["skip_policy", "residual_reuse"]),
         ({"predictor": False}, ["skip_policy", "error_linearizer"]),
         ({"predictor": False, "linearizer": False}, ["skip_policy"]),
         (
@@ -83,7 +80,7 @@ def test_every_part_gets_the_profile_and_allow(world: SimpleNamespace) -> None:
         recipe = ERTACache(
             profile=profile, calls=5, adjuster=adjuster, linearizer=linearizer, allow=("dtype",)
         )
-        skip, _, adjusts, corrects = recipe.parts()
+        skip, adjusts, corrects = recipe.parts()
         for part in (skip, adjusts, corrects):
             assert part.profile is profile  # type: ignore[attr-defined]
             assert part.allow == ("dtype",)  # type: ignore[attr-defined]
@@ -100,7 +97,7 @@ def test_parts_keep_what_they_bring(world: SimpleNamespace) -> None:
         adjuster=TimestepAdjuster(phi=phi),
         allow=("dtype",),
     )
-    skip, _, adjuster, linearizer = recipe.parts()
+    skip, adjuster, linearizer = recipe.parts()
     assert isinstance(skip, SkipPolicy)
     assert (skip.profile, skip.allow) == (theirs, ("solver",))
     assert isinstance(adjuster, TimestepAdjuster)
@@ -161,7 +158,7 @@ def test_explain_mentions_the_parts(world: SimpleNamespace) -> None:
     text = Engine([ERTACache(profile=world.calibrate(), calls=5, adjuster=True)]).explain()
     lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
     assert "skip_policy -> core" in lines["decide"]
-    assert "[error_linearizer] -> residual_reuse -> core" in lines["forward"]
+    assert "[error_linearizer] -> core" in lines["forward"]
     assert "timestep_adjuster" in lines["adjust_interval"]
     assert "schedule is static" in text
     assert "1 evaluations (residuals)" in text
@@ -198,10 +195,9 @@ def test_swapped_parts_from_a_configuration(world: SimpleNamespace, tmp_path: Pa
         """,
     )
     assert isinstance(recipe, ERTACache)
-    skip, reuse, adjuster = recipe.parts()
+    skip, adjuster = recipe.parts()
     assert isinstance(skip, SkipPolicy)
     assert skip.calls == 5
-    assert isinstance(reuse, ResidualReuse)
     assert isinstance(adjuster, TimestepAdjuster)
     assert (adjuster.form, adjuster.network_time) == ("difference", "actual")
     assert str(adjuster.profile) == str(file)

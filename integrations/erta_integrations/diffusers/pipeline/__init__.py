@@ -7,6 +7,15 @@ from erta_integrations.diffusers.pipeline._capabilities import (
     capabilities,
 )
 from erta_integrations.diffusers.pipeline._driver import Driver
+from erta_integrations.diffusers.pipeline._prediction import explain_noise
 from erta_integrations.diffusers.pipeline._request_log import KEEP_TRACES
 
-__all__ = ["CAPABILITIES", "KEEP_TRACES", "Capability", "Driver", "Support", "capabilities"]
+__all__ = [
+    "CAPABILITIES",
+    "KEEP_TRACES",
+    "Capability",
+    "Driver",
+    "Support",
+    "capabilities",
+    "explain_noise",
+]

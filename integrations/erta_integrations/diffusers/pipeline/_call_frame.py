@@ -57,6 +57,14 @@ class CallFrame:
         return cls(loop, None, thread)
 
     @property
+    def eta(self) -> float:
+        """The `eta` that the pipeline was called with; 0 where it takes none."""
+        if self.frame is None or self.pipe is None:
+            return 0.0
+        found = self.frame.f_locals.get("eta", 0.0)
+        return float(found) if isinstance(found, int | float) else 0.0
+
+    @property
     def is_running(self) -> bool:
         """Whether this call has not ended: it is on the stack of a thread, or suspended.
 

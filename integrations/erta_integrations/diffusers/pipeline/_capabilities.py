@@ -8,7 +8,8 @@ from enum import StrEnum
 from types import MappingProxyType
 
 from erta_framework.errors import CapabilityError
-from erta_framework.session import DDIM_LEVELS
+from erta_framework.session import DDIM_LEVELS, STOCHASTIC
+from erta_integrations.diffusers.pipeline._prediction import explain_noise
 
 DDIM = ("DDIMScheduler", "DDIMParallelScheduler")
 CHANGED = ("clip_sample", "thresholding", "rescale_betas_zero_snr")
@@ -39,7 +40,7 @@ class Capability:
 MULTISTEP = "a multistep solver remembers earlier outputs, so its grid cannot be moved"
 HIGHER = "a step needs several network calls on a fixed grid"
 ALPHAS = "the grid is integer training steps, not sigmas that could be moved"
-STOCHASTIC = "each step adds noise for its own fixed grid"
+RANDOM = "each step adds noise for its own fixed grid"
 DISCRETE = "it samples tokens, there is no latent residual"
 
 _BY_REASON: Mapping[str, tuple[Support, tuple[str, ...]]] = MappingProxyType(
@@ -94,7 +95,7 @@ _BY_REASON: Mapping[str, tuple[Support, tuple[str, ...]]] = MappingProxyType(
                 "SCMScheduler",
             ),
         ),
-        STOCHASTIC: (
+        RANDOM: (
             Support.CACHING,
             (
                 "EulerAncestralDiscreteScheduler",
@@ -170,19 +171,25 @@ def find_capability(scheduler: object) -> Capability:
     return Capability(Support.CACHING, "the class is not in the table of known schedulers")
 
 
-def capabilities(scheduler: object) -> frozenset[str]:
+def capabilities(scheduler: object, eta: float = 0.0) -> frozenset[str]:
     """What policies may require of this scheduler.
 
     `first_order` and `velocity`: its step is one Euler step, so that steps may be moved.
-    `DDIM_LEVELS`: its step integrates predicted noise from noise level to noise level. This holds
-    unless the pipeline is asked for `eta` above 0, which only its steps show.
+    `DDIM_LEVELS`: its step integrates predicted noise from noise level to noise level.
+    `STOCHASTIC`: its steps draw noise, which policies that need the same run twice refuse.
+
+    Args:
+        scheduler: Of a pipeline.
+        eta: What the pipeline was called with; DDIM draws noise where it is above 0.
 
     Raises:
         CapabilityError: The scheduler cannot be driven; says why.
     """
     warp = find_capability(scheduler).support is Support.TIME_WARP
     config = getattr(scheduler, "config", {})
-    if warp and not config.get("stochastic_sampling", False):
+    if explain_noise(scheduler, eta):
+        return frozenset({STOCHASTIC})
+    if warp:
         return frozenset({"first_order", "velocity"})
     ddim = any(cls.__name__ in DDIM for cls in type(scheduler).__mro__)
     if ddim and config.get("prediction_type") == "epsilon" and not any(map(config.get, CHANGED)):

@@ -62,9 +62,10 @@ def read_adapter_scales(layer: nn.Module | None) -> dict[str, float]:
     return {name: round(float(scaling[name]), 9) for name in active if name in scaling}
 
 
-def describe_solver(scheduler: Any) -> str:
-    """Scheduler class and hash of its configuration."""
-    return f"{type(scheduler).__name__}({hash_config(dict(scheduler.config))})"
+def describe_solver(scheduler: Any, eta: float = 0.0) -> str:
+    """Scheduler class, hash of its configuration, and eta where it draws noise."""
+    name = f"{type(scheduler).__name__}({hash_config(dict(scheduler.config))})"
+    return f"{name}, eta={eta:g}" if eta > 0 else name
 
 
 def describe_guidance(pipe: Any) -> str:

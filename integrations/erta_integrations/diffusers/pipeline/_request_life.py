@@ -21,6 +21,7 @@ from erta_integrations.diffusers.pipeline._fingerprint import (
 )
 from erta_integrations.diffusers.pipeline._open_requests import OpenRequests
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
+from erta_integrations.diffusers.pipeline._prediction import read_prediction
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_log import RequestLog
 from erta_integrations.diffusers.pipeline._run_length import find_run_steps, keep_steps
@@ -148,6 +149,7 @@ class RequestLife:
         name = called if called in parts.networks else next(iter(parts.networks))
         network = parts.networks[name]
         unit = float(getattr(scheduler.config, "num_train_timesteps", math.nan))
+        eta = request.call.eta
         return SessionInfo(
             sigmas=request.schedule.sigmas,
             times=request.schedule.times[:-1],
@@ -158,9 +160,10 @@ class RequestLife:
             channel_dim=find_channel_dim(network, tuple(latents.shape)),
             model=describe_network(name, network),
             seam=parts.seam,
-            solver=describe_solver(scheduler),
+            solver=describe_solver(scheduler, eta),
+            prediction=read_prediction(scheduler),
             guidance=describe_guidance(request.pipe),
-            capabilities=capabilities(scheduler) | parts.offered,
+            capabilities=capabilities(scheduler, eta) | parts.offered,
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * unit,
