@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -20,12 +21,12 @@ import torch
 from torch import Tensor
 
 from erta_framework import Policy
+from erta_framework.errors import ConflictError
 from erta_integrations.diffusers import attach
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.taylorseer import TaylorSeer
 from tiny_pipelines import FAMILIES, Family, counted
 
-SEED = 20261129
 METHODS: dict[str, Callable[[], Policy]] = {
     "skip": lambda: SkipPolicy(every=2),
     "taylor": lambda: TaylorSeer(interval=3),
@@ -126,6 +127,45 @@ class World:
         self.same(found_outer, want, outer)
         self.same(found[0], plain(self.name, inner), inner)
 
+    def run_the_same_pipeline_in_between(self) -> None:
+        """Its scheduler can follow only one request: the second is refused, the first goes on."""
+        outer, inner = self.draw(), self.draw()
+        refused: list[ConflictError] = []
+
+        def nested(_: Any, index: int, *__: Any) -> dict[str, Any]:
+            if index == 1:
+                with pytest.raises(ConflictError) as error:
+                    inner.run(self.family, self.pipe)
+                refused.append(error.value)
+            return {}
+
+        want, calls = expected(self.name, self.method, outer)
+        with self.count(calls, outer):
+            found = outer.run(self.family, self.pipe, callback_on_step_end=nested)
+        self.same(found, want, outer)
+        assert len(refused) == 1
+
+    def run_copies_in_threads(self) -> None:
+        """Copies for one request each, with schedulers of their own: each exact."""
+        asks = [self.draw() for _ in range(2)]
+        with self.count(sum(expected(self.name, self.method, ask)[1] for ask in asks), asks):
+            with ThreadPoolExecutor(2) as pool:
+                jobs = [pool.submit(ask.run, self.family, self.copy(True)) for ask in asks]
+            for ask, job in zip(asks, jobs, strict=True):
+                self.same(job.result(), expected(self.name, self.method, ask)[0], ask)
+
+    def run_a_sibling_that_nobody_attached(self) -> None:
+        """It shares the network, and is untouched."""
+        ask = self.draw()
+        self.same(ask.run(self.family, self.copy(False)), plain(self.name, ask), ask)
+
+    def copy(self, driven: bool) -> Any:
+        """The same networks with another scheduler: a copy of the attached one, or a new one."""
+        twin, scheduler = copy.copy(self.pipe), self.pipe.scheduler
+        new = copy.deepcopy if driven else lambda old: type(old).from_config(old.config)
+        twin.scheduler = new(scheduler)
+        return twin
+
     def call_by_hand(self) -> None:
         """A network call outside any request is the network's own answer."""
         module = self.pipe.transformer
@@ -156,7 +196,7 @@ class World:
             self.same(ask.run(self.family, self.pipe), want, ask)
 
     @contextmanager
-    def count(self, calls: int, ask: Ask) -> Iterator[None]:
+    def count(self, calls: int, ask: object) -> Iterator[None]:
         with counted(self.pipe, self.family) as made:
             yield
         assert len(made) == calls, ask
@@ -176,6 +216,9 @@ DEEDS = (
     World.run_one,
     World.run_and_fail,
     World.run_another_pipeline_in_between,
+    World.run_the_same_pipeline_in_between,
+    World.run_copies_in_threads,
+    World.run_a_sibling_that_nobody_attached,
     World.call_by_hand,
     World.copy_the_pipeline,
 )
@@ -190,11 +233,12 @@ def unchanged(pipe: Any) -> Iterator[None]:
     assert not any("forward" in names or "step" in names for names in added)
 
 
-def check_sequence(name: str, method: str, seed: int, length: int = 6) -> None:
-    world = World(name, method, random.Random(seed))
+def check_sequence(name: str, method: str, rng: random.Random, length: int = 6) -> None:
+    world = World(name, method, rng)
     with unchanged(world.pipe), attach(world.pipe, [METHODS[method]()]) as run:
         for _ in range(length):
-            world.rng.choice(DEEDS)(world)
+            rng.choice(DEEDS)(world)
+        world.run_one()
     assert sum(trace.network_calls for trace in run.traces) == world.made
     ask = world.draw()
     world.same(ask.run(world.family, world.pipe), plain(name, ask), "after leaving")
@@ -202,14 +246,18 @@ def check_sequence(name: str, method: str, seed: int, length: int = 6) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["wan-euler", "flux"])
-def test_random_requests(name: str, method: str) -> None:
-    for seed in range(6):
-        check_sequence(name, method, SEED + seed)
+def test_random_requests(
+    name: str, method: str, rng: random.Random, examples: Callable[[int], int]
+) -> None:
+    for _ in range(examples(6)):
+        check_sequence(name, method, rng)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["wan-euler", "wan-unipc", "flux", "pixart"])
-def test_many_random_requests(name: str, method: str) -> None:
-    for seed in range(60):
-        check_sequence(name, method, 100 + SEED + seed)
+def test_many_random_requests(
+    name: str, method: str, rng: random.Random, examples: Callable[[int], int]
+) -> None:
+    for _ in range(examples(30)):
+        check_sequence(name, method, rng)
