@@ -110,6 +110,7 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         "numpy",
         "omegaconf",
         "pluggy",
+        "pyyaml",
         "rich",
         "safetensors",
         "torch",

@@ -19,10 +19,10 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "num_steps": (1, MOST_STEPS),
     "calls": (1, MOST_STEPS),
     "seed": (-WIDEST - 1, WIDEST),
-    "batch_size": (1, 65_536),
+    "batch_size": (0, 65_536),
     "devices": (1, 65_536),
     "num_nodes": (1, 65_536),
-    "lease": (0, 1e7),
+    "lease": (-1e7, 1e7),
     "shift": (1e-6, 1e6),
     "time_scale": (1e-6, 1e6),
     "train_steps": (1, 100_000),
@@ -33,7 +33,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "rho": (1e-3, 1e3),
     "scale": (-1e4, 1e4),
 }
-"""The least and the most of a number, by the last part of its key."""
+"""The least and the most of a number, by the last part of its key; a class may be stricter."""
 WHOLE = 1_000_000
 """The most of any other whole number, either side of 0."""
 REAL = 1e12
