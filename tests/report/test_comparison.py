@@ -94,7 +94,7 @@ def test_recorder_changes_nothing_and_keeps_every_step():
 
 
 def test_forecast_asks_inside_recipes():
-    (policy,) = build_policies([{"skip_policy": {"steps": [2]}}])
+    (policy,) = build_policies([{"skip_policy": {"steps": [2, 4]}}])
     plan = forecast([policy], 5)
     assert (plan.policy, plan.computed, plan.sources) == ("skip_policy", (0, 2, 4), (0, 0, 2, 2, 4))
     assert (plan.calls, plan.speedup) == (3, 5 / 3)
