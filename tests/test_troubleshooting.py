@@ -781,6 +781,13 @@ def _() -> None:
         pipe()
 
 
+@says("nothing was reused in {number} requests of {pipeline}, although {policies} may reuse")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [EasyCache(threshold=0.0, warmup=1)]):
+        pipe()
+
+
 # ---------------------------------------------------------------------------- configurations
 @says("{place} is {value}; the most is {bound}")
 def _() -> None:

@@ -51,9 +51,9 @@ class Variant:
 
 
 def make_offline_policy(calls: int, **chosen: str) -> tuple[Spec, ...]:
-    """ERTACache's offline policy and residual reuse."""
+    """ERTACache's offline policy; the network here is a flow, so that its residual is reused."""
     options = {"profile": PROFILE, "calls": calls, **chosen}
-    return ({"skip_policy": options}, "residual_reuse")
+    return ({"skip_policy": options},)
 
 
 def make_adjustment(**options: str) -> tuple[Spec, ...]:
@@ -86,7 +86,7 @@ def make_ladder(calls: int, steps: int) -> list[Variant]:
         *(
             Variant(name=name, group=group, budget=calls, steps=steps, policies=policies)
             for name, group, policies in (
-                ("uniform", "ablation", ({"skip_policy": {"evenly": calls}}, "residual_reuse")),
+                ("uniform", "ablation", ({"skip_policy": {"evenly": calls}},)),
                 ("+ offline policy", "ablation", make_offline_policy(calls)),
                 (
                     "+ timestep adjustment",

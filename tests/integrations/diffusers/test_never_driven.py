@@ -16,6 +16,7 @@ from erta_framework import Policy, Reuse, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError, UnusedWarning
 from erta_framework.session import Needs
 from erta_integrations.diffusers import Attachment, attach
+from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, counted, drawn, flow
 from tiny_pipelines.toys import Net, Toy, last, loop_by_hand
@@ -217,13 +218,33 @@ class Never(Policy):
         return Reuse("never") if step.index > 99 else None
 
 
-@pytest.mark.parametrize("policy", [Watches(), Never(), SkipPolicy(every=1)])
+@pytest.mark.parametrize("policy", [Watches(), SkipPolicy(every=1)])
 def test_policies_that_asked_for_no_reuse_do_not_warn(policy: Policy) -> None:
     pipe = Toy(Net())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with attach(pipe, [policy]):
             pipe(0)
+
+
+@pytest.mark.parametrize("policy", [Never(), EasyCache(threshold=0.0, warmup=1)])
+def test_a_rule_that_is_asked_and_never_reuses_warns(policy: Policy) -> None:
+    """A threshold that never fires makes a run slower, and looks like one that works."""
+    pipe = Toy(Net())
+    message = rf"nothing was reused in 1 requests of Toy, although {policy.name} may reuse"
+    with pytest.warns(UnusedWarning, match=message), attach(pipe, [policy]) as run:
+        pipe(0)
+    assert pipe.transformer.made == 6
+    assert run.traces[0].reused_calls == 0
+    assert "ask for a number of calls" in run.summary()
+
+
+def test_a_rule_that_reused_in_one_of_its_requests_does_not_warn() -> None:
+    pipe = Toy(Net())
+    with attach(pipe, [EasyCache(threshold=9.0, warmup=1)]) as run:
+        pipe(0, 3)
+        pipe(0, 6)
+    assert sum(trace.reused_calls for trace in run.traces) > 0
 
 
 def test_a_request_too_short_to_reuse_anything_does_not_warn() -> None:

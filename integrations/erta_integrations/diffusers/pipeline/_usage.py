@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from erta_framework import Engine, Trace
+from erta_framework import Engine, Policy, Trace
+from erta_framework.budgets import as_planner
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 
 COLD = "cold"
@@ -29,8 +30,10 @@ class Usage:
         self.outside: Counter[tuple[str, str]] = Counter()
         self.copied: set[str] = set()
         self._called: set[str] = set()  # networks, within requests
-        self._reasons: set[str] = set()  # in requests of several steps
-        self._requests = 0
+        # in requests of several steps:
+        self._reasons: Counter[str] = Counter()
+        self._steps: set[int] = set()
+        self._requests = self._reused = 0
         self._timesteps = getattr(parts.scheduler, "timesteps", None)
 
     def note_outside(self, name: str, who: str) -> None:
@@ -41,9 +44,12 @@ class Usage:
         """A request closed."""
         calls = list(trace.calls())
         self._called.update(call.model.partition("#")[0] for call in calls)
-        if len(trace.steps) > 2:
+        asked = [call for call in calls if call.model.partition("#")[0] in self.parts.networks]
+        if asked and len(trace.steps) > 2:
             self._requests += 1
-            self._reasons.update(call.reason for call in calls)
+            self._steps.add(trace.num_steps)
+            self._reused += trace.reused_calls
+            self._reasons.update(call.reason for call in asked)
 
     @property
     def has_run_unseen(self) -> bool:
@@ -86,13 +92,33 @@ class Usage:
                 f"{' and '.join(sorted(self.copied))} was made, which is not attached; use "
                 "copy.copy(pipe), which shares the networks, or attach the deep copy itself"
             )
+        if self._reused or not self._requests:
+            return
         # policies decide, and yet each call was one of those that have nothing to reuse
-        if "decide" in self.engine.active and self._reasons == {COLD}:
+        if "decide" in self.engine.active and set(self._reasons) == {COLD}:
             yield (
                 f"no policy could reuse anything in {self._requests} requests of {pipe}: every "
                 "call looked like the first of its branch; keep shape and conditioning of a "
                 "branch the same at every step"
             )
+
+        elif asked := [policy.name for policy in self._find_asked()]:
+            reason, count = self._reasons.most_common(1)[0]
+            yield (
+                f"nothing was reused in {self._requests} requests of {pipe}, although "
+                f"{' and '.join(asked)} may reuse; the most frequent reason, of {count} calls, was "
+                f"{reason!r}; loosen the threshold, or ask for a number of calls"
+            )
+
+    def _find_asked(self) -> Iterator[Policy]:
+        """The policies that were asked to reuse: those that plan to, or decide while sampling."""
+        for policy in self.engine.implementers("decide"):
+            planner = as_planner(policy)
+            if planner is None:
+                if not policy.traits.static:
+                    yield policy
+            elif any(len(planner.plan(steps).computed) < steps for steps in self._steps):
+                yield policy
 
     def _count_outside(self, name: str) -> int:
         return sum(count for (found, _), count in self.outside.items() if found == name)
