@@ -202,7 +202,11 @@ def test_whatever_an_import_raises_is_a_broken_plugin(site, source):
 
 
 def test_ctrl_c_ends_an_import_and_says_which(site):
-    site("erta-slow", "slow", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nx = 1\n")
+    site(
+        "erta-slow",
+        "slow",
+        "import signal\nsignal.raise_signal(signal.SIGINT)\nfor _ in range(9): pass\n",
+    )
     with pytest.raises(KeyboardInterrupt) as error:
         policies().load("toy")
     assert error.value.__notes__ == [
@@ -216,7 +220,11 @@ def test_a_handler_of_the_program_is_ctrl_c_as_well(site):
 
     before = signal.signal(signal.SIGINT, handler)
     try:
-        site("erta-slow", "slow", "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nx = 1\n")
+        site(
+            "erta-slow",
+            "slow",
+            "import signal\nsignal.raise_signal(signal.SIGINT)\nfor _ in range(9): pass\n",
+        )
         with pytest.raises(KeyboardInterrupt):
             policies().load("toy")
     finally:

@@ -1,12 +1,8 @@
-"""Profile files with damage in any place: a `ProfileError`, or a profile whose checks pass.
-
-`ERTA_FUZZ_SEED` and `ERTA_FUZZ_EXAMPLES` choose other files, and how many of each kind.
-"""
+"""Profile files with damage in any place: a `ProfileError`, or a profile whose checks pass."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -36,10 +32,6 @@ from erta_policies.sencache import SenCache, SensitivityProfiler
 from erta_policies.shared import RunProfiler
 from erta_policies.teacache import TeaCacheProfiler, TeaCacheSchedule
 
-SEED = int(os.environ.get("ERTA_FUZZ_SEED", "20260"))
-EXAMPLES = int(os.environ.get("ERTA_FUZZ_EXAMPLES", "60"))
-LONG = 20
-"""How many times as many the slow run has."""
 UNIT = "planned_schedule reuse, gamma 1, signal max"
 
 PROFILERS: dict[str, RunProfiler] = {
@@ -155,9 +147,8 @@ def edit_header(held: dict[str, object], chance: random.Random) -> None:
         metadata[key] = chance.choice((*ODD, *metadata.values()))
 
 
-def check_damaged_files(name: str, folder: Path, seed: int, count: int) -> None:
+def check_damaged_files(name: str, folder: Path, chance: random.Random, count: int) -> None:
     """Damaged bytes are refused; a file that is read is the one that was written."""
-    chance = random.Random(f"{seed} bytes {name}")
     sound, path = base(name), folder / "p.safetensors"
     data = sound.save(path).read_bytes()
     refused = 0
@@ -235,9 +226,8 @@ def disturb(value: Tensor, chance: random.Random) -> Tensor:
     return flat.reshape(value.shape)
 
 
-def check_edited_profiles(name: str, folder: Path, seed: int, count: int) -> None:
+def check_edited_profiles(name: str, folder: Path, chance: random.Random, count: int) -> None:
     """What is signed again is refused with an error of ours, or serves whoever reads it."""
-    chance = random.Random(f"{seed} edits {name}")
     sound, path, kind = base(name), folder / "p.safetensors", PROFILERS[name].kind
     refused = 0
     for _ in range(count):
@@ -256,13 +246,17 @@ def check_edited_profiles(name: str, folder: Path, seed: int, count: int) -> Non
 
 
 @pytest.mark.parametrize("name", PROFILERS)
-def test_damaged_files(name: str, tmp_path: Path) -> None:
-    check_damaged_files(name, tmp_path, SEED, 3 * EXAMPLES)
+def test_damaged_files(
+    name: str, tmp_path: Path, rng: random.Random, examples: Callable[[int], int]
+) -> None:
+    check_damaged_files(name, tmp_path, rng, examples(180))
 
 
 @pytest.mark.parametrize("name", PROFILERS)
-def test_edited_profiles(name: str, tmp_path: Path) -> None:
-    check_edited_profiles(name, tmp_path, SEED, EXAMPLES)
+def test_edited_profiles(
+    name: str, tmp_path: Path, rng: random.Random, examples: Callable[[int], int]
+) -> None:
+    check_edited_profiles(name, tmp_path, rng, examples(60))
 
 
 class Planted:
@@ -285,9 +279,11 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROFILERS)
-def test_many_more_files(name: str, tmp_path: Path) -> None:
-    check_damaged_files(name, tmp_path, SEED + 1, 3 * LONG * EXAMPLES)
-    check_edited_profiles(name, tmp_path, SEED + 1, LONG * EXAMPLES)
+def test_many_more_files(
+    name: str, tmp_path: Path, rng: random.Random, examples: Callable[[int], int]
+) -> None:
+    check_damaged_files(name, tmp_path, rng, examples(3600))
+    check_edited_profiles(name, tmp_path, rng, examples(1200))
 
 
 @pytest.mark.parametrize("name", PROFILERS)
