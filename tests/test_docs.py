@@ -23,6 +23,7 @@ from tables.data import DATA, MissingDataError, find_command, load_record
 from tables.markers import SECTIONS, fill_markers, list_commands
 from tables.pipeline import render_pipeline
 from tables.policies import render_policies
+from tables.promises import PROMISES, Promise, count_tests, find_files
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -49,6 +50,31 @@ def executed_pages() -> list[object]:
         slow = [pytest.mark.slow] if "shapes_wan" in code or "check_policy" in code else []
         found.append(pytest.param(page, id=named(page), marks=slow))
     return found
+
+
+# ------------------------------------------------------------------------------- promises
+def test_every_fuzz_test_stands_under_a_promise() -> None:
+    named = {path.name for promise in PROMISES for path in find_files(promise)}
+    fuzzed = {path.name for path in (ROOT / "tests" / "fuzz").glob("test_*.py")}
+    assert fuzzed - named == {"test_seed.py"}
+
+
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.text[:40])
+def test_a_promise_has_tests(promise: Promise) -> None:
+    for path in find_files(promise):
+        tests, *_ = count_tests(path)
+        assert tests, f"{path.name} holds no test"
+
+
+def test_examples_are_counted_as_the_tests_try_them(tmp_path: Path) -> None:
+    folder = tmp_path / "fuzz"
+    folder.mkdir()
+    path = folder / "test_x.py"
+    path.write_text(
+        "def test_a(examples):\n    examples(3)\n    examples(4)\n"
+        "@pytest.mark.slow\ndef test_b(examples):\n    examples(50)\n"
+    )
+    assert count_tests(path) == (2, 7, 50)
 
 
 # ----------------------------------------------------------------------------------- code

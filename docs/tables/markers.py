@@ -23,6 +23,7 @@ from tables.overhead import render_attached, render_overhead
 from tables.peers import render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
 from tables.policies import render_policies
+from tables.promises import render_promises
 from tables.scale import render_scale, render_simulation
 from tables.support import render_checks, render_pipelines, render_schedulers
 
@@ -67,6 +68,7 @@ SECTIONS: dict[str, Section] = {
     "table:budgets": make_section(render_budgets, "budgets"),
     "table:lambda": make_section(render_lambda, "lambda"),
     "table:combinations": make_section(render_combinations),
+    "table:promises": make_section(render_promises),
     "table:policies": make_section(render_policies, "policies"),
     "summary:peers": make_section(render_peers_summary, "peers"),
     "table:peers": make_section(render_peers, "peers"),
