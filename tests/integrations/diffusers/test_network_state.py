@@ -26,7 +26,7 @@ from erta_integrations.diffusers.pipeline._network_state import (
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES, drawn
 
-ONCE, EVERY = SkipPolicy(steps=(0,)), SkipPolicy(every=1)
+ONCE, EVERY = SkipPolicy(steps=(0, 5)), SkipPolicy(every=1)
 SD, WAN = FAMILIES["sd"], FAMILIES["wan-euler"]
 Change = Callable[[Any], None]
 

@@ -32,7 +32,7 @@ from tiny_pipelines.toys import (
     loop_by_hand,
 )
 
-SKIP = SkipPolicy(steps=(0, 2))
+SKIP = SkipPolicy(steps=(0, 2, 5))
 PHI = TimestepAdjuster(phi=(0.9, 0.7, 1.0, 0.8, 0.9, 1.0))
 SD, WAN = FAMILIES["sd"], FAMILIES["wan-euler"]
 
