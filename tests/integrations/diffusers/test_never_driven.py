@@ -252,3 +252,16 @@ def test_a_request_too_short_to_reuse_anything_does_not_warn() -> None:
     with attach(pipe, [SKIP]):
         pipe(0, 1)
         pipe(0, 2)
+
+
+def test_a_request_that_stopped_before_its_first_reuse_does_not_warn() -> None:
+    pipe = FAMILIES["wan-euler"].build()
+
+    def stop(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        if step == 2:
+            raise ZeroDivisionError
+        return {}
+
+    with attach(pipe, [SkipPolicy(steps=(0, 1, 2))]) as run, pytest.raises(ZeroDivisionError):
+        FAMILIES["wan-euler"].run(pipe, callback_on_step_end=stop)
+    assert len(run.traces[0].steps) == 3

@@ -30,7 +30,7 @@ class Usage:
         self.outside: Counter[tuple[str, str]] = Counter()
         self.copied: set[str] = set()
         self._called: set[str] = set()  # networks, within requests
-        # in requests of several steps:
+        # in requests of several steps that ran to their end:
         self._reasons: Counter[str] = Counter()
         self._steps: set[int] = set()
         self._requests = self._reused = 0
@@ -45,7 +45,7 @@ class Usage:
         calls = list(trace.calls())
         self._called.update(call.model.partition("#")[0] for call in calls)
         asked = [call for call in calls if call.model.partition("#")[0] in self.parts.networks]
-        if asked and len(trace.steps) > 2:
+        if asked and len(trace.steps) > 2 and not trace.stopped:
             self._requests += 1
             self._steps.add(trace.num_steps)
             self._reused += trace.reused_calls
