@@ -34,9 +34,9 @@ class Place:
         path: Name, unique within the network: the path of the module, such as `blocks.3.attn1`;
             `blocks.1:blocks.5` of a span, `cut:0` of a cut.
         kind: What it is.
-        depth: Place of its block in the order of execution, over all lists of the trunk.
+        depth: Place of its block in the order of execution, over all lists of the trunk; -1 outside
+            of the trunk, such as in a text refiner.
         stack: The list that it stands in, such as `single_transformer_blocks`.
-        visit: Which visit of its module in one network call, from 0, where there are several.
         members: Paths of the modules that need not run where the output is reused, in the order of
             execution. The last one gives the output; the others, such as the projections before a
             fused output, or the deep part of a UNet, are then skipped. Empty where the module at
@@ -47,7 +47,6 @@ class Place:
     kind: Kind
     depth: int
     stack: str = ""
-    visit: int = 0
     members: tuple[str, ...] = ()
 
     @property
