@@ -1,5 +1,67 @@
-"""Places inside a network: blocks, attention, MLPs and stages as sites that policies own."""
+"""Places inside a network: blocks, attention, MLPs and stages that policies own and reuse."""
 
+from erta_framework.modules._actions import (
+    KEEP,
+    PASS,
+    SKIP,
+    Action,
+    Ask,
+    Keep,
+    Of,
+    Pass,
+    ReuseKept,
+    Rows,
+    Skip,
+    Tokens,
+    Weights,
+)
+from erta_framework.modules._cells import Cells
+from erta_framework.modules._finder import BlockFinder, Finder
+from erta_framework.modules._gate import Gates
+from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
+from erta_framework.modules._parts import MODULES, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
+from erta_framework.modules._seam import GatedNetwork, Measure, ModuleRun, ModuleSeam
+from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
+from erta_framework.modules._streams import find_returned_names
+from erta_framework.modules._visit import Visit
 
-__all__ = ["KINDS", "Kind", "Place"]
+__all__ = [
+    "KEEP",
+    "KINDS",
+    "MODULES",
+    "PASS",
+    "SKIP",
+    "Action",
+    "Ask",
+    "Assign",
+    "BlockFinder",
+    "Cells",
+    "Cut",
+    "Finder",
+    "GatedNetwork",
+    "Gates",
+    "Keep",
+    "Kind",
+    "Measure",
+    "ModuleRun",
+    "ModuleSeam",
+    "Of",
+    "Owner",
+    "Parts",
+    "Pass",
+    "Place",
+    "ReuseKept",
+    "Rows",
+    "Select",
+    "Selection",
+    "Skip",
+    "Tokens",
+    "Visit",
+    "Weights",
+    "check_owners",
+    "describe_places",
+    "find_returned_names",
+    "resolve_places",
+    "select_places",
+]

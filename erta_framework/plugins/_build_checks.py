@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from erta_framework.errors import ConflictError, ErtaError, PolicyError
+from erta_framework.modules import Selection
 from erta_framework.plugins._hooks import find_hooks, is_wrapper
 from erta_framework.plugins._policy import Policy
 from erta_framework.plugins._traits import Traits
+from erta_framework.session import Seam
 
 
 def check_one_owner(owners: Sequence[Policy]) -> None:
@@ -23,6 +25,38 @@ def check_one_owner(owners: Sequence[Policy]) -> None:
             + " and ".join(repr(policy) for policy in owners)
             + "; remove one of them"
         )
+
+
+def check_selecting(policies: Sequence[Policy]) -> None:
+    """Refuse policies that select places without answering for them, or the other way round.
+
+    Raises:
+        PolicyError: Names the policy.
+    """
+    for policy in policies:
+        assigns = "assign" in find_hooks(type(policy))
+        if assigns and is_wrapper("assign", policy):
+            raise PolicyError(
+                f"{policy!r} wraps assign, but each policy answers for its own places; mark it "
+                "with a plain @hookimpl"
+            )
+        selected = list(policy.selects)
+        for one in selected:
+            if not isinstance(one, Selection):
+                raise PolicyError(f"{policy!r} selects {one!r}; give Select(...) or Cut(...)")
+        if assigns and not selected:
+            raise PolicyError(f"{policy!r} implements assign, but its selects is empty")
+        if selected and not assigns:
+            raise PolicyError(
+                f"{policy!r} selects places inside the network, but has no assign with @hookimpl"
+            )
+        if selected and Seam.MODULE not in policy.traits.seams:
+            raise PolicyError(
+                f"{policy!r} selects places inside the network, but its traits name no "
+                "Seam.MODULE; add it to traits.seams"
+            )
+        if selected and policy.keeps() < 1:
+            raise PolicyError(f"{policy!r} keeps {policy.keeps()} outputs, it must keep 1 or more")
 
 
 def prepare_policies(policies: Sequence[Policy]) -> None:

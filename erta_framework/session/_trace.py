@@ -39,6 +39,9 @@ class Trace:
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
+        module_bytes: Largest memory that places inside the networks held for kept outputs.
+        spared_samples: Samples' worth of work inside computed network calls that was left out.
+        unassigned: Places that a policy owned and never assigned an action, by policy.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
     """
@@ -55,6 +58,9 @@ class Trace:
     batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
+    module_bytes: int = 0
+    spared_samples: float = 0.0
+    unassigned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     def count(self, x: Tensor) -> None:
@@ -63,6 +69,10 @@ class Trace:
         self.network_calls += 1
         self.network_samples += samples
         self.batch = max(self.batch, samples)
+
+    def spare(self, samples: float) -> None:
+        """Note work inside a network call that was left out, in samples of a whole call."""
+        self.spared_samples += samples
 
     def run_trial(
         self,
@@ -113,6 +123,14 @@ class Trace:
         return sum(not call.computed for call in self.calls())
 
     @property
+    def work(self) -> float:
+        """The work of all network calls, in samples: the sum of their shares times their samples.
+
+        Without places inside the networks it is `network_samples`.
+        """
+        return self.network_samples - self.spared_samples
+
+    @property
     def computed_steps(self) -> tuple[int, ...]:
         """Indices of the steps in which the network ran."""
         return tuple(step.index for step in self.steps if step.computed)
@@ -145,6 +163,13 @@ class Trace:
             f"{len(self.computed_steps)} of {len(self.steps)} steps computed, "
             f"{self.history_bytes / 1e6:.2f} MB of history"
         ]
+        if self.spared_samples:
+            calls = self.work * self.network_calls / self.network_samples
+            lines[0] = lines[0].replace(
+                " network calls", f" network calls, the work of {calls:.1f}", 1
+            )
+        if self.module_bytes:
+            lines[0] += f", {self.module_bytes / 1e6:.2f} MB kept of modules"
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
         if self.trial_calls:
@@ -158,6 +183,11 @@ class Trace:
             )
         for (computed, reason), count in reasons.most_common():
             lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
+        for owner, paths in self.unassigned.items():
+            lines.append(
+                f"  {owner} owns {len(paths)} places that it never assigned an action: "
+                f"{', '.join(paths[:FEW])}{', ...' if len(paths) > FEW else ''}"
+            )
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -176,6 +206,9 @@ class Trace:
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
+                "module_bytes": self.module_bytes,
+                "work": self.work,
+                "unassigned": self.unassigned,
                 "steps": [asdict(step) for step in self.steps],
             }
         )
