@@ -64,8 +64,8 @@ class ModuleCall:
 
     def pass_through(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Its inputs as its outputs."""
-        inputs = self.bind(args, kwargs)
-        return self.form(self.enter(), "passed").build(self.list_streams(inputs))
+        streams = self.list_streams(self.bind(args, kwargs))
+        return self.form(self.enter(), "passed").build(streams)
 
     # ---------------------------------------------------------------------------- parts
     def enter(self) -> int:

@@ -89,7 +89,7 @@ class Cut:
     """The deep part of a UNet as one place: what lies below one of its skip connections.
 
     Where its output is reused, the network runs what lies above: the first layers down to the
-    connection, and the last ones from there on up, as in DeepCache.
+    connection, and the last ones from there on up.
 
     Attributes:
         branch: Which connection, 0 for the first one after the input layer: the shallowest.
