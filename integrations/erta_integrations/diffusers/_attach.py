@@ -67,7 +67,7 @@ class Attachment:
         try:
             driver.install()
         except BaseException:
-            driver.patches.undo()
+            driver.remove()
             raise
         return self
 
@@ -84,7 +84,7 @@ class Attachment:
         try:
             self._driver.life.abort("detached before the last step")
         finally:
-            self._driver.patches.undo()
+            self._driver.remove()
 
     @property
     def traces(self) -> list[Trace]:

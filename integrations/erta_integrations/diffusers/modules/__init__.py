@@ -10,6 +10,7 @@ from erta_integrations.diffusers.modules._costs import (
     measure_once,
 )
 from erta_integrations.diffusers.modules._discovery import find_places
+from erta_integrations.diffusers.modules._finder import PIPELINE_FINDER, PipelineFinder
 from erta_integrations.diffusers.modules._groups import (
     PlaceGroup,
     describe_places,
@@ -24,7 +25,9 @@ from erta_integrations.diffusers.modules._memory import (
 from erta_integrations.diffusers.modules._unet import find_branches, find_cut
 
 __all__ = [
+    "PIPELINE_FINDER",
     "Measurement",
+    "PipelineFinder",
     "PlaceGroup",
     "check_memory",
     "count_state_bytes",

@@ -13,6 +13,7 @@ from erta_integrations.diffusers.network import Patch, PatchSet
 from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
 from erta_integrations.diffusers.pipeline._call_frame import WatchedBar, iter_loops
 from erta_integrations.diffusers.pipeline._checks import check_clock
+from erta_integrations.diffusers.pipeline._gated import make_module_seam
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_life import RequestLife
@@ -70,7 +71,8 @@ class Driver:
         seam: Seam = Seam.LATENT,
         others: Mapping[str, nn.Module] = NO_OTHERS,
     ) -> None:
-        self.parts = PipelineParts(pipe, networks, others, seam, engine.signals)
+        modules = make_module_seam(engine, networks, seam)
+        self.parts = PipelineParts(pipe, networks, others, seam, engine.signals, modules)
         self.life = RequestLife(engine, self.parts)
         self.patches = PatchSet()
         self._answerer = NetworkAnswerer(engine, self.parts, self.life)
@@ -88,10 +90,24 @@ class Driver:
                 patches.apply(inner, "cache_context", self._name_context)
         for trunk in parts.trunks.values():
             trunk.install(patches)
+        if parts.modules is not None:
+            parts.modules.install()
         if hasattr(parts.pipe, "maybe_free_model_hooks"):
             patches.apply(parts.pipe, "maybe_free_model_hooks", self._end_pipeline)
         for loop in iter_loops(parts.pipe):
             patches.apply(loop, "progress_bar", self._open_progress_bar)
+
+    def remove(self) -> None:
+        """Take off what `install` put on; safe to call twice.
+
+        Raises:
+            ProtocolError: Somebody wrapped a gate in between; everything else is off.
+        """
+        try:
+            if self.parts.modules is not None:
+                self.parts.modules.remove()
+        finally:
+            self.patches.undo()
 
     # ---------------------------------------------------------- what the patches do
     def _set_timesteps(

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from erta_framework import Seam
+from erta_framework.modules import MODULES, ModuleSeam
 from erta_integrations.diffusers.network import find_trial_capabilities
 from erta_integrations.diffusers.pipeline._checks import refuse_replaced_parts
 from erta_integrations.diffusers.trunk import PatchedTrunk, find_text_signals
@@ -22,6 +23,7 @@ class PipelineParts:
         others: Networks that the pipeline steps with as well; they always run.
         seam: What a reused step leaves out.
         wanted: Signals that policies declare, with prefix.
+        modules: The gates on places inside the networks; None where no policy owns any.
 
     Attributes:
         scheduler: The scheduler.
@@ -39,7 +41,9 @@ class PipelineParts:
         others: Mapping[str, nn.Module],
         seam: Seam,
         wanted: frozenset[str],
+        modules: ModuleSeam | None = None,
     ) -> None:
+        self.modules = modules
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.networks = networks
@@ -62,8 +66,8 @@ class PipelineParts:
     def offered(self) -> frozenset[str]:
         """What policies may require, beside what the scheduler allows."""
         if self.seam is not Seam.LATENT:
-            return self.signals
-        return self.signals | find_trial_capabilities(self.networks)
+            return self.signals | {MODULES}
+        return self.signals | {MODULES} | find_trial_capabilities(self.networks)
 
     def refuse_changes(self) -> None:
         """Refuse a pipeline whose parts were replaced or compiled since it was attached.

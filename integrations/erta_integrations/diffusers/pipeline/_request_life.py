@@ -18,6 +18,7 @@ from erta_integrations.diffusers.pipeline._fingerprint import (
 )
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
+from erta_integrations.diffusers.pipeline._row_branches import find_row_branches
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
 
 
@@ -128,6 +129,7 @@ class RequestLife:
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * unit,
             prompts=self.prompts,
+            row_branches=find_row_branches(request.frame, latents),
         )
 
     # ------------------------------------------------------------------------ closing
