@@ -111,8 +111,8 @@ class ToyMLP(nn.Module):
 
 def make_linear(inputs: int, outputs: int, draw: torch.Generator) -> nn.Linear:
     """A linear layer with weights from a generator of its own."""
-    layer = nn.Linear(inputs, outputs)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(outputs, inputs, generator=draw) / inputs**0.5)
-        layer.bias.copy_(0.1 * torch.randn(outputs, generator=draw))
+    layer = nn.Linear(inputs, outputs, device="meta")  # draws from no global generator
+    weight = torch.randn(outputs, inputs, generator=draw) / inputs**0.5
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = nn.Parameter(0.1 * torch.randn(outputs, generator=draw), requires_grad=False)
     return layer
