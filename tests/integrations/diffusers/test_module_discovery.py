@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from erta_bench.families import EXACT, judge_places
+from erta_bench.families import EXACT, INEXACT, judge_places
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_framework.errors import CapabilityError
 from erta_framework.modules import Place
@@ -21,21 +21,13 @@ from erta_integrations.diffusers.modules import find_places
 from erta_integrations.shapes_wan import ShapesWan
 from tiny_pipelines import FAMILIES
 
-EXCEPTIONS = {
-    "cogview4": "transformer_blocks.*.ff runs 2 times a call",  # on image and on text
-    "glm-image": "transformer_blocks.*.ff runs 2 times a call",
-    "stable-cascade-decoder": "up_blocks.*.*.attention runs 2 times a call",  # it repeats a stage
-    "ltx2-three-branches": "transformer_blocks.*.audio_to_video_attn runs 0.666667 times a call, "
-    "transformer_blocks.*.video_to_audio_attn runs 0.666667 times a call",  # a branch without them
-}
-"""Families whose networks do not run each attention and MLP exactly once a call, and why."""
 POOLED = {"mochi"}
 """Families that pool their text by an attention, which is no place."""
 CASES = [
     pytest.param(name, marks=pytest.mark.slow if family.slow else ())
     for name, family in FAMILIES.items()
 ]
-EXACT_CASES = [case for case in CASES if case.values[0] not in EXCEPTIONS]
+EXACT_CASES = [case for case in CASES if case.values[0] not in INEXACT]
 
 
 @functools.cache
@@ -54,7 +46,11 @@ def by_path(network: nn.Module) -> dict[str, Place]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_attention_and_mlp_that_is_found_runs_once_a_network_call(name: str) -> None:
-    assert judge_places(name) == EXCEPTIONS.get(name, EXACT)
+    assert judge_places(name) == INEXACT.get(name, EXACT)
+
+
+def test_the_list_of_exceptions_names_families() -> None:
+    assert INEXACT.keys() <= FAMILIES.keys()
 
 
 class AttentionWatch(TorchFunctionMode):
