@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -184,6 +186,38 @@ def test_stages_and_units_of_a_unet() -> None:
         "up_blocks.0.motion_modules.1",
     )
     assert "mid_block.unit:0" not in places
+
+
+def on_meta(cls: str, **config: Any) -> nn.Module:
+    """A network of full size without weights."""
+    with torch.device("meta"):
+        network: nn.Module = getattr(diffusers, cls)(**config)
+    return network
+
+
+def test_the_mlp_of_a_norm_is_not_the_mlp_of_its_block() -> None:
+    kinds = Counter(place.kind for place in find_places(on_meta("Kandinsky3UNet")))
+    assert kinds["mlp"] == kinds["block"] == kinds["cross"] == 24
+
+
+def test_blocks_before_the_stages_of_a_unet_are_outside_of_its_trunk() -> None:
+    places = find_places(on_meta("UNet3DConditionModel"))
+    before = [place for place in places if place.path.startswith("transformer_in.")]
+    assert {place.depth for place in before} == {-1}
+    assert sum(place.kind == "block" and place.depth >= 0 for place in places) == 32
+
+
+@pytest.mark.parametrize(
+    ("cls", "counts"),
+    [
+        ("FluxTransformer2DModel", {"block": 57, "attention": 57, "mlp": 76}),
+        ("WanTransformer3DModel", {"block": 40, "attention": 40, "cross": 40, "mlp": 40}),
+    ],
+)
+def test_networks_of_full_size(cls: str, counts: dict[str, int]) -> None:
+    places = find_places(on_meta(cls))
+    assert Counter(place.kind for place in places) == counts
+    assert [p.depth for p in places if p.kind == "block"] == list(range(counts["block"]))
 
 
 @pytest.mark.parametrize(

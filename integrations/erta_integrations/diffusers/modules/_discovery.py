@@ -18,6 +18,7 @@ from erta_integrations.diffusers.modules._kinds import (
     is_attention,
     is_cross,
     is_mlp,
+    stands_aside,
 )
 from erta_integrations.diffusers.modules._source import iter_children
 
@@ -102,8 +103,9 @@ def find_block_lists(root: nn.Module) -> dict[str, bool]:
         if isinstance(part, nn.ModuleList) and len(part) and all(map(is_block, part))
     ]
     lists = [path for path in lists if not any(other.startswith(f"{path}.") for other in lists)]
-    if find_stages(root):
-        return dict.fromkeys(lists, True)
+    stages = tuple(f"{stage}." for stage in find_stages(root))
+    if stages:
+        return {path: path.startswith(stages) for path in lists}
     closest = min((path.count(".") for path in lists), default=0)
     return {path: path.count(".") == closest for path in lists}
 
@@ -176,6 +178,8 @@ class Walk:
             return
         elif around.depth is not None and is_mlp(name, child):
             yield self._make(path, "mlp", around)
+            return
+        elif stands_aside(child):
             return
         elif around.depth is None:
             around = Around(stack)
