@@ -244,6 +244,16 @@ def test_a_compiled_network_has_the_places_of_its_module() -> None:
     assert [p.path for p in find_places(compiled)] == [p.path for p in find_places(network)]
 
 
+@pytest.mark.parametrize("name", ["wan-euler", "flux", "sd"])
+def test_an_adapter_adds_no_places(name: str) -> None:
+    peft = pytest.importorskip("peft")
+    network: Any = FAMILIES[name].build().components[FAMILIES[name].inner[0].partition(".")[0]]
+    before = [(p.path, p.kind, p.modules) for p in find_places(network)]
+    names = ["to_q", "proj_mlp", "proj_out", "net.0.proj", "conv1"]
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=names))
+    assert [(p.path, p.kind, p.modules) for p in find_places(network)] == before
+
+
 class Heads(nn.Module):
     """An attention whose class does not say so."""
 

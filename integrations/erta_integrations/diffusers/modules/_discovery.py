@@ -147,6 +147,7 @@ class Walk:
         """The places inside a module that stands at a path of the root."""
         units = find_units(module) if self.stages.get(path, "mid") != "mid" else {}
         fused = find_fused(module) if around.depth is not None else {}
+        feeding = {part for parts in fused.values() for part in parts}
         children = list(iter_children(module))
         order = [name for name, _ in children]
         for name, child in children:
@@ -155,9 +156,9 @@ class Walk:
                 unit, parts = units[name]
                 yield self._make(join(path, f"unit:{unit}"), "unit", Around(path), path, parts)
             if name in fused:
-                feeding = sorted((*fused[name], name), key=order.index)
-                yield self._make(where, "mlp", around, path, feeding)
-            else:
+                members = sorted((*fused[name], name), key=order.index)
+                yield self._make(where, "mlp", around, path, members)
+            elif name not in feeding or is_attention(child):
                 yield from self._look_at(child, name, where, around)
 
     def _look_at(self, child: nn.Module, name: str, path: str, around: Around) -> Iterator[Place]:
