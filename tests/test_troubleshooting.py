@@ -45,6 +45,13 @@ from erta_framework.errors import ErtaError
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
+from erta_integrations.diffusers.modules import (
+    check_memory,
+    find_cut,
+    find_places,
+    inspect_places,
+    measure,
+)
 from erta_integrations.diffusers.network import CallArguments, OutputSpec, TrialRunner, read_output
 from erta_integrations.diffusers.trunk import TrunkLayout
 from erta_integrations.diffusers.trunk._discovery import Block
@@ -55,7 +62,7 @@ from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
-from tiny_pipelines import flow, unipc
+from tiny_pipelines import FAMILIES, flow, unipc
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/how-to/troubleshooting.md"
@@ -634,6 +641,39 @@ def _() -> None:
 @says("{network} writes into what {block} returned, so probe:{depth} is lost")
 def _() -> None:
     trunk(Net(), policy=asking("probe:1", scribble=True))
+
+
+# -------------------------------------------------------------- places inside a network
+@says("{network} has no places whose outputs can be kept")
+def _() -> None:
+    find_places(nn.Linear(2, 2))
+
+
+@says("{network} cannot be cut: {reason}")
+def _() -> None:
+    find_cut(FAMILIES["wan-euler"].build().transformer, 0)
+
+
+@says("{network} has no skip {branch} to cut at; give a branch from 0 to {number}")
+def _() -> None:
+    find_cut(FAMILIES["unconditional"].build().unet, 12)
+
+
+@says("{networks} of {pipeline} did not run in this request")
+def _() -> None:
+    family = FAMILIES["wan22"]
+    size = {**family.inputs(1), **family.size}
+    inspect_places(family.build(), num_inference_steps=1, output_type="latent", **size)
+
+
+@says("the costs of {network} cannot be measured: it {reason} in the measured run")
+def _() -> None:
+    measure(nn.Linear(2, 2), lambda: None)
+
+
+@says("{policy} would keep {size} of outputs, and memory is {size}")
+def _() -> None:
+    check_memory(3 * 2**30, "2GiB", "a policy")
 
 
 # --------------------------------------------------------------------- policies and profiles

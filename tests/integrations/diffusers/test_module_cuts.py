@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,19 @@ def build_pixels() -> nn.Module:
     )
 
 
+def controlled() -> dict[str, Any]:
+    """What a ControlNet adds to the skips and to the middle."""
+    sizes = ((8, 8), (8, 4), (16, 4))
+    skips = (drawn(2, 8, 8, 8), *(drawn(2, c, s, s, seed=s) for c, s in sizes))
+    return {
+        **text(),
+        "down_block_additional_residuals": skips,
+        "mid_block_additional_residual": drawn(2, 16, 4, 4, seed=6),
+    }
+
+
 CASES = {
+    "controlnet": Case(lambda: FAMILIES["sd"].build().unet, (2, 4, 8, 8), controlled(), 4),
     "sd": Case(lambda: FAMILIES["sd"].build().unet, (2, 4, 8, 8), text(), 4),
     "sdxl": Case(lambda: FAMILIES["sdxl"].build().unet, (2, 4, 8, 8), sdxl(), 4),
     "three stages": Case(build_deep, (2, 4, 8, 8), text(), 9),
@@ -228,6 +241,29 @@ def test_skips_count_in_the_order_in_which_they_are_made() -> None:
         ("down_blocks.2.resnets.1", "down_blocks.2.attentions.1", "mid_block", *up0),
         ("mid_block",),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("cls", "highest"),
+    [
+        ("UNet2DConditionModel", 11),  # Stable Diffusion 1.5
+        ("UNetSpatioTemporalConditionModel", 11),
+        ("UNet3DConditionModel", 11),
+        ("UNetMotionModel", 11),
+    ],
+)
+def test_cuts_of_networks_of_full_size(cls: str, highest: int) -> None:
+    with torch.device("meta"):
+        network = getattr(diffusers, cls)()
+    assert find_branches(network) == range(highest + 1)
+    assert find_cut(network, highest).members == ("mid_block",)
+    deepest = find_cut(network, 0).members
+    assert deepest[:8] == (
+        *(f"down_blocks.{index}" for index in range(4)),
+        "mid_block",
+        *(f"up_blocks.{index}" for index in range(3)),
+    )
+    assert {member.rpartition(".")[2] for member in deepest[8:]} == {"0", "1"}  # two of three units
 
 
 def test_a_cut_inside_a_module_that_holds_the_network() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from erta_bench.families import EXACT, judge_places
+from erta_bench.families import EXACT, INEXACT, judge_places
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_framework.errors import CapabilityError
 from erta_framework.modules import Place
@@ -21,21 +23,13 @@ from erta_integrations.diffusers.modules import find_places
 from erta_integrations.shapes_wan import ShapesWan
 from tiny_pipelines import FAMILIES
 
-EXCEPTIONS = {
-    "cogview4": "transformer_blocks.*.ff runs 2 times a call",  # on image and on text
-    "glm-image": "transformer_blocks.*.ff runs 2 times a call",
-    "stable-cascade-decoder": "up_blocks.*.*.attention runs 2 times a call",  # it repeats a stage
-    "ltx2-three-branches": "transformer_blocks.*.audio_to_video_attn runs 0.666667 times a call, "
-    "transformer_blocks.*.video_to_audio_attn runs 0.666667 times a call",  # a branch without them
-}
-"""Families whose networks do not run each attention and MLP exactly once a call, and why."""
 POOLED = {"mochi"}
 """Families that pool their text by an attention, which is no place."""
 CASES = [
     pytest.param(name, marks=pytest.mark.slow if family.slow else ())
     for name, family in FAMILIES.items()
 ]
-EXACT_CASES = [case for case in CASES if case.values[0] not in EXCEPTIONS]
+EXACT_CASES = [case for case in CASES if case.values[0] not in INEXACT]
 
 
 @functools.cache
@@ -54,7 +48,11 @@ def by_path(network: nn.Module) -> dict[str, Place]:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_attention_and_mlp_that_is_found_runs_once_a_network_call(name: str) -> None:
-    assert judge_places(name) == EXCEPTIONS.get(name, EXACT)
+    assert judge_places(name) == INEXACT.get(name, EXACT)
+
+
+def test_the_list_of_exceptions_names_families() -> None:
+    assert INEXACT.keys() <= FAMILIES.keys()
 
 
 class AttentionWatch(TorchFunctionMode):
@@ -190,6 +188,38 @@ def test_stages_and_units_of_a_unet() -> None:
     assert "mid_block.unit:0" not in places
 
 
+def on_meta(cls: str, **config: Any) -> nn.Module:
+    """A network of full size without weights."""
+    with torch.device("meta"):
+        network: nn.Module = getattr(diffusers, cls)(**config)
+    return network
+
+
+def test_the_mlp_of_a_norm_is_not_the_mlp_of_its_block() -> None:
+    kinds = Counter(place.kind for place in find_places(on_meta("Kandinsky3UNet")))
+    assert kinds["mlp"] == kinds["block"] == kinds["cross"] == 24
+
+
+def test_blocks_before_the_stages_of_a_unet_are_outside_of_its_trunk() -> None:
+    places = find_places(on_meta("UNet3DConditionModel"))
+    before = [place for place in places if place.path.startswith("transformer_in.")]
+    assert {place.depth for place in before} == {-1}
+    assert sum(place.kind == "block" and place.depth >= 0 for place in places) == 32
+
+
+@pytest.mark.parametrize(
+    ("cls", "counts"),
+    [
+        ("FluxTransformer2DModel", {"block": 57, "attention": 57, "mlp": 76}),
+        ("WanTransformer3DModel", {"block": 40, "attention": 40, "cross": 40, "mlp": 40}),
+    ],
+)
+def test_networks_of_full_size(cls: str, counts: dict[str, int]) -> None:
+    places = find_places(on_meta(cls))
+    assert Counter(place.kind for place in places) == counts
+    assert [p.depth for p in places if p.kind == "block"] == list(range(counts["block"]))
+
+
 @pytest.mark.parametrize(
     ("model", "prefix", "blocks"),
     [(ShapesWan, "transformer", 5), (ShapesFlux, "transformer", 5), (ShapesUNet, "unet", 7)],
@@ -212,6 +242,16 @@ def test_a_compiled_network_has_the_places_of_its_module() -> None:
     network = network_of("wan-euler")
     compiled = torch.compile(network, backend="eager")
     assert [p.path for p in find_places(compiled)] == [p.path for p in find_places(network)]
+
+
+@pytest.mark.parametrize("name", ["wan-euler", "flux", "sd"])
+def test_an_adapter_adds_no_places(name: str) -> None:
+    peft = pytest.importorskip("peft")
+    network: Any = FAMILIES[name].build().components[FAMILIES[name].inner[0].partition(".")[0]]
+    before = [(p.path, p.kind, p.modules) for p in find_places(network)]
+    names = ["to_q", "proj_mlp", "proj_out", "net.0.proj", "conv1"]
+    network.add_adapter(peft.LoraConfig(r=2, target_modules=names))
+    assert [(p.path, p.kind, p.modules) for p in find_places(network)] == before
 
 
 class Heads(nn.Module):

@@ -18,6 +18,7 @@ from erta_integrations.diffusers.modules._kinds import (
     is_attention,
     is_cross,
     is_mlp,
+    stands_aside,
 )
 from erta_integrations.diffusers.modules._source import iter_children
 
@@ -102,8 +103,9 @@ def find_block_lists(root: nn.Module) -> dict[str, bool]:
         if isinstance(part, nn.ModuleList) and len(part) and all(map(is_block, part))
     ]
     lists = [path for path in lists if not any(other.startswith(f"{path}.") for other in lists)]
-    if find_stages(root):
-        return dict.fromkeys(lists, True)
+    stages = tuple(f"{stage}." for stage in find_stages(root))
+    if stages:
+        return {path: path.startswith(stages) for path in lists}
     closest = min((path.count(".") for path in lists), default=0)
     return {path: path.count(".") == closest for path in lists}
 
@@ -145,6 +147,7 @@ class Walk:
         """The places inside a module that stands at a path of the root."""
         units = find_units(module) if self.stages.get(path, "mid") != "mid" else {}
         fused = find_fused(module) if around.depth is not None else {}
+        feeding = {part for parts in fused.values() for part in parts}
         children = list(iter_children(module))
         order = [name for name, _ in children]
         for name, child in children:
@@ -153,9 +156,9 @@ class Walk:
                 unit, parts = units[name]
                 yield self._make(join(path, f"unit:{unit}"), "unit", Around(path), path, parts)
             if name in fused:
-                feeding = sorted((*fused[name], name), key=order.index)
-                yield self._make(where, "mlp", around, path, feeding)
-            else:
+                members = sorted((*fused[name], name), key=order.index)
+                yield self._make(where, "mlp", around, path, members)
+            elif name not in feeding or is_attention(child):
                 yield from self._look_at(child, name, where, around)
 
     def _look_at(self, child: nn.Module, name: str, path: str, around: Around) -> Iterator[Place]:
@@ -176,6 +179,8 @@ class Walk:
             return
         elif around.depth is not None and is_mlp(name, child):
             yield self._make(path, "mlp", around)
+            return
+        elif stands_aside(child):
             return
         elif around.depth is None:
             around = Around(stack)

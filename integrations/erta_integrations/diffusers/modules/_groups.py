@@ -11,7 +11,7 @@ from torch import nn
 
 from erta_framework.errors import CapabilityError
 from erta_framework.modules import Place
-from erta_integrations.diffusers.modules._costs import Measurement, measure
+from erta_integrations.diffusers.modules._costs import Measurement, measure, run_eagerly
 from erta_integrations.diffusers.modules._discovery import OUTSIDE, find_places
 from erta_integrations.diffusers.modules._memory import count_output_bytes
 from erta_integrations.diffusers.modules._unet import find_branches, find_cut
@@ -87,7 +87,8 @@ def inspect_places(
     try:
         for name, network in found.items():
             watch(name, getattr(network, "_orig_mod", network))
-        pipe(**request)
+        with run_eagerly():
+            pipe(**request)
     finally:
         patches.undo()
     absent = [name for name in found if name not in costs]

@@ -10,7 +10,8 @@ from erta_framework.modules import Kind
 from erta_integrations.diffusers.modules._source import iter_children
 
 ATTENTION = re.compile(r"Attention|Attn")
-NO_ATTENTION = re.compile(r"Pool|Norm|Processor|Modulation")
+ASIDE = re.compile(r"Pool|Norm|Processor|Modulation")
+"""Classes that hold no place, though they may hold an attention or an MLP of their own."""
 PROJECTIONS = (("to_q", "to_k"), ("to_qkv",), ("q_proj", "k_proj"), ("qkv",))
 """Children by which an attention is known whose class has another name."""
 CROSS = re.compile(r"attn2|cross|_to_")
@@ -29,13 +30,17 @@ def is_attention(module: nn.Module) -> bool:
 
 def looks_like_attention(module: nn.Module) -> bool:
     """Whether class or projections are those of an attention; also true of what holds one."""
-    name = type(module).__name__
-    if NO_ATTENTION.search(name) or not has_weights(module):
+    if stands_aside(module) or not has_weights(module):
         return False
-    if ATTENTION.search(name):
+    if ATTENTION.search(type(module).__name__):
         return True
     children = dict(module.named_children())
     return any(all(part in children for part in parts) for parts in PROJECTIONS)
+
+
+def stands_aside(module: nn.Module) -> bool:
+    """Whether a module pools, norms or modulates: what is inside of it is no part of a block."""
+    return bool(ASIDE.search(type(module).__name__))
 
 
 def holds_attention(module: nn.Module) -> bool:
