@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from types import MethodType
 from typing import Any
@@ -24,14 +25,20 @@ class Gate:
 
     Attributes:
         handler: Answers the visits; None while the gate is at rest and the module runs.
+        thread: The thread of the network call that is answered.
         run: Runs the module as if there were no gate.
     """
 
-    __slots__ = ("handler", "run")
+    __slots__ = ("handler", "run", "thread")
 
     def __init__(self, run: Run) -> None:
         self.handler: Handler | None = None
+        self.thread = 0
         self.run = run
+
+    def set(self, handler: Handler) -> None:
+        """Answer the visits of this thread; one of another thread is not of this network call."""
+        self.handler, self.thread = handler, threading.get_ident()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Gate:
         """A copied network is driven by nobody: its gates are at rest."""
@@ -48,7 +55,7 @@ def make_forward(original: Run) -> Run:
     @functools.wraps(original)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         gate: Gate = vars(module)[GATE]
-        if gate.handler is None:
+        if gate.handler is None or gate.thread != threading.get_ident():
             return original(module, *args, **kwargs)
         return gate.handler(gate.run, args, kwargs)
 

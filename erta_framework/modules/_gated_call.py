@@ -103,7 +103,7 @@ class GatedCall:
                 call.plan(action, set_handler)
         # an action at a module itself goes before that of a place around it
         for path, handler in (handlers | outputs).items():
-            self._gates[path].handler = handler
+            self._gates[path].set(handler)
 
     def _reassign(self, owner: Owner, place: Place, action: Action) -> None:
         own = self._owned[id(owner)]
@@ -116,7 +116,7 @@ class GatedCall:
             )
 
         def set_handler(path: str, handler: Handler) -> None:
-            self._gates[path].handler = handler
+            self._gates[path].set(handler)
 
         call.plan(action, set_handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from dataclasses import replace
 
 import pytest
@@ -498,3 +499,25 @@ def test_no_policy_of_modules_no_gates():
     assert seen
     assert not any(seen)
     assert found.trace.steps[0].calls[0].sites == {}
+
+
+def test_another_thread_runs_the_modules_and_touches_no_cell():
+    network = BlockFlow()
+    given = torch.randn(2, 3, 2, 4, 4), torch.full((2,), 400.0), torch.zeros(2, 3)
+    plain, beside = network(*given), []
+
+    def make(step, call):
+        return every(2)(step, call)
+
+    def elsewhere(*_):
+        if threading.current_thread() is threading.main_thread():
+            thread = threading.Thread(target=lambda: beside.append(network(*given)))
+            thread.start()
+            thread.join()
+
+    handle = network.head.register_forward_pre_hook(elsewhere)
+    found = sample(plan(make, "attention"), network=network)
+    handle.remove()
+    assert len(beside) == 2 * STEPS
+    assert all(torch.equal(output, plain) for output in beside)
+    assert torch.equal(found.sample, sample(plan(every(2), "attention")).sample)

@@ -337,3 +337,65 @@ def test_a_fused_output_is_reused_without_what_feeds_it():
 def test_traits_of_at():
     assert parts(2).traits.seams == {Seam.MODULE}
     assert parts(2).traits.static
+
+
+def deep(interval=2, branch=0):
+    return At(sites=Cut(branch=branch), when=RefreshInterval(interval=interval, first=1))
+
+
+def test_published_rules_stand_beside_modules():
+    from erta_policies.adapters import WarmUp
+    from erta_policies.ertacache import ERTACache, ResidualProfiler
+    from erta_policies.magcache import MagCache, MagCacheProfiler
+
+    cases = [
+        ("sd", ResidualProfiler(), lambda p: ERTACache(profile=p, calls=4), [deep()]),
+        ("wan-euler", MagCacheProfiler(), lambda p: MagCache(profile=p), [parts(2, "attention")]),
+    ]
+    for name, profiler, make, beside in cases:
+        family = FAMILIES[name]
+        pipe = family.build()
+        with attach(pipe, [profiler]) as full:
+            family.run(pipe, STEPS)
+        rule = make(full.profile())
+        alone = run(name, [rule])[1]
+        latents, both = run(name, [rule, *beside])
+        assert latents.isfinite().all()
+        assert both.network_calls == alone.network_calls
+        assert both.computed_steps == alone.computed_steps
+        assert both.work < both.network_samples
+        warmed = run(name, [WarmUp(steps=2), rule, *beside])[1]
+        assert warmed.computed_steps[:2] == (0, 1)
+
+
+def test_a_pipeline_is_measured_once_and_then_called_as_often_as_before():
+    counts: dict[str, int] = {}
+    latents, trace = run(
+        "wan-euler",
+        [parts(2)],
+        lambda network: (
+            count_inside(network.proj_out, counts, "out")
+            if list(network.proj_out.children())
+            else network.proj_out.register_forward_pre_hook(
+                lambda *_: counts.__setitem__("out", counts.get("out", 0) + 1)
+            )
+        ),
+    )
+    assert counts["out"] == trace.network_calls
+    assert latents.isfinite().all()
+
+
+def test_blocks_that_are_compiled_as_a_whole_are_reused():
+    family = FAMILIES["wan-euler"]
+    plain_blocks, _ = run("wan-euler", [plan(every(2), "block")])
+    pipe = family.build()
+    for block in pipe.transformer.blocks:
+        block.compile(backend="eager")
+    compiled = [vars(block)["_compiled_call_impl"] for block in pipe.transformer.blocks]
+    with attach(pipe, [plan(every(2), "block")]) as attached:
+        latents = family.run(pipe, STEPS)
+    assert [vars(block)["_compiled_call_impl"] for block in pipe.transformer.blocks] == compiled
+    torch.testing.assert_close(latents, plain_blocks)
+    assert attached.traces[0].steps[1].calls[0].sites == {"block": (0, 2, 0)}
+    with pytest.raises(CapabilityError, match=r"lies inside blocks\.0 .*which is compiled"):
+        attach(pipe, [parts(2)]).__enter__()
