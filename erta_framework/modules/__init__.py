@@ -16,12 +16,19 @@ from erta_framework.modules._actions import (
     Weights,
 )
 from erta_framework.modules._cells import Cells
+from erta_framework.modules._costs import (
+    Measurement,
+    measure,
+    measure_costs,
+    measure_once,
+    run_eagerly,
+)
 from erta_framework.modules._finder import BlockFinder, Finder
 from erta_framework.modules._gate import Gates
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
 from erta_framework.modules._parts import MODULES, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
-from erta_framework.modules._seam import GatedNetwork, Measure, ModuleRun, ModuleSeam
+from erta_framework.modules._seam import GatedNetwork, ModuleRun, ModuleSeam
 from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
 from erta_framework.modules._streams import find_returned_names
 from erta_framework.modules._visit import Visit
@@ -43,7 +50,7 @@ __all__ = [
     "Gates",
     "Keep",
     "Kind",
-    "Measure",
+    "Measurement",
     "ModuleRun",
     "ModuleSeam",
     "Of",
@@ -62,6 +69,10 @@ __all__ = [
     "check_owners",
     "describe_places",
     "find_returned_names",
+    "measure",
+    "measure_costs",
+    "measure_once",
     "resolve_places",
+    "run_eagerly",
     "select_places",
 ]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from erta_framework.errors import ProtocolError
+from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.modules._cells import Cells, Shape
+from erta_framework.modules._costs import measure_once
 from erta_framework.modules._gate import Gates
 from erta_framework.modules._gated_call import GatedCall
 from erta_framework.modules._owners import Owner
@@ -17,9 +18,6 @@ from erta_framework.session import Network, Session, Site
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-Measure = Callable[[nn.Module, Callable[[], Any]], Mapping[str, float]]
-"""The work of each module as a part of that of the network, from one run of it."""
 
 
 class ModuleSeam:
@@ -31,7 +29,6 @@ class ModuleSeam:
     Args:
         networks: The networks by name.
         owners: The policies with their places, for each network.
-        measure: Measures what each module costs; None leaves that unknown.
 
     Example:
         >>> with ModuleSeam({"model": network}, {"model": owners}) as seam:  # doctest: +SKIP
@@ -42,11 +39,9 @@ class ModuleSeam:
         self,
         networks: Mapping[str, nn.Module],
         owners: Mapping[str, Sequence[Owner]],
-        measure: Measure | None = None,
     ) -> None:
-        self.owners, self.measure = owners, measure
+        self.owners = owners
         self.gates = {n: Gates(m, n) for n, m in networks.items() if owners.get(n)}
-        self._costs: dict[str, Mapping[str, float]] = {}
 
     def __enter__(self) -> Self:
         self.install()
@@ -93,14 +88,6 @@ class ModuleSeam:
                 problems.append(str(error))
         if problems:
             raise ProtocolError("; ".join(problems))
-
-    def costs(self, name: str, key: object) -> Mapping[str, float] | None:
-        """What the modules of a network cost on inputs of a shape; None until it was measured."""
-        return self._costs.get(f"{name} {key}")
-
-    def set_costs(self, name: str, key: object, costs: Mapping[str, float]) -> None:
-        """Remember what the modules of a network cost on inputs of a shape."""
-        self._costs[f"{name} {key}"] = costs
 
 
 class ModuleRun:
@@ -173,14 +160,10 @@ class ModuleRun:
         gates.refuse_intruders()
         owners = self.seam.owners[name]
         call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows)
-        costs, measure = self.seam.costs(name, shape), self.seam.measure
+        costs: Mapping[str, float] | None = None
         with opened(gates, call, owners, self.session):
-            if costs is None and measure is not None and rows is None:
-                output, costs = measure_run(measure, gates.network, network)
-                if call.ran_whole:
-                    self.seam.set_costs(name, shape, costs)
-                else:  # some module was left out, so that its cost is not known yet
-                    costs = None
+            if rows is None:
+                output, costs = measure_run(gates.network, shape, network, call)
             else:
                 output = network()
         call.close()
@@ -221,12 +204,24 @@ def opened(
 
 
 def measure_run(
-    measure: Measure, network: nn.Module, run: Callable[[], Any]
-) -> tuple[Any, Mapping[str, float]]:
-    """Run a network once, and measure what its modules cost in that run."""
+    network: nn.Module, shape: Shape, run: Callable[[], Any], call: GatedCall
+) -> tuple[Any, Mapping[str, float] | None]:
+    """Run a network once: what it returned, and what its modules cost, as shares of the network.
+
+    They are measured in the first run in which no module is left out. None if they are not known.
+    """
     output: list[Any] = []
-    costs = measure(network, lambda: output.append(run()))
-    return output[0], costs
+    try:
+        costs, ran = measure_once(
+            network, shape, lambda: output.append(run()), lambda: call.ran_whole
+        )
+    except CapabilityError:  # this network does nothing that could be counted
+        if not output:
+            raise
+        return output[0], None
+    if not ran:
+        output.append(run())
+    return output[0], costs.shares if not ran or call.ran_whole else None
 
 
 class GatedNetwork:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from erta_framework import Engine, NoGuidance, Policy, Reuse, Sampler, Seam, Traits, hookimpl
 from erta_framework.errors import (
@@ -23,6 +24,7 @@ from erta_framework.modules import (
     ModuleSeam,
     ReuseKept,
     Select,
+    measure_costs,
 )
 from erta_framework.testing import AffineFlow, AlternateSteps, BlockFlow
 from module_plans import STEPS, Plan, every, gated, plan, request, sample, visits
@@ -485,8 +487,42 @@ def test_trials_run_whole_and_touch_no_cell():
     assert torch.equal(tried.sample, sample(plan(every(2), "attention")).sample)
 
 
-def test_without_costs_the_work_is_that_of_whole_calls():
+def test_the_work_is_the_sum_of_the_shares_of_flops():
+    network, x = BlockFlow(), torch.randn(2, 3, 2, 4, 4)
+    costs = measure_costs(network, lambda: network(x, torch.full((2,), 1.0), torch.zeros(2, 3)))
     trace = sample(plan(every(2), "attention")).trace
+    share = 1.0 - sum(costs[f"blocks.{k}.attn"] for k in range(3))
+    calls = [step.calls[0] for step in trace.steps]
+    assert [call.share for call in calls] == pytest.approx([1.0, share] * 3)
+    assert trace.work == pytest.approx(2 * 2 * 3 * (1.0 + share))
+    expected = f"12 network calls, the work of {6 * (1.0 + share):.1f}"
+    assert expected in trace.summary()
+
+
+def test_what_cannot_be_counted_is_a_whole_call():
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList([Block(), Block()])
+
+        def forward(self, x, times, condition):
+            for block in self.blocks:
+                x = block(x)
+            return x
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = Attention()
+
+        def forward(self, x):
+            return x + 0.1 * self.attn(x)
+
+    class Attention(nn.Module):
+        def forward(self, x):
+            return x.cos()
+
+    trace = sample(plan(every(2), "attention"), network=Plain()).trace
     assert trace.work == trace.network_samples == 2 * 2 * STEPS
     assert "the work of" not in trace.summary()
 

@@ -3,7 +3,7 @@
 Only structure says what a module is: classes, attributes and the source of `forward`.
 """
 
-from erta_integrations.diffusers.modules._costs import (
+from erta_framework.modules import (
     Measurement,
     measure,
     measure_costs,

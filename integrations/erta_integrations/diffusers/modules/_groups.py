@@ -10,8 +10,7 @@ from typing import Any
 from torch import nn
 
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Place
-from erta_integrations.diffusers.modules._costs import Measurement, measure, run_eagerly
+from erta_framework.modules import Measurement, Place, measure, run_eagerly
 from erta_integrations.diffusers.modules._discovery import OUTSIDE, find_places
 from erta_integrations.diffusers.modules._memory import count_output_bytes
 from erta_integrations.diffusers.modules._unet import find_branches, find_cut

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from erta_framework import Engine, Seam, Site
 from erta_framework.errors import CapabilityError
 from erta_framework.modules import ModuleRun, ModuleSeam, Owner
-from erta_integrations.diffusers.modules import PIPELINE_FINDER, measure_costs
+from erta_integrations.diffusers.modules import PIPELINE_FINDER
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 
 
@@ -38,7 +38,7 @@ def make_module_seam(
     if seam is Seam.TRUNK:
         for name, found in owners.items():
             refuse_blocks(name, found)
-    return ModuleSeam(networks, owners, measure_costs)
+    return ModuleSeam(networks, owners)
 
 
 def refuse_blocks(name: str, owners: tuple[Owner, ...]) -> None:

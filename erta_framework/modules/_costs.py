@@ -183,7 +183,10 @@ MEASURED: WeakKeyDictionary[nn.Module, dict[Hashable, Measurement]] = WeakKeyDic
 
 
 def measure_once(
-    network: nn.Module, shape: Hashable, run: Callable[[], object]
+    network: nn.Module,
+    shape: Hashable,
+    run: Callable[[], object],
+    ran_whole: Callable[[], bool] = lambda: True,
 ) -> tuple[Measurement, bool]:
     """The costs of a network at some shape of its inputs, measured the first time they are needed.
 
@@ -191,6 +194,8 @@ def measure_once(
         network: The network itself.
         shape: What the costs depend on, such as shapes and types of the inputs.
         run: Calls the network once.
+        ran_whole: Asked after the run, whether no module was left out in it. Otherwise the costs
+            are not remembered.
 
     Returns:
         The costs, and whether `run` was called for them.
@@ -203,5 +208,7 @@ def measure_once(
     key = (shape, sum(1 for _ in inner.modules()))  # adapters add modules
     if key in known:
         return known[key], False
-    known[key] = measure(inner, run)
-    return known[key], True
+    found = measure(inner, run)
+    if ran_whole():
+        known[key] = found
+    return found, True
