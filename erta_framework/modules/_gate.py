@@ -84,6 +84,10 @@ class Gates:
     def __getitem__(self, path: str) -> Gate:
         return self._gates[path]
 
+    def module(self, path: str) -> nn.Module:
+        """A gated module."""
+        return self._installed[path][0]
+
     def install(self, paths: Iterable[str]) -> None:
         """Put a gate in front of each module; all of them, or none.
 

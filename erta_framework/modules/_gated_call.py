@@ -57,7 +57,7 @@ class GatedCall:
         def module_call(path: str) -> ModuleCall:
             found = self._modules.get(path)
             if found is None:
-                module = gates.network.get_submodule(path)
+                module = gates.module(path)
                 learned = cells.learned(make_site(site.model, site.branch, path))
                 found = self._modules[path] = ModuleCall(path, module, learned, batch, count)
             return found

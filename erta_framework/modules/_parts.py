@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from torch import Tensor
@@ -44,6 +44,7 @@ class Parts:
     depth: int
     cells: Cells
     states: StateStore
+    _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
 
     @property
     def branch(self) -> str:
@@ -57,7 +58,11 @@ class Parts:
 
     def kept(self, place: Place) -> Evaluations:
         """What a place keeps of the samples that run, newest first."""
-        return self.cells.kept(self.depth, self.site_of(place), self.batch, self.rows)
+        found = self._seen.get(place)
+        if found is None:
+            site = self.site_of(place)
+            found = self._seen[place] = self.cells.kept(self.depth, site, self.batch, self.rows)
+        return found
 
     def age(self, place: Place) -> int | None:
         """Steps since the output of a place was kept; None if it never was.

@@ -25,6 +25,16 @@ from erta_framework.session import Evaluation, Evaluations, Step
 Outcome = Literal["ran", "reused", "skipped"]
 
 
+HANDLERS: Mapping[type, str] = {
+    Keep: "keep",
+    ReuseKept: "reuse",
+    Rows: "run_rows",
+    TokensAction: "run_tokens",
+    Ask: "ask",
+}
+"""Which method of `PlaceCall` answers under which action."""
+
+
 class PlaceCall:
     """One owned place in one network call.
 
@@ -60,14 +70,11 @@ class PlaceCall:
         self.of: Of = "output"
         self.kept_rows: tuple[int, ...] | None = parts.rows
         self._lent: list[tuple[Tensor, int | None]] = []
-        self._kept: Evaluations | None = None
 
     @property
     def kept(self) -> Evaluations:
         """What is kept, newest first."""
-        if self._kept is None:
-            self._kept = self.parts.kept(self.place)
-        return self._kept
+        return self.parts.kept(self.place)
 
     # ------------------------------------------------------------------------- the plan
     def plan(self, action: Action, set_handler: Callable[[str, Handler], None]) -> None:
@@ -95,16 +102,12 @@ class PlaceCall:
         set_handler(self.output.path, self._choose(action))
 
     def _choose(self, action: Action) -> Handler:
-        handlers: dict[type, Handler] = {
-            Keep: self.keep,
-            ReuseKept: self.reuse,
-            Skip: self.output.skip,
-            Pass: self.output.pass_through,
-            Rows: self.run_rows,
-            TokensAction: self.run_tokens,
-            Ask: self.ask,
-        }
-        return handlers[type(action)]
+        if isinstance(action, Skip):
+            return self.output.skip
+        if isinstance(action, Pass):
+            return self.output.pass_through
+        handler: Handler = getattr(self, HANDLERS[type(action)])
+        return handler
 
     def _check(self, action: Action) -> None:
         kept = self.kept

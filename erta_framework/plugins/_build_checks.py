@@ -106,7 +106,8 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
 
     Raises:
         PolicyError: A policy that sees every branch does not wrap `decide`.
-        ConflictError: One decides for each sample while another moves the interval of all.
+        ConflictError: One decides for each sample while another moves the interval of all; or one
+            makes ranks decide alike, beside one whose plan inside the network is not static.
     """
     for policy in policies:
         if policy.traits.sees_every_branch and not (
@@ -116,6 +117,15 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
                 f"{policy!r} declares sees_every_branch=True in its traits, but does not wrap "
                 "decide; mark it with @hookimpl(wrapper=True)"
             )
+    if merged.collective:
+        agreeing = [repr(p) for p in policies if p.traits.collective]
+        for policy in policies:
+            if policy.selects and not policy.traits.static:
+                raise ConflictError(
+                    f"{policy!r} decides inside the network while sampling, and ranks that share a "
+                    f"sample could decide differently: {agreeing[0]} makes them agree on whole "
+                    "steps only; use a policy whose traits are static, such as a schedule"
+                )
     if merged.decides == "sample" and owners:
         deciders = [repr(p) for p in policies if p.traits.decides == "sample"]
         raise ConflictError(

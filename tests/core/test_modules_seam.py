@@ -557,3 +557,51 @@ def test_another_thread_runs_the_modules_and_touches_no_cell():
     assert len(beside) == 2 * STEPS
     assert all(torch.equal(output, plain) for output in beside)
     assert torch.equal(found.sample, sample(plan(every(2), "attention")).sample)
+
+
+def test_ranks_that_agree_on_steps_take_static_plans_only():
+    class Agreeing(Policy):
+        traits = Traits(collective=True)
+
+        @hookimpl
+        def pre_step(self):
+            """Nothing."""
+
+    dynamic = plan(every(2), "mlp")
+    with pytest.raises(ConflictError, match="decides inside the network while sampling"):
+        Engine([Agreeing(), dynamic])
+    static = Faulty(make=every(2), own=Traits(static=True, seams=frozenset({Seam.MODULE})))
+    Engine([Agreeing(), static])
+
+
+class Folded(BlockFlow):
+    """Its attentions see every half of the tokens as a sample of its own."""
+
+    def __init__(self):
+        super().__init__()
+        for block in self.blocks:
+            block.forward = _folded(block)
+
+
+def _folded(block):
+    def forward(hidden_states, gate):
+        batch = hidden_states.shape[0]
+        halves = hidden_states.reshape(2 * batch, -1, hidden_states.shape[-1])
+        return hidden_states + gate * block.attn(halves).reshape(hidden_states.shape)
+
+    return forward
+
+
+def test_a_batch_stays_whole_where_kept_outputs_have_no_row_for_each_sample():
+    rows = []
+
+    def make(step, call):
+        rows.append(call.rows)
+        return every(2)(step, call)
+
+    rule = Masked(steps=((0, 1, 4), (0, 3, 4)))
+    found = sample(rule, plan(make, "attention"), network=Folded(), guidance=NoGuidance())
+    assert set(rows) == {None}
+    reasons = [step.calls[0].reason for step in found.trace.steps]
+    expected = "blocks.0.attn keeps an output that has no row for each sample"
+    assert [expected in why for why in reasons] == [False, True, False, True, False, False]
