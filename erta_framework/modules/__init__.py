@@ -25,10 +25,11 @@ from erta_framework.modules._costs import (
 )
 from erta_framework.modules._finder import BlockFinder, Finder
 from erta_framework.modules._gate import Gates
+from erta_framework.modules._gated_network import GatedNetwork
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
 from erta_framework.modules._parts import MODULES, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
-from erta_framework.modules._seam import GatedNetwork, ModuleRun, ModuleSeam
+from erta_framework.modules._seam import ModuleRun, ModuleSeam
 from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
 from erta_framework.modules._streams import find_returned_names
 from erta_framework.modules._visit import Visit

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ErtaError, PolicyError
+from erta_framework.modules._action_rules import HANDLERS, INNER, find_misfit
 from erta_framework.modules._actions import Action, Ask, Keep, Of, Pass, ReuseKept, Rows, Skip
 from erta_framework.modules._actions import Tokens as TokensAction
 from erta_framework.modules._cells import get_version, is_written, name_tensors, read_tensors
@@ -23,16 +24,6 @@ from erta_framework.modules._weighting import sum_kept
 from erta_framework.session import Evaluation, Evaluations, Step
 
 Outcome = Literal["ran", "reused", "skipped"]
-
-
-HANDLERS: Mapping[type, str] = {
-    Keep: "keep",
-    ReuseKept: "reuse",
-    Rows: "run_rows",
-    TokensAction: "run_tokens",
-    Ask: "ask",
-}
-"""Which method of `PlaceCall` answers under which action."""
 
 
 class PlaceCall:
@@ -85,49 +76,19 @@ class PlaceCall:
         """
         self.action = action
         self._check(action)
-        inner: Callable[[ModuleCall], Handler] = lambda one: one.run  # noqa: E731
+        residual = isinstance(action, Keep | ReuseKept) and action.of == "residual"
         if isinstance(action, Keep):
             self.of = action.of
-            if action.of == "residual":
-                inner = lambda one: one.run_streams  # noqa: E731
-        elif isinstance(action, ReuseKept):
-            residual = action.of == "residual"
-            inner = (lambda one: one.pass_through) if residual else (lambda one: one.skip)
-        elif isinstance(action, Skip):
-            inner = lambda one: one.skip  # noqa: E731
-        elif isinstance(action, Pass):
-            inner = lambda one: one.pass_through  # noqa: E731
+        inner = INNER.get((type(action), residual), "run")
         for one in self.members:
-            set_handler(one.path, inner(one))
-        set_handler(self.output.path, self._choose(action))
-
-    def _choose(self, action: Action) -> Handler:
-        if isinstance(action, Skip):
-            return self.output.skip
-        if isinstance(action, Pass):
-            return self.output.pass_through
-        handler: Handler = getattr(self, HANDLERS[type(action)])
-        return handler
+            set_handler(one.path, getattr(one, inner))
+        holder = self.output if isinstance(action, Skip | Pass) else self
+        set_handler(self.output.path, getattr(holder, HANDLERS[type(action)]))
 
     def _check(self, action: Action) -> None:
-        kept = self.kept
-        if isinstance(action, Rows | TokensAction) and not kept:
-            self._refuse(f"assigned {type(action).__name__} to", "nothing is kept; KEEP it first")
-        if isinstance(action, Rows | TokensAction | Ask) and self.members:
-            self._refuse(
-                f"assigned {type(action).__name__} to",
-                f"it is {len(self.members) + 1} modules; select single modules",
-            )
-        if not isinstance(action, ReuseKept):
-            return
-        if len(kept) < action.depth:
-            why = f"{len(kept)} of {action.depth} outputs are kept; KEEP it first"
-            if self.parts.depth < action.depth:
-                why += f", and let keeps() be {action.depth}"
-            self._refuse(f"reuses {action.depth} outputs of", why)
-        if not read_tensors(kept[0], action.of, 0):
-            found = "residual" if action.of == "output" else "output"
-            self._refuse(f"reuses the {action.of} of", f"its {found} is kept; KEEP and reuse one")
+        misfit = find_misfit(action, self.kept, self.parts.depth, len(self.members) + 1)
+        if misfit is not None:
+            self._refuse(*misfit)
 
     def _refuse(self, what: str, why: str) -> None:
         raise PolicyError(

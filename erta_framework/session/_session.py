@@ -40,7 +40,7 @@ from erta_framework.session._validation import check_interval
 from erta_framework.session._where import Where
 
 PlaceCounts = Mapping[str, tuple[int, int, int]]
-WHOLE: tuple[float, PlaceCounts] = (1.0, {})
+WHOLE: tuple[float, PlaceCounts, float] = (1.0, {}, 0.0)
 
 
 class Held(Protocol):
@@ -95,7 +95,7 @@ class Session:
         self._calls: list[CallTrace] = []
         self._inner: list[CallTrace] = []
         self._open: list[OpenCall] = []
-        self._places: dict[tuple[str, str], tuple[float, PlaceCounts]] = {}
+        self._places: dict[tuple[str, str], tuple[float, PlaceCounts, float]] = {}
         self._held: list[Held] = []
 
     # ----------------------------------------------------------------- life
@@ -155,24 +155,27 @@ class Session:
         """Says which step and request this is, for messages."""
         return self._where
 
-    def note_places(self, site: Site, share: float, counts: PlaceCounts) -> None:
+    def note_places(self, site: Site, share: float, counts: PlaceCounts, samples: int) -> None:
         """Note for the trace what became of places inside a network in the call that runs now.
 
         Args:
             site: Network and branch.
             share: The part of the network's work that ran.
             counts: Places that ran, were reused and were skipped, by kind.
+            samples: Samples that it ran on.
         """
+        key, spared = (site.model, site.branch), (1.0 - share) * samples
         if site.branch not in self._answers:
-            self._places[site.model, site.branch] = (share, counts)
+            before = self._places.get(key, WHOLE)[2]  # of other samples of the same call
+            self._places[key] = (share, counts, before + spared)
             return
         # at the trunk the network ends after the call of its block stack was answered
         self._calls = [
-            replace(call, share=share, sites=counts)
-            if (call.model, call.branch) == (site.model, site.branch)
-            else call
+            replace(call, share=share, sites=counts) if (call.model, call.branch) == key else call
             for call in self._calls
         ]
+        if self._answers[site.branch].computed:  # else it counts as no network call at all
+            self.trace.spare(spared)
 
     @property
     def time(self) -> float:
@@ -330,7 +333,8 @@ class Session:
         compute, decision, site = call.compute, call.decision, call.site
         computed = compute.ran if rows is None else bool(rows)
         source = call.history[0].index if call.history and not computed else None
-        share, sites = self._places.pop((site.model, site.branch), WHOLE)
+        share, sites, spared = self._places.pop((site.model, site.branch), WHOLE)
+        self.trace.spare(spared)
         lent = decision.branch if isinstance(decision, Reuse) and not computed else None
         trace = CallTrace(
             self._expected,

@@ -186,9 +186,10 @@ def attach(
     Raises:
         CapabilityError: The scheduler cannot be driven or lacks what a policy requires; the
             pipeline has no network; a network was compiled in place, has no trunk, or lacks a
-            signal that a policy requires.
+            signal that a policy requires, or a place that one selects.
         InputError: `seam` is no seam of a pipeline.
-        ConflictError: On entering, if a network or the scheduler is attached already.
+        ConflictError: Two policies own the same place inside a network; or on entering, if a
+            network or the scheduler is attached already.
 
     Example:
         >>> with attach(pipe, "skip_policy", every=2) as run:  # doctest: +SKIP

@@ -399,3 +399,13 @@ def test_blocks_that_are_compiled_as_a_whole_are_reused():
     assert attached.traces[0].steps[1].calls[0].sites == {"block": (0, 2, 0)}
     with pytest.raises(CapabilityError, match=r"lies inside blocks\.0 .*which is compiled"):
         attach(pipe, [parts(2)]).__enter__()
+
+
+def test_at_the_trunk_only_computed_calls_spare_work():
+    steps = (0, 1, 4)
+    _, alone = run("wan-euler", [SkipPolicy(steps=steps)], seam="trunk")
+    _, both = run("wan-euler", [SkipPolicy(steps=steps), parts(2)], seam="trunk")
+    computed = [call for call in both.calls() if call.computed]
+    assert both.network_samples == alone.network_samples
+    assert both.work == pytest.approx(sum(call.share for call in computed))
+    assert 0.0 < both.work < both.network_samples
