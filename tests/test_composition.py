@@ -27,6 +27,7 @@ from erta_framework.sampling import _loop as loop
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
+from erta_policies.at import At
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ErrorLinearizer, ERTACache, ResidualProfiler, TimestepAdjuster
 from erta_policies.forecast import Forecaster, MeanVelocity
@@ -201,6 +202,7 @@ def test_roles_follow_from_hooks():
     assert find_role(WarmUp) is Role.LIMIT
     assert find_role(ResidualProfiler) is Role.OBSERVER
     assert find_role(ERTACache) is Role.RECIPE
+    assert find_role(At) is Role.INSIDE
 
 
 def test_every_registered_policy_has_a_role_and_none_is_lost():

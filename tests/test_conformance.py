@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from erta_framework import Policy
+from erta_framework.modules import Select
 from erta_framework.plugins import flatten, policies
 from erta_framework.testing import parametrize_with_checks, toy_profile
 
@@ -39,6 +40,7 @@ RegressionProfiler = OURS["regression_profiler"]
 CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
+PARTS = Select(kind=("attention", "mlp"))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -111,6 +113,15 @@ POLICIES: list[Policy] = [
     MeanCache(profile=MEAN, calls=4, variant="C"),
     MeanCache(fresh=(0, 1, 2, 3, 6, 9), spans=(0, 0, 0, 2, 2)),
     OURS["refresh_interval"](interval=2, first=1, counting="fora"),
+    OURS["at"](sites=PARTS, when=OURS["refresh_interval"](interval=2, first=1)),
+    OURS["at"](sites=PARTS, when=OURS["refresh_interval"](interval=3), what=Forecaster(order=1)),
+    OURS["at"](
+        sites=Select(kind=("block",), span=True),
+        when=SkipPolicy(every=3),
+        of="residual",
+        what=Forecaster(basis="taylor", over="index", what="residual"),
+        max_age=4,
+    ),
     TaylorSeer(interval=3, order=2),
     TaylorSeer(interval=3, basis="adams", over="sigma", schedule="diffusers"),
     TaylorSeer(interval=4, first=1, basis="newton", schedule="cache-dit"),

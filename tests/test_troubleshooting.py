@@ -53,6 +53,13 @@ from erta_framework.files import require_writable
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
+from erta_integrations.diffusers.modules import (
+    check_memory,
+    find_cut,
+    find_places,
+    inspect_places,
+    measure,
+)
 from erta_integrations.diffusers.network import CallArguments, OutputSpec, TrialRunner, read_output
 from erta_integrations.diffusers.trunk import TrunkLayout
 from erta_integrations.diffusers.trunk._discovery import Block
@@ -824,6 +831,39 @@ def _() -> None:
 def _() -> None:
     absent = next(name for name in ("mps", "cuda") if name not in list_accelerators())
     load_config(None, [f"fabric.accelerator={absent}"])
+
+
+# -------------------------------------------------------------- places inside a network
+@says("{network} has no places whose outputs can be kept")
+def _() -> None:
+    find_places(nn.Linear(2, 2))
+
+
+@says("{network} cannot be cut: {reason}")
+def _() -> None:
+    find_cut(FAMILIES["wan-euler"].build().transformer, 0)
+
+
+@says("{network} has no skip {branch} to cut at; give a branch from 0 to {number}")
+def _() -> None:
+    find_cut(FAMILIES["unconditional"].build().unet, 12)
+
+
+@says("{networks} of {pipeline} did not run in this request")
+def _() -> None:
+    family = FAMILIES["wan22"]
+    size = {**family.inputs(1), **family.size}
+    inspect_places(family.build(), num_inference_steps=1, output_type="latent", **size)
+
+
+@says("the costs of {network} cannot be measured: it {reason} in the measured run")
+def _() -> None:
+    measure(nn.Linear(2, 2), lambda: None)
+
+
+@says("{policy} would keep {size} of outputs, and memory is {size}")
+def _() -> None:
+    check_memory(3 * 2**30, "2GiB", "a policy")
 
 
 # --------------------------------------------------------------------- policies and profiles

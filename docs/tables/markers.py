@@ -22,6 +22,7 @@ from tables.fitted import render_fitted, render_fitted_on
 from tables.overhead import render_attached, render_overhead
 from tables.peers import render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
+from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.scale import render_scale, render_simulation
@@ -79,6 +80,7 @@ SECTIONS: dict[str, Section] = {
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),
+    "table:places": make_section(render_places),
     "cli": make_section(render_cli),
     "checks": make_section(render_checks),
     "table:schedulers": make_section(render_schedulers),

@@ -10,6 +10,7 @@ import typer
 from erta_framework.cli._calibrate import calibrate
 from erta_framework.cli._explain import explain
 from erta_framework.cli._group import ErtaGroup
+from erta_framework.cli._inspect import inspect
 from erta_framework.cli._options import expand_options
 from erta_framework.cli._plan import plan
 from erta_framework.cli._policies import list_policies
@@ -54,7 +55,7 @@ def options(
     """Options that come before the command; `ErtaGroup` acts on `--debug`."""
 
 
-for command in (sample, calibrate, plan, explain):
+for command in (sample, calibrate, plan, explain, inspect):
     app.command()(expand_options(command))
 app.command("policies")(list_policies)
 app.add_typer(profile_app, name="profile")

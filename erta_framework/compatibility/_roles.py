@@ -13,8 +13,8 @@ class Role(StrEnum):
 
     `WHEN` answers `decide`, `WHAT` answers `forward` (or replaces computed outputs as well),
     `CORRECTION` wraps `forward`, `TIME` answers `adjust_interval`. `LIMIT` wraps `decide`,
-    `OBSERVER` emits a profile and `RECIPE` stands for several policies: those three take no place
-    in a combination.
+    `OBSERVER` emits a profile, `RECIPE` stands for several policies and `INSIDE` answers `assign`,
+    inside the network, beside anything: those four take no place in a combination.
     """
 
     WHEN = "when"
@@ -24,6 +24,7 @@ class Role(StrEnum):
     LIMIT = "limit"
     OBSERVER = "observer"
     RECIPE = "recipe"
+    INSIDE = "inside"
 
 
 PLACES = (Role.WHEN, Role.CORRECTION, Role.WHAT, Role.TIME)
@@ -60,6 +61,6 @@ def find_role(cls: type[Policy]) -> Role | None:
     if "adjust_interval" in found:
         return Role.TIME
     if "forward" not in found:
-        return None
+        return Role.INSIDE if "assign" in found else None
     replaces = "forward" not in wraps or read_default_traits(cls).corrects_computed
     return Role.WHAT if replaces else Role.CORRECTION

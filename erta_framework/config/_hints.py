@@ -59,10 +59,18 @@ def is_instance_of(value: object, members: Sequence[Any]) -> bool:
 def fits_shape(member: Any, value: object, members: Sequence[Any]) -> bool:
     """Whether a member of a union is written in the form of this value: mapping, list or name."""
     if isinstance(value, Mapping):
-        return is_policy(member) or is_record(member) or is_mapping(member)
+        if is_record(member):
+            return member is find_record(members, value)
+        return is_policy(member) or is_mapping(member)
     if isinstance(value, list | tuple):
         return is_sequence(member)
     return isinstance(value, str) and is_policy(member) and str not in members
+
+
+def find_record(members: Sequence[Any], value: Mapping[Any, Any]) -> Any:
+    """The dataclass among the members of a union that has the most of these keys as fields."""
+    records = [member for member in members if is_record(member)]
+    return max(records, key=lambda record: sum(f.name in value for f in dataclasses.fields(record)))
 
 
 def spell(hint: Any) -> str:

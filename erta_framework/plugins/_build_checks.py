@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from erta_framework.errors import CapabilityError, ConflictError, ErtaError, PolicyError
+from erta_framework.modules import Selection
 from erta_framework.plugins._hooks import find_hooks, is_wrapper
 from erta_framework.plugins._policy import Policy
 from erta_framework.plugins._traits import Traits
+from erta_framework.session import Seam
 
 
 def check_one_owner(owners: Sequence[Policy]) -> None:
@@ -23,6 +25,38 @@ def check_one_owner(owners: Sequence[Policy]) -> None:
             + " and ".join(repr(policy) for policy in owners)
             + "; remove one of them"
         )
+
+
+def check_selecting(policies: Sequence[Policy]) -> None:
+    """Refuse policies that select places without answering for them, or the other way round.
+
+    Raises:
+        PolicyError: Names the policy.
+    """
+    for policy in policies:
+        assigns = "assign" in find_hooks(type(policy))
+        if assigns and is_wrapper("assign", policy):
+            raise PolicyError(
+                f"{policy!r} wraps assign, but each policy answers for its own places; mark it "
+                "with a plain @hookimpl"
+            )
+        selected = list(policy.selects)
+        for one in selected:
+            if not isinstance(one, Selection):
+                raise PolicyError(f"{policy!r} selects {one!r}; give Select(...) or Cut(...)")
+        if assigns and not selected:
+            raise PolicyError(f"{policy!r} implements assign, but its selects is empty")
+        if selected and not assigns:
+            raise PolicyError(
+                f"{policy!r} selects places inside the network, but has no assign with @hookimpl"
+            )
+        if selected and Seam.MODULE not in policy.traits.seams:
+            raise PolicyError(
+                f"{policy!r} selects places inside the network, but its traits name no "
+                "Seam.MODULE; add it to traits.seams"
+            )
+        if selected and policy.keeps() < 1:
+            raise PolicyError(f"{policy!r} keeps {policy.keeps()} outputs, it must keep 1 or more")
 
 
 def prepare_policies(policies: Sequence[Policy]) -> None:
@@ -72,7 +106,8 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
 
     Raises:
         PolicyError: A policy that sees every branch does not wrap `decide`.
-        ConflictError: One decides for each sample while another moves the interval of all.
+        ConflictError: One decides for each sample while another moves the interval of all; or one
+            makes ranks decide alike, beside one whose plan inside the network is not static.
     """
     for policy in policies:
         if policy.traits.sees_every_branch and not (
@@ -82,6 +117,15 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
                 f"{policy!r} declares sees_every_branch=True in its traits, but does not wrap "
                 "decide; mark it with @hookimpl(wrapper=True)"
             )
+    if merged.collective:
+        agreeing = [repr(p) for p in policies if p.traits.collective]
+        for policy in policies:
+            if policy.selects and not policy.traits.static:
+                raise ConflictError(
+                    f"{policy!r} decides inside the network while sampling, and ranks that share a "
+                    f"sample could decide differently: {agreeing[0]} makes them agree on whole "
+                    "steps only; use a policy whose traits are static, such as a schedule"
+                )
     if merged.decides == "sample" and owners:
         deciders = [repr(p) for p in policies if p.traits.decides == "sample"]
         raise ConflictError(

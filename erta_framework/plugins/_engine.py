@@ -9,8 +9,18 @@ import pluggy
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ErtaError, PolicyError
+from erta_framework.modules import (
+    MODULES,
+    Assign,
+    Finder,
+    Owner,
+    Parts,
+    check_owners,
+    resolve_places,
+)
 from erta_framework.plugins._build_checks import (
     check_one_owner,
+    check_selecting,
     check_traits,
     merge_traits,
     prepare_policies,
@@ -86,16 +96,26 @@ class Engine:
             self._register(position, self.policies[position])
         owners = [p for p in self.policies if "adjust_interval" in self._implemented[id(p)]]
         check_one_owner(owners)
+        check_selecting(self.policies)
         prepare_policies(self.policies)
         self.traits = merge_traits(self.policies, reuses=bool(self.implementers("decide")))
         check_traits(self.policies, self.traits, owners)
         self.owners = find_owners(self.policies)
         self.signals = frozenset(r for r in self.traits.requires if r.startswith(PREFIX))
         self._revising = tuple(p for p in self.policies if p.traits.sees_every_branch)
-        self._demands = [(p, p.traits.seams, p.traits.requires) for p in self.policies]
+        self.selecting = tuple(p for p in self.policies if p.selects)
+        self._demands = [(p, *self._demand(p)) for p in self.policies]
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: compile_hook(getattr(self._manager.hook, hook)) for hook in HOOKS}
         self._revisers = self._enclosing_revisers()
+
+    def _demand(self, policy: Policy) -> tuple[frozenset[Seam], frozenset[str]]:
+        """Seams and capabilities that a driver must offer to a policy."""
+        traits = policy.traits
+        if policy not in self.selecting:
+            return traits.seams, traits.requires
+        # places lie inside the network, whatever a step rule beside them leaves out
+        return frozenset(Seam), traits.requires | {MODULES}
 
     def _register(self, position: int, policy: Policy) -> None:
         hooks = check_hooks(policy)
@@ -143,6 +163,45 @@ class Engine:
         """A session for one request; use it as a context manager."""
         self.check(info.capabilities, info.solver or "this driver", info.seam)
         return Session(self, info)
+
+    def own_places(self, name: str, network: object, finder: Finder) -> tuple[Owner, ...]:
+        """The policies that select places, each with its places in a network.
+
+        Args:
+            name: Name of the network, for messages.
+            network: The network.
+            finder: Finds places.
+
+        Raises:
+            CapabilityError: A policy selects what is not there.
+            ConflictError: Two policies select the same place.
+        """
+        owners = tuple(
+            Owner(
+                repr(policy),
+                resolve_places(name, network, policy.selects, finder, repr(policy)),
+                policy.keeps(),
+                self._bind_assign(policy),
+            )
+            for policy in self.selecting
+        )
+        check_owners(name, owners)
+        return owners
+
+    def _bind_assign(self, policy: Policy) -> Assign:
+        hook = self._manager.hook.assign
+        assert hook.spec is not None
+        (found,) = (one for one in hook.get_hookimpls() if one.plugin is policy)
+        function = bind_arguments(found, tuple(hook.spec.argnames))
+
+        def assign(where: Callable[[], str], step: Step, parts: Parts) -> Any:
+            try:
+                return function(step, parts)
+            except Exception as error:
+                self._blame(error, "assign", where, (step, parts))
+                raise
+
+        return assign
 
     def call_hook(self, hook: str, where: Callable[[], str], *arguments: Any) -> Any:
         """Call one hook; an exception names the plugin, the hook and the step.

@@ -1,4 +1,4 @@
-"""The seven hooks: the manual of erta_framework.
+"""The eight hooks: the manual of erta_framework.
 
 One step, as nested hook calls:
 
@@ -6,6 +6,8 @@ One step, as nested hook calls:
 * for each guidance branch:
     * `decide(step, call)`, once a step unless a decision says `scope="branch"`;
       skipped when some branch has nothing usable in its history
+    * `assign(step, call)`, where a network runs whose modules a policy selects: what each of them
+      does
     * `forward(step, call)`: predictors answer, then core (what it reuses, or the network);
       wrappers correct and observe
 * `adjust_interval(step, answers)`
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from erta_framework.calibration import Profile
+    from erta_framework.modules import Action, Parts, Place
     from erta_framework.session import Answer, Call, Decision, Interval, SessionInfo, Step
 
 PROJECT = "erta_framework"
@@ -36,7 +39,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class HookSpecs:
-    """Specifications of the seven hooks; a policy implements any of them."""
+    """Specifications of the eight hooks; a policy implements any of them."""
 
     @hookspec
     def on_session_start(self, session: SessionInfo) -> None:
@@ -59,6 +62,15 @@ class HookSpecs:
 
         The first policy that returns a decision decides. If all return None, the step is computed.
         A wrapper sees the decision of the policies that it encloses, and may return another.
+        """
+
+    @hookspec
+    def assign(self, step: Step, call: Parts) -> Mapping[Place, Action] | None:
+        """What the places inside the network do in this call: a mapping from places to actions.
+
+        Called once for each network call that runs, of every policy that selects places, with the
+        places that are its own in `call.sites`. A place that is left out runs. A policy that
+        implements this says what it owns in `selects`.
         """
 
     @hookspec(firstresult=True)

@@ -13,6 +13,7 @@ from erta_framework.plugins._traits import Traits
 
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
+    from erta_framework.modules import Selection
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
@@ -42,6 +43,15 @@ class Policy:
     def traits(self) -> Traits:
         """What the engine must know before anything runs."""
         return Traits()
+
+    @property
+    def selects(self) -> Sequence[Selection]:
+        """The places inside a network that this policy owns, and answers for in `assign`."""
+        return ()
+
+    def keeps(self) -> int:
+        """How many outputs of each of these places are kept; they are what costs memory."""
+        return 1
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

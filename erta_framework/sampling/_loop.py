@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erta_framework.calibration import Profile
-from erta_framework.errors import InputError
+from erta_framework.errors import CapabilityError, InputError
+from erta_framework.modules import (
+    MODULES,
+    BlockFinder,
+    GatedNetwork,
+    ModuleRun,
+    ModuleSeam,
+)
 from erta_framework.plugins import Engine
 from erta_framework.sampling._network_call import Denoiser, DenoiserCall
 from erta_framework.sampling.guidance import Guidance, NoGuidance
@@ -19,6 +27,7 @@ from erta_framework.session import (
     RESIZED,
     TEXT,
     TRIAL,
+    Network,
     NetworkSignal,
     SessionInfo,
     StepTrace,
@@ -26,6 +35,9 @@ from erta_framework.session import (
     find_signals,
     make_site,
 )
+
+MODEL = "model"
+"""Name of the loop's one network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -106,7 +118,11 @@ class SamplingLoop:
         x, schedule, state = request.latents, request.schedule, None
         settled = schedule.interval(request.first)
         found = find_signals(network) if self.engine.signals else {}
-        with self.engine.session(self._info(request, found)) as session:
+        with (
+            self._gated(network) as seam,
+            self.engine.session(self._info(request, found)) as session,
+        ):
+            modules = None if seam is None else ModuleRun(seam, session)
             for index in range(request.first, schedule.num_steps):
                 if index > request.first:
                     settled = schedule.interval(index, settled.end, settled.end_time)
@@ -117,8 +133,10 @@ class SamplingLoop:
                 outputs = {}
                 for branch in branches:
                     latents = branch.expand(x)
-                    call = DenoiserCall(network, latents, settled.time, branch, found)
-                    site = make_site("model", branch.name)
+                    call: Network = DenoiserCall(network, latents, settled.time, branch, found)
+                    site = make_site(MODEL, branch.name)
+                    if modules is not None:
+                        call = GatedNetwork(call, modules, MODEL, site, latents)
                     outputs[branch.name] = session.forward(site, latents, call)
                 settled = session.settle()
                 x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
@@ -126,6 +144,23 @@ class SamplingLoop:
                 if observe is not None:
                     observe(session.trace.steps[-1])
         return Result(x, session.trace, tuple(session.emitted))
+
+    def _gated(self, network: Denoiser) -> AbstractContextManager[ModuleSeam | None]:
+        """The gates on the modules that policies select; nothing where none does.
+
+        Raises:
+            CapabilityError: The network has no modules, or not those that are selected.
+            ConflictError: Two policies select the same module, or another run has it.
+        """
+        if not self.engine.selecting:
+            return nullcontext()
+        if not isinstance(network, nn.Module):
+            raise CapabilityError(
+                f"{self.engine.selecting[0]!r} selects modules, but the network is a "
+                f"{type(network).__name__}, no torch.nn.Module; remove the policy"
+            )
+        owners = self.engine.own_places(MODEL, network, BlockFinder())
+        return ModuleSeam({MODEL: network}, {MODEL: owners})
 
     def _info(
         self, request: Request, found: Mapping[str, NetworkSignal] | None = None
@@ -152,8 +187,8 @@ class SamplingLoop:
 
 
 def list_capabilities(solver: Solver) -> frozenset[str]:
-    """The capabilities of the loop with a solver: its own, trials of any size, and the text."""
-    return solver.capabilities | {TRIAL, RESIZED} | TEXT
+    """The capabilities of the loop with a solver: its own, trials of any size, text, modules."""
+    return solver.capabilities | {TRIAL, RESIZED, MODULES} | TEXT
 
 
 def check_request(request: Request) -> None:

@@ -6,7 +6,9 @@ from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
 from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._history import History
 from erta_framework.session._network import UNDIVIDED, Network
+from erta_framework.session._selection import drop_partial, get_stamp, select_rows
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
     AHEAD,
@@ -55,6 +57,7 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "FunctionNetwork",
+    "History",
     "Interval",
     "Memory",
     "Needs",
@@ -73,7 +76,10 @@ __all__ = [
     "Trace",
     "as_tokens",
     "compute_default",
+    "drop_partial",
     "find_signals",
     "find_text_tokens",
+    "get_stamp",
     "make_site",
+    "select_rows",
 ]

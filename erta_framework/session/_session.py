@@ -7,10 +7,10 @@ answering and the words of a refusal are parts of their own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, overload
+from typing import TYPE_CHECKING, Any, Protocol, Self, overload
 
 from torch import Tensor
 
@@ -39,6 +39,18 @@ from erta_framework.session._trace import Trace
 from erta_framework.session._trace_records import CallTrace, StepTrace
 from erta_framework.session._validation import check_interval
 from erta_framework.session._where import Where
+
+PlaceCounts = Mapping[str, tuple[int, int, int]]
+WHOLE: tuple[float, PlaceCounts, float] = (1.0, {}, 0.0)
+
+
+class Held(Protocol):
+    """Something that lives as long as a session."""
+
+    def clear(self) -> None:
+        """Forget everything."""
+        ...
+
 
 # an attribute of an enum is looked up in Python, and every verb looks
 NEW, BETWEEN, RUNNING = SessionStage.NEW, SessionStage.BETWEEN, SessionStage.RUNNING
@@ -85,6 +97,8 @@ class Session:
         self._calls: list[CallTrace] = []
         self._inner: list[CallTrace] = []
         self._open: list[OpenCall] = []
+        self._places: dict[tuple[str, str], tuple[float, PlaceCounts, float]] = {}
+        self._held: list[Held] = []
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
@@ -118,10 +132,54 @@ class Session:
                 raise
             error.add_note(f"on_session_end failed as well: {second}")
         finally:
+            for thing in self._held:
+                thing.clear()
             self._history.clear()
             self.info.states.clear()
             self._answers, self._step = {}, None
             self._open.clear()
+
+    def hold(self, thing: Held) -> None:
+        """Clear something of the driver's when this session closes, also after an exception."""
+        self._held.append(thing)
+
+    @property
+    def step(self) -> Step:
+        """The open step.
+
+        Raises:
+            ProtocolError: No step is open.
+        """
+        if self._step is None:
+            raise ProtocolError("no step is open; begin one first")
+        return self._step
+
+    @property
+    def where(self) -> Callable[[], str]:
+        """Says which step and request this is, for messages."""
+        return self._where
+
+    def note_places(self, site: Site, share: float, counts: PlaceCounts, samples: int) -> None:
+        """Note for the trace what became of places inside a network in the call that runs now.
+
+        Args:
+            site: Network and branch.
+            share: The part of the network's work that ran.
+            counts: Places that ran, were reused and were skipped, by kind.
+            samples: Samples that it ran on.
+        """
+        key, spared = (site.model, site.branch), (1.0 - share) * samples
+        if site.branch not in self._answers:
+            before = self._places.get(key, WHOLE)[2]  # of other samples of the same call
+            self._places[key] = (share, counts, before + spared)
+            return
+        # at the trunk the network ends after the call of its block stack was answered
+        self._calls = [
+            replace(call, share=share, sites=counts) if (call.model, call.branch) == key else call
+            for call in self._calls
+        ]
+        if self._answers[site.branch].computed:  # else it counts as no network call at all
+            self.trace.spare(spared)
 
     @property
     def time(self) -> float:
@@ -158,6 +216,7 @@ class Session:
         self._answerer.begin(step)
         self._answers, self._calls, self._inner = {}, [], []
         self._inside.clear()
+        self._places.clear()
         self._stage = RUNNING
         if "pre_step" in self.engine.active:
             self.engine.call_hook("pre_step", self._where, step)
@@ -278,6 +337,8 @@ class Session:
         compute, decision, site = call.compute, call.decision, call.site
         computed = compute.ran if rows is None else bool(rows)
         source = call.history[0].index if call.history and not computed else None
+        share, sites, spared = self._places.pop((site.model, site.branch), WHOLE)
+        self.trace.spare(spared)
         lent = decision.branch if isinstance(decision, Reuse) and not computed else None
         trace = CallTrace(
             self._expected,
@@ -292,6 +353,8 @@ class Session:
             compute.trials,
             lent,
             site.path,
+            share,
+            sites,
         )
         if self._open:
             self._inside.add(site)

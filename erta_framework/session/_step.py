@@ -77,6 +77,8 @@ class SessionInfo:
         time_of: The timestep at any sigma, for trajectories that leave the nominal grid.
         divided: Whether other processes evaluate some of the branches.
         prompts: The prompts of the batch, where the driver knows them.
+        row_branches: Guidance branches of the rows of a batched call, in chunks of equal size, such
+            as `("uncond", "cond")`; empty where a call is one branch, or where it is not known.
         reused: What core reuses where no policy predicts; see `choose_reused`.
     """
 
@@ -98,6 +100,7 @@ class SessionInfo:
     time_of: Callable[[float], float] = field(default=lambda sigma: 1000.0 * sigma, repr=False)
     divided: bool = False
     prompts: tuple[str, ...] = ()
+    row_branches: tuple[str, ...] = ()
     states: StateStore = field(default_factory=StateStore, repr=False)
     reused: Reused = field(init=False, repr=False)
 

@@ -40,6 +40,9 @@ class Trace:
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
         stopped: Why the request ended before its last step; empty if it did not.
+        module_bytes: Largest memory that places inside the networks held for kept outputs.
+        spared_samples: Samples' worth of work inside computed network calls that was left out.
+        unassigned: Places that a policy owned and never assigned an action, by policy.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
         notes: What a user should know of the request before its numbers are trusted.
@@ -58,6 +61,9 @@ class Trace:
     history_bytes: int = 0
     driver_bytes: int = 0
     stopped: str = ""
+    module_bytes: int = 0
+    spared_samples: float = 0.0
+    unassigned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -67,6 +73,10 @@ class Trace:
         self.network_calls += 1
         self.network_samples += samples
         self.batch = max(self.batch, samples)
+
+    def spare(self, samples: float) -> None:
+        """Note work inside a network call that was left out, in samples of a whole call."""
+        self.spared_samples += samples
 
     def run_trial(
         self,
@@ -117,6 +127,14 @@ class Trace:
         return sum(not call.computed for call in self.calls())
 
     @property
+    def work(self) -> float:
+        """The work of all network calls, in samples: the sum of their shares times their samples.
+
+        Without places inside the networks it is `network_samples`.
+        """
+        return self.network_samples - self.spared_samples
+
+    @property
     def computed_steps(self) -> tuple[int, ...]:
         """Indices of the steps in which the network ran."""
         return tuple(step.index for step in self.steps if step.computed)
@@ -159,6 +177,13 @@ class Trace:
             f"{len(self.computed_steps)} of {len(self.steps)} steps computed, "
             f"{self.history_bytes / 1e6:.2f} MB of history"
         ]
+        if self.spared_samples:
+            calls = self.work * self.network_calls / self.network_samples
+            lines[0] = lines[0].replace(
+                " network calls", f" network calls, the work of {calls:.1f}", 1
+            )
+        if self.module_bytes:
+            lines[0] += f", {self.module_bytes / 1e6:.2f} MB kept of modules"
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
         if self.trial_calls:
@@ -180,6 +205,11 @@ class Trace:
             places = ", ".join(f"step {index} ({branch})" for index, branch in wrong)
             lines.append(f"  reused outputs that are not finite: {places}")
         lines.extend(f"  note: {note}" for note in self.notes)
+        for owner, paths in self.unassigned.items():
+            lines.append(
+                f"  {owner} owns {len(paths)} places that it never assigned an action: "
+                f"{', '.join(paths[:FEW])}{', ...' if len(paths) > FEW else ''}"
+            )
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -201,6 +231,9 @@ class Trace:
                 "stopped": self.stopped,
                 "nonfinite": self.find_nonfinite(),
                 "notes": self.notes,
+                "module_bytes": self.module_bytes,
+                "work": self.work,
+                "unassigned": self.unassigned,
                 "steps": [asdict(step) for step in self.steps],
             }
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,10 @@ class CallTrace:
         trials: Times a policy ran the network on other latents or at another time.
         source_branch: Branch whose evaluation it was reused from, where it is another one's.
         path: Place inside the network; empty for the whole network.
+        share: The part of the network's work that ran, where places inside it were left out and
+            what they cost is known; of the samples that it ran on.
+        sites: Places inside the network that ran, were reused and were skipped, by kind, where
+            policies own some.
     """
 
     index: int
@@ -37,6 +42,8 @@ class CallTrace:
     trials: int = 0
     source_branch: str | None = None
     path: str = ""
+    share: float = 1.0
+    sites: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
 
     def computed_for(self, sample: int) -> bool:
         """Whether the network ran on one sample of the batch."""

@@ -11,6 +11,7 @@ a skip policy that reuses every odd step. A policy that needs a profile gets one
 `MyPolicy(profile=toy_profile(MyProfiler()))`.
 """
 
+from erta_framework.testing._block_toy import BlockFlow
 from erta_framework.testing._checks import CHECKS, Outcome, check_policy, parametrize_with_checks
 from erta_framework.testing._compare import Check, CheckError
 from erta_framework.testing._setup import AlternateSteps, ToySetup, toy_profile, toy_run
@@ -21,6 +22,7 @@ __all__ = [
     "CHECKS",
     "AffineFlow",
     "AlternateSteps",
+    "BlockFlow",
     "Check",
     "CheckError",
     "GaussianEpsilon",

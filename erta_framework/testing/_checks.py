@@ -11,6 +11,7 @@ from erta_framework.plugins import Policy
 from erta_framework.testing._compare import Check, CheckError
 from erta_framework.testing._contract_checks import CONTRACT_CHECKS
 from erta_framework.testing._isolation_checks import ISOLATION_CHECKS
+from erta_framework.testing._module_checks import MODULE_CHECKS
 from erta_framework.testing._output_checks import OUTPUT_CHECKS
 from erta_framework.testing._planner_check import check_plan_is_what_runs
 from erta_framework.testing._sampling_checks import SAMPLING_CHECKS
@@ -26,6 +27,7 @@ CHECKS: tuple[Check, ...] = (
     check_wrappers_forward_traits,
     *SAMPLING_CHECKS,
     *OUTPUT_CHECKS,
+    *MODULE_CHECKS,
     check_static_reads_nothing_back,
     check_plan_is_what_runs,
     *ISOLATION_CHECKS,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from erta_framework.modules import KEEP, BlockFinder, GatedNetwork, ModuleRun, ModuleSeam
 from erta_framework.sampling import Denoiser, DenoiserCall, Request, Result
-from erta_framework.session import Session, Site
+from erta_framework.session import Network, Session, Site
 from erta_framework.testing._setup import ToySetup
 
 
@@ -41,12 +44,27 @@ class Verb:
 
 @torch.no_grad()
 def drive_by_hand(
-    setup: ToySetup, session: Session, request: Request, network: Denoiser
+    setup: ToySetup,
+    session: Session,
+    request: Request,
+    network: Denoiser,
+    *,
+    keep_all: bool = False,
 ) -> Generator[Verb, None, Result]:
-    """Drive a session by hand, pausing after every verb; the generator returns the result."""
+    """Drive a session by hand, pausing after every verb; the generator returns the result.
+
+    Args:
+        setup: Solver and guidance.
+        session: The session.
+        request: What is sampled.
+        network: The network.
+        keep_all: Whether every place inside the network is kept at every call, whatever its owner
+            assigns.
+    """
     x, state, schedule = request.latents, None, request.schedule
     settled = schedule.interval(request.first)
-    with session:
+    with open_gates(session, network, keep_all) as seam, session:
+        modules = None if seam is None else ModuleRun(seam, session)
         for index in range(request.first, schedule.num_steps):
             if index > request.first:
                 settled = schedule.interval(index, settled.end, settled.end_time)
@@ -59,8 +77,11 @@ def drive_by_hand(
             for branch in branches:
                 watched = WatchedDenoiser(network)
                 x_in = branch.expand(x)
-                call = DenoiserCall(watched, x_in, settled.time, branch)
-                answered = session.forward(Site(branch=branch.name), x_in, call)
+                site = Site(branch=branch.name)
+                call: Network = DenoiserCall(watched, x_in, settled.time, branch)
+                if modules is not None:
+                    call = GatedNetwork(call, modules, site.model, site, x_in)
+                answered = session.forward(site, x_in, call)
                 outputs[branch.name] = answered
                 yield Verb("forward", index, (x_in, *watched.raw, answered))
             settled = session.settle()
@@ -68,6 +89,23 @@ def drive_by_hand(
             session.end(x)
             yield Verb("end", index, (x,))
     return Result(x, session.trace, tuple(session.emitted))
+
+
+def open_gates(
+    session: Session, network: Any, keep_all: bool
+) -> AbstractContextManager[ModuleSeam | None]:
+    """The gates of a session's policies on a toy, which may stand within other networks."""
+    if not session.engine.selecting:
+        return nullcontext()
+    while not isinstance(network, nn.Module):
+        network = network.toy
+    owners = session.engine.own_places("model", network, BlockFinder())
+    if keep_all:
+        owners = tuple(
+            replace(owner, assign=lambda _, __, parts: dict.fromkeys(parts.sites, KEEP))
+            for owner in owners
+        )
+    return ModuleSeam({"model": network}, {"model": owners})
 
 
 class WatchedDenoiser:

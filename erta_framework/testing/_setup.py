@@ -24,6 +24,7 @@ from erta_framework.sampling import (
     sample_noise,
 )
 from erta_framework.session import Decision, Reuse, Session, Step
+from erta_framework.testing._block_toy import BlockFlow
 from erta_framework.testing._toy import Toy
 from erta_framework.testing._toys import GaussianEpsilon, GaussianMixtureFlow
 
@@ -84,6 +85,10 @@ NOISE = ToySetup(toy=GaussianEpsilon, solver=DDIM(), guidance=CFG(scale=2.0), nu
 """The set-up for policies that require `"epsilon"`."""
 
 
+BLOCKS = ToySetup(toy=BlockFlow, solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=10)
+"""The set-up for policies that own places inside a network: a toy with blocks."""
+
+
 class AlternateSteps(Policy):
     """Reuses every odd step but the last, so that predictors and correctors have work to do.
 
@@ -100,6 +105,8 @@ class AlternateSteps(Policy):
 
 def choose_setup(policy: Policy) -> ToySetup:
     """The set-up whose solver offers what the policy requires."""
+    if any(part.selects for part in flatten([policy])):
+        return BLOCKS
     required = frozenset[str]().union(*(part.traits.requires for part in flatten([policy])))
     return NOISE if "epsilon" in required else FLOW
 

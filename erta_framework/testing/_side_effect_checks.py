@@ -19,7 +19,7 @@ class Watch:
     """Remembers tensors as they were, to find those that were written into."""
 
     def __init__(self, toy: Toy) -> None:
-        self._toy = toy
+        self.toy = toy
         self._kept: list[tuple[str, Tensor, Tensor, int]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
@@ -30,7 +30,7 @@ class Watch:
         """The toy's prediction, watched from the moment it is made."""
         self.add("the network's input", x)
         self.add("the condition", embeds)
-        output = self._toy(x, timestep, embeds)
+        output = self.toy(x, timestep, embeds)
         self.add("a raw output of the network", output)
         return output
 

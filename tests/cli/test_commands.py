@@ -10,7 +10,17 @@ import pytest
 from erta_framework import Profile, __version__
 from erta_framework.cli._policies import list_hooks
 
-COMMANDS = ("sample", "calibrate", "plan", "explain", "policies", "profile", "bench", "demo")
+COMMANDS = (
+    "sample",
+    "calibrate",
+    "plan",
+    "explain",
+    "inspect",
+    "policies",
+    "profile",
+    "bench",
+    "demo",
+)
 TWO = ("--calls", "2", "--calls", "3")
 
 
@@ -70,6 +80,13 @@ def test_explain_names_who_answers(erta):
     assert done.exit_code == 0, done.output
     assert "schedule  9 steps, sigma 1 to 0" in done.output
     assert "skip_policy -> core" in done.output
+
+
+def test_inspect_refuses_a_model_that_does_not_say_its_places(erta):
+    done = erta("inspect", "model=toy-video")
+    assert done.exit_code == 2
+    assert "toy-video" in done.output
+    assert "inspect_places" in done.output
 
 
 def test_explain_refuses_what_the_solver_cannot_do(erta):

@@ -282,3 +282,25 @@ def test_what_cannot_work_is_refused(
         done = erta(command, *given)
         assert done.exit_code == 2
         assert message in done.stderr
+
+
+def test_inspect_measures_the_places_of_a_saved_pipeline(erta: Erta, folder: str) -> None:
+    where = ("--pipeline", folder, "--height", "16", "--width", "16", "accelerator=cpu")
+    done = erta("inspect", *where, "--json")
+    assert done.exit_code == 0, done.output
+    groups = {group["name"]: group for group in json.loads(done.stdout)}
+    assert groups["cut:0"]["kind"] == "cut"
+    assert groups["down_blocks.*"]["count"] == 2
+    assert 0 < groups["mid_block"]["share"] < groups["cut:0"]["share"] < 1
+    table = erta("inspect", *where)
+    assert table.exit_code == 0, table.output
+    assert "cut:0" in table.output
+
+
+def test_inspect_shows_a_bundled_model_and_refuses_what_has_no_effect(erta: Erta) -> None:
+    done = erta("inspect", "model=shapes-wan")
+    assert done.exit_code == 0, done.output
+    assert "blocks.*.attn1" in done.output
+    refused = erta("inspect", "model=shapes-wan", "--height", "16")
+    assert refused.exit_code == 2
+    assert "only with --pipeline" in refused.output

@@ -14,6 +14,7 @@ POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
     "entry-points"
 ]["erta_framework.policies"]
 PLAIN = {
+    "at",
     "budget",
     "fitted",
     "forecaster",
@@ -35,7 +36,7 @@ EXCEPTIONS = {
 def forbidden() -> re.Pattern[str]:
     classes = {target.partition(":")[2] for target in POINTS.values()}
     plain = {name for name in PLAIN if name in POINTS}
-    words = {*POINTS, *classes} - plain - {"Budget"}
+    words = {*POINTS, *classes} - plain - {"At", "Budget"}
     either = "|".join(sorted(map(re.escape, words), key=len, reverse=True))
     quoted = "|".join(sorted(plain))
     return re.compile(rf"\b(?P<name>{either})\b|policy `(?P<plain>{quoted})`", re.IGNORECASE)

@@ -2,11 +2,12 @@
 
 From top to bottom: `bundled` runs the models that ship with the package; `_loading` and `_attach`
 are what users call; `pipeline` follows a pipeline's calls; `trunk` drives its block stack;
-`network` reads and patches one network.
+`modules` finds the places inside a network and what they cost; `network` reads and patches one.
 """
 
 from erta_integrations.diffusers._attach import Attachment, attach
 from erta_integrations.diffusers._loading import LoadedPipeline, load
+from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 from erta_integrations.diffusers.pipeline import CAPABILITIES, Capability, Support
 from erta_integrations.diffusers.trunk import inspect
 
@@ -15,8 +16,10 @@ __all__ = [
     "Attachment",
     "Capability",
     "LoadedPipeline",
+    "PlaceGroup",
     "Support",
     "attach",
     "inspect",
+    "inspect_places",
     "load",
 ]

@@ -217,10 +217,11 @@ def attach(
     Raises:
         CapabilityError: The scheduler cannot be driven or lacks what a policy requires; the
             pipeline has no network; a network was compiled in place, has no trunk, or lacks a
-            signal that a policy requires.
+            signal that a policy requires, or a place that one selects.
         InputError: `seam` is no seam of a pipeline, or `keep_traces` is below 1.
-        ConflictError: On entering, if a network or the scheduler is attached already. While it
-            runs, if a second request begins on the scheduler of one that has not ended.
+        ConflictError: Two policies own the same place inside a network; or on entering, if a
+            network or the scheduler is attached already. While it runs, if a second request begins
+            on the scheduler of one that has not ended.
 
     Warns:
         UnusedWarning: On leaving the block, if a network ran but never in a request, or if nothing

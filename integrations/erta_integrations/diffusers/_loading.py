@@ -17,6 +17,7 @@ from erta_framework.errors import CapabilityError, InputError
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.sampling import resolve_device
 from erta_integrations.diffusers._attach import attach
+from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 
 ARGUMENTS = {  # options of the command line, as pipelines call them
     "steps": "num_inference_steps",
@@ -105,6 +106,24 @@ class LoadedPipeline:
             traces=tuple(run.traces),
             seconds=seconds,
             emitted=tuple(run.emitted),
+        )
+
+    def inspect_places(self, prompt: str, *, seed: int = 0, **options: Any) -> list[PlaceGroup]:
+        """Find the places of the networks, and measure what they cost in one request.
+
+        Args:
+            prompt: Of the request.
+            seed: Of its noise.
+            options: As for `calibrate`; `steps` is 1 where it is not given.
+
+        Raises:
+            CapabilityError: A network has no places, or did not run in this request.
+            InputError: An option that this pipeline does not have.
+        """
+        arguments = self._read_arguments([prompt], {**options, "steps": options.get("steps") or 1})
+        generator = torch.Generator().manual_seed(seed)
+        return inspect_places(
+            self.pipe, prompt=prompt, generator=generator, output_type="latent", **arguments
         )
 
     def _read_arguments(self, prompts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:

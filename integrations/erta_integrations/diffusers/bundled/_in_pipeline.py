@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from erta_framework import Callback, Policy
-from erta_integrations.diffusers.bundled._pipeline_model import PipelineModel
+from erta_integrations.diffusers.bundled._pipeline_model import PipelineModel, pipeline, request
 from erta_integrations.diffusers.bundled._sampler import PipelineSampler
+from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 
 
 class InPipeline(nn.Module):
@@ -49,3 +50,16 @@ class InPipeline(nn.Module):
             MissingExtraError: transformers is not installed.
         """
         return PipelineSampler(policies, callbacks, through=self.pipeline_model(), **options)
+
+    def inspect_places(self, prompt: str) -> list[PlaceGroup]:
+        """Find the places of the network, and measure what they cost in a request of one step.
+
+        Args:
+            prompt: Of the request; `""` fits every model.
+
+        Raises:
+            InputError: The prompt has a word outside the vocabulary.
+            MissingExtraError: transformers is not installed.
+        """
+        asked = request(self, [prompt], seeds=[0], num_steps=1)
+        return inspect_places(pipeline(self), **asked)

@@ -26,6 +26,7 @@ from erta_integrations.diffusers.network import (
 )
 from erta_integrations.diffusers.pipeline._branches import is_same_value
 from erta_integrations.diffusers.pipeline._checks import require_output_reuse
+from erta_integrations.diffusers.pipeline._gated import GateRunner
 from erta_integrations.diffusers.pipeline._network_call import NetworkCall
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
@@ -101,16 +102,21 @@ class NetworkAnswerer:
         model = request.watch.name_model(name, network)
         held = request.observers.look(request.watch.states[name])
         text = read_text_signals(network, arguments) if self._reads_text else NO_SIGNALS
+        seam, gates = self.parts.modules, None
+        if seam is not None:
+            gates = GateRunner(seam, request, name, Site(model, branch), latents)
         if name in self.parts.trunks:
             site = Site(model, branch, TRUNK)
             whole = partial(original, *args, **kwargs)
+            if gates is not None:
+                whole = partial(gates.run, whole)
             raw = self._answer_trunk(request, name, site, latents, whole, text, arguments)
             self._note_run(request, name, held)
             return raw
         started = time.perf_counter()
         call = CallArguments(original, args, kwargs, arguments, timestep)
         made = NetworkCall(
-            name, network, request, Site(model, branch), latents, call, text, self._read_new
+            name, network, request, Site(model, branch), latents, call, text, self._read_new, gates
         )
         raw = self._answer_latent(request, made, started)
         if made.ran:

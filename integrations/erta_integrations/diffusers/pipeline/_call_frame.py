@@ -7,7 +7,7 @@ import gc
 import inspect
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from types import AsyncGeneratorType, CodeType, CoroutineType, FrameType, GeneratorType
@@ -57,11 +57,14 @@ class CallFrame:
         return cls(loop, None, thread)
 
     @property
+    def values(self) -> Mapping[str, Any]:
+        """What the pipeline holds in its variables; nothing for a loop by hand."""
+        return {} if self.frame is None or self.pipe is None else self.frame.f_locals
+
+    @property
     def eta(self) -> float:
         """The `eta` that the pipeline was called with; 0 where it takes none."""
-        if self.frame is None or self.pipe is None:
-            return 0.0
-        found = self.frame.f_locals.get("eta", 0.0)
+        found = self.values.get("eta", 0.0)
         return float(found) if isinstance(found, int | float) else 0.0
 
     @property

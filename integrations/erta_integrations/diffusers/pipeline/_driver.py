@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from erta_integrations.diffusers.network import Patch, PatchSet
 from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame, WatchedBar, iter_loops
 from erta_integrations.diffusers.pipeline._checks import check_clock, refuse_unknown_thread
+from erta_integrations.diffusers.pipeline._gated import make_module_seam
 from erta_integrations.diffusers.pipeline._named_context import NamedContext
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
@@ -55,7 +57,8 @@ class Driver:
         others: Mapping[str, nn.Module] = NO_OTHERS,
         keep: int | None = KEEP_TRACES,
     ) -> None:
-        self.parts = PipelineParts(pipe, networks, others, seam, engine.signals)
+        modules = make_module_seam(engine, networks, seam)
+        self.parts = PipelineParts(pipe, networks, others, seam, engine.signals, modules)
         self.life = RequestLife(engine, self.parts, RequestLog(keep))
         self.patches = PatchSet()
         self._requests = self.life.requests
@@ -80,18 +83,25 @@ class Driver:
                 patches.apply(inner, "cache_context", self._name_context)
         for trunk in parts.trunks.values():
             trunk.install(patches)
+        if parts.modules is not None:
+            parts.modules.install()
         if hasattr(parts.pipe, "maybe_free_model_hooks"):
             patches.apply(parts.pipe, "maybe_free_model_hooks", self._end_pipeline)
         for loop in iter_loops(parts.pipe):
             patches.apply(loop, "progress_bar", self._open_progress_bar)
 
     def undo(self) -> None:
-        """Close every request and restore everything; safe to call twice."""
-        try:
-            self.life.abort_all("detached before the last step")
-        finally:
-            self.patches.undo()
-            self.parts.release_copies()
+        """Close every request and restore everything; safe to call twice.
+
+        Raises:
+            ProtocolError: Somebody wrapped a gate in between; everything else is off.
+        """
+        with ExitStack() as last:  # each of them, whatever the ones before raise
+            last.callback(self.parts.release_copies)
+            last.callback(self.patches.undo)
+            if self.parts.modules is not None:
+                last.callback(self.parts.modules.remove)
+            last.callback(self.life.abort_all, "detached before the last step")
 
     def _drive_scheduler(self, scheduler: Any, name: str) -> Callable[..., Any]:
         return partial(self._step if name == "step" else self._set_timesteps, scheduler)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from erta_integrations.diffusers.network import (
     read_output,
     to_call,
 )
+from erta_integrations.diffusers.pipeline._gated import GateRunner
 from erta_integrations.diffusers.pipeline._request import PipelineRequest, SpecKey
 from erta_integrations.diffusers.trunk import Feature
 
@@ -41,6 +42,7 @@ class NetworkCall:
         call: The call as the pipeline made it.
         text: Signals of the text.
         read: Reads an output whose form is new.
+        gates: Runs the network through the gates on its modules, where there are some.
 
     Attributes:
         ran: Whether the network has run for it, in a trial or for part of the batch as well.
@@ -58,10 +60,11 @@ class NetworkCall:
         call: CallArguments,
         text: Mapping[str, Feature],
         read: Read,
+        gates: GateRunner | None = None,
     ) -> None:
         self.name, self.network, self.request, self.site = name, network, request, site
         self.latents, self.call, self.text = latents, call, text
-        self._read = read
+        self._read, self._gates = read, gates
         self.key: SpecKey = (site, latents.shape, latents.dtype)
         self.ran = False
         self.result: tuple[Any, Tensor, OutputSpec] | None = None
@@ -83,6 +86,8 @@ class NetworkCall:
         """Why the network cannot run on part of this batch; empty if it can."""
         select = self._selector
         why = select if isinstance(select, str) else explain_undivided(self.spec)
+        if not why and self._gates is not None:
+            why = self._gates.undivided
         return f"{type(self.network).__name__}: {why}" if why else ""
 
     @cached_property
@@ -103,7 +108,8 @@ class NetworkCall:
         select = self._selector
         assert not isinstance(select, str)
         args, kwargs = to_call(self.network, select(rows), self.call.num_positional)
-        raw = self.call.original(*args, **kwargs)
+        run = partial(self.call.original, *args, **kwargs)
+        raw = run() if self._gates is None else self._gates.run_rows(rows, run)
         main, part = read_output(raw, self.latents.index_select(0, rows), self.name)
         specs = self.request.specs
         specs[self.key] = merge_rows(specs.get(self.key, self.spec), part, rows)
@@ -158,7 +164,7 @@ class NetworkCall:
 
     def _run(self, known: OutputSpec | None) -> tuple[Any, Tensor, OutputSpec]:
         self.ran = True
-        raw = self.call.run()
+        raw = self.call.run() if self._gates is None else self._gates.run(self.call.run)
         if known is not None and (main := known.match(raw)) is not None:
             return raw, main, known
         return raw, *self._read(raw, self.latents, self.name)

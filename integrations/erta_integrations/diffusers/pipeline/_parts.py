@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from erta_framework import Seam
+from erta_framework.modules import MODULES, ModuleSeam
 from erta_integrations.diffusers.network import find_trial_capabilities, restore
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._checks import refuse_replaced_parts
@@ -35,6 +36,7 @@ class PipelineParts:
         others: Networks that the pipeline steps with as well; they always run.
         seam: What a reused step leaves out.
         wanted: Signals that policies declare, with prefix.
+        modules: The gates on places inside the networks; None where no policy owns any.
 
     Attributes:
         scheduler: The scheduler.
@@ -53,7 +55,9 @@ class PipelineParts:
         others: Mapping[str, nn.Module],
         seam: Seam,
         wanted: frozenset[str],
+        modules: ModuleSeam | None = None,
     ) -> None:
+        self.modules = modules
         self.pipe = pipe
         self.scheduler = pipe.scheduler
         self.copies: list[SchedulerCopy] = []
@@ -78,8 +82,8 @@ class PipelineParts:
     def offered(self) -> frozenset[str]:
         """What policies may require, beside what the scheduler allows."""
         if self.seam is not Seam.LATENT:
-            return self.signals
-        return self.signals | find_trial_capabilities(self.networks)
+            return self.signals | {MODULES}
+        return self.signals | {MODULES} | find_trial_capabilities(self.networks)
 
     # ------------------------------------------------------------------------ copies
     def note_copy(self, twin: object) -> None:

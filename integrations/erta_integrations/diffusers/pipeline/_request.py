@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Interval, Schedule, Session, Site
+from erta_framework.modules import ModuleRun
 from erta_integrations.diffusers.network import OutputSpec
 from erta_integrations.diffusers.pipeline._branches import Branches
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
@@ -49,6 +50,7 @@ class PipelineRequest:
         passed_timesteps: The same for all steps so far, by network and branch, by `timestep`.
         specs: How each site returns its prediction.
         layouts: The trunk of each site.
+        modules: Its network calls through the gates, where policies own places inside.
     """
 
     call: CallFrame
@@ -70,6 +72,7 @@ class PipelineRequest:
     passed_timesteps: dict[tuple[str, str], dict[float, Any]] = field(default_factory=dict)
     specs: dict[SpecKey, OutputSpec] = field(default_factory=dict)
     layouts: dict[SpecKey, TrunkLayout] = field(default_factory=dict)
+    modules: ModuleRun | None = None
 
     def count_bytes(self) -> None:
         """Note in the trace what is held beside the history."""

@@ -24,6 +24,7 @@ from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._prediction import read_prediction
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_log import RequestLog
+from erta_integrations.diffusers.pipeline._row_branches import find_row_branches
 from erta_integrations.diffusers.pipeline._run_length import find_run_steps, keep_steps
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
 from erta_integrations.diffusers.pipeline._usage import Usage
@@ -168,6 +169,7 @@ class RequestLife:
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * unit,
             prompts=self.prompts,
+            row_branches=find_row_branches(request.call, latents),
         )
 
     # ------------------------------------------------------------------------ closing

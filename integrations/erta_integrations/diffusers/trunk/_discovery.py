@@ -6,9 +6,8 @@ import ast
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -110,18 +109,3 @@ def find_loops(cls: type[nn.Module], lists: Mapping[str, Any]) -> list[tuple[str
             if names:
                 found.append((node.iter.lineno, names))
     return [names for _, names in sorted(found)]
-
-
-@lru_cache(maxsize=256)
-def find_returned_names(forward: Callable[..., Any]) -> list[tuple[str, ...]]:
-    """Find the names in each `return` of a block's `forward`; `""` for any other expression."""
-    try:
-        source = textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))
-    except (OSError, TypeError):
-        return []
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Return) and node.value is not None:
-            values = node.value.elts if isinstance(node.value, ast.Tuple) else [node.value]
-            found.append(tuple(v.id if isinstance(v, ast.Name) else "" for v in values))
-    return found

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from erta_framework.errors import CapabilityError
+from erta_integrations.diffusers.modules import describe_places
 from erta_integrations.diffusers.network import find_networks
 from erta_integrations.diffusers.trunk._discovery import discover
 from erta_integrations.diffusers.trunk._signals import (
@@ -22,7 +23,7 @@ STREAM = re.compile(r"hidden_states$|^x$")
 
 
 def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
-    """Describe what `attach` finds in a pipeline: networks, blocks, streams, signals and seams.
+    """Describe what `attach` finds in a pipeline: networks, blocks, places, signals and seams.
 
     Args:
         pipe: A diffusers pipeline.
@@ -36,6 +37,7 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
           signals: modulated_input, timestep_embedding, timestep_projection
           probes: probe:1 to probe:29
           seams: latent, trunk
+          places: 30 block, 30 attention, 30 cross, 30 mlp
     """
     lines = []
     for name, network in find_networks(pipe, networks).items():
@@ -52,7 +54,16 @@ def inspect(pipe: Any, networks: Sequence[str] | None = None) -> str:
                 "  seams: latent",
                 f"  no trunk: {error}",
             ]
+        lines.append(f"  places: {list_kinds(network)}")
     return "\n".join(lines)
+
+
+def list_kinds(network: nn.Module) -> str:
+    """How many places of each kind a network has."""
+    try:
+        return describe_places(network)
+    except CapabilityError:
+        return "none"
 
 
 def describe_trunk(network: nn.Module) -> list[str]:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError
+from erta_framework.modules import find_returned_names
 from erta_integrations.diffusers.network import ShapeRule
-from erta_integrations.diffusers.trunk._discovery import Block, find_returned_names
+from erta_integrations.diffusers.trunk._discovery import Block
 
 Streams = tuple[str, ...]
 """Names of the streams that one tensor holds."""

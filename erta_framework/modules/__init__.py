@@ -1,0 +1,79 @@
+"""Places inside a network: blocks, attention, MLPs and stages that policies own and reuse."""
+
+from erta_framework.modules._actions import (
+    KEEP,
+    PASS,
+    SKIP,
+    Action,
+    Ask,
+    Keep,
+    Of,
+    Pass,
+    ReuseKept,
+    Rows,
+    Skip,
+    Tokens,
+    Weights,
+)
+from erta_framework.modules._cells import Cells
+from erta_framework.modules._costs import (
+    Measurement,
+    measure,
+    measure_costs,
+    measure_once,
+    run_eagerly,
+)
+from erta_framework.modules._finder import BlockFinder, Finder
+from erta_framework.modules._gate import Gates
+from erta_framework.modules._gated_network import GatedNetwork
+from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
+from erta_framework.modules._parts import MODULES, Parts
+from erta_framework.modules._places import KINDS, Kind, Place
+from erta_framework.modules._seam import ModuleRun, ModuleSeam
+from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
+from erta_framework.modules._streams import find_returned_names
+from erta_framework.modules._visit import Visit
+
+__all__ = [
+    "KEEP",
+    "KINDS",
+    "MODULES",
+    "PASS",
+    "SKIP",
+    "Action",
+    "Ask",
+    "Assign",
+    "BlockFinder",
+    "Cells",
+    "Cut",
+    "Finder",
+    "GatedNetwork",
+    "Gates",
+    "Keep",
+    "Kind",
+    "Measurement",
+    "ModuleRun",
+    "ModuleSeam",
+    "Of",
+    "Owner",
+    "Parts",
+    "Pass",
+    "Place",
+    "ReuseKept",
+    "Rows",
+    "Select",
+    "Selection",
+    "Skip",
+    "Tokens",
+    "Visit",
+    "Weights",
+    "check_owners",
+    "describe_places",
+    "find_returned_names",
+    "measure",
+    "measure_costs",
+    "measure_once",
+    "resolve_places",
+    "run_eagerly",
+    "select_places",
+]

@@ -1,0 +1,67 @@
+"""Which method carries an action out at a place, and why it cannot be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from erta_framework.modules._actions import (
+    Action,
+    Ask,
+    Keep,
+    Pass,
+    ReuseKept,
+    Rows,
+    Skip,
+    Tokens,
+)
+from erta_framework.modules._cells import read_tensors
+from erta_framework.session import Evaluations
+
+HANDLERS: Mapping[type, str] = {
+    Keep: "keep",
+    ReuseKept: "reuse",
+    Skip: "skip",
+    Pass: "pass_through",
+    Rows: "run_rows",
+    Tokens: "run_tokens",
+    Ask: "ask",
+}
+"""Which method answers at the module that gives the output, under which action."""
+
+INNER: Mapping[tuple[type, bool], str] = {
+    (Keep, True): "run_streams",
+    (ReuseKept, False): "skip",
+    (ReuseKept, True): "pass_through",
+    (Skip, False): "skip",
+    (Pass, False): "pass_through",
+}
+"""Which method answers at the modules before it, under which action, of residuals or not."""
+
+
+def find_misfit(
+    action: Action, kept: Evaluations, depth: int, modules: int
+) -> tuple[str, str] | None:
+    """What was asked of a place and why it cannot be; None if it can.
+
+    Args:
+        action: What was assigned.
+        kept: What the place keeps, newest first.
+        depth: How many outputs its owner keeps.
+        modules: How many modules it is made of.
+    """
+    assigned = f"assigned {type(action).__name__} to"
+    if isinstance(action, Rows | Tokens) and not kept:
+        return assigned, "nothing is kept; KEEP it first"
+    if isinstance(action, Rows | Tokens | Ask) and modules > 1:
+        return assigned, f"it is {modules} modules; select single modules"
+    if not isinstance(action, ReuseKept):
+        return None
+    if len(kept) < action.depth:
+        why = f"{len(kept)} of {action.depth} outputs are kept; KEEP it first"
+        if depth < action.depth:
+            why += f", and let keeps() be {action.depth}"
+        return f"reuses {action.depth} outputs of", why
+    if not read_tensors(kept[0], action.of, 0):
+        found = "residual" if action.of == "output" else "output"
+        return f"reuses the {action.of} of", f"its {found} is kept; KEEP and reuse one"
+    return None

@@ -1,0 +1,136 @@
+"""What a policy assigns to a place: run it, keep its output, reuse that, or leave it out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch import Tensor
+
+from erta_framework.errors import PolicyError
+
+if TYPE_CHECKING:
+    from erta_framework.modules._visit import Visit
+
+Of = Literal["output", "residual"]
+"""What is kept: the output, or what a block adds to its input."""
+
+Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]
+"""One weight for each kept output, newest first; or such weights for each sample."""
+
+
+def check_of(of: str) -> None:
+    """Refuse a quantity that is neither output nor residual.
+
+    Raises:
+        PolicyError: Names it.
+    """
+    if of not in ("output", "residual"):
+        raise PolicyError(f"of is {of!r}, it must be 'output' or 'residual'")
+
+
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Run the module and keep its output, or its residual; `KEEP` keeps the output.
+
+    Attributes:
+        of: What is kept. A residual needs a module whose outputs have the shapes of its inputs,
+            such as a block, or a span of blocks.
+    """
+
+    of: Of = "output"
+
+    def __post_init__(self) -> None:
+        check_of(self.of)
+
+
+@dataclass(frozen=True, slots=True)
+class ReuseKept:
+    """Do not run the module: its output is a weighted sum of what is kept.
+
+    Attributes:
+        weights: One for each kept output, newest first, `(1.0,)` for the newest as it is; or a
+            tuple of such weights for each sample.
+        of: What was kept. A residual is added to the input of this visit.
+        then: Changes each tensor of the sum, such as a per-channel correction.
+
+    Raises:
+        PolicyError: There are no weights.
+
+    Example:
+        >>> ReuseKept((2.0, -1.0)).weights
+        (2.0, -1.0)
+    """
+
+    weights: Weights = (1.0,)
+    of: Of = "output"
+    then: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        check_of(self.of)
+        if not self.weights or (isinstance(self.weights[0], tuple) and not self.weights[0]):
+            raise PolicyError(
+                f"ReuseKept got the weights {self.weights!r}; give one for each kept output, "
+                "(1.0,) for the newest"
+            )
+
+    @property
+    def depth(self) -> int:
+        """How many kept outputs it needs."""
+        first = self.weights[0]
+        return len(first) if isinstance(first, tuple) else len(self.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """Do not run the module: out comes a phantom, NaN in the form of its output; `SKIP`.
+
+    For places whose output cannot reach the prediction, because a later one is reused. A wrong plan
+    turns the prediction NaN, so that it cannot pass unseen.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Do not run the block: its inputs go through as its outputs; `PASS`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Run the module on some samples; the others keep what is kept of them.
+
+    Attributes:
+        index: Their places in the batch of this call, `[R]`.
+    """
+
+    index: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tokens:
+    """Run the module on some tokens; the others keep what is kept of them.
+
+    For modules that treat every token alike, such as an MLP. The stamps of the place stay those of
+    its last whole run.
+
+    Attributes:
+        index: Their places, `[K]` for all samples or `[B, K]`.
+    """
+
+    index: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """Call a function when the network reaches the module; what it returns is the output.
+
+    Attributes:
+        answer: Gets the `Visit`, whose `run()` runs the module.
+    """
+
+    answer: Callable[[Visit], Any]
+
+
+KEEP, SKIP, PASS = Keep(), Skip(), Pass()
+Action = Keep | ReuseKept | Skip | Pass | Rows | Tokens | Ask

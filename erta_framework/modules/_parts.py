@@ -1,0 +1,120 @@
+"""`Parts`: one network call as `assign` sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from torch import Tensor
+
+from erta_framework.errors import PolicyError
+from erta_framework.modules._cells import Cells
+from erta_framework.modules._places import Place
+from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parts:
+    """One network call that will run, with the places that one policy owns in it.
+
+    Attributes:
+        x: The network's input, `[B, C, ...]`, or that of the samples that run, `[R, C, ...]`.
+        site: Network and guidance branch.
+        index: The step.
+        sites: The places of this policy, in the order in which the network runs them.
+        batch: Samples of the whole batch, B.
+        rows: Places of the samples in the batch, where only some run; None for all.
+        row_branches: Branches that the rows of a batched call belong to, in chunks of equal size;
+            empty where a call is one branch.
+        depth: How many outputs the policy keeps.
+        cells: What is kept.
+        states: The policies' own state.
+    """
+
+    x: Tensor
+    site: Site
+    index: int
+    sites: tuple[Place, ...]
+    batch: int
+    rows: tuple[int, ...] | None
+    row_branches: tuple[str, ...]
+    depth: int
+    cells: Cells
+    states: StateStore
+    _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
+
+    @property
+    def branch(self) -> str:
+        """Name of the guidance branch."""
+        return self.site.branch
+
+    @property
+    def model(self) -> str:
+        """Name of the network within the pipeline."""
+        return self.site.model
+
+    def kept(self, place: Place) -> Evaluations:
+        """What a place keeps of the samples that run, newest first."""
+        found = self._seen.get(place)
+        if found is None:
+            site = self.site_of(place)
+            found = self._seen[place] = self.cells.kept(self.depth, site, self.batch, self.rows)
+        return found
+
+    def age(self, place: Place) -> int | None:
+        """Steps since the output of a place was kept; None if it never was.
+
+        Of the sample that waits longest, where they differ. Steps count whether the network ran in
+        them or not.
+        """
+        kept = self.kept(place)
+        return None if not kept else self.index - min(kept[0].steps(self._width))
+
+    def stamps(self, place: Place) -> tuple[tuple[Stamp, ...], ...]:
+        """Step, sigma and timestep of every kept output, newest first, for each sample."""
+        rows = range(self._width)
+        return tuple(
+            tuple(stamp for row in rows if (stamp := get_stamp(evaluation, row)) is not None)
+            for evaluation in self.kept(place)
+        )
+
+    def state_of(self, policy: object, factory: Callable[[], S]) -> S:
+        """This policy's own state for this branch; `factory` makes it once."""
+        return self.states.get(policy, (MODULES, self.site), factory)
+
+    def site_of(self, place: Place) -> Site:
+        """The key of a place in this branch."""
+        return make_site(self.site.model, self.site.branch, place.path)
+
+    @property
+    def _width(self) -> int:
+        return self.batch if self.rows is None else len(self.rows)
+
+
+MODULES = "modules"
+"""Capability of drivers that can run a network without some of its modules."""
+
+
+def check_sites(
+    assigned: Mapping[Place, object], own: Iterable[Place], owner: Callable[[], str]
+) -> None:
+    """Refuse a plan with places that its policy does not own.
+
+    Raises:
+        PolicyError: Names the place.
+    """
+    known = set(own)
+    for place in assigned:
+        if place not in known:
+            raise PolicyError(
+                f"{owner()} assigned an action to {place}, which it does not select; a plan has "
+                "places of call.sites only"
+            )
+
+
+def spell_steps(kept: Sequence[object]) -> str:
+    """How many outputs are kept, in words."""
+    return f"{len(kept)} output{'' if len(kept) == 1 else 's'}"

@@ -1,0 +1,222 @@
+"""`ModuleSeam`: the gates of some networks, and the network calls that go through them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+from torch import Tensor, nn
+
+from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.modules._cells import Cells, Shape
+from erta_framework.modules._costs import measure_once
+from erta_framework.modules._gate import Gates
+from erta_framework.modules._gated_call import GatedCall
+from erta_framework.modules._owners import Owner
+from erta_framework.session import Session, Site
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class ModuleSeam:
+    """The gates on the places that policies own in some networks.
+
+    A context manager: the gates stand within its `with` block. They are at rest, and every module
+    runs, but for the calls that a `ModuleRun` opens.
+
+    Args:
+        networks: The networks by name.
+        owners: The policies with their places, for each network.
+
+    Example:
+        >>> with ModuleSeam({"model": network}, {"model": owners}) as seam:  # doctest: +SKIP
+        ...     run = ModuleRun(seam, session)
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        owners: Mapping[str, Sequence[Owner]],
+    ) -> None:
+        self.owners = owners
+        self.gates = {n: Gates(m, n) for n, m in networks.items() if owners.get(n)}
+
+    def __enter__(self) -> Self:
+        self.install()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.remove()
+        except ProtocolError as intruded:
+            if error is None:
+                raise
+            error.add_note(str(intruded))
+
+    def install(self) -> None:
+        """Put up every gate, or none.
+
+        Raises:
+            ConflictError: A module is gated already.
+            CapabilityError: A module lies inside a compiled one.
+        """
+        try:
+            for name, gates in self.gates.items():
+                gates.install(p for o in self.owners[name] for s in o.places for p in s.modules)
+        except BaseException:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Take every gate off; safe to call twice.
+
+        Raises:
+            ProtocolError: Somebody wrapped a gate in between; the others are off.
+        """
+        problems: list[str] = []
+        for gates in self.gates.values():
+            try:
+                gates.remove()
+            except ProtocolError as error:
+                problems.append(str(error))
+        if problems:
+            raise ProtocolError("; ".join(problems))
+
+
+class ModuleRun:
+    """The network calls of one request through the gates; what they keep goes with the session.
+
+    Args:
+        seam: The gates.
+        session: The session of the request.
+    """
+
+    def __init__(self, seam: ModuleSeam, session: Session) -> None:
+        self.seam, self.session = seam, session
+        self.cells = Cells()
+        self._never: dict[str, dict[str, None]] = {}
+        session.hold(self)
+
+    def run(self, name: str, site: Site, x: Tensor, network: Callable[[], Any]) -> Any:
+        """Run a network on the whole batch, through its gates.
+
+        Args:
+            name: Name of the network.
+            site: Network and branch, for what is kept.
+            x: Its latents, `[B, C, ...]`.
+            network: Runs it.
+        """
+        return self._run(name, site, x, network, x.shape[0], None)
+
+    def run_rows(
+        self, name: str, site: Site, x: Tensor, rows: Tensor, network: Callable[[], Any]
+    ) -> Any:
+        """Run a network on some samples, through its gates.
+
+        Args:
+            name: Name of the network.
+            site: Network and branch.
+            x: The latents of the whole batch, `[B, C, ...]`.
+            rows: Places of the samples that run, `[R]`.
+            network: Runs it on these.
+        """
+        places = tuple(rows.tolist())
+        return self._run(name, site, x.index_select(0, rows), network, x.shape[0], places)
+
+    def find_undivided(self, site: Site, batch: int) -> str:
+        """Why part of the batch cannot run with what is kept; empty if it can."""
+        path = self.cells.find_undivided(site, batch)
+        return f"{path} keeps an output that has no row for each sample" if path else ""
+
+    def clear(self) -> None:
+        """Forget everything, and say in the trace which places were never assigned an action."""
+        self.cells.clear()
+        self.session.trace.unassigned = {
+            owner: tuple(paths) for owner, paths in self._never.items() if paths
+        }
+
+    def _run(
+        self,
+        name: str,
+        site: Site,
+        x: Tensor,
+        network: Callable[[], Any],
+        batch: int,
+        rows: tuple[int, ...] | None,
+    ) -> Any:
+        gates = self.seam.gates.get(name)
+        if gates is None:
+            return network()
+        step = self.session.step
+        shape = Shape.of(x, batch)
+        self.cells.fit(site, shape)
+        gates.refuse_intruders()
+        owners = self.seam.owners[name]
+        call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows)
+        costs: Mapping[str, float] | None = None
+        with opened(gates, call, owners, self.session):
+            if rows is None:
+                output, costs = measure_run(gates.network, shape, network, call)
+            else:
+                output = network()
+        call.close()
+        self._report(call, site, owners, x, costs)
+        return output
+
+    def _report(
+        self,
+        call: GatedCall,
+        site: Site,
+        owners: Sequence[Owner],
+        x: Tensor,
+        costs: Mapping[str, float] | None,
+    ) -> None:
+        share = 1.0 if costs is None else call.share(costs)
+        trace = self.session.trace
+        trace.module_bytes = max(trace.module_bytes, self.cells.bytes)
+        self.session.note_places(site, share, call.counts, x.shape[0])
+        for owner in owners:
+            self._never.setdefault(owner.name, {place.path: None for place in owner.places})
+        for one in call.places:
+            if one.action is not None:
+                self._never[one.owner].pop(one.place.path, None)
+
+
+@contextmanager
+def opened(
+    gates: Gates, call: GatedCall, owners: Sequence[Owner], session: Session
+) -> Generator[None, None, None]:
+    """The gates with their plans, at rest again afterwards, also after an exception."""
+    try:
+        call.open(owners, session.where)
+        yield
+    finally:
+        gates.rest()
+
+
+def measure_run(
+    network: nn.Module, shape: Shape, run: Callable[[], Any], call: GatedCall
+) -> tuple[Any, Mapping[str, float] | None]:
+    """Run a network once: what it returned, and what its modules cost, as shares of the network.
+
+    They are measured in the first run in which no module is left out. None if they are not known.
+    """
+    output: list[Any] = []
+    try:
+        costs, ran = measure_once(
+            network, shape, lambda: output.append(run()), lambda: call.ran_whole
+        )
+    except CapabilityError:  # this network does nothing that could be counted
+        if not output:
+            raise
+        return output[0], None
+    if not ran:
+        output.append(run())
+    return output[0], costs.shares if not ran or call.ran_whole else None

@@ -1,0 +1,158 @@
+"""`Select` and `Cut`: which places of a network a policy owns."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from torch import nn
+
+from erta_framework.errors import CapabilityError, PolicyError
+from erta_framework.modules._finder import Finder
+from erta_framework.modules._places import KINDS, Kind, Place
+
+SELECTABLE = tuple(kind for kind in KINDS if kind not in ("span", "cut"))
+BOUND = re.compile(r"-?\d+|\d*\.\d+")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """The places of some kinds, at some depths of a network.
+
+    Attributes:
+        kind: Kinds of places.
+        depth: Which depths, as a slice: `"3:"` from the fourth block on, `"-7:"` the last seven,
+            `"0.75:"` the last quarter, `"2"` one block.
+        stack: A regular expression that the name of the list must match as a whole; by default the
+            lists of the trunk.
+        span: The selected blocks as one place, whose output is that of the last one.
+
+    Raises:
+        PolicyError: A kind or depth is none, or the span is not of blocks.
+
+    Example:
+        >>> Select(kind=("attention",), depth="1:")
+        Select(kind=('attention',), depth='1:', stack='', span=False)
+    """
+
+    kind: tuple[Kind, ...]
+    depth: str = ":"
+    stack: str = ""
+    span: bool = False
+
+    def __post_init__(self) -> None:
+        for kind in self.kind:
+            if kind not in SELECTABLE:
+                raise PolicyError(f"{kind!r} is no kind to select; one of {', '.join(SELECTABLE)}")
+        if not self.kind:
+            raise PolicyError(f"Select has no kind; give some of {', '.join(SELECTABLE)}")
+        if self.span and self.kind != ("block",):
+            raise PolicyError(f"a span is made of blocks, not of {', '.join(self.kind)}")
+        try:
+            re.compile(self.stack)
+        except re.error as error:
+            raise PolicyError(f"stack {self.stack!r} is no regular expression: {error}") from None
+        self.depths(1)
+
+    def depths(self, number: int) -> range:
+        """The depths that are chosen of so many.
+
+        Raises:
+            PolicyError: The slice cannot be read.
+
+        Example:
+            >>> Select(kind=("block",), depth="0.75:").depths(8)
+            range(6, 8)
+        """
+        bounds = self.depth.split(":")
+        if len(bounds) > 2 or not all(b == "" or BOUND.fullmatch(b) for b in bounds):
+            raise PolicyError(
+                f"depth is {self.depth!r}; write a slice of whole numbers or fractions, such as "
+                "'3:', '-7:', '0.75:' or '2'"
+            )
+        places = [
+            None if bound == "" else round(float(bound) * number) if "." in bound else int(bound)
+            for bound in bounds
+        ]
+        if len(places) == 2:
+            return range(number)[places[0] : places[1]]
+        if places[0] is None:
+            raise PolicyError("depth is empty; write ':' for all")
+        return range(number)[places[0] :][:1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """The deep part of a UNet as one place: what lies below one of its skip connections.
+
+    Where its output is reused, the network runs what lies above: the first layers down to the
+    connection, and the last ones from there on up.
+
+    Attributes:
+        branch: Which connection, 0 for the first one after the input layer: the shallowest.
+    """
+
+    branch: int = 0
+
+    def __post_init__(self) -> None:
+        if self.branch < 0:
+            raise PolicyError(f"branch of Cut is {self.branch}, it must be at least 0")
+
+
+Selection = Select | Cut
+
+
+def select_places(network: nn.Module, selection: Selection, finder: Finder) -> tuple[Place, ...]:
+    """The places of a network that a selection names, in the order of execution.
+
+    Raises:
+        CapabilityError: There is none; lists what there is.
+    """
+    if isinstance(selection, Cut):
+        return (finder.find_cut(network, selection.branch),)
+    places = finder.find_places(network)
+    depths = selection.depths(max((place.depth for place in places), default=-1) + 1)
+    found = tuple(
+        place
+        for place in places
+        if place.kind in selection.kind and is_chosen(place, selection.stack, depths)
+    )
+    if not found:
+        raise CapabilityError(f"nothing matches; there are {describe_places(places)}")
+    return (join_span(found),) if selection.span else found
+
+
+def is_chosen(place: Place, stack: str, depths: range) -> bool:
+    """Whether the list and the depth of a place are those that are asked for."""
+    if place.depth < 0:  # outside of the trunk: by name only, and there is no depth
+        return bool(stack) and re.fullmatch(stack, place.stack) is not None
+    if stack and re.fullmatch(stack, place.stack) is None:
+        return False
+    return place.depth in depths
+
+
+def join_span(blocks: Sequence[Place]) -> Place:
+    """Blocks that follow each other as one place.
+
+    Raises:
+        CapabilityError: They do not.
+    """
+    for one, other in pairwise(blocks):
+        if other.depth != one.depth + 1:
+            raise CapabilityError(
+                f"{one} at depth {one.depth} and {other} at depth {other.depth} do not follow each "
+                "other, so they are no span"
+            )
+    members = tuple(path for block in blocks for path in block.modules)
+    name = f"{blocks[0].path}:{blocks[-1].path}"
+    return Place(name, "span", blocks[0].depth, blocks[0].stack, members)
+
+
+def describe_places(places: Sequence[Place]) -> str:
+    """How many places of each kind and list there are."""
+    counts = Counter((place.kind, place.stack) for place in places)
+    named = [f"{n} {kind} in {stack or 'no list'}" for (kind, stack), n in counts.items()]
+    return ", ".join(named) or "no places at all"

@@ -1,0 +1,110 @@
+"""`Visit`: one module at the moment when the network reaches it, as `Ask` sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from torch import Tensor
+
+from erta_framework.errors import PolicyError
+from erta_framework.modules._actions import Action, Of, ReuseKept
+from erta_framework.modules._parts import Parts
+from erta_framework.modules._places import Place
+from erta_framework.modules._streams import bind_tensors
+from erta_framework.session import Evaluations, Step
+
+if TYPE_CHECKING:
+    from erta_framework.modules._gate import Run
+    from erta_framework.modules._place_call import PlaceCall
+
+S = TypeVar("S")
+
+
+class Visit:
+    """One module at the moment when the network reaches it.
+
+    Attributes:
+        place: The place.
+        step: The step.
+        call: The network call.
+        args: The positional arguments of the module.
+        kwargs: The keyword arguments.
+        failure: What the module raised.
+    """
+
+    def __init__(
+        self, owned: PlaceCall, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self._owned, self._run = owned, run
+        self.place: Place = owned.place
+        self.step: Step = owned.step
+        self.call: Parts = owned.parts
+        self.args, self.kwargs = args, kwargs
+        self.failure: BaseException | None = None
+        self._ran = False
+
+    @property
+    def streams(self) -> Mapping[str, Tensor]:
+        """The tensors among the arguments, by name, in the order of the parameters."""
+        return bind_tensors(self._owned.output.module, self.args, self.kwargs)
+
+    @property
+    def x(self) -> Tensor:
+        """The first tensor among the arguments, such as the hidden states `[B, N, C]`."""
+        return next(iter(self.streams.values()))
+
+    @property
+    def kept(self) -> Evaluations:
+        """What is kept, newest first."""
+        return self._owned.kept
+
+    @property
+    def age(self) -> int | None:
+        """Steps since the output was kept, of the sample that waits longest; None if never."""
+        return self.call.age(self.place)
+
+    def run(self, keep: Of | None = None) -> Any:
+        """Run the module; its output.
+
+        Args:
+            keep: Whether to keep the output or the residual.
+
+        Raises:
+            PolicyError: It ran already.
+        """
+        owned = self._owned
+        if self._ran:
+            raise PolicyError(f"{owned.owner} ran {self.place} twice in one visit; run it once")
+        self._ran = True
+        try:
+            if keep is None:
+                return owned.run(self._run, self.args, self.kwargs)
+            owned.of = keep
+            return owned.keep(self._run, self.args, self.kwargs)
+        except BaseException as error:
+            self.failure = error
+            raise
+
+    def reuse(self, action: ReuseKept) -> Any:
+        """The output made of what is kept, as if this action had been assigned."""
+        return self._owned.answer_from(action, self._run, self.args, self.kwargs)
+
+    def assign(self, place: Place, action: Action) -> None:
+        """Change the plan of another place of the same policy, which the network has not reached.
+
+        Raises:
+            PolicyError: It is no place of the policy, or the network has passed it.
+        """
+        self._owned.reassign(place, action)
+
+    def agree(self, value: Tensor) -> float:
+        """A value that decides, as one number; it is read back from the device.
+
+        Ranks that share a sample must decide alike. A driver of one rank has nothing to agree on.
+        """
+        return float(value.max())
+
+    def state_of(self, policy: object, factory: Callable[[], S]) -> S:
+        """This policy's own state for this place and branch; `factory` makes it once."""
+        return self.call.states.get(policy, self.call.site_of(self.place), factory)

@@ -1,0 +1,5 @@
+"""`At`: a schedule and a forecast on modules of the network: FORA, PAB, TaylorSeer, DeepCache."""
+
+from erta_policies.at._policy import At
+
+__all__ = ["At"]
