@@ -74,10 +74,14 @@ class Gates:
     Args:
         network: The network.
         name: Its name, for messages.
+
+    Attributes:
+        turn: Held by the network call that is answered.
     """
 
     def __init__(self, network: nn.Module, name: str) -> None:
         self.network, self.name = network, name
+        self.turn = threading.RLock()
         self._installed: dict[str, tuple[nn.Module, str, object, object]] = {}
         self._gates: dict[str, Gate] = {}
 

@@ -193,12 +193,16 @@ class ModuleRun:
 def opened(
     gates: Gates, call: GatedCall, owners: Sequence[Owner], session: Session
 ) -> Generator[None, None, None]:
-    """The gates with their plans, at rest again afterwards, also after an exception."""
-    try:
-        call.open(owners, session.where)
-        yield
-    finally:
-        gates.rest()
+    """The gates with their plans, at rest again afterwards, also after an exception.
+
+    A gate holds one plan, so that calls of several threads on one network take turns.
+    """
+    with gates.turn:
+        try:
+            call.open(owners, session.where)
+            yield
+        finally:
+            gates.rest()
 
 
 def measure_run(

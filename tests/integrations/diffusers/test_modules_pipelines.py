@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -165,7 +168,7 @@ def test_a_step_rule_beside_it_only_makes_modules_older(name, seam):
         ages.setdefault(call.branch, []).append((step.index, call.age(call.sites[0])))
         return every(3)(step, call)
 
-    latents, trace = run(name, [SkipPolicy(steps=(0, 1, 4)), plan(make, "attention")], seam=seam)
+    latents, trace = run(name, [SkipPolicy(steps=(0, 1, 4, 5)), plan(make, "attention")], seam=seam)
     assert latents.isfinite().all()
     skipped = trace.steps[2].calls[0]
     assert not skipped.computed
@@ -422,3 +425,21 @@ def test_the_residual_of_all_blocks_is_the_trunk(name):
     span, _ = run(name, [plan(make, "block", span=True)])
     trunk, _ = run(name, [SkipPolicy(steps=steps)], seam="trunk")
     assert torch.equal(span, trunk)
+
+
+# ------------------------------------------------------------------------------- in threads
+def test_requests_in_threads_take_turns_at_the_gates():
+    family = FAMILIES["wan-euler"]
+    pipe = family.build()
+    with attach(pipe, [parts(2)]) as run_:
+        expected = [family.run(pipe, seed=seed) for seed in range(4)]
+
+        def work(seed):
+            twin = copy.copy(pipe)
+            twin.scheduler = copy.deepcopy(pipe.scheduler)
+            return family.run(twin, seed=seed)
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(work, range(4)))
+    assert all(map(torch.equal, found, expected))
+    assert len({trace.work for trace in run_.traces}) == 1
