@@ -156,8 +156,8 @@ class Walk:
                 unit, parts = units[name]
                 yield self._make(join(path, f"unit:{unit}"), "unit", Around(path), path, parts)
             if name in fused:
-                members = sorted((*fused[name], name), key=order.index)
-                yield self._make(where, "mlp", around, path, members)
+                before = sorted(fused[name], key=order.index)
+                yield self._make(where, "mlp", around, path, [*before, name])
             elif name not in feeding or is_attention(child):
                 yield from self._look_at(child, name, where, around)
 
