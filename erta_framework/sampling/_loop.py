@@ -13,10 +13,10 @@ from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.modules import (
     MODULES,
-    BlockFinder,
     GatedNetwork,
     ModuleRun,
     ModuleSeam,
+    PlaceFinder,
 )
 from erta_framework.plugins import Engine
 from erta_framework.sampling._network_call import Denoiser, DenoiserCall
@@ -159,7 +159,7 @@ class SamplingLoop:
                 f"{self.engine.selecting[0]!r} selects modules, but the network is a "
                 f"{type(network).__name__}, no torch.nn.Module; remove the policy"
             )
-        owners = self.engine.own_places(MODEL, network, BlockFinder())
+        owners = self.engine.own_places(MODEL, network, PlaceFinder())
         return ModuleSeam({MODEL: network}, {MODEL: owners})
 
     def _info(

@@ -17,9 +17,9 @@ from erta_framework.errors import (
 )
 from erta_framework.modules import (
     KEEP,
-    BlockFinder,
     Cut,
     ModuleSeam,
+    PlaceFinder,
     ReuseKept,
     Select,
 )
@@ -165,7 +165,7 @@ def test_places_that_are_never_assigned_are_reported():
 
 # ---------------------------------------------------------------------------------- gates
 def make_seam(network, policy):
-    owners = Engine([policy]).own_places("model", network, BlockFinder())
+    owners = Engine([policy]).own_places("model", network, PlaceFinder())
     return ModuleSeam({"model": network}, {"model": owners})
 
 

@@ -93,7 +93,7 @@ def test_reused_modules_do_not_run(name):
 
 
 def test_shares_are_those_of_flops():
-    from erta_integrations.diffusers.modules import measure_costs
+    from erta_framework.modules import measure_costs
 
     family = FAMILIES["wan-euler"]
     found: list[float] = []

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from erta_framework import Engine, Seam, Site
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import ModuleRun, ModuleSeam, Owner
-from erta_integrations.diffusers.modules import PIPELINE_FINDER
+from erta_framework.modules import ModuleRun, ModuleSeam, Owner, PlaceFinder
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 
 
@@ -32,8 +31,7 @@ def make_module_seam(
     if not engine.selecting:
         return None
     owners = {
-        name: engine.own_places(name, network, PIPELINE_FINDER)
-        for name, network in networks.items()
+        name: engine.own_places(name, network, PlaceFinder()) for name, network in networks.items()
     }
     if seam is Seam.TRUNK:
         for name, found in owners.items():
