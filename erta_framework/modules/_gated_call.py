@@ -11,6 +11,7 @@ from torch import Tensor
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action
 from erta_framework.modules._cells import Cells
+from erta_framework.modules._costs import Measurement
 from erta_framework.modules._gate import Gates, Handler
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._owners import Owner
@@ -146,11 +147,11 @@ class GatedCall:
         """Whether every gated module ran as a whole."""
         return all(one.share == 1.0 for one in self._modules.values())
 
-    def share(self, costs: Mapping[str, float]) -> float:
-        """The part of the network's work that this call did.
+    def share(self, costs: Measurement) -> float:
+        """The part of the network's FLOPs that this call did.
 
         Args:
-            costs: Work of each module, as a part of that of the network, by path.
+            costs: Those of a call in which every module runs.
         """
         left_out = {path: one for path, one in self._modules.items() if one.share < 1.0}
         saved = 0.0
@@ -159,8 +160,8 @@ class GatedCall:
             while outer and outer not in left_out:
                 outer = outer.rpartition(".")[0]
             if not outer:
-                saved += costs.get(path, 0.0) * (1.0 - one.share)
-        return 1.0 - saved
+                saved += costs.flops.get(path, 0) * (1.0 - one.share)
+        return 1.0 - saved / costs.total
 
 
 def put_handler(

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.modules._cells import Cells, Shape
-from erta_framework.modules._costs import measure_once
+from erta_framework.modules._costs import Measurement, measure_once
 from erta_framework.modules._gate import Gates
 from erta_framework.modules._gated_call import GatedCall
+from erta_framework.modules._memory import check_memory, count_state_bytes, parse_bytes
 from erta_framework.modules._owners import Owner
 from erta_framework.session import Session, Site
 
@@ -29,6 +30,11 @@ class ModuleSeam:
     Args:
         networks: The networks by name.
         owners: The policies with their places, for each network.
+        memory: The most bytes that the places of a request may keep, such as `"2GiB"`; None sets
+            no bound.
+
+    Raises:
+        InputError: `memory` is no size.
 
     Example:
         >>> with ModuleSeam({"model": network}, {"model": owners}) as seam:  # doctest: +SKIP
@@ -39,8 +45,10 @@ class ModuleSeam:
         self,
         networks: Mapping[str, nn.Module],
         owners: Mapping[str, Sequence[Owner]],
+        memory: str | int | None = None,
     ) -> None:
         self.owners = owners
+        self.memory = None if memory is None else parse_bytes(memory)
         self.gates = {n: Gates(m, n) for n, m in networks.items() if owners.get(n)}
 
     def __enter__(self) -> Self:
@@ -102,6 +110,8 @@ class ModuleRun:
         self.seam, self.session = seam, session
         self.cells = Cells()
         self._never: dict[str, dict[str, None]] = {}
+        self._costs: dict[tuple[str, Shape], Measurement] = {}
+        self._needed: dict[Site, int] = {}
         session.hold(self)
 
     def run(self, name: str, site: Site, x: Tensor, network: Callable[[], Any]) -> Any:
@@ -112,6 +122,9 @@ class ModuleRun:
             site: Network and branch, for what is kept.
             x: Its latents, `[B, C, ...]`.
             network: Runs it.
+
+        Raises:
+            CapabilityError: The places would keep more than is allowed; says how much that is.
         """
         return self._run(name, site, x, network, x.shape[0], None)
 
@@ -160,15 +173,42 @@ class ModuleRun:
         gates.refuse_intruders()
         owners = self.seam.owners[name]
         call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows)
-        costs: Mapping[str, float] | None = None
+        costs = self._costs.get((name, shape))
         with opened(gates, call, owners, self.session):
-            if rows is None:
+            if rows is None and costs is None:
                 output, costs = measure_run(gates.network, shape, network, call)
             else:
-                output = network()
+                output, costs = network(), None if rows is not None else costs
+        if rows is None and costs is not None:
+            self._costs[name, shape] = costs
+            self._weigh(site, owners, costs)
         call.close()
         self._report(call, site, owners, x, costs)
         return output
+
+    def _weigh(self, site: Site, owners: Sequence[Owner], costs: Measurement) -> None:
+        """Say what the places will keep, at the first call of a branch, and check the bound.
+
+        Raises:
+            CapabilityError: It is more than is allowed.
+        """
+        if site in self._needed:
+            return
+        own = {
+            owner.name: count_state_bytes(
+                [p for p in owner.places if p.modules[-1] in costs.output_bytes],
+                costs,
+                keeps=owner.depth,
+            )
+            for owner in owners
+        }
+        self._needed[site] = sum(own.values())
+        # a pipeline names its branches as they come, the own loop beforehand
+        coming = max(0, len(self.session.info.branches) - len(self._needed))
+        needed = sum(self._needed.values()) + coming * self._needed[site]
+        self.session.trace.state_bytes = needed
+        if self.seam.memory is not None:
+            check_memory(needed, self.seam.memory, " and ".join(own))
 
     def _report(
         self,
@@ -176,11 +216,14 @@ class ModuleRun:
         site: Site,
         owners: Sequence[Owner],
         x: Tensor,
-        costs: Mapping[str, float] | None,
+        costs: Measurement | None,
     ) -> None:
         share = 1.0 if costs is None else call.share(costs)
         trace = self.session.trace
         trace.module_bytes = max(trace.module_bytes, self.cells.bytes)
+        if self.seam.memory is not None:  # where nothing could be measured beforehand
+            names = " and ".join(owner.name for owner in owners)
+            check_memory(trace.module_bytes, self.seam.memory, names)
         self.session.note_places(site, share, call.counts, x.shape[0])
         for owner in owners:
             self._never.setdefault(owner.name, {place.path: None for place in owner.places})
@@ -203,8 +246,8 @@ def opened(
 
 def measure_run(
     network: nn.Module, shape: Shape, run: Callable[[], Any], call: GatedCall
-) -> tuple[Any, Mapping[str, float] | None]:
-    """Run a network once: what it returned, and what its modules cost, as shares of the network.
+) -> tuple[Any, Measurement | None]:
+    """Run a network once: what it returned, and what its modules cost.
 
     They are measured in the first run in which no module is left out. None if they are not known.
     """
@@ -219,4 +262,4 @@ def measure_run(
         return output[0], None
     if not ran:
         output.append(run())
-    return output[0], costs.shares if not ran or call.ran_whole else None
+    return output[0], costs if not ran or call.ran_whole else None

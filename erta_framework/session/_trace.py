@@ -40,6 +40,7 @@ class Trace:
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
         module_bytes: Largest memory that places inside the networks held for kept outputs.
+        state_bytes: Memory that they will hold, known from the first network call of each branch.
         spared_samples: Samples' worth of work inside computed network calls that was left out.
         unassigned: Places that a policy owned and never assigned an action, by policy.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
@@ -59,6 +60,7 @@ class Trace:
     history_bytes: int = 0
     driver_bytes: int = 0
     module_bytes: int = 0
+    state_bytes: int = 0
     spared_samples: float = 0.0
     unassigned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
@@ -207,6 +209,7 @@ class Trace:
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
                 "module_bytes": self.module_bytes,
+                "state_bytes": self.state_bytes,
                 "work": self.work,
                 "unassigned": self.unassigned,
                 "steps": [asdict(step) for step in self.steps],

@@ -56,6 +56,7 @@ class Driver:
         networks: The networks to drive, by component name.
         seam: What a reused step leaves out.
         others: Networks that the pipeline steps with as well; they always run.
+        memory: The most bytes that places inside the networks may keep; None sets no bound.
 
     Attributes:
         parts: What is driven.
@@ -70,8 +71,9 @@ class Driver:
         networks: Mapping[str, nn.Module],
         seam: Seam = Seam.LATENT,
         others: Mapping[str, nn.Module] = NO_OTHERS,
+        memory: str | int | None = None,
     ) -> None:
-        modules = make_module_seam(engine, networks, seam)
+        modules = make_module_seam(engine, networks, seam, memory)
         self.parts = PipelineParts(pipe, networks, others, seam, engine.signals, modules)
         self.life = RequestLife(engine, self.parts)
         self.patches = PatchSet()
