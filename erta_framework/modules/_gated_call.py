@@ -33,6 +33,7 @@ class GatedCall:
         x: The network's input, of the samples that run.
         batch: Samples of the whole batch.
         rows: Those that run; None for all.
+        costs: What the modules of the network cost, where that is known.
 
     Attributes:
         places: The owned places, in the order of their owners.
@@ -48,6 +49,7 @@ class GatedCall:
         x: Tensor,
         batch: int,
         rows: tuple[int, ...] | None,
+        costs: Measurement | None = None,
     ) -> None:
         self._gates, self._step = gates, step
         self._modules: dict[str, ModuleCall] = {}
@@ -76,6 +78,7 @@ class GatedCall:
                 owner.depth,
                 cells,
                 info.states,
+                costs,
             )
             own: dict[Place, PlaceCall] = {}
             self._owned[id(owner)] = own

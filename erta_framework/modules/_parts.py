@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._cells import Cells
+from erta_framework.modules._costs import Measurement
 from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
 
@@ -32,6 +33,7 @@ class Parts:
         depth: How many outputs the policy keeps.
         cells: What is kept.
         states: The policies' own state.
+        costs: What the modules of the network cost; None before its first call on such latents.
     """
 
     x: Tensor
@@ -44,6 +46,7 @@ class Parts:
     depth: int
     cells: Cells
     states: StateStore
+    costs: Measurement | None = None
     _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
 
     @property
@@ -55,6 +58,15 @@ class Parts:
     def model(self) -> str:
         """Name of the network within the pipeline."""
         return self.site.model
+
+    @property
+    def share(self) -> float | None:
+        """The share of the network's FLOPs that the places cost together; None if not known."""
+        if self.costs is None:
+            return None
+        known = self.costs.flops
+        idle = {path for place in self.sites for path in place.modules if path in known}
+        return self.costs.count_idle(idle) / self.costs.total
 
     def kept(self, place: Place) -> Evaluations:
         """What a place keeps of the samples that run, newest first."""

@@ -172,8 +172,8 @@ class ModuleRun:
         self.cells.fit(site, shape)
         gates.refuse_intruders()
         owners = self.seam.owners[name]
-        call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows)
         costs = self._costs.get((name, shape))
+        call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows, costs)
         with opened(gates, call, owners, self.session):
             if rows is None and costs is None:
                 output, costs = measure_run(gates.network, shape, network, call)
