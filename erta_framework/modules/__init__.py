@@ -25,8 +25,8 @@ from erta_framework.modules._costs import (
 )
 from erta_framework.modules._discovery import OUTSIDE, find_places
 from erta_framework.modules._finder import Finder, PlaceFinder
-from erta_framework.modules._gate import Gates
 from erta_framework.modules._gated_network import GatedNetwork
+from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import (
     check_memory,
     count_output_bytes,

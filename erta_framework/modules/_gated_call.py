@@ -12,7 +12,8 @@ from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action
 from erta_framework.modules._cells import Cells
 from erta_framework.modules._costs import Measurement
-from erta_framework.modules._gate import Gates, Handler
+from erta_framework.modules._gate import Handler
+from erta_framework.modules._gates import Gates
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._owners import Owner
 from erta_framework.modules._parts import Parts, check_sites

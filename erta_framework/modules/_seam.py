@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.errors import ProtocolError
 from erta_framework.modules._cells import Cells, Shape
-from erta_framework.modules._costs import Measurement, measure_once
-from erta_framework.modules._gate import Gates
+from erta_framework.modules._costs import Measurement
 from erta_framework.modules._gated_call import GatedCall
+from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import check_memory, count_state_bytes, parse_bytes
+from erta_framework.modules._opened import measure_run, opened
 from erta_framework.modules._owners import Owner
 from erta_framework.session import Session, Site
 
@@ -174,14 +174,21 @@ class ModuleRun:
         owners = self.seam.owners[name]
         costs = self._costs.get((name, shape))
         call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows, costs)
+
+        def through() -> Any:
+            output = network()
+            gates.settle()
+            return output
+
         with opened(gates, call, owners, self.session):
             if rows is None and costs is None:
-                output, costs = measure_run(gates.network, shape, network, call)
+                output, costs = measure_run(gates.network, shape, through, call)
             else:
-                output, costs = network(), None if rows is not None else costs
+                output, costs = through(), None if rows is not None else costs
         if rows is None and costs is not None:
             self._costs[name, shape] = costs
             self._weigh(site, owners, costs)
+            gates.check_visits(costs.visits)
         call.close()
         self._report(call, site, owners, x, costs)
         return output
@@ -230,36 +237,3 @@ class ModuleRun:
         for one in call.places:
             if one.action is not None:
                 self._never[one.owner].pop(one.place.path, None)
-
-
-@contextmanager
-def opened(
-    gates: Gates, call: GatedCall, owners: Sequence[Owner], session: Session
-) -> Generator[None, None, None]:
-    """The gates with their plans, at rest again afterwards, also after an exception."""
-    try:
-        call.open(owners, session.where)
-        yield
-    finally:
-        gates.rest()
-
-
-def measure_run(
-    network: nn.Module, shape: Shape, run: Callable[[], Any], call: GatedCall
-) -> tuple[Any, Measurement | None]:
-    """Run a network once: what it returned, and what its modules cost.
-
-    They are measured in the first run in which no module is left out. None if they are not known.
-    """
-    output: list[Any] = []
-    try:
-        costs, ran = measure_once(
-            network, shape, lambda: output.append(run()), lambda: call.ran_whole
-        )
-    except CapabilityError:  # this network does nothing that could be counted
-        if not output:
-            raise
-        return output[0], None
-    if not ran:
-        output.append(run())
-    return output[0], costs if not ran or call.ran_whole else None

@@ -189,14 +189,13 @@ def test_a_failed_install_takes_every_gate_off():
     assert gated(network) == []
 
 
-def test_modules_of_a_compiled_block_are_refused_and_the_block_is_not():
+@pytest.mark.parametrize("kind", ["mlp", "block"])
+def test_a_compiled_block_and_what_is_inside_it_are_reused_alike(kind):
     network = BlockFlow()
     network.blocks[1]._compiled_call_impl = network.blocks[1].forward  # as compile() sets it
-    with pytest.raises(CapabilityError, match=r"blocks\.1\.mlp lies inside blocks\.1"):
-        make_seam(network, plan(every(2), "mlp")).install()
+    found = sample(plan(every(2), kind), network=network)
+    assert torch.equal(found.sample, sample(plan(every(2), kind)).sample)
     assert gated(network) == ["blocks.1"]
-    found = sample(plan(every(2), "block"), network=network)
-    assert torch.equal(found.sample, sample(plan(every(2), "block")).sample)
     assert network.blocks[1]._compiled_call_impl == network.blocks[1].forward
 
 
