@@ -33,9 +33,9 @@ class Gate:
         self.thread = 0
         self.run = run
 
-    def set(self, handler: Handler) -> None:
-        """Answer the visits of this thread; one of another thread is not of this network call."""
-        self.handler, self.thread = handler, threading.get_ident()
+    def set(self, handler: Handler, thread: int) -> None:
+        """Answer the visits of a thread; one of another thread is not of this network call."""
+        self.handler, self.thread = handler, thread
 
     def settle(self) -> None:
         """Nothing: everything was done at the visit."""

@@ -13,7 +13,6 @@ from erta_framework.modules._graph_gate import (
     GraphGate,
     find_compiled,
     get_graph_forward,
-    is_compiled,
 )
 
 MISSING = object()
@@ -136,8 +135,8 @@ class Gates:
             ProtocolError: Names the first one and what stands there.
             CapabilityError: A module around a gate, or a gated one, was compiled since.
         """
-        for path, module in self._eager.items():
-            if is_compiled(module):
+        for path, module in self._eager.items():  # at every network call: no attribute look-up
+            if vars(module).get("_compiled_call_impl") is not None:
                 raise CapabilityError(
                     f"{path or self.name} of {self.name} ({type(module).__name__}) was compiled "
                     "after the gates of the policies were installed; compile first, then attach"

@@ -10,7 +10,7 @@ from torch import nn
 from erta_framework.errors import CapabilityError
 from erta_framework.modules._gate import GATE, Handler, Run
 
-AHEAD = frozenset({"reuse", "skip"})
+AHEAD = frozenset({"hand_out", "reuse", "skip"})
 """Methods that answer without the inputs of the visit, so before the network runs."""
 AFTER = frozenset({"run", "keep"})
 """Methods that need only what the module returned, so after the network ran."""
@@ -39,8 +39,8 @@ class GraphGate:
         self.fresh: Any = None
         self.handler: Handler | None = None
 
-    def set(self, handler: Handler) -> None:
-        """Answer the visit of the next network call.
+    def set(self, handler: Handler, thread: int) -> None:
+        """Answer the visit of the next network call, on whatever thread: a graph has none.
 
         Raises:
             CapabilityError: The handler needs the inputs of the visit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,17 +13,14 @@ from erta_framework.modules._cells import Shape
 from erta_framework.modules._costs import Measurement, measure_once
 from erta_framework.modules._gated_call import GatedCall
 from erta_framework.modules._gates import Gates
-from erta_framework.modules._owners import Owner
 from erta_framework.session import Session
 
 
 @contextmanager
-def opened(
-    gates: Gates, call: GatedCall, owners: Sequence[Owner], session: Session
-) -> Generator[None, None, None]:
+def opened(gates: Gates, call: GatedCall, session: Session) -> Generator[None, None, None]:
     """The gates with their plans, at rest again afterwards, also after an exception."""
     try:
-        call.open(owners, session.where)
+        call.open(session.where)
         yield
     finally:
         gates.rest()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -111,16 +111,15 @@ MODULES = "modules"
 
 
 def check_sites(
-    assigned: Mapping[Place, object], own: Iterable[Place], owner: Callable[[], str]
+    assigned: Mapping[Place, object], own: Container[Place], owner: Callable[[], str]
 ) -> None:
     """Refuse a plan with places that its policy does not own.
 
     Raises:
         PolicyError: Names the place.
     """
-    known = set(own)
     for place in assigned:
-        if place not in known:
+        if place not in own:
             raise PolicyError(
                 f"{owner()} assigned an action to {place}, which it does not select; a plan has "
                 "places of call.sites only"

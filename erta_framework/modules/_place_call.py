@@ -24,43 +24,76 @@ from erta_framework.modules._weighting import sum_kept
 from erta_framework.session import Evaluation, Evaluations, Step
 
 Outcome = Literal["ran", "reused", "skipped"]
+NEWEST = (ReuseKept(),)
+"""The newest kept output as it is, the reuse that needs no arithmetic."""
 
 
 class PlaceCall:
-    """One owned place in one network call.
+    """One owned place in the network calls of a branch, one after the other.
 
     Args:
         place: The place.
         modules: Its modules in this call, in the order of execution; the last gives the output.
-        parts: The call as its owner sees it.
-        step: The step.
         owner: Names the policy that owns it.
         reassign: Changes the plan of another place of the same policy.
 
     Attributes:
+        parts: The call as its owner sees it.
+        step: The step.
         action: What was assigned; None runs it.
         outcome: What became of it so far.
         fresh: What is to be kept of each visit.
         of: What `fresh` is.
     """
 
+    __slots__ = (
+        "_handlers",
+        "_lent",
+        "action",
+        "fresh",
+        "kept_rows",
+        "members",
+        "of",
+        "outcome",
+        "output",
+        "owner",
+        "parts",
+        "place",
+        "reassign",
+        "step",
+    )
+
+    parts: Parts
+    step: Step
+    outcome: Outcome
+
     def __init__(
         self,
         place: Place,
         modules: Sequence[ModuleCall],
-        parts: Parts,
-        step: Step,
         owner: str,
         reassign: Callable[[Place, Action], None],
     ) -> None:
         self.place, self.members, self.output = place, modules[:-1], modules[-1]
-        self.parts, self.step, self.owner, self.reassign = parts, step, owner, reassign
+        self.owner, self.reassign = owner, reassign
         self.action: Action | None = None
-        self.outcome: Outcome = "skipped"
         self.fresh: list[list[Tensor]] = []
         self.of: Of = "output"
-        self.kept_rows: tuple[int, ...] | None = parts.rows
+        self.kept_rows: tuple[int, ...] | None = None
         self._lent: list[tuple[Tensor, int | None]] = []
+        self._handlers: Mapping[type, Handler] = {
+            kind: getattr(self.output if kind in (Skip, Pass) else self, name)
+            for kind, name in HANDLERS.items()
+        }
+
+    def begin(self, parts: Parts, step: Step) -> None:
+        """Begin another network call, as its owner sees it."""
+        self.parts, self.step, self.kept_rows = parts, step, parts.rows
+        self.action, self.outcome, self.of = None, "skipped", "output"
+        if self.fresh:
+            self.fresh = []
+        if self._lent:
+            self._lent = []
 
     @property
     def kept(self) -> Evaluations:
@@ -68,22 +101,40 @@ class PlaceCall:
         return self.parts.kept(self.place)
 
     # ------------------------------------------------------------------------- the plan
-    def plan(self, action: Action, set_handler: Callable[[str, Handler], None]) -> None:
-        """Take an action: set what answers at its modules.
+    def plan(
+        self, action: Action, handlers: dict[str, Handler], outputs: dict[str, Handler]
+    ) -> None:
+        """Take an action: say what answers at its modules.
+
+        Args:
+            action: The action.
+            handlers: Gets what answers at the modules before the last.
+            outputs: Gets what answers at the last one.
 
         Raises:
             PolicyError: It cannot be carried out, such as a reuse of nothing.
         """
         self.action = action
-        self._check(action)
-        residual = isinstance(action, Keep | ReuseKept) and action.of == "residual"
+        kind, of = type(action), "output"
         if isinstance(action, Keep):
-            self.of = action.of
-        inner = INNER.get((type(action), residual), "run")
-        for one in self.members:
-            set_handler(one.path, getattr(one, inner))
-        holder = self.output if isinstance(action, Skip | Pass) else self
-        set_handler(self.output.path, getattr(holder, HANDLERS[type(action)]))
+            of = self.of = action.of
+        elif isinstance(action, ReuseKept):
+            of = action.of
+            if not self._can_reuse(action):
+                self._check(action)
+        else:
+            self._check(action)
+        if self.members:
+            inner = INNER.get((kind, of == "residual"), "run")
+            for one in self.members:
+                handlers[one.path] = getattr(one, inner)
+        plain = action in NEWEST and self.output.is_plain
+        outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
+
+    def _can_reuse(self, action: ReuseKept) -> bool:
+        """Whether what is kept serves an action, in the fewest look-ups."""
+        kept = self.kept
+        return len(kept) >= action.depth and f"{action.of}.0.0" in kept[0].tensors
 
     def _check(self, action: Action) -> None:
         misfit = find_misfit(action, self.kept, self.parts.depth, len(self.members) + 1)
@@ -138,6 +189,14 @@ class PlaceCall:
             made = [x + r for x, r in zip(self.output.list_streams(inputs), made, strict=True)]
         self.output.enter()
         return form.build(made)
+
+    def hand_out(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """It does not run: its output is the newest kept one, which is one tensor."""
+        output = self.output
+        if output.visits:  # was visited once when it was kept
+            return self.reuse(run, args, kwargs)
+        self.outcome, output.visits = "reused", 1
+        return self._lend(self.kept[0].tensors["output.0.0"])
 
     def run_rows(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Some samples run; the others have what is kept of them."""
@@ -231,9 +290,10 @@ class PlaceCall:
 
     def _lend(self, tensor: Tensor) -> Tensor:
         """A kept tensor for the network to use; a copy where it may be written into."""
-        if self.output.learned.copies or tensor.is_inference():
+        version = get_version(tensor)
+        if version is None or self.output.learned.copies:
             return tensor.clone()
-        self._lent.append((tensor, get_version(tensor)))
+        self._lent.append((tensor, version))
         return tensor
 
     # ----------------------------------------------------------------------- the end
@@ -244,10 +304,11 @@ class PlaceCall:
         more: the place forgets it, and keeps copies from then on.
         """
         parts, site = self.parts, self.parts.site_of(self.place)
-        if any(is_written(tensor, version) for tensor, version in self._lent):
-            self.output.learned.copies = True
-            parts.cells.forget(parts.depth, site)
-            return
+        for tensor, version in self._lent:
+            if is_written(tensor, version):
+                self.output.learned.copies = True
+                parts.cells.forget(parts.depth, site)
+                return
         if not self.fresh:
             return
         tensors = name_tensors(self.of, self.fresh)

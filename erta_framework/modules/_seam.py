@@ -112,6 +112,7 @@ class ModuleRun:
         self._never: dict[str, dict[str, None]] = {}
         self._costs: dict[tuple[str, Shape], Measurement] = {}
         self._needed: dict[Site, int] = {}
+        self._calls: dict[Site, tuple[Shape, GatedCall]] = {}
         session.hold(self)
 
     def run(self, name: str, site: Site, x: Tensor, network: Callable[[], Any]) -> Any:
@@ -151,6 +152,7 @@ class ModuleRun:
     def clear(self) -> None:
         """Forget everything, and say in the trace which places were never assigned an action."""
         self.cells.clear()
+        self._calls.clear()
         self.session.trace.unassigned = {
             owner: tuple(paths) for owner, paths in self._never.items() if paths
         }
@@ -173,14 +175,15 @@ class ModuleRun:
         gates.refuse_intruders()
         owners = self.seam.owners[name]
         costs = self._costs.get((name, shape))
-        call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows, costs)
+        call = self._find_call(site, shape, owners, gates, rows)
+        call.begin(step, x, costs)
 
         def through() -> Any:
             output = network()
             gates.settle()
             return output
 
-        with opened(gates, call, owners, self.session):
+        with opened(gates, call, self.session):
             if rows is None and costs is None:
                 output, costs = measure_run(gates.network, shape, through, call)
             else:
@@ -192,6 +195,23 @@ class ModuleRun:
         call.close()
         self._report(call, site, owners, x, costs)
         return output
+
+    def _find_call(
+        self,
+        site: Site,
+        shape: Shape,
+        owners: Sequence[Owner],
+        gates: Gates,
+        rows: tuple[int, ...] | None,
+    ) -> GatedCall:
+        """What carries the plans out; one for all calls of a branch on the whole batch."""
+        if rows is not None:
+            return GatedCall(owners, gates, self.cells, site, shape.batch, rows)
+        known = self._calls.get(site)
+        if known is None or known[0] != shape:
+            made = GatedCall(owners, gates, self.cells, site, shape.batch)
+            known = self._calls[site] = (shape, made)
+        return known[1]
 
     def _weigh(self, site: Site, owners: Sequence[Owner], costs: Measurement) -> None:
         """Say what the places will keep, at the first call of a branch, and check the bound.
