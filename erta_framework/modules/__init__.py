@@ -35,7 +35,7 @@ from erta_framework.modules._memory import (
     parse_bytes,
 )
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
-from erta_framework.modules._parts import MODULES, Parts
+from erta_framework.modules._parts import MODULES, Agree, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
 from erta_framework.modules._seam import ModuleRun, ModuleSeam
 from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
@@ -51,6 +51,7 @@ __all__ = [
     "PASS",
     "SKIP",
     "Action",
+    "Agree",
     "Ask",
     "Assign",
     "Cells",

@@ -18,7 +18,7 @@ from erta_framework.modules._gate import Handler
 from erta_framework.modules._gates import Gates
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._owners import Owner
-from erta_framework.modules._parts import Parts, check_sites
+from erta_framework.modules._parts import Agree, Parts, check_sites
 from erta_framework.modules._place_call import PlaceCall
 from erta_framework.modules._places import Place
 from erta_framework.session import Site, Step, make_site
@@ -78,13 +78,16 @@ class GatedCall:
             self._modules[path] = found
         return found
 
-    def begin(self, step: Step, x: Tensor, costs: Measurement | None) -> None:
+    def begin(
+        self, step: Step, x: Tensor, costs: Measurement | None, agree: Agree | None = None
+    ) -> None:
         """Begin the call of a step.
 
         Args:
             step: The step.
             x: The network's input, of the samples that run.
             costs: What the modules of the network cost, where that is known.
+            agree: Makes values the same on ranks that share a sample.
         """
         self._step = step
         for one in self._modules.values():
@@ -102,6 +105,7 @@ class GatedCall:
                 self._cells,
                 step.session.states,
                 costs,
+                agree,
             )
             for call in self._owned[id(owner)].values():
                 call.begin(parts, step)

@@ -15,6 +15,8 @@ from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
 
 S = TypeVar("S")
+Agree = Callable[[Tensor, str], Tensor]
+"""The largest of a value over ranks that share a sample; the second argument says where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -34,6 +36,7 @@ class Parts:
         cells: What is kept.
         states: The policies' own state.
         costs: What the modules of the network cost; None before its first call on such latents.
+        agree: Makes a value the same on all ranks that share a sample; None where none do.
     """
 
     x: Tensor
@@ -47,6 +50,7 @@ class Parts:
     cells: Cells
     states: StateStore
     costs: Measurement | None = None
+    agree: Agree | None = None
     _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
 
     @property

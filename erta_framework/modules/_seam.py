@@ -176,7 +176,7 @@ class ModuleRun:
         owners = self.seam.owners[name]
         costs = self._costs.get((name, shape))
         call = self._find_call(site, shape, owners, gates, rows)
-        call.begin(step, x, costs)
+        call.begin(step, x, costs, self.session.engine.agree)
 
         def through() -> Any:
             output = network()

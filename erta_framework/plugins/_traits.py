@@ -50,7 +50,10 @@ class Traits:
         sees_every_branch: Whether its `decide`, a wrapper, is called for every branch. The
             branches of a step share one decision; this policy, and the wrappers listed before it,
             are called again for each further branch, with the earlier results in `call.answers`.
-        collective: Whether it makes several ranks decide alike, so that none may compute alone.
+        collective: Whether it makes several ranks decide alike, so that none may compute alone. It
+            has `agree(value, where)`, the largest value of the ranks.
+        agrees_inside: Whether every value that decides inside the network goes through
+            `visit.agree`, so that ranks that share a sample decide alike there.
 
     Example:
         >>> Traits(static=True, memory=Needs(evaluations=2)).memory.evaluations
@@ -67,6 +70,7 @@ class Traits:
     reads_peers: bool = False
     sees_every_branch: bool = False
     collective: bool = False
+    agrees_inside: bool = False
 
     def __post_init__(self) -> None:
         if self.memory.pairs:
@@ -96,4 +100,5 @@ class Traits:
             reads_peers=any(one.reads_peers for one in traits),
             sees_every_branch=any(one.sees_every_branch for one in traits),
             collective=any(one.collective for one in traits),
+            agrees_inside=all(one.agrees_inside for one in traits),
         )

@@ -300,7 +300,7 @@ def test_another_thread_runs_the_modules_and_touches_no_cell():
     assert torch.equal(found.sample, sample(plan(every(2), "attention")).sample)
 
 
-def test_ranks_that_agree_on_steps_take_static_plans_only():
+def test_ranks_that_agree_on_steps_take_static_plans_and_those_that_ask():
     class Agreeing(Policy):
         traits = Traits(collective=True)
 
@@ -311,5 +311,7 @@ def test_ranks_that_agree_on_steps_take_static_plans_only():
     dynamic = plan(every(2), "mlp")
     with pytest.raises(ConflictError, match="decides inside the network while sampling"):
         Engine([Agreeing(), dynamic])
+    seams = frozenset({Seam.MODULE})
+    Engine([Agreeing(), Faulty(make=every(2), own=Traits(agrees_inside=True, seams=seams))])
     static = Faulty(make=every(2), own=Traits(static=True, seams=frozenset({Seam.MODULE})))
     Engine([Agreeing(), static])
