@@ -50,16 +50,11 @@ from erta_framework.config import build_policies, build_run, load_config
 from erta_framework.environment import list_accelerators
 from erta_framework.errors import ErtaError, UnusedWarning
 from erta_framework.files import require_writable
+from erta_framework.modules import check_memory, find_cut, find_places, measure
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
-from erta_integrations.diffusers.modules import (
-    check_memory,
-    find_cut,
-    find_places,
-    inspect_places,
-    measure,
-)
+from erta_integrations.diffusers.modules import inspect_places
 from erta_integrations.diffusers.network import CallArguments, OutputSpec, TrialRunner, read_output
 from erta_integrations.diffusers.trunk import TrunkLayout
 from erta_integrations.diffusers.trunk._discovery import Block

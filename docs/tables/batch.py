@@ -5,6 +5,8 @@ from __future__ import annotations
 from tables.data import Record, Row
 from tables.markdown import format_caption, render_table
 
+QUALITIES = ("PSNR", "worst", "hard half")
+
 
 def render_batch(record: Record) -> str:
     """Four ways to run a batch, for each batch and threshold, and how mixed the batch is."""
@@ -21,8 +23,8 @@ def render_batch(record: Record) -> str:
             f"### Prompts {name}",
             f"Calls of each branch that a prompt takes alone: {spread}.",
             render_table(
-                ["", "threshold", "samples", "calls", "speed", "PSNR", "worst", "hard half"],
-                map(format_mode, rows),
+                ["", "threshold", "samples", "work", "calls", "speed", *QUALITIES],
+                [format_mode(row, rows[0]) for row in rows],
             ),
         ]
         same = [row for row in rows if row["name"] == "per sample"]
@@ -35,13 +37,17 @@ def render_batch(record: Record) -> str:
     return "\n\n".join([*parts, format_caption(record)])
 
 
-def format_mode(row: Row) -> list[str]:
-    """One way of running a batch; the full run is the reference."""
+def format_mode(row: Row, full: Row) -> list[str]:
+    """One way of running a batch; the full run is the reference.
+
+    Every network call runs whole, so a record without work has it in the samples that ran.
+    """
     reference = row["name"] == "full"
     return [
         row["name"],
         "" if reference else f"{row['threshold']:g}",
         str(row["network_samples"]),
+        f"{row.get('work', row['network_samples'] / full['network_samples']):.0%}",
         f"{row['calls_mean']:.1f}",
         f"{row['processor_speedup']:.2f} x",
         *("" if reference else f"{row[key]:.1f}" for key in ("psnr_mean", "psnr_min", "psnr_hard")),

@@ -21,7 +21,12 @@ def render_families(record: Record) -> str:
         by_hand = sum(bool(row["detail"]) for row in helped)
         counts.append([method, *(str(found.count(kind)) for kind in kinds), str(by_hand or "")])
     pairs = [
-        [name, *(format_outcome(cells[name, method]) for method in methods)] for name in families
+        [
+            name,
+            escape_cell(cells[name, methods[0]].get("modules") or "–"),
+            *(format_outcome(cells[name, method]) for method in methods),
+        ]
+        for name in families
     ]
     return "\n\n".join(
         [
@@ -29,7 +34,7 @@ def render_families(record: Record) -> str:
             format_caption(record),
             "## Family by family",
             "A percentage is the share of the layers' work that was still done where it works.",
-            render_table(["", *methods], pairs),
+            render_table(["", "modules", *methods], pairs),
             "## Why not",
             render_words(["Method", "What it said", "Families"], list_reasons(record)),
         ]

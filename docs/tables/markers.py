@@ -19,7 +19,7 @@ from tables.combinations import render_combinations
 from tables.data import MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
-from tables.overhead import render_attached, render_overhead
+from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
 from tables.places import render_places
@@ -64,6 +64,7 @@ SECTIONS: dict[str, Section] = {
     "unet:fitted": make_section(partial(render_fitted_on, model="shapes-unet"), "fitted_unet"),
     "choices:fitted": make_section(render_fitted_on, "fitted_choices"),
     "table:overhead": make_section(render_overhead, "overhead"),
+    "table:sites": make_section(render_sites, "sites"),
     "table:attach": make_section(render_attached, "attach_overhead"),
     "table:batch": make_section(render_batch, "batch"),
     "table:budgets": make_section(render_budgets, "budgets"),

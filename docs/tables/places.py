@@ -35,7 +35,7 @@ def render_places() -> str:
 
 def describe_network(network: object) -> list[str]:
     """Lists of blocks, names of attention and MLPs, and the range of cuts of one network."""
-    from erta_integrations.diffusers.modules import find_branches, find_places
+    from erta_framework.modules import find_branches, find_places
 
     names: dict[str, list[str]] = {}
     for place in find_places(network):  # type: ignore[arg-type]

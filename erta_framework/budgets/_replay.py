@@ -68,7 +68,9 @@ def own_loop(sampler: Sampler) -> MakeSampler:
         twin = copy.copy(sampler)
         twin.policies = tuple(policies)
         twin.callbacks = ()
-        twin.loop = SamplingLoop(Engine(twin.policies), sampler.solver, sampler.guidance)
+        twin.loop = SamplingLoop(
+            Engine(twin.policies), sampler.solver, sampler.guidance, sampler.loop.memory
+        )
         return twin
 
     return make

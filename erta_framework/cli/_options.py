@@ -162,7 +162,8 @@ class ProfileOptions:
     budget: Annotated[
         list[str] | None,
         unset(
-            "A budget in calls, speedup, psnr or seconds: psnr=30; repeatable.", panel=WITH_PROFILE
+            "A budget in calls, speedup, work, psnr or seconds: psnr=30; repeatable.",
+            panel=WITH_PROFILE,
         ),
     ] = None
     policy: Annotated[

@@ -62,7 +62,11 @@ def load_pipeline(options: PipelineOptions, config: RunConfig) -> Any:
         MissingExtraError: Its libraries are not installed.
     """
     return load_driver(RUNNER)(
-        options.pipeline, accelerator=config.accelerator, dtype=options.dtype, seam=config.seam
+        options.pipeline,
+        accelerator=config.accelerator,
+        dtype=options.dtype,
+        seam=config.seam,
+        memory=config.memory,
     )
 
 

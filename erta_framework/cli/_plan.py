@@ -198,7 +198,7 @@ class FromProfile:
 
         Raises:
             ConfigError: A budget is not `KEY=VALUE`.
-            PolicyError: It is none of the four.
+            PolicyError: It is none of the five.
         """
         wanted: list[dict[str, Any]] = [{"budget": {"calls": n}} for n in options.calls or ()]
         wanted += [{"budget": options_from("--budget", [each])} for each in options.budget or ()]

@@ -29,6 +29,7 @@ def make_sampler(
         accelerator=config.accelerator,
         devices=config.devices,
         batch_size=config.batch_size,
+        memory=config.memory,
     )
 
 
@@ -61,6 +62,7 @@ def make_sampler_at_seam(
         batch_size=config.batch_size,
         accelerator=config.accelerator,
         seam=config.seam,
+        memory=config.memory,
     )
     return made
 

@@ -30,6 +30,7 @@ class RunConfig:
         devices: Number of devices.
         seam: What a reused step skips: `"latent"` the whole network, `"trunk"` the stack of blocks
             of a pipeline's network. Read by `erta sample`, `erta calibrate` and `erta plan`.
+        memory: The most that places inside the network may keep in a batch, such as `2GiB`.
         output: Folder to write to.
         fabric: Where a job over several devices runs, in the names of Lightning Fabric.
         job: How such a job is divided.
@@ -49,6 +50,7 @@ class RunConfig:
     accelerator: str = "auto"
     devices: int = 1
     seam: Literal["latent", "trunk"] = "latent"
+    memory: str | None = None
     output: str = "runs"
     fabric: FabricConfig = field(default_factory=FabricConfig)
     job: JobConfig = field(default_factory=JobConfig)

@@ -23,27 +23,37 @@ from erta_framework.modules._costs import (
     measure_once,
     run_eagerly,
 )
-from erta_framework.modules._finder import BlockFinder, Finder
-from erta_framework.modules._gate import Gates
+from erta_framework.modules._discovery import OUTSIDE, find_places
+from erta_framework.modules._finder import Finder, PlaceFinder
 from erta_framework.modules._gated_network import GatedNetwork
+from erta_framework.modules._gates import Gates
+from erta_framework.modules._memory import (
+    check_memory,
+    count_output_bytes,
+    count_state_bytes,
+    format_bytes,
+    parse_bytes,
+)
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
-from erta_framework.modules._parts import MODULES, Parts
+from erta_framework.modules._parts import MODULES, Agree, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
 from erta_framework.modules._seam import ModuleRun, ModuleSeam
 from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
 from erta_framework.modules._streams import find_returned_names
+from erta_framework.modules._unet import find_branches, find_cut
 from erta_framework.modules._visit import Visit
 
 __all__ = [
     "KEEP",
     "KINDS",
     "MODULES",
+    "OUTSIDE",
     "PASS",
     "SKIP",
     "Action",
+    "Agree",
     "Ask",
     "Assign",
-    "BlockFinder",
     "Cells",
     "Cut",
     "Finder",
@@ -59,6 +69,7 @@ __all__ = [
     "Parts",
     "Pass",
     "Place",
+    "PlaceFinder",
     "ReuseKept",
     "Rows",
     "Select",
@@ -67,12 +78,20 @@ __all__ = [
     "Tokens",
     "Visit",
     "Weights",
+    "check_memory",
     "check_owners",
+    "count_output_bytes",
+    "count_state_bytes",
     "describe_places",
+    "find_branches",
+    "find_cut",
+    "find_places",
     "find_returned_names",
+    "format_bytes",
     "measure",
     "measure_costs",
     "measure_once",
+    "parse_bytes",
     "resolve_places",
     "run_eagerly",
     "select_places",

@@ -25,10 +25,12 @@ class Measurement:
         flops: Floating-point operations of matrix products, convolutions and attention; of all
             visits, where a module runs several times.
         output_bytes: Size of the output, or of all outputs.
+        visits: How often each module ran.
     """
 
     flops: Mapping[str, int]
     output_bytes: Mapping[str, int]
+    visits: Mapping[str, int]
 
     @property
     def total(self) -> int:
@@ -94,11 +96,12 @@ def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
     inner = getattr(network, "_orig_mod", network)
     flops: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
+    visits: Counter[str] = Counter()
     with ExitStack() as stack:
         counter = stack.enter_context(make_counter())
         stack.enter_context(run_eagerly())
         for path, module in inner.named_modules():
-            stack.enter_context(watch(path, module, counter, flops, sizes))
+            stack.enter_context(watch(path, module, counter, flops, sizes, visits))
         run()
         if "" not in flops and flops:  # its `forward` was called, not the network
             flops[""] = counter.get_total_flops()
@@ -109,7 +112,7 @@ def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
             f"the costs of {cls} cannot be measured: it {reason} in the measured run; measure the "
             "network itself, in a call that computes it"
         )
-    return Measurement(dict(flops), dict(sizes))
+    return Measurement(dict(flops), dict(sizes), dict(visits))
 
 
 @contextmanager
@@ -119,8 +122,9 @@ def watch(
     counter: FlopCounterMode,
     flops: Counter[str],
     sizes: Counter[str],
+    visits: Counter[str],
 ) -> Iterator[None]:
-    """Add what a module costs, and what it returns, to two counters."""
+    """Add what a module costs, what it returns, and that it ran, to three counters."""
     begun: list[int] = []
 
     def begin(*_: Any) -> None:
@@ -129,6 +133,7 @@ def watch(
     def end(_: nn.Module, __: Any, output: Any) -> None:
         flops[path] += counter.get_total_flops() - begun.pop()
         sizes[path] += count_bytes(output)
+        visits[path] += 1
 
     handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
     try:

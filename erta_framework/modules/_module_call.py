@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.modules._cells import Learned
-from erta_framework.modules._forms import Form, list_tensors
+from erta_framework.modules._forms import LEAF, Form, list_tensors
 from erta_framework.modules._gate import Run
 from erta_framework.modules._streams import bind_tensors, match_streams
 
@@ -40,6 +40,12 @@ class ModuleCall:
         self.visits, self.share = 0, 0.0
         self.inputs: list[Mapping[str, Tensor]] = []
 
+    def begin(self) -> None:
+        """Begin another network call."""
+        self.visits, self.share = 0, 0.0
+        if self.inputs:
+            self.inputs = []
+
     # ------------------------------------------------------------------------- handlers
     def run(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Run it, and learn the form of its output."""
@@ -68,6 +74,12 @@ class ModuleCall:
         return self.form(self.enter(), "passed").build(streams)
 
     # ---------------------------------------------------------------------------- parts
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is known to return one tensor, in one visit of a call."""
+        forms = self.learned.forms
+        return len(forms) == 1 and forms[0].structure is LEAF
+
     def enter(self) -> int:
         """Begin a visit; its place among those of this call."""
         self.visits += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -10,10 +10,13 @@ from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._cells import Cells
+from erta_framework.modules._costs import Measurement
 from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
 
 S = TypeVar("S")
+Agree = Callable[[Tensor, str], Tensor]
+"""The largest of a value over ranks that share a sample; the second argument says where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +35,8 @@ class Parts:
         depth: How many outputs the policy keeps.
         cells: What is kept.
         states: The policies' own state.
+        costs: What the modules of the network cost; None before its first call on such latents.
+        agree: Makes a value the same on all ranks that share a sample; None where none do.
     """
 
     x: Tensor
@@ -44,6 +49,8 @@ class Parts:
     depth: int
     cells: Cells
     states: StateStore
+    costs: Measurement | None = None
+    agree: Agree | None = None
     _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
 
     @property
@@ -55,6 +62,15 @@ class Parts:
     def model(self) -> str:
         """Name of the network within the pipeline."""
         return self.site.model
+
+    @property
+    def share(self) -> float | None:
+        """The share of the network's FLOPs that the places cost together; None if not known."""
+        if self.costs is None:
+            return None
+        known = self.costs.flops
+        idle = {path for place in self.sites for path in place.modules if path in known}
+        return self.costs.count_idle(idle) / self.costs.total
 
     def kept(self, place: Place) -> Evaluations:
         """What a place keeps of the samples that run, newest first."""
@@ -99,16 +115,15 @@ MODULES = "modules"
 
 
 def check_sites(
-    assigned: Mapping[Place, object], own: Iterable[Place], owner: Callable[[], str]
+    assigned: Mapping[Place, object], own: Container[Place], owner: Callable[[], str]
 ) -> None:
     """Refuse a plan with places that its policy does not own.
 
     Raises:
         PolicyError: Names the place.
     """
-    known = set(own)
     for place in assigned:
-        if place not in known:
+        if place not in own:
             raise PolicyError(
                 f"{owner()} assigned an action to {place}, which it does not select; a plan has "
                 "places of call.sites only"

@@ -10,91 +10,99 @@ from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ErtaError, PolicyError
 from erta_framework.modules._action_rules import HANDLERS, INNER, find_misfit
-from erta_framework.modules._actions import Action, Ask, Keep, Of, Pass, ReuseKept, Rows, Skip
+from erta_framework.modules._actions import Action, Ask, Keep, Pass, ReuseKept, Rows, Skip
 from erta_framework.modules._actions import Tokens as TokensAction
-from erta_framework.modules._cells import get_version, is_written, name_tensors, read_tensors
 from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gate import Handler, Run
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._partial import run_rows, run_tokens
 from erta_framework.modules._parts import Parts
+from erta_framework.modules._place_memory import PlaceMemory
 from erta_framework.modules._places import Place
 from erta_framework.modules._visit import Visit
-from erta_framework.modules._weighting import sum_kept
-from erta_framework.session import Evaluation, Evaluations, Step
+from erta_framework.session import Step
 
 Outcome = Literal["ran", "reused", "skipped"]
+NEWEST = (ReuseKept(),)
+"""The newest kept output as it is, the reuse that needs no arithmetic."""
 
 
-class PlaceCall:
-    """One owned place in one network call.
+class PlaceCall(PlaceMemory):
+    """How the action of one owned place is carried out, call after call of a branch.
 
     Args:
         place: The place.
-        modules: Its modules in this call, in the order of execution; the last gives the output.
-        parts: The call as its owner sees it.
-        step: The step.
+        modules: Its modules, in the order of execution; the last gives the output.
         owner: Names the policy that owns it.
         reassign: Changes the plan of another place of the same policy.
 
     Attributes:
-        action: What was assigned; None runs it.
-        outcome: What became of it so far.
-        fresh: What is to be kept of each visit.
-        of: What `fresh` is.
+        outcome: What became of it in this call so far.
     """
+
+    __slots__ = ("_handlers", "outcome", "reassign")
+
+    outcome: Outcome
 
     def __init__(
         self,
         place: Place,
         modules: Sequence[ModuleCall],
-        parts: Parts,
-        step: Step,
         owner: str,
         reassign: Callable[[Place, Action], None],
     ) -> None:
-        self.place, self.members, self.output = place, modules[:-1], modules[-1]
-        self.parts, self.step, self.owner, self.reassign = parts, step, owner, reassign
-        self.action: Action | None = None
-        self.outcome: Outcome = "skipped"
-        self.fresh: list[list[Tensor]] = []
-        self.of: Of = "output"
-        self.kept_rows: tuple[int, ...] | None = parts.rows
-        self._lent: list[tuple[Tensor, int | None]] = []
+        super().__init__(place, modules, owner)
+        self.reassign = reassign
+        self._handlers: Mapping[type, Handler] = {
+            kind: getattr(self.output if kind in (Skip, Pass) else self, name)
+            for kind, name in HANDLERS.items()
+        }
 
-    @property
-    def kept(self) -> Evaluations:
-        """What is kept, newest first."""
-        return self.parts.kept(self.place)
+    def begin(self, parts: Parts, step: Step) -> None:
+        """Begin another network call, as its owner sees it."""
+        super().begin(parts, step)
+        self.outcome = "skipped"
 
     # ------------------------------------------------------------------------- the plan
-    def plan(self, action: Action, set_handler: Callable[[str, Handler], None]) -> None:
-        """Take an action: set what answers at its modules.
+    def plan(
+        self, action: Action, handlers: dict[str, Handler], outputs: dict[str, Handler]
+    ) -> None:
+        """Take an action: say what answers at its modules.
+
+        Args:
+            action: The action.
+            handlers: Gets what answers at the modules before the last.
+            outputs: Gets what answers at the last one.
 
         Raises:
             PolicyError: It cannot be carried out, such as a reuse of nothing.
         """
         self.action = action
-        self._check(action)
-        residual = isinstance(action, Keep | ReuseKept) and action.of == "residual"
+        kind, of = type(action), "output"
         if isinstance(action, Keep):
-            self.of = action.of
-        inner = INNER.get((type(action), residual), "run")
-        for one in self.members:
-            set_handler(one.path, getattr(one, inner))
-        holder = self.output if isinstance(action, Skip | Pass) else self
-        set_handler(self.output.path, getattr(holder, HANDLERS[type(action)]))
+            of = self.of = action.of
+        elif isinstance(action, ReuseKept):
+            of = action.of
+            if not self._can_reuse(action):
+                self._check(action)
+        else:
+            self._check(action)
+        if self.members:
+            inner = INNER.get((kind, of == "residual"), "run")
+            for one in self.members:
+                handlers[one.path] = getattr(one, inner)
+        plain = action in NEWEST and self.output.is_plain
+        outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
+
+    def _can_reuse(self, action: ReuseKept) -> bool:
+        """Whether what is kept serves an action, in the fewest look-ups."""
+        kept = self.kept
+        return len(kept) >= action.depth and f"{action.of}.0.0" in kept[0].tensors
 
     def _check(self, action: Action) -> None:
         misfit = find_misfit(action, self.kept, self.parts.depth, len(self.members) + 1)
         if misfit is not None:
-            self._refuse(*misfit)
-
-    def _refuse(self, what: str, why: str) -> None:
-        raise PolicyError(
-            f"{self.owner} {what} {self.place} in branch {self.parts.branch!r} of "
-            f"{self.parts.model!r} at step {self.step.index}, but {why}"
-        )
+            self.refuse(*misfit)
 
     # ------------------------------------------------------------------------- handlers
     def run(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -107,7 +115,7 @@ class PlaceCall:
         self.outcome = "ran"
         if self.of == "output":
             output = self.output.run(run, args, kwargs)
-            self._remember(list_tensors(output))
+            self.remember(list_tensors(output))
             return output
         visit = self.output.visits
         output = self.output.run_streams(run, args, kwargs)
@@ -139,6 +147,14 @@ class PlaceCall:
         self.output.enter()
         return form.build(made)
 
+    def hand_out(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """It does not run: its output is the newest kept one, which is one tensor."""
+        output = self.output
+        if output.visits:  # was visited once when it was kept
+            return self.reuse(run, args, kwargs)
+        self.outcome, output.visits = "reused", 1
+        return self.lend(self.kept[0].tensors["output.0.0"])
+
     def run_rows(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Some samples run; the others have what is kept of them."""
         assert isinstance(self.action, Rows)
@@ -148,7 +164,7 @@ class PlaceCall:
         places = self.parts.rows or range(self.parts.batch)
         self.kept_rows = tuple(places[row] for row in self.action.index)
         fresh = run_rows(call, run, args, kwargs, self.action.index, len(places))
-        self._remember(fresh)
+        self.remember(fresh)
         call.share = len(self.action.index) / len(places)
         form = call.form(call.enter(), "run in part")
         index = torch.tensor(self.action.index, device=old[0].device)
@@ -161,7 +177,7 @@ class PlaceCall:
         call = self.output
         old = self.newest(call.visits)
         output, call.share = run_tokens(call, run, args, kwargs, self.action.index, old)
-        self._remember([output])
+        self.remember([output])
         return call.form(call.enter(), "run in part").build([output])
 
     def ask(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -197,62 +213,3 @@ class PlaceCall:
             return self.reuse(run, args, kwargs)
         finally:
             self.action = asked
-
-    # ---------------------------------------------------------------------------- parts
-    def combine(self, action: ReuseKept, visit: int) -> list[Tensor]:
-        """The weighted sum of what is kept of one visit, tensor by tensor."""
-        levels = [self.read(e, action.of, visit) for e in self.kept[: action.depth]]
-        made = sum_kept(levels, action.weights)
-        if action.then is not None:
-            return [action.then(tensor) for tensor in made]
-        return [self._lend(tensor) for tensor in made] if made is levels[0] else made
-
-    def newest(self, visit: int) -> list[Tensor]:
-        """The newest kept output of one visit."""
-        return self.read(self.kept[0], "output", visit)
-
-    def read(self, evaluation: Evaluation, of: str, visit: int) -> list[Tensor]:
-        """The kept tensors of one visit.
-
-        Raises:
-            PolicyError: Fewer visits were kept.
-        """
-        found = read_tensors(evaluation, of, visit)
-        if not found:
-            self._refuse(f"reuses visit {visit} of", "it was visited less often when it was kept")
-        return found
-
-    def _remember(self, tensors: list[Tensor]) -> None:
-        copies = self.output.learned.copies or any(t.is_inference() for t in tensors)
-        kept = [tensor.clone() for tensor in tensors] if copies else tensors
-        self.fresh.append(kept)
-        if not copies:
-            self._lent += [(tensor, get_version(tensor)) for tensor in tensors]
-
-    def _lend(self, tensor: Tensor) -> Tensor:
-        """A kept tensor for the network to use; a copy where it may be written into."""
-        if self.output.learned.copies or tensor.is_inference():
-            return tensor.clone()
-        self._lent.append((tensor, get_version(tensor)))
-        return tensor
-
-    # ----------------------------------------------------------------------- the end
-    def close(self) -> None:
-        """Keep what ran, now that the whole network has run.
-
-        Where the network wrote into a tensor that is kept, that is not what the module returned any
-        more: the place forgets it, and keeps copies from then on.
-        """
-        parts, site = self.parts, self.parts.site_of(self.place)
-        if any(is_written(tensor, version) for tensor, version in self._lent):
-            self.output.learned.copies = True
-            parts.cells.forget(parts.depth, site)
-            return
-        if not self.fresh:
-            return
-        tensors = name_tensors(self.of, self.fresh)
-        cells, interval = parts.cells, self.step.interval
-        if isinstance(self.action, TokensAction):
-            cells.replace(parts.depth, site, tensors)
-        else:
-            cells.keep(parts.depth, site, interval, tensors, parts.batch, self.kept_rows)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from erta_framework.errors import CapabilityError, ProtocolError
+from erta_framework.errors import ProtocolError
 from erta_framework.modules._cells import Cells, Shape
-from erta_framework.modules._costs import measure_once
-from erta_framework.modules._gate import Gates
+from erta_framework.modules._costs import Measurement
 from erta_framework.modules._gated_call import GatedCall
+from erta_framework.modules._gates import Gates
+from erta_framework.modules._memory import check_memory, count_state_bytes, parse_bytes
+from erta_framework.modules._opened import measure_run, opened
 from erta_framework.modules._owners import Owner
 from erta_framework.session import Session, Site
 
@@ -29,6 +30,11 @@ class ModuleSeam:
     Args:
         networks: The networks by name.
         owners: The policies with their places, for each network.
+        memory: The most bytes that the places of a request may keep, such as `"2GiB"`; None sets
+            no bound.
+
+    Raises:
+        InputError: `memory` is no size.
 
     Example:
         >>> with ModuleSeam({"model": network}, {"model": owners}) as seam:  # doctest: +SKIP
@@ -39,8 +45,10 @@ class ModuleSeam:
         self,
         networks: Mapping[str, nn.Module],
         owners: Mapping[str, Sequence[Owner]],
+        memory: str | int | None = None,
     ) -> None:
         self.owners = owners
+        self.memory = None if memory is None else parse_bytes(memory)
         self.gates = {n: Gates(m, n) for n, m in networks.items() if owners.get(n)}
 
     def __enter__(self) -> Self:
@@ -102,6 +110,9 @@ class ModuleRun:
         self.seam, self.session = seam, session
         self.cells = Cells()
         self._never: dict[str, dict[str, None]] = {}
+        self._costs: dict[tuple[str, Shape], Measurement] = {}
+        self._needed: dict[Site, int] = {}
+        self._calls: dict[Site, tuple[Shape, GatedCall]] = {}
         session.hold(self)
 
     def run(self, name: str, site: Site, x: Tensor, network: Callable[[], Any]) -> Any:
@@ -112,6 +123,9 @@ class ModuleRun:
             site: Network and branch, for what is kept.
             x: Its latents, `[B, C, ...]`.
             network: Runs it.
+
+        Raises:
+            CapabilityError: The places would keep more than is allowed; says how much that is.
         """
         return self._run(name, site, x, network, x.shape[0], None)
 
@@ -138,6 +152,7 @@ class ModuleRun:
     def clear(self) -> None:
         """Forget everything, and say in the trace which places were never assigned an action."""
         self.cells.clear()
+        self._calls.clear()
         self.session.trace.unassigned = {
             owner: tuple(paths) for owner, paths in self._never.items() if paths
         }
@@ -159,16 +174,68 @@ class ModuleRun:
         self.cells.fit(site, shape)
         gates.refuse_intruders()
         owners = self.seam.owners[name]
-        call = GatedCall(owners, gates, self.cells, step, site, x, batch, rows)
-        costs: Mapping[str, float] | None = None
-        with opened(gates, call, owners, self.session):
-            if rows is None:
-                output, costs = measure_run(gates.network, shape, network, call)
+        costs = self._costs.get((name, shape))
+        call = self._find_call(site, shape, owners, gates, rows)
+        call.begin(step, x, costs, self.session.engine.agree)
+
+        def through() -> Any:
+            output = network()
+            gates.settle()
+            return output
+
+        with opened(gates, call, self.session):
+            if rows is None and costs is None:
+                output, costs = measure_run(gates.network, shape, through, call)
             else:
-                output = network()
+                output, costs = through(), None if rows is not None else costs
+        if rows is None and costs is not None:
+            self._costs[name, shape] = costs
+            self._weigh(site, owners, costs)
+            gates.check_visits(costs.visits)
         call.close()
         self._report(call, site, owners, x, costs)
         return output
+
+    def _find_call(
+        self,
+        site: Site,
+        shape: Shape,
+        owners: Sequence[Owner],
+        gates: Gates,
+        rows: tuple[int, ...] | None,
+    ) -> GatedCall:
+        """What carries the plans out; one for all calls of a branch on the whole batch."""
+        if rows is not None:
+            return GatedCall(owners, gates, self.cells, site, shape.batch, rows)
+        known = self._calls.get(site)
+        if known is None or known[0] != shape:
+            made = GatedCall(owners, gates, self.cells, site, shape.batch)
+            known = self._calls[site] = (shape, made)
+        return known[1]
+
+    def _weigh(self, site: Site, owners: Sequence[Owner], costs: Measurement) -> None:
+        """Say what the places will keep, at the first call of a branch, and check the bound.
+
+        Raises:
+            CapabilityError: It is more than is allowed.
+        """
+        if site in self._needed:
+            return
+        own = {
+            owner.name: count_state_bytes(
+                [p for p in owner.places if p.modules[-1] in costs.output_bytes],
+                costs,
+                keeps=owner.depth,
+            )
+            for owner in owners
+        }
+        self._needed[site] = sum(own.values())
+        # a pipeline names its branches as they come, the own loop beforehand
+        coming = max(0, len(self.session.info.branches) - len(self._needed))
+        needed = sum(self._needed.values()) + coming * self._needed[site]
+        self.session.trace.state_bytes = needed
+        if self.seam.memory is not None:
+            check_memory(needed, self.seam.memory, " and ".join(own))
 
     def _report(
         self,
@@ -176,51 +243,17 @@ class ModuleRun:
         site: Site,
         owners: Sequence[Owner],
         x: Tensor,
-        costs: Mapping[str, float] | None,
+        costs: Measurement | None,
     ) -> None:
         share = 1.0 if costs is None else call.share(costs)
         trace = self.session.trace
         trace.module_bytes = max(trace.module_bytes, self.cells.bytes)
+        if self.seam.memory is not None:  # where nothing could be measured beforehand
+            names = " and ".join(owner.name for owner in owners)
+            check_memory(trace.module_bytes, self.seam.memory, names)
         self.session.note_places(site, share, call.counts, x.shape[0])
         for owner in owners:
             self._never.setdefault(owner.name, {place.path: None for place in owner.places})
         for one in call.places:
             if one.action is not None:
                 self._never[one.owner].pop(one.place.path, None)
-
-
-@contextmanager
-def opened(
-    gates: Gates, call: GatedCall, owners: Sequence[Owner], session: Session
-) -> Generator[None, None, None]:
-    """The gates with their plans, at rest again afterwards, also after an exception.
-
-    A gate holds one plan, so that calls of several threads on one network take turns.
-    """
-    with gates.turn:
-        try:
-            call.open(owners, session.where)
-            yield
-        finally:
-            gates.rest()
-
-
-def measure_run(
-    network: nn.Module, shape: Shape, run: Callable[[], Any], call: GatedCall
-) -> tuple[Any, Mapping[str, float] | None]:
-    """Run a network once: what it returned, and what its modules cost, as shares of the network.
-
-    They are measured in the first run in which no module is left out. None if they are not known.
-    """
-    output: list[Any] = []
-    try:
-        costs, ran = measure_once(
-            network, shape, lambda: output.append(run()), lambda: call.ran_whole
-        )
-    except CapabilityError:  # this network does nothing that could be counted
-        if not output:
-            raise
-        return output[0], None
-    if not ran:
-        output.append(run())
-    return output[0], costs.shares if not ran or call.ran_whole else None

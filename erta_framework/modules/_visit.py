@@ -101,9 +101,16 @@ class Visit:
     def agree(self, value: Tensor) -> float:
         """A value that decides, as one number; it is read back from the device.
 
-        Ranks that share a sample must decide alike. A driver of one rank has nothing to agree on.
+        Of several values the largest. Ranks that share a sample must decide alike, so it is the
+        largest of all of them there; a policy that reads every value through this declares
+        `agrees_inside=True` in its traits.
         """
-        return float(value.max())
+        agree = self.call.agree
+        largest = value.max()
+        if agree is None:
+            return float(largest)
+        where = f"at {self.place} in step {self.step.index}"
+        return float(agree(largest, f"{where} of request {self.step.session.request_id!r}"))
 
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
         """This policy's own state for this place and branch; `factory` makes it once."""

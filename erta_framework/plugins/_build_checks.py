@@ -107,7 +107,7 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
     Raises:
         PolicyError: A policy that sees every branch does not wrap `decide`.
         ConflictError: One decides for each sample while another moves the interval of all; or one
-            makes ranks decide alike, beside one whose plan inside the network is not static.
+            makes ranks decide alike, beside one that decides inside the network and does not ask.
     """
     for policy in policies:
         if policy.traits.sees_every_branch and not (
@@ -120,11 +120,12 @@ def check_traits(policies: Sequence[Policy], merged: Traits, owners: Sequence[Po
     if merged.collective:
         agreeing = [repr(p) for p in policies if p.traits.collective]
         for policy in policies:
-            if policy.selects and not policy.traits.static:
+            if policy.selects and not (policy.traits.static or policy.traits.agrees_inside):
                 raise ConflictError(
                     f"{policy!r} decides inside the network while sampling, and ranks that share a "
                     f"sample could decide differently: {agreeing[0]} makes them agree on whole "
-                    "steps only; use a policy whose traits are static, such as a schedule"
+                    "steps only; read values through visit.agree and declare agrees_inside=True in "
+                    "its traits, or use a schedule, whose traits are static"
                 )
     if merged.decides == "sample" and owners:
         deciders = [repr(p) for p in policies if p.traits.decides == "sample"]

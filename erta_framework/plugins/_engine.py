@@ -11,6 +11,7 @@ from torch import Tensor
 from erta_framework.errors import CapabilityError, ErtaError, PolicyError
 from erta_framework.modules import (
     MODULES,
+    Agree,
     Assign,
     Finder,
     Owner,
@@ -187,6 +188,12 @@ class Engine:
         )
         check_owners(name, owners)
         return owners
+
+    @property
+    def agree(self) -> Agree | None:
+        """Makes a value that decides inside the network the same on ranks that share a sample."""
+        found = [p for p in self.policies if p.traits.collective]
+        return getattr(found[0], "agree", None) if found else None
 
     def _bind_assign(self, policy: Policy) -> Assign:
         hook = self._manager.hook.assign

@@ -54,7 +54,10 @@ class Traits:
             notes it where residuals are known to be wrong; see `SessionInfo.reused`.
         deterministic: Whether it needs a solver that draws no noise, because it compares runs of
             the same sample. A driver that offers `"stochastic"` is refused.
-        collective: Whether it makes several ranks decide alike, so that none may compute alone.
+        collective: Whether it makes several ranks decide alike, so that none may compute alone. It
+            has `agree(value, where)`, the largest value of the ranks.
+        agrees_inside: Whether every value that decides inside the network goes through
+            `visit.agree`, so that ranks that share a sample decide alike there.
 
     Example:
         >>> Traits(static=True, memory=Needs(evaluations=2)).memory.evaluations
@@ -73,6 +76,7 @@ class Traits:
     reads_residual: bool = False
     deterministic: bool = False
     collective: bool = False
+    agrees_inside: bool = False
 
     def __post_init__(self) -> None:
         if self.memory.pairs:
@@ -104,4 +108,5 @@ class Traits:
             reads_residual=any(one.reads_residual for one in traits),
             deterministic=any(one.deterministic for one in traits),
             collective=any(one.collective for one in traits),
+            agrees_inside=all(one.agrees_inside for one in traits),
         )

@@ -13,10 +13,11 @@ from erta_framework.calibration import Profile
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.modules import (
     MODULES,
-    BlockFinder,
     GatedNetwork,
     ModuleRun,
     ModuleSeam,
+    PlaceFinder,
+    parse_bytes,
 )
 from erta_framework.plugins import Engine
 from erta_framework.sampling._network_call import Denoiser, DenoiserCall
@@ -83,15 +84,29 @@ class Result:
 class SamplingLoop:
     """Samples with any network, solver and guidance under an engine's policies.
 
+    Args:
+        engine: The policies.
+        solver: How the trajectory is integrated.
+        guidance: How branches combine; none by default.
+        memory: The most that places inside the network may keep in a request, such as `"2GiB"`.
+
     Raises:
         CapabilityError: A policy needs something that the solver cannot do.
+        InputError: `memory` is no size.
 
     Example:
         >>> loop = SamplingLoop(Engine([]), FlowEuler(), CFG(scale=3.0))  # doctest: +SKIP
     """
 
-    def __init__(self, engine: Engine, solver: Solver, guidance: Guidance | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        solver: Solver,
+        guidance: Guidance | None = None,
+        memory: str | int | None = None,
+    ) -> None:
         self.engine = engine
+        self.memory = None if memory is None else parse_bytes(memory)
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
         # which signals there are depends on the network, which comes with each run
@@ -159,8 +174,8 @@ class SamplingLoop:
                 f"{self.engine.selecting[0]!r} selects modules, but the network is a "
                 f"{type(network).__name__}, no torch.nn.Module; remove the policy"
             )
-        owners = self.engine.own_places(MODEL, network, BlockFinder())
-        return ModuleSeam({MODEL: network}, {MODEL: owners})
+        owners = self.engine.own_places(MODEL, network, PlaceFinder())
+        return ModuleSeam({MODEL: network}, {MODEL: owners}, self.memory)
 
     def _info(
         self, request: Request, found: Mapping[str, NetworkSignal] | None = None

@@ -68,6 +68,7 @@ class Sampler:
         batch_size: Samples a batch.
         strategy: How Fabric starts the processes, such as `"ddp"`.
         num_nodes: Machines.
+        memory: The most that places inside the network may keep in a batch, such as `"2GiB"`.
 
     Raises:
         CapabilityError: An unknown accelerator, number of devices or precision, or a policy that
@@ -93,6 +94,7 @@ class Sampler:
         batch_size: int = 16,
         strategy: str | None = None,
         num_nodes: int | None = None,
+        memory: str | int | None = None,
     ) -> None:
         self.policies = tuple(policies)
         self.callbacks = tuple(callbacks)
@@ -115,7 +117,7 @@ class Sampler:
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}, it must be at least 1")
         self.batch_size = batch_size
-        self.loop = SamplingLoop(Engine(self.policies), self.solver, self.guidance)
+        self.loop = SamplingLoop(Engine(self.policies), self.solver, self.guidance, memory)
 
     @property
     def facts(self) -> dict[str, str]:

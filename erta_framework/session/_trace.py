@@ -41,6 +41,7 @@ class Trace:
             that have no residual of their own.
         stopped: Why the request ended before its last step; empty if it did not.
         module_bytes: Largest memory that places inside the networks held for kept outputs.
+        state_bytes: Memory that they will hold, known from the first network call of each branch.
         spared_samples: Samples' worth of work inside computed network calls that was left out.
         unassigned: Places that a policy owned and never assigned an action, by policy.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
@@ -62,6 +63,7 @@ class Trace:
     driver_bytes: int = 0
     stopped: str = ""
     module_bytes: int = 0
+    state_bytes: int = 0
     spared_samples: float = 0.0
     unassigned: dict[str, tuple[str, ...]] = field(default_factory=dict)
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
@@ -232,6 +234,7 @@ class Trace:
                 "nonfinite": self.find_nonfinite(),
                 "notes": self.notes,
                 "module_bytes": self.module_bytes,
+                "state_bytes": self.state_bytes,
                 "work": self.work,
                 "unassigned": self.unassigned,
                 "steps": [asdict(step) for step in self.steps],

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erta_framework.modules import KEEP, BlockFinder, GatedNetwork, ModuleRun, ModuleSeam
+from erta_framework.modules import KEEP, GatedNetwork, ModuleRun, ModuleSeam, PlaceFinder
 from erta_framework.sampling import Denoiser, DenoiserCall, Request, Result
 from erta_framework.session import Network, Session, Site
 from erta_framework.testing._setup import ToySetup
@@ -99,7 +99,7 @@ def open_gates(
         return nullcontext()
     while not isinstance(network, nn.Module):
         network = network.toy
-    owners = session.engine.own_places("model", network, BlockFinder())
+    owners = session.engine.own_places("model", network, PlaceFinder())
     if keep_all:
         owners = tuple(
             replace(owner, assign=lambda _, __, parts: dict.fromkeys(parts.sites, KEEP))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erta_framework.errors import ConflictError, InputError
-from erta_framework.modules import BlockFinder, ModuleRun, ModuleSeam
+from erta_framework.modules import ModuleRun, ModuleSeam, PlaceFinder
 from erta_framework.plugins import Engine, Policy, Traits, hookimpl
 from erta_framework.sampling import Request
 from erta_framework.session import Call, Decision, Reuse, Step, make_site
@@ -50,7 +50,7 @@ def check_reuse_at_equal_input_is_equal(policy: Policy) -> None:
     assert isinstance(toy, nn.Module)
     engine, request = make_engine(policy), BLOCKS.request(seed=50)
     time = torch.full((2,), 500.0)
-    owners = engine.own_places("model", toy, BlockFinder())
+    owners = engine.own_places("model", toy, PlaceFinder())
     plain = toy(request.latents, time, request.cond)
     with (
         ModuleSeam({"model": toy}, {"model": owners}) as seam,
@@ -113,7 +113,7 @@ def check_places_have_one_owner(policy: Policy) -> None:
         return
     engine = Engine([copy.deepcopy(policy), copy.deepcopy(policy)])
     try:
-        engine.own_places("model", BLOCKS.toy(), BlockFinder())
+        engine.own_places("model", BLOCKS.toy(), PlaceFinder())
     except ConflictError:
         return
     fail(policy, "an engine took two copies of it", "select the same places for equal settings")

@@ -20,6 +20,8 @@ ANY = (
     "collective",
 )
 """Traits that a wrapper has where the policy inside has them."""
+PROMISES = ("static", "agrees_inside")
+"""Traits that a wrapper has only where the policy inside has them."""
 
 
 def check_wrappers_forward_traits(policy: Policy) -> None:
@@ -51,13 +53,14 @@ def compare_traits(outer: Traits, inner: Traits) -> Iterator[str]:
         yield f"its memory {outer.memory} is less than that"
     if UNITS.index(outer.decides) < UNITS.index(inner.decides):
         yield f"it decides for a {outer.decides}, against the {inner.decides}"
-    if outer.static and not inner.static:
-        yield "its traits say static, against those"
+    for name in PROMISES:
+        if getattr(outer, name) and not getattr(inner, name):
+            yield f"its traits say {name}, against those"
     for name in ANY:
         if getattr(inner, name) and not getattr(outer, name):
             yield f"its traits do not say {name}, against those"
 
 
 assert {field.name for field in dataclasses.fields(Traits)} == {
-    "requires", "seams", "memory", "decides", "static", *ANY,
+    "requires", "seams", "memory", "decides", *PROMISES, *ANY,
 }, "a trait is not compared"  # fmt: skip

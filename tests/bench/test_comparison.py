@@ -55,7 +55,7 @@ def test_every_installed_skip_rule_and_recipe_has_a_row_or_a_reason() -> None:
     found = {
         name
         for name in policies(only=[]).names()
-        if find_role(policies().load(name)) in (Role.WHEN, Role.RECIPE)
+        if find_role(policies().load(name)) in (Role.WHEN, Role.RECIPE, Role.INSIDE)
     }
     listed = {name for contender in CONTENDERS for name in contender.names}
     assert found - listed == set(UNLISTED) & found
@@ -214,6 +214,7 @@ ROWS = (
     "ERTACache steps + mean velocity",
     "FBCache",
     "FORA, whole output",
+    "FORA, modules",
     "diffusers FirstBlockCache",
     "diffusers MagCache",
     "diffusers PyramidAttentionBroadcast",
@@ -234,7 +235,7 @@ def by_name(record: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 @pytest.mark.slow
-def test_rows_make_the_calls_that_were_asked_for(record: Mapping[str, Any]) -> None:
+def test_rows_do_the_work_that_was_asked_for(record: Mapping[str, Any]) -> None:
     in_order = [contender.name for contender in CONTENDERS if contender.name in ROWS]
     assert [row["name"] for row in record["rows"]] == ["full", *in_order]
     full = by_name(record, "full")
@@ -250,9 +251,17 @@ def test_rows_make_the_calls_that_were_asked_for(record: Mapping[str, Any]) -> N
         assert row["processor_efficiency"] == pytest.approx(row["processor_speedup"] / saved)
     ours, theirs = by_name(record, "FBCache"), by_name(record, "diffusers FirstBlockCache")
     assert ours["setting"] == theirs["setting"]  # the same rule, the same threshold
-    assert ours["calls"] == theirs["calls"]
+    assert ours["calls"] == theirs["calls"] < CALLS
     assert ours["psnr_mean"] == pytest.approx(theirs["psnr_mean"], abs=1e-3)
     assert ours["work"] > ours["calls"] / STEPS  # the first block runs at every step
+    for row in record["rows"][1:]:
+        assert row["equal"] == "work"
+        assert (abs(STEPS * row["work"] - CALLS) <= 1.0) == (row["status"] == "measured")
+    modules = by_name(record, "FORA, modules")
+    assert modules["calls"] == STEPS
+    assert modules["status"] == "measured"
+    assert modules["kind"] == "peer"
+    assert modules["work_flops"] == pytest.approx(modules["work"], abs=0.05)
 
 
 @pytest.mark.slow
@@ -269,11 +278,14 @@ def test_costs_are_counted(record: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_cache_of_parts_says_that_it_saves_no_call(record: Mapping[str, Any]) -> None:
+def test_a_cache_that_cannot_do_so_little_work_says_how_much_it_does(
+    record: Mapping[str, Any],
+) -> None:
     row = by_name(record, "diffusers PyramidAttentionBroadcast")
     assert (row["status"], row["calls"]) == ("off budget", STEPS)
     assert row["work"] < 1
-    assert "parts of blocks" in row["detail"]
+    assert row["work_flops"] is None
+    assert f"the work of {STEPS * row['work']:.1f} calls" in row["detail"]
 
 
 @pytest.mark.slow

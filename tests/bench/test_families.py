@@ -130,6 +130,7 @@ def test_judged(output: float, elements: int, status: str) -> None:
 def test_a_method_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "rival", FamilyMethod(lambda *_: "", package="not_a_package"))
     (row,) = compare_families(["flux"], ["rival"]).rows
+    assert row["modules"] == "exact"
     assert (row["status"], row["detail"]) == ("not installed", "pip install not-a-package")
 
 

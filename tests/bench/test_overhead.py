@@ -5,7 +5,7 @@ import torch
 from typer.testing import CliRunner
 
 from erta_bench.cli import app
-from erta_bench.overhead import SyncCounter, measure_overhead
+from erta_bench.overhead import SyncCounter, measure_overhead, measure_sites
 from erta_bench.overhead._overhead import (
     DecidesByValue,
     build_toy_policies,
@@ -15,6 +15,7 @@ from erta_bench.overhead._overhead import (
     make_toy_request,
     run_bare_loop,
 )
+from erta_bench.overhead._sites import PLANS, IdleNetwork, make_run
 from erta_framework import Engine, FlowEuler, SamplingLoop
 from erta_framework.errors import InputError
 
@@ -118,3 +119,35 @@ def test_command(tmp_path):
     record = json.loads(path.read_text())
     assert record["command"] == "erta bench overhead --steps 4 --repeats 1"
     assert {"policies", "branches", "us_per_step"} <= set(record["rows"][0])
+
+
+def test_every_plan_of_sites_is_measured_beside_the_same_network():
+    rows = measure_sites(places=3, steps=3, repeats=2).rows
+    assert [row["name"] for row in rows] == [
+        "nobody selected",
+        "selected, no action",
+        "keep",
+        "reuse",
+    ]
+    assert {row["places"] for row in rows} == {3}
+    assert all(row["us_bare"] > 0.0 for row in rows)
+    assert {row["us_bare"] for row in rows} == {rows[0]["us_bare"]}
+
+
+def test_sites_are_reused_in_the_plan_of_that_name():
+    network = IdleNetwork(4)
+    ran = []
+    network.blocks[1].attn.register_forward_pre_hook(lambda *_: ran.append(1))
+    for name, runs in (("keep", 5), ("reuse", 5), ("selected, no action", 5)):
+        ran.clear()
+        make_run(network, PLANS[name](), 5)()
+        assert len(ran) == runs  # hooks run around the gate
+        assert not any("_erta_gate" in vars(module) for module in network.modules())
+
+
+def test_the_command_of_sites_prints_a_table(tmp_path):
+    options = ["--places", "2", "--steps", "2", "--repeats", "1", "--json", str(tmp_path / "a")]
+    done = CliRunner().invoke(app, ["sites", *options])
+    assert done.exit_code == 0, done.output
+    assert "erta bench sites" in done.output
+    assert len(json.loads((tmp_path / "a").read_text())["rows"]) == 4

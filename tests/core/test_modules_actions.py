@@ -18,10 +18,10 @@ from erta_framework.modules import (
     PASS,
     SKIP,
     Ask,
-    BlockFinder,
     Keep,
     ModuleRun,
     ModuleSeam,
+    PlaceFinder,
     ReuseKept,
     Rows,
     Select,
@@ -76,7 +76,7 @@ def constant_steps(policy, network, steps=5):
         device=x.device,
         capabilities=frozenset({MODULES}),
     )
-    owners = engine.own_places("model", network, BlockFinder())
+    owners = engine.own_places("model", network, PlaceFinder())
     site, outputs = make_site("model", "cond"), []
     with ModuleSeam({"model": network}, {"model": owners}) as seam, engine.session(info) as session:
         run = ModuleRun(seam, session)
@@ -312,9 +312,9 @@ def test_a_residual_needs_an_input_of_its_shape():
         def __init__(self):
             super().__init__()
             for block in self.blocks:
-                block.attn = Mean()
+                block.attn = Mean(1, 1)
 
-    class Mean(torch.nn.Module):
+    class Mean(torch.nn.Linear):
         def forward(self, hidden_states):
             return hidden_states.mean(1, keepdim=True)
 

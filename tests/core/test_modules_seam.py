@@ -17,9 +17,9 @@ from erta_framework.errors import (
 )
 from erta_framework.modules import (
     KEEP,
-    BlockFinder,
     Cut,
     ModuleSeam,
+    PlaceFinder,
     ReuseKept,
     Select,
 )
@@ -165,7 +165,7 @@ def test_places_that_are_never_assigned_are_reported():
 
 # ---------------------------------------------------------------------------------- gates
 def make_seam(network, policy):
-    owners = Engine([policy]).own_places("model", network, BlockFinder())
+    owners = Engine([policy]).own_places("model", network, PlaceFinder())
     return ModuleSeam({"model": network}, {"model": owners})
 
 
@@ -189,14 +189,13 @@ def test_a_failed_install_takes_every_gate_off():
     assert gated(network) == []
 
 
-def test_modules_of_a_compiled_block_are_refused_and_the_block_is_not():
+@pytest.mark.parametrize("kind", ["mlp", "block"])
+def test_a_compiled_block_and_what_is_inside_it_are_reused_alike(kind):
     network = BlockFlow()
     network.blocks[1]._compiled_call_impl = network.blocks[1].forward  # as compile() sets it
-    with pytest.raises(CapabilityError, match=r"blocks\.1\.mlp lies inside blocks\.1"):
-        make_seam(network, plan(every(2), "mlp")).install()
+    found = sample(plan(every(2), kind), network=network)
+    assert torch.equal(found.sample, sample(plan(every(2), kind)).sample)
     assert gated(network) == ["blocks.1"]
-    found = sample(plan(every(2), "block"), network=network)
-    assert torch.equal(found.sample, sample(plan(every(2), "block")).sample)
     assert network.blocks[1]._compiled_call_impl == network.blocks[1].forward
 
 
@@ -301,7 +300,7 @@ def test_another_thread_runs_the_modules_and_touches_no_cell():
     assert torch.equal(found.sample, sample(plan(every(2), "attention")).sample)
 
 
-def test_ranks_that_agree_on_steps_take_static_plans_only():
+def test_ranks_that_agree_on_steps_take_static_plans_and_those_that_ask():
     class Agreeing(Policy):
         traits = Traits(collective=True)
 
@@ -312,5 +311,7 @@ def test_ranks_that_agree_on_steps_take_static_plans_only():
     dynamic = plan(every(2), "mlp")
     with pytest.raises(ConflictError, match="decides inside the network while sampling"):
         Engine([Agreeing(), dynamic])
+    seams = frozenset({Seam.MODULE})
+    Engine([Agreeing(), Faulty(make=every(2), own=Traits(agrees_inside=True, seams=seams))])
     static = Faulty(make=every(2), own=Traits(static=True, seams=frozenset({Seam.MODULE})))
     Engine([Agreeing(), static])

@@ -30,6 +30,7 @@ COLUMNS = {
     "budget": "calls",
     "name": "policies",
     "calls": "made",
+    "work": "work",
     "speedup": "speed",
     "psnr_mean": "PSNR",
     "psnr_std": "std",

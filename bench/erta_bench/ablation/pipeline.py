@@ -39,6 +39,7 @@ COLUMNS = {
     "name": "policies",
     "status": "status",
     "calls": "made",
+    "work": "work",
     "psnr_mean": "PSNR",
     "psnr_std": "std",
     "own_psnr_mean": "own loop",

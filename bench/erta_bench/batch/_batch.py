@@ -35,6 +35,7 @@ COLUMNS = {
     "name": "run",
     "threshold": "tau",
     "network_samples": "samples",
+    "work": "work",
     "calls_mean": "calls",
     "calls_min": "least",
     "calls_max": "most",
@@ -126,13 +127,14 @@ def make_records(
     shared: dict[str, Value] = {"batch": batch.name, "steps": setting.steps, "prompts": size}
     first: dict[str, Value] = {"name": "full", "threshold": None, **shared, **count_calls(full)}
     first |= {"seconds": wall, "processor_seconds": processor, "samples_per_second": size / wall}
-    rows: list[Row] = [{**first, "speedup": 1.0, "processor_speedup": 1.0}]
+    rows: list[Row] = [{**first, "work": 1.0, "speedup": 1.0, "processor_speedup": 1.0}]
     for (threshold, mode), run in runs.items():
         alone = runs[threshold, ALONE]
         hardest = sorted(range(size), key=lambda k: (alone.calls[k], k))[size - size // 2 :]
         quality = psnr(run.samples, full.samples)
         same = sum(a == b for a, b in zip(run.calls, alone.calls, strict=True))
         measured: dict[str, Value] = {
+            "work": run.work / full.work,
             "seconds": run.seconds,
             "processor_seconds": run.processor,
             "speedup": wall / run.seconds,

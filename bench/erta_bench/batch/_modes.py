@@ -97,6 +97,7 @@ class BatchRun:
     Attributes:
         samples: `[B, C, ...]`.
         network_calls, network_samples: Totals over all batches of it.
+        work: The work of all network calls, in samples.
         calls: Network calls of each branch that each sample took.
         seconds: Wall seconds.
         processor: Processor seconds, which other programs disturb less.
@@ -105,6 +106,7 @@ class BatchRun:
     samples: Tensor
     network_calls: int
     network_samples: int
+    work: float
     calls: tuple[float, ...]
     seconds: float
     processor: float
@@ -133,6 +135,7 @@ def run_mode(setting: BatchSetting, mode: str, threshold: float, batch: Batch) -
         torch.cat([run.samples for run in single]),
         sum(run.network_calls for run in single),
         sum(run.network_samples for run in single),
+        sum(run.work for run in single),
         tuple(run.calls[0] for run in single),
         sum(run.seconds for run in single),
         sum(run.processor for run in single),
@@ -159,6 +162,7 @@ def sample_batch(setting: BatchSetting, engine: Engine, batch: Batch) -> BatchRu
         result.sample.cpu(),
         trace.network_calls,
         trace.network_samples,
+        trace.work,
         tuple(calls),
         took.wall,
         took.processor,

@@ -42,6 +42,7 @@ COLUMNS = {
     "stands_in": "predictor",
     "name": "schedule",
     "calls": "made",
+    "work": "work",
     "predicted": "predicted",
     "psnr_mean": "PSNR",
     "psnr_std": "std",
@@ -52,6 +53,7 @@ LAMBDA_COLUMNS = {
     "name": "lambda",
     "threshold": "value",
     "calls": "calls",
+    "work": "work",
     "psnr_mean": "PSNR",
     "psnr_std": "std",
 }

@@ -10,7 +10,7 @@ from erta_bench.ablation import run_ablation
 from erta_bench.batch import BatchSetting, compare_modes
 from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.cli import _options as options
-from erta_bench.overhead import measure_overhead
+from erta_bench.overhead import measure_overhead, measure_sites
 from erta_bench.setting import Setting, open_model
 from erta_framework.cli import BenchGroup
 from erta_framework.console import make_console
@@ -164,6 +164,28 @@ def overhead_command(
     """
     command = f"erta bench overhead --steps {steps} --repeats {repeats}"
     bench = measure_overhead(steps=steps, repeats=repeats, progress=True, command=command)
+    bench.show(path=json)
+
+
+@app.command("sites")
+def sites_command(
+    places: Annotated[int, typer.Option(min=1, help="Modules that are selected.")] = 228,
+    steps: Annotated[int, typer.Option(min=2, help="Steps a run.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 30,
+    json: Json = None,
+) -> None:
+    """Microseconds that a gate adds to a visit of a module, beside the same network untouched.
+
+    The modules do nothing. A visit is what happens inside the network call; all told is that with
+    asking the policy, setting its plan, keeping and reporting.
+    """
+    bench = measure_sites(
+        places=places,
+        steps=steps,
+        repeats=repeats,
+        progress=True,
+        command=f"erta bench sites --places {places} --steps {steps} --repeats {repeats}",
+    )
     bench.show(path=json)
 
 

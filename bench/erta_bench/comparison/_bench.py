@@ -1,4 +1,4 @@
-"""All contenders at equal numbers of network calls, through a model's unmodified pipeline."""
+"""All contenders at equal work, in network calls, through a model's unmodified pipeline."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ COLUMNS = {
     "name": "policies",
     "status": "status",
     "calls": "made",
+    "work": "work",
     "processor_speedup": "speed",
     "processor_efficiency": "eff.",
     "psnr_mean": "PSNR",
@@ -59,7 +60,7 @@ def compare_policies(
 
     Args:
         setting: Model, prompts and what else all rows share; the guidance is a `CFG`.
-        calls: Network calls of each branch.
+        calls: Work of each branch, in network calls.
         scheduler: Scheduler of all but some plain rows; empty for the model's default.
         seeds: How often everything is repeated with other noise; calibrated and solved once.
         seed: First seed.
@@ -103,7 +104,7 @@ def compare_contenders(
     Args:
         setting: Model, prompts and what else all rows share; the guidance is a `CFG`.
         contenders: The rows; plain ones whose scheduler the model does not have are left out.
-        calls: Network calls of each branch.
+        calls: Work of each branch, in network calls.
         scheduler: Scheduler of all but some plain rows; empty for the model's default.
         seeds: How often everything is repeated with other noise.
         seed: First seed.

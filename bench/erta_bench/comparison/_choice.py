@@ -41,7 +41,7 @@ def choose_contenders(rows: Sequence[str], contenders: Sequence[Contender]) -> l
 
 
 def list_missing_rows(catalogue: Catalogue) -> list[Row]:
-    """Rows for installed skip rules and recipes that neither a contender nor `UNLISTED` names."""
+    """Rows for installed policies that save work and that no contender and no `UNLISTED` names."""
     found: list[Row] = []
     listed = {name for contender in CONTENDERS for name in contender.names} | set(UNLISTED)
     for name in catalogue.names():
@@ -53,7 +53,7 @@ def list_missing_rows(catalogue: Catalogue) -> list[Row]:
             said = show_error(error)
             found.append({"name": name, "group": "policy", "status": "error", "detail": said})
             continue
-        if role in (Role.WHEN, Role.RECIPE):
+        if role in (Role.WHEN, Role.RECIPE, Role.INSIDE):
             said = "installed, but no row of this benchmark holds it"
             found.append({"name": name, "group": "policy", "status": "no row", "detail": said})
     return found

@@ -1,4 +1,4 @@
-"""What a row of the comparison is: how to sample, and the setting that meets a number of calls."""
+"""What a row of the comparison is: how to sample, and the setting that meets an amount of work."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Placeholder:
 
 
 BUDGET = Placeholder("budget")
-"""The number of network calls of each branch."""
+"""The work of each branch in network calls; for a schedule of whole steps, its calls."""
 SOLVED = Placeholder("solved")
-"""The value that is searched for, so that the number of calls comes out."""
+"""The value that is searched for, so that the work comes out."""
 RATIOS = Placeholder("ratios")
 """Magnitude ratios, from diffusers' own calibration."""
 PARTS = Placeholder("parts")
@@ -62,7 +62,7 @@ def calibrate_with(profiler: str, seam: str = "", steps: int = 0, **options: Any
 
 @dataclass(frozen=True, slots=True)
 class SearchRange:
-    """Where the value of `SOLVED` is looked for; calls fall as it rises.
+    """Where the value of `SOLVED` is looked for; work falls as it rises.
 
     Attributes:
         low, high: Ends of the range.
@@ -97,7 +97,6 @@ class Contender:
         scheduler: Scheduler of plain steps; empty for that of the run.
         rival: Name of another project's cache instead of policies, see `bridge`.
         options: Settings of that cache; the values may be placeholders too.
-        parts: Whether that cache skips parts of blocks, so that its work is what is solved for.
         order: Network calls a step of a plain row's scheduler, one fewer at the last.
         on: A schedule; a plain row then steps on the sigmas that it computes at. The scheduler is
             `euler`, `unipc`, or `ab2` of the own loop.
@@ -113,7 +112,6 @@ class Contender:
     scheduler: str = ""
     rival: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-    parts: bool = False
     order: int = 1
     on: Spec | None = None
     ours: bool = False
@@ -187,13 +185,9 @@ def mix(
     return Contender(name=name, group="combination", policies=specs, search=search, seam=seam)
 
 
-def other(
-    name: str, rival: str, search: SearchRange = THRESHOLD, *, parts: bool = False, **options: Any
-) -> Contender:
+def other(name: str, rival: str, search: SearchRange = THRESHOLD, **options: Any) -> Contender:
     """A row of another project's cache."""
-    return Contender(
-        name=name, group="other", rival=rival, search=search, options=options, parts=parts
-    )
+    return Contender(name=name, group="other", rival=rival, search=search, options=options)
 
 
 def fill(value: Any, replacement: Callable[[Any], Any]) -> Any:

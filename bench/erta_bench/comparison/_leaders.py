@@ -1,4 +1,4 @@
-"""Which row leads at equal network calls, and by how much."""
+"""Which row leads at equal work, in network calls, and by how much."""
 
 from __future__ import annotations
 
@@ -55,10 +55,9 @@ class Leaders:
 
 
 def is_comparable(row: Record, steps: int) -> bool:
-    """Whether a row kept to the number of calls: at most one call more.
+    """Whether a row kept to the work that was asked for, in network calls: at most one call more.
 
-    Caches that skip parts of blocks call the network at every step. They are counted by the work
-    of the layers instead.
+    Rows that were solved for calls, as older records have them, are judged by those.
 
     Example:
         >>> is_comparable({"psnr_mean": 40.0, "budget": 25, "calls": 25.5, "equal": "calls"}, 50)

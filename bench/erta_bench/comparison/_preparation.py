@@ -1,4 +1,4 @@
-"""Prepares contenders: calibrates profiles, and finds the setting for a number of calls."""
+"""Prepares contenders: calibrates profiles, and finds the setting for an amount of work."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Preparation:
     _full_elements: int = 0
 
     def prepare(self, contender: Contender, budget: int) -> Prepared:
-        """Calibrate what is not calibrated yet, and find the setting for the number of calls.
+        """Calibrate what is not calibrated yet, and find the setting for the work.
 
         Raises:
             ErtaError: The pipeline cannot serve the contender.
@@ -68,7 +68,7 @@ class Preparation:
         if contender.name not in self.searches:
             self.search_calls[contender.name] = 0.0
             self.searches[contender.name] = SettingSearch(
-                contender.search, lambda value: self._count_calls(contender, value)
+                contender.search, lambda value: self._measure_work(contender, value)
             )
         return self._fill_in(contender, budget, self.searches[contender.name].find(budget))
 
@@ -190,18 +190,21 @@ class Preparation:
         return self._ratios
 
     # ------------------------------------------------------------------ searching
-    def _count_calls(self, contender: Contender, value: float) -> float:
-        """Calls at a value, planned where that is possible and else counted in a short run."""
+    def _measure_work(self, contender: Contender, value: float) -> float:
+        """Work at a value in network calls, planned where that can be, else from a short run.
+
+        Whole steps of whole networks cost as much as they have calls. At the trunk seam a reused
+        step runs what is around the blocks.
+        """
         steps = self.runner.steps
         prepared = self._fill_in(contender, 0, value)
-        planned = count_planned_calls(prepared.policies, steps) if prepared.policies else None
-        if planned is not None:
-            return planned
+        if prepared.policies and contender.seam == "latent":
+            planned = count_planned_calls(prepared.policies, steps)
+            if planned is not None:
+                return planned
         prompts = self.calibration[: self.search_prompts]
         result = self.runner.run(prepared, prompts, CALIBRATION_SEEDS)
         self.search_calls[contender.name] += result.calls * len(prompts)
-        if not contender.parts:
-            return result.calls
         if not self._full_elements:
             plain = Prepared(Contender(name="full", group="plain"), steps)
             self._full_elements = self.runner.run(plain, prompts, CALIBRATION_SEEDS).elements

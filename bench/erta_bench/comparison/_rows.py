@@ -46,7 +46,7 @@ class ContenderRow:
 
     Attributes:
         contender: The contender.
-        budget: Network calls of each branch that were asked for.
+        budget: Work of each branch that was asked for, in network calls.
         prepared: The contender with everything filled in; None where it does not run.
         outcome: Times and qualities.
         fine: PSNR of each prompt against the fine solution.
@@ -132,26 +132,26 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
         "steps": contender.steps(row.budget, steps),
         "status": row.status,
         "detail": row.detail,
-        "equal": "work" if contender.parts else "calls",
+        "equal": "work",
         "seam": "" if contender.group in ("plain", "other") else contender.seam,
         "setting": "",
     }
     if row.prepared is None or not row.outcome.psnr:
         return {"name": contender.name, **facts}
     found = make_record(contender.name, row.outcome, full.outcome, None, facts)
-    made = average(row.outcome.calls)
-    saved = steps / made
-    off = abs(made - row.budget) > NEAR
+    work = row.elements / full.elements * len(full.fine) / len(row.fine)
+    off = abs(steps * work - row.budget) > NEAR
     value = row.prepared.value
     means = torch.stack([quality.mean() for quality in row.outcome.psnr])
     made_record: dict[str, Value] = {
         **found,
         "status": "off budget" if off else "measured",
-        "detail": explain_off_budget(contender, made, steps) if off else "",
+        "detail": explain_off_budget(contender, steps * work, steps) if off else "",
         "setting": "" if value is None else f"{find_solved_name(contender)}={value:.4g}",
-        "efficiency": compute_efficiency(found["speedup"], saved),
-        "processor_efficiency": compute_efficiency(found["processor_speedup"], saved),
-        "work": row.elements / full.elements * len(full.fine) / len(row.fine),
+        "efficiency": compute_efficiency(found["speedup"], work),
+        "processor_efficiency": compute_efficiency(found["processor_speedup"], work),
+        "work": work,
+        "work_flops": None if contender.rival else found["work"],
         "psnr_sets_std": as_finite(means.std(correction=0)),
         "psnr_fine_mean": average(row.fine),
         **row.average_right(),
@@ -165,20 +165,18 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
     return drop_gain(made_record)
 
 
-def compute_efficiency(speedup: Value, saved: float) -> float:
-    """Efficiency: the measured speed-up over steps per call."""
-    return float(speedup or 0.0) / saved
+def compute_efficiency(speedup: Value, work: float) -> float:
+    """Efficiency: the measured speed-up over what the work that was saved allows."""
+    return float(speedup or 0.0) * work
 
 
 def explain_off_budget(contender: Contender, made: float, steps: int) -> str:
-    """Why a row has another number of calls."""
-    if contender.parts:
-        return "skips parts of blocks, all of which run; see work"
-    if made == steps:
+    """Why a row does another amount of work, in network calls."""
+    if abs(made - steps) < 0.5:
         return "it skipped nothing, whatever the setting"
     if contender.search is not None and contender.search.whole:
-        return f"no whole number is nearer; {made:.1f} calls were made"
-    return f"{made:.1f} calls were made on the measured prompts, or nothing nearer can be reached"
+        return f"no whole number is nearer; it does the work of {made:.1f} calls"
+    return f"it does the work of {made:.1f} calls on the measured prompts; nothing nearer was found"
 
 
 def find_solved_name(contender: Contender) -> str:

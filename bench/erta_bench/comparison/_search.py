@@ -1,4 +1,4 @@
-"""A search over one setting for a number of network calls, with few samples."""
+"""A search over one setting for an amount of work, with few samples."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from erta_framework.compatibility import Role, find_role
 from erta_framework.plugins import Policy, flatten
 
 EQUAL = 0.25
-"""The search ends where the calls are this near to the budget."""
+"""The search ends where the work is this near to the budget, in network calls."""
 TRIES = 9
-"""Values that are tried at the most for one number of calls."""
+"""Values that are tried at the most for one budget."""
 
 
 @dataclass(slots=True)
 class SettingSearch:
-    """Finds the value of a setting for a number of calls, and remembers what it tried.
+    """Finds the value of a setting for an amount of work, and remembers what it tried.
 
     Attributes:
         range: Where the value may lie.
-        measure: Calls at a value.
-        tried: Calls by value, over all numbers of calls that were asked for.
+        measure: Work at a value, in network calls.
+        tried: Work by value, over all budgets that were asked for.
     """
 
     range: SearchRange
@@ -32,7 +32,7 @@ class SettingSearch:
     tried: dict[float, float] = field(default_factory=dict)
 
     def find(self, budget: float) -> float:
-        """The value whose number of calls is nearest to the budget.
+        """The value whose work is nearest to the budget.
 
         Example:
             >>> SettingSearch(SearchRange(1, 12, whole=True), lambda n: 50 / n).find(17)

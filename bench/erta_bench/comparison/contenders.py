@@ -9,6 +9,7 @@ The file is long because it is one table; nothing in it is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -50,6 +51,7 @@ FITTED_WALK = calibrate_with("fitted_profiler", schedule=SCHEDULE)
 FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
+TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
 PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
 EASY: Spec = {"easycache": {"threshold": SOLVED}}
 MAGNITUDE: Spec = {"magcache": {"profile": MAG, "threshold": SOLVED, "max_skips": 6}}
@@ -93,6 +95,12 @@ def make_sencache(**options: object) -> Spec:
 def make_prompttea(**options: object) -> Spec:
     """PromptTea's regression, fitted to a profile, with both branches run."""
     return {"prompttea": {"profile": TEA_PROMPT, "threshold": SOLVED, **options}}
+
+
+def make_at(interval: Any = SOLVED, **options: object) -> Spec:
+    """A schedule on every attention and MLP of the network, as FORA and TaylorSeer published it."""
+    when = {"refresh_interval": {"interval": interval, "first": 1}}
+    return {"at": {"sites": {"kind": ["attention", "cross", "mlp"]}, "when": when, **options}}
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -177,6 +185,9 @@ CONTENDERS: tuple[Contender, ...] = (
         {"seacache": {"threshold": SOLVED, "order": 0, "max_consecutive": None}},
         search=THRESHOLD,
     ),
+    # ------------------------------------------- policies that work inside the network
+    policy("FORA, modules", make_at(), search=INTERVAL),
+    policy("TaylorSeer, modules", make_at(what=TAYLOR), search=INTERVAL),
     # --------------------------------------------------------------------- ours
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
@@ -195,7 +206,7 @@ CONTENDERS: tuple[Contender, ...] = (
     mix(
         "ERTACache steps + TaylorSeer's line",
         SCHEDULE,
-        {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}},
+        TAYLOR,
     ),
     mix("ERTACache steps + mean velocity", SCHEDULE, "mean_velocity"),
     mix("MagCache, latents", MAGNITUDE, search=THRESHOLD),
@@ -229,7 +240,6 @@ CONTENDERS: tuple[Contender, ...] = (
         "diffusers TaylorSeer",
         "TaylorSeer",
         INTERVAL,
-        parts=True,
         cache_interval=SOLVED,
         cache_identifiers=PARTS,
         taylor_factors_dtype=torch.float32,
@@ -238,7 +248,6 @@ CONTENDERS: tuple[Contender, ...] = (
         "diffusers PyramidAttentionBroadcast",
         "PyramidAttentionBroadcast",
         INTERVAL,
-        parts=True,
         spatial_attention_block_skip_range=SOLVED,
         cross_attention_block_skip_range=SOLVED,
         spatial_attention_timestep_skip_range=ALL_TIMES,
@@ -248,7 +257,6 @@ CONTENDERS: tuple[Contender, ...] = (
         "diffusers FasterCache",
         "FasterCache",
         INTERVAL,
-        parts=True,
         spatial_attention_block_skip_range=SOLVED,
     ),
     other(
@@ -283,7 +291,6 @@ UNLISTED: Mapping[str, str] = {
     "seacache_rule": "the rule of seacache, which has rows",
     "every_branch_agrees": "an adapter of another rule, which changes nothing where one decides",
     "probe_rule": "the rule of dicache, which has a row",
-    "refresh_interval": "the rule of taylorseer, hicache and fora, which have rows",
     "teacache_rule": "the rule of teacache, which has rows",
     "teacache_schedule": "the same steps as teacache on the timestep's embedding, known beforehand",
 }

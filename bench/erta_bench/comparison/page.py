@@ -42,9 +42,9 @@ NOTE = (
 EXPLAINED = {
     "calls": "Network calls of each guidance branch per sample. Other projects' caches call the "
     "network at every step and skip blocks inside it; for them, runs of the block stack.",
-    "solved": "The setting that was searched for, so that all rows have equally many calls.",
+    "solved": "The setting that was searched for, so that all rows do as much work.",
     "speed-up": "Processor seconds of the full run over those of the row, in the same run.",
-    "efficiency": "The speed-up over steps per call: 1 is all that the saved calls allow.",
+    "efficiency": "The speed-up times the work: 1 is all that the saved work allows.",
     "PSNR, SSIM": "Against the full run from the same noise, mean and deviation over all samples.",
     "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact solution.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",

@@ -65,11 +65,11 @@ EXPLAINED = {
     "deviation of the means of the seed sets.",
     "as prompted": "Share of samples whose pixels show everything that the prompt says.",
     "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact flow.",
-    "efficiency": "Processor seconds of the full run over those of the row, over steps per call.",
+    "efficiency": "Processor seconds of the full run over those of the row, times the work.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",
     "bytes held": "Bytes per sample held between steps, beyond what as many plain steps hold.",
     "calibration": "Network calls of each branch, over all samples, that the profile took.",
-    "solved": "The setting that was searched for, so that all rows have equally many calls.",
+    "solved": "The setting that was searched for, so that all rows do as much work.",
 }
 
 

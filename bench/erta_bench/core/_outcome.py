@@ -21,12 +21,14 @@ class Measurement:
         seconds: Wall seconds of sampling all prompts.
         processor: Processor seconds of the same, which other programs disturb less.
         calls: Network calls of each branch, counted by the engine.
+        work: The work of these, in network calls: where every call is whole it is their number.
         psnr, ssim: `[prompts]` against the full run.
     """
 
     seconds: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
     calls: list[float] = field(default_factory=list)
+    work: list[float] = field(default_factory=list)
     psnr: list[Tensor] = field(default_factory=list)
     ssim: list[Tensor] = field(default_factory=list)
 
@@ -49,7 +51,9 @@ class Measurement:
         """
         self.add_time(result, processor)
         made = result.network_calls / (branches * len(result.traces))
-        self.calls.append(made if calls is None else calls)
+        made = made if calls is None else calls
+        self.calls.append(made)
+        self.work.append(made * measure_share(result))
         self.psnr.append(psnr(result.samples, reference.samples))
         self.ssim.append(ssim(result.samples, reference.samples))
 
@@ -80,6 +84,7 @@ def make_record(
     return {
         "name": name,
         "calls": as_whole(average(outcome.calls)),
+        "work": average(outcome.work) / average(full.work),
         "seconds": average(outcome.seconds),
         "speedup": average(full.seconds) / average(outcome.seconds),
         "processor_seconds": average(outcome.processor),
@@ -94,6 +99,16 @@ def make_record(
         "prompts": len(outcome.psnr[0]),
         **facts,
     }
+
+
+def measure_share(result: Samples) -> float:
+    """The part of the work of its network calls that a run did.
+
+    It is below 1 where places inside the network were reused. The shares of other projects' caches
+    are not in the traces.
+    """
+    through = sum(trace.network_samples for trace in result.traces)
+    return sum(trace.work for trace in result.traces) / through if through else 1.0
 
 
 def average(values: Sequence[float]) -> float:

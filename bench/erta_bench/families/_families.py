@@ -14,6 +14,7 @@ from erta_bench.core import Bench, Row
 from erta_bench.families._cell import make_row, measure_cell
 from erta_bench.families._isolated import GoneError, run_isolated
 from erta_bench.families._methods import METHODS
+from erta_bench.families._places import judge_places
 from erta_bench.other_caches import read_rival_versions
 from erta_framework.environment import collect_versions
 from erta_framework.errors import InputError, suggest
@@ -26,10 +27,12 @@ COLUMNS = {
     "real_calls": "layers run",
     "full_calls": "of",
     "work": "work",
+    "modules": "modules",
     "detail": "detail",
 }
 PAIR = ("family", "method")
 Measure = Callable[[str, str, int], Row]
+Judge = Callable[[str], str]
 
 
 def compare_families(
@@ -40,6 +43,7 @@ def compare_families(
     timeout: float = 120.0,
     console: Console | None = None,
     measure: Measure = measure_cell,
+    judge: Judge = judge_places,
 ) -> Bench:
     """Run methods on families, each pair in a process of its own.
 
@@ -50,12 +54,14 @@ def compare_families(
         timeout: Seconds a pair may take.
         console: Where to show a progress bar; None shows none.
         measure: What measures a pair; importable by name.
+        judge: What says whether the modules of a family can be reused; importable by name.
 
     Returns:
         Rows `family, method, status, real_calls, full_calls, work, detail`, where status is
         `works`, `no-effect`, `error` or `not installed`, the calls are runs of the networks'
         linear and convolution layers with and without the method, and `work` is the share of
-        their output elements that was computed.
+        their output elements that was computed. `modules` is the same in all rows of a family:
+        `exact` where every attention and MLP runs once a network call, or why not.
 
     Raises:
         InputError: There is no such family or method.
@@ -69,8 +75,9 @@ def compare_families(
     methods = choose_names(methods, METHODS, "method")
     pairs = [(name, method) for name in names for method in methods]
     quiet = console or Console(quiet=True)
+    modules = {name: judge_family(name, timeout, judge) for name in names}
     rows = [
-        run_pair(name, method, steps, timeout, measure)
+        {**run_pair(name, method, steps, timeout, measure), "modules": modules[name]}
         for name, method in track(pairs, "caches on families", console=quiet, transient=True)
     ]
     return Bench(
@@ -130,6 +137,15 @@ def choose_names(names: Sequence[str], known: Iterable[str], kind: str) -> list[
         if name not in known:
             raise InputError(f"no {kind} {name!r}; {suggest(name, known)}")
     return list(dict.fromkeys(names)) or known
+
+
+def judge_family(name: str, timeout: float, judge: Judge) -> str:
+    """What is said of the modules of a family, whatever happens to its process."""
+    try:
+        found: str = run_isolated(judge, name, timeout=timeout)
+    except GoneError as error:
+        return f"not known: {error}"
+    return found
 
 
 def run_pair(name: str, method: str, steps: int, timeout: float, measure: Measure) -> Row:

@@ -11,7 +11,7 @@ from torch import nn
 
 from erta_bench.families._cell import find_networks
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.modules import find_places
+from erta_framework.modules import find_places
 from tiny_pipelines import FAMILIES
 
 EXACT = "exact"

@@ -45,12 +45,13 @@ class Attachment:
         networks: dict[str, nn.Module],
         seam: Seam = Seam.LATENT,
         keep_traces: int | None = KEEP_TRACES,
+        memory: str | int | None = None,
     ) -> None:
         self.engine = engine
         self._left = False
         self._entered = True  # until it is complete, an error speaks for itself
         others = find_undriven_networks(pipe, networks)
-        self._driver = Driver(engine, pipe, networks, seam, others, keep_traces)
+        self._driver = Driver(engine, pipe, networks, seam, others, keep_traces, memory)
         self._usage = self._driver.life.usage
         parts = self._driver.parts
         check_signals(engine.policies, networks, parts.signals)
@@ -194,6 +195,7 @@ def attach(
     networks: Sequence[str] | None = None,
     seam: str = Seam.LATENT,
     keep_traces: int | None = KEEP_TRACES,
+    memory: str | int | None = None,
     **options: Any,
 ) -> Attachment:
     """Attach policies to an unmodified diffusers pipeline.
@@ -212,13 +214,16 @@ def attach(
             stack, so that embedders, final norm and head run at the current timestep.
         keep_traces: Traces to keep, of the newest requests, so that a server does not fill its
             memory; None keeps all.
+        memory: The most that places inside the networks may keep in a request, such as `"2GiB"`.
+            The first network call says how much it will be, before anything is reused.
         options: Options of the policy, when `policies` is a name: `profile=...`, `calls=...`.
 
     Raises:
         CapabilityError: The scheduler cannot be driven or lacks what a policy requires; the
             pipeline has no network; a network was compiled in place, has no trunk, or lacks a
             signal that a policy requires, or a place that one selects.
-        InputError: `seam` is no seam of a pipeline, or `keep_traces` is below 1.
+        InputError: `seam` is no seam of a pipeline, `keep_traces` is below 1, or `memory` is no
+            size.
         ConflictError: Two policies own the same place inside a network; or on entering, if a
             network or the scheduler is attached already. While it runs, if a second request begins
             on the scheduler of one that has not ended.
@@ -233,7 +238,7 @@ def attach(
         ...     pipe("a cat")
         >>> print(run.summary())  # doctest: +SKIP
     """
-    engine = build_engine(policies, options)
+    engine, bound = build_engine(policies, options)
     scheduler = getattr(pipe, "scheduler", None)
     if scheduler is None:
         raise CapabilityError(
@@ -242,19 +247,27 @@ def attach(
     if seam not in (Seam.LATENT, Seam.TRUNK):
         raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
     capabilities(scheduler)  # refuses a scheduler that cannot be driven, first of all
-    return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam), keep_traces)
+    return Attachment(
+        pipe,
+        engine,
+        find_networks(pipe, networks),
+        Seam(seam),
+        keep_traces,
+        bound if memory is None else memory,
+    )
 
 
-def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:
-    """Build an engine from the policies that `attach` takes."""
+def build_engine(policies: Policies, options: dict[str, Any]) -> tuple[Engine, str | None]:
+    """Build an engine from the policies that `attach` takes; the bound of a file comes with it."""
     if isinstance(policies, Engine):
-        return policies
+        return policies, None
     if isinstance(policies, Policy):
-        return Engine([policies])
+        return Engine([policies]), None
     if isinstance(policies, Path) or (
         isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
     ):
-        return Engine(load_config(policies).policies)
+        config = load_config(policies)
+        return Engine(config.policies), config.memory
     if isinstance(policies, str):
-        return Engine([build_policy({policies: options}, where="attach")])
-    return Engine(build_policies(policies))
+        return Engine([build_policy({policies: options}, where="attach")]), None
+    return Engine(build_policies(policies)), None

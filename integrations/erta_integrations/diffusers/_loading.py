@@ -36,12 +36,20 @@ class LoadedPipeline:
         pipe: The diffusers pipeline.
         source: Name of its folder, or its hub id.
         seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        memory: The most that places inside the networks may keep in a request; None: no bound.
     """
 
-    def __init__(self, pipe: Any, source: str, seam: str = Seam.LATENT) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        source: str,
+        seam: str = Seam.LATENT,
+        memory: str | int | None = None,
+    ) -> None:
         self.pipe = pipe
         self.source = source
         self.seam = seam
+        self.memory = memory
 
     def calibrate(
         self, prompts: Sequence[str], profiler: Policy, *, seed: int = 0, **options: Any
@@ -93,7 +101,9 @@ class LoadedPipeline:
         arguments = self._read_arguments(prompts, options)
         samples: list[Tensor] = []
         seconds = 0.0
-        with attach(self.pipe, list(policies), seam=self.seam, keep_traces=None) as run:
+        with attach(
+            self.pipe, list(policies), seam=self.seam, keep_traces=None, memory=self.memory
+        ) as run:
             for number, prompt in enumerate(prompts):
                 clock = time.perf_counter()
                 output = self._call(prompt, seed + number, "pt", arguments)
@@ -165,6 +175,7 @@ def load(
     accelerator: str = "auto",
     dtype: str | None = None,
     seam: str = Seam.LATENT,
+    memory: str | int | None = None,
 ) -> LoadedPipeline:
     """Load a pipeline from a folder, or from the hub by its id.
 
@@ -176,6 +187,7 @@ def load(
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         dtype: `"float32"`, `"bfloat16"` or `"float16"`; None takes diffusers' default.
         seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        memory: The most that places inside the networks may keep in a request, such as `"2GiB"`.
 
     Raises:
         InputError: There is no such folder, it holds no pipeline, the hub and its cache have no
@@ -214,7 +226,7 @@ def load(
         )
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
-    return LoadedPipeline(pipe.to(device), folder.name if local else source, seam)
+    return LoadedPipeline(pipe.to(device), folder.name if local else source, seam, memory)
 
 
 def as_sample(output: Any, pipeline: str) -> Tensor:

@@ -21,6 +21,7 @@ from erta_framework.modules import (
 )
 from erta_framework.session import Stamp
 from erta_policies.forecast import Forecaster
+from erta_policies.shared import PlanBudget
 
 
 class At(Policy):
@@ -35,13 +36,15 @@ class At(Policy):
 
     Attributes:
         sites: Which modules.
-        when: A schedule that is known before sampling, such as `refresh_interval`.
+        when: A schedule that is known before sampling, such as `refresh_interval`. If its budget is
+            in `work`, that is the work of the whole network, whose other parts run at every step.
         what: How the kept outputs are continued, such as `forecaster`; None reuses the newest.
         of: What is kept: the output, or what a block adds to its input.
         max_age: Steps after which a module runs whatever the schedule says.
 
     Raises:
-        PolicyError: `when` has no plan, or a setting is out of range.
+        PolicyError: `when` has no plan, a setting is out of range, or `max_age` is given beside a
+            budget in `work`.
 
     Example:
         >>> from erta_policies.taylorseer import RefreshInterval
@@ -65,6 +68,11 @@ class At(Policy):
             )
         if self.max_age is not None and self.max_age < 1:
             raise PolicyError(f"max_age of at is {self.max_age}, it must be at least 1")
+        if self.max_age is not None and self._work is not None:
+            raise PolicyError(
+                f"at got max_age={self.max_age} and when={self.when!r}: what runs because of its "
+                "age is no part of a budget of work; give one of the two"
+            )
         if self.what is not None and self.what.what != self.of:
             raise PolicyError(
                 f"at keeps the {self.of} of its modules, but {self.what!r} continues "
@@ -85,20 +93,17 @@ class At(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        planner = as_planner(self.when)
-        assert planner is not None
-        steps = planner.plan(session.num_steps).computed
-        session.state_of(self, lambda: find_newest(steps, session.num_steps))
+        if self._work is None:  # else when the share of the modules is known
+            self._find_newest(session, None)
 
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
-        newest: tuple[int, ...] = step.session.state_of(self, tuple)
         keep = KEEP if self.of == "output" else Keep("residual")
         plan: dict[Place, Action] = {}
         made: dict[tuple[tuple[Stamp, ...], ...], ReuseKept] = {}
         for place in call.sites:
             age = call.age(place)
-            if age is None or step.index - age < newest[step.index] or self._is_old(age):
+            if age is None or self._is_due(step, call, age):
                 plan[place] = keep
                 continue
             # places that were kept at the same steps share one action
@@ -108,8 +113,36 @@ class At(Policy):
             plan[place] = made[stamps]
         return plan
 
-    def _is_old(self, age: int) -> bool:
-        return self.max_age is not None and age >= self.max_age
+    @property
+    def _work(self) -> float | None:
+        """The budget of the whole network, where `when` has one."""
+        budget = PlanBudget.of(getattr(self.when, "budget", None))
+        return None if budget is None else budget.work
+
+    def _is_due(self, step: Step, call: Parts, age: int) -> bool:
+        """Whether a module of this age runs."""
+        if self.max_age is not None and age >= self.max_age:
+            return True
+        return step.index - age < self._find_newest(step.session, call)[step.index]
+
+    def _find_newest(self, session: SessionInfo, call: Parts | None) -> tuple[int, ...]:
+        """For every step, the newest step up to it that the schedule computes; planned once.
+
+        With a budget of work once for each network.
+        """
+        planned: dict[str, tuple[int, ...]] = session.state_of(self, dict)
+        key = "" if self._work is None or call is None else call.model
+        if key not in planned:
+            planner = as_planner(self.when)
+            if self._work is not None:
+                assert planner is not None
+                assert call is not None
+                calls = count_calls(self._work, session.num_steps, call.share, repr(self))
+                planner = planner.with_calls(calls)
+            assert planner is not None
+            steps = planner.plan(session.num_steps).computed
+            planned[key] = find_newest(steps, session.num_steps)
+        return planned[key]
 
     def _weigh(
         self, step: Step, stamps: tuple[tuple[Stamp, ...], ...]
@@ -125,6 +158,36 @@ class At(Policy):
         known = dict(zip(dict.fromkeys(rows), found, strict=True))
         depth = max(map(len, found))
         return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
+
+
+def count_calls(work: float, num_steps: int, share: float | None, who: str) -> int:
+    """In how many of the steps modules may run, so that the whole network does so much work.
+
+    Args:
+        work: In network calls' worth of FLOPs.
+        num_steps: Steps; the rest of the network runs at each.
+        share: What the modules cost, as a share of the network.
+        who: The policy, for messages.
+
+    Raises:
+        PolicyError: The share is not known, or the rest of the network alone costs more.
+
+    Example:
+        >>> count_calls(20.0, 50, 0.8, "at")
+        12
+    """
+    if not share:
+        raise PolicyError(
+            f"{who} has a budget of work, but what its modules cost is not known; give calls"
+        )
+    least = num_steps * (1.0 - share) + share
+    if work < least - 1e-9:
+        raise PolicyError(
+            f"{who} has the work of {work:g} network calls for {num_steps} steps, but the rest of "
+            f"the network, with its modules at one step, costs {least:.2f}: they are {share:.0%} "
+            "of a call; give more, or select more modules"
+        )
+    return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
 
 
 def find_newest(computed: Sequence[int], num_steps: int) -> tuple[int, ...]:

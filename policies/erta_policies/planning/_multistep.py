@@ -38,7 +38,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
-        budget: `calls` or `speedup`.
+        budget: `calls`, `speedup` or `work`.
         depth: How many computed velocities a reused step combines.
         growth: How much more an error counts in the noisiest step than at the end, as a power of e.
         signal: How guidance branches combine, as in `SkipPolicy`.
@@ -49,7 +49,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
 
     Example:
         >>> MultistepSchedule(profile="wan.safetensors", budget={"calls": 12}).budget
-        PlanBudget(calls=12, speedup=None, psnr=None, seconds=None)
+        PlanBudget(calls=12, speedup=None, psnr=None, seconds=None, work=None)
     """
 
     profile: str | Path | Profile | None = None
@@ -61,10 +61,10 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
     def __post_init__(self) -> None:
         self._settle_budget()
         budget = PlanBudget.of(self.budget)
-        if budget is None or (budget.calls is None and budget.speedup is None):
+        if budget is None or budget.measured:
             raise PolicyError(
                 f"MultistepSchedule got the budget {self.budget}; give budget={{calls: 12}} or "
-                "speedup; for psnr and seconds, planned_schedule reads measured plans"
+                "speedup or work; for psnr and seconds, planned_schedule reads measured plans"
             )
         if self.depth < 1 or not math.isfinite(self.growth):
             raise PolicyError(

@@ -45,7 +45,8 @@ class PlannedSchedule(BudgetedPlanner, FixedSchedule):
 
     Attributes:
         profile: File or profile of a `ResidualProfiler`.
-        budget: What to plan for: exactly one of `calls`, `speedup`, `psnr` and `seconds`.
+        budget: What to plan for: exactly one of `calls`, `speedup`, `work`, `psnr` and
+            `seconds`.
         cost: What an edge costs; see `erta_policies.planning.price_edges`.
         gamma: Power of the edge costs; above 1 it suppresses peaks, 1 adds them up.
         longest: Longest edge in steps; by default all.
@@ -59,7 +60,7 @@ class PlannedSchedule(BudgetedPlanner, FixedSchedule):
 
     Example:
         >>> PlannedSchedule(profile="wan.safetensors", budget={"speedup": 2.0}).budget
-        PlanBudget(calls=None, speedup=2.0, psnr=None, seconds=None)
+        PlanBudget(calls=None, speedup=2.0, psnr=None, seconds=None, work=None)
     """
 
     profile: str | Path | Profile | None = None
@@ -75,8 +76,8 @@ class PlannedSchedule(BudgetedPlanner, FixedSchedule):
         self._settle_budget()
         if self.budget is None:
             raise PolicyError(
-                "PlannedSchedule got no budget; give budget={calls: 20}, or one of speedup, psnr "
-                "and seconds"
+                "PlannedSchedule got no budget; give budget={calls: 20}, or one of speedup, work, "
+                "psnr and seconds"
             )
         if self.cost not in FAMILIES:
             raise PolicyError(

@@ -28,7 +28,7 @@ from erta_framework.errors import PolicyError, ProfileError, suggest
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanBudget:
-    """What a schedule is planned for; exactly one of the four is given.
+    """What a schedule is planned for; exactly one of the five is given.
 
     A plan is made once, before the request, and costs the same for every request. Planners make
     exactly so many calls; rules with a published threshold (`MagCache`, `TeaCacheSchedule`) come as
@@ -40,6 +40,9 @@ class PlanBudget:
         speedup: Least number of steps for each network call; 2.0 computes half of the steps.
         psnr: Least mean PSNR against the full run, in dB, as measured on calibration samples.
         seconds: Longest time of a request, as measured on this device.
+        work: Most work of each branch, in network calls' worth of floating-point operations. A
+            schedule of whole steps costs as many as it has calls; one of modules costs less in each
+            call, see `At`.
 
     Raises:
         PolicyError: None or several are given, or a number is out of range.
@@ -53,6 +56,7 @@ class PlanBudget:
     speedup: float | None = None
     psnr: float | None = None
     seconds: float | None = None
+    work: float | None = None
 
     def __post_init__(self) -> None:
         names = [f.name for f in fields(self)]
@@ -63,7 +67,7 @@ class PlanBudget:
                 f"{', '.join(names)}, as in budget={{calls: 20}}"
             )
         amount = getattr(self, given[0])
-        least = {"calls": 1, "speedup": 1.0}.get(given[0], 0.0)
+        least = {"calls": 1, "speedup": 1.0, "work": 1.0}.get(given[0], 0.0)
         if not (least <= amount < math.inf) or amount == 0:
             raise PolicyError(
                 f"a budget of {given[0]} {amount}: it must be finite and {spell_bound(least)}"
@@ -112,6 +116,8 @@ class PlanBudget:
             return min(self.calls, num_steps)
         if self.speedup is not None:
             return math.floor(num_steps / self.speedup + 1e-9)
+        if self.work is not None:
+            return min(math.floor(self.work + 1e-9), num_steps)
         front = self.front(profile, unit)
         if self.seconds is not None:
             return front.calls_for_seconds(self.seconds, num_steps)
@@ -166,7 +172,7 @@ class BudgetedPlanner(Policy, Planner):
     Source: ours.
 
     Attributes:
-        budget: One of `calls`, `speedup`, `psnr` and `seconds`.
+        budget: One of `calls`, `speedup`, `work`, `psnr` and `seconds`.
     """
 
     solved_fields: ClassVar[tuple[str, ...]] = ()
@@ -226,7 +232,7 @@ class BudgetedRecipe(BudgetedPlanner):
     Source: ours.
 
     Attributes:
-        budget: One of `calls`, `speedup`, `psnr` and `seconds`, for the part that plans.
+        budget: One of `calls`, `speedup`, `work`, `psnr` and `seconds`, for the part that plans.
     """
 
     def plan(self, num_steps: int) -> StepSchedule:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError, InputError
-from erta_integrations.diffusers.modules import (
+from erta_framework.modules import (
     check_memory,
     count_state_bytes,
     find_places,

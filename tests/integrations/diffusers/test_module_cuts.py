@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from erta_bench.shapes_image import ShapesUNet
 from erta_framework.errors import CapabilityError
-from erta_integrations.diffusers.modules import find_branches, find_cut, measure
+from erta_framework.modules import find_branches, find_cut, measure
 from tiny_pipelines import FAMILIES, build_model, drawn
 
 DOWN, UP = ("CrossAttnDownBlock2D", "DownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")

@@ -18,8 +18,7 @@ from torch.overrides import TorchFunctionMode
 from erta_bench.families import EXACT, INEXACT, judge_places
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Place
-from erta_integrations.diffusers.modules import find_places
+from erta_framework.modules import Place, find_places
 from erta_integrations.shapes_wan import ShapesWan
 from tiny_pipelines import FAMILIES
 

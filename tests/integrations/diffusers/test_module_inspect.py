@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from erta_framework.errors import CapabilityError
+from erta_framework.modules import find_cut
 from erta_integrations.diffusers import PlaceGroup, inspect, inspect_places
-from erta_integrations.diffusers.modules import find_cut
 from erta_integrations.shapes_wan import ShapesWan
 from tiny_pipelines import FAMILIES
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from erta_framework import NoGuidance, Policy, Reuse, Traits, hookimpl
 from erta_framework.config import build_policies, options_of
@@ -11,11 +13,12 @@ from erta_framework.errors import ConfigError, PolicyError
 from erta_framework.modules import KEEP, Cut, Keep, ReuseKept, Select
 from erta_framework.testing import AlternateSteps, BlockFlow
 from erta_policies.at import At
+from erta_policies.at._policy import count_calls
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.taylorseer import RefreshInterval
-from module_plans import STEPS, every, plan, sample, visits
+from module_plans import STEPS, every, plan, request, sample, visits
 
 SITES = Select(kind=("attention", "mlp"))
 
@@ -195,3 +198,46 @@ def test_a_configuration_says_the_same():
 def test_a_configuration_that_is_wrong_names_the_place(sites, message):
     with pytest.raises(ConfigError, match=message):
         build_policies([{"at": {"sites": sites, "when": {"refresh_interval": {"interval": 2}}}}])
+
+
+# ------------------------------------------------------------------------- budgets of work
+def work_of(*policies, steps=STEPS):
+    trace = sample(*policies, given=request(steps=steps)).trace
+    return trace.work * steps / (trace.batch * 2 * steps)
+
+
+@pytest.mark.parametrize("kinds", [("attention",), ("attention", "mlp"), ("block",)])
+def test_a_budget_of_work_is_kept_by_the_whole_network(kinds):
+    steps, sites = 20, Select(kind=kinds)
+    share = 1.0 - work_of(at(sites=sites, interval=99), steps=steps) / steps
+    share *= steps / (steps - 1)  # all but one step leave the modules out
+    least = steps * (1.0 - share) + share
+    for work in (least, (least + steps) / 2, steps):
+        when = RefreshInterval(budget={"work": work + 1e-6}, first=1)
+        made = work_of(at(sites=sites, when=when), steps=steps)
+        assert made <= work + 1e-5
+        # the shortest interval that keeps it: one more call of the modules would not fit
+        shorter = [work_of(at(sites=sites, interval=n), steps=steps) for n in range(1, steps + 1)]
+        assert made == pytest.approx(max(w for w in shorter if w <= work + 1e-5))
+
+
+def test_a_budget_of_work_below_the_rest_of_the_network_is_refused():
+    when = RefreshInterval(budget={"work": 1}, first=1)
+    with pytest.raises(PolicyError, match=r"rest of the network.*costs .* of a call; give more"):
+        sample(at(sites=Select(kind=("attention",)), when=when))
+
+
+def test_a_budget_of_work_has_no_other_reason_to_run():
+    when = RefreshInterval(budget={"work": 3}, first=1)
+    with pytest.raises(PolicyError, match=r"max_age=2 and when=.*give one of the two"):
+        at(when=when, max_age=2)
+
+
+@given(steps=st.integers(1, 60), share=st.floats(0.01, 1.0), part=st.floats(0.0, 1.0))
+def test_calls_of_a_budget_of_work_are_the_most_that_fit(steps, share, part):
+    least = steps * (1.0 - share) + share
+    work = least + part * (steps - least)
+    calls = count_calls(work, steps, share, "at")
+    assert 1 <= calls <= steps
+    assert steps * (1.0 - share) + calls * share <= work + 1e-6
+    assert calls == steps or steps * (1.0 - share) + (calls + 1) * share > work - 1e-6

@@ -62,7 +62,7 @@ def test_every_policy_of_the_catalogue_takes_a_budget_or_says_why_not(monkeypatc
 
 
 @pytest.mark.parametrize("name", BUDGETED)
-@pytest.mark.parametrize("budget", [{"calls": 5}, {"speedup": 2.0}])
+@pytest.mark.parametrize("budget", [{"calls": 5}, {"speedup": 2.0}, {"work": 5.5}])
 def test_a_request_never_takes_more_than_its_budget(name, budget):
     result = toy_run([BUDGETED[name](budget)])
     assert 4 <= result.trace.network_calls <= 2 * 5  # two branches
@@ -100,11 +100,12 @@ def test_a_full_budget_is_bit_identical_to_no_policy():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, "a budget got nothing; give exactly one of calls, speedup, psnr, seconds"),
+        ({}, "a budget got nothing; give exactly one of calls, speedup, psnr, seconds, work"),
         ({"calls": 5, "psnr": 30.0}, "a budget got calls and psnr; give exactly one"),
         ({"cals": 5}, "a budget has no 'cals'; did you mean 'calls'"),
         ({"calls": 0}, "calls 0: it must be finite and at least 1"),
         ({"speedup": 0.5}, "speedup 0.5: it must be finite and at least 1"),
+        ({"work": 0.5}, "work 0.5: it must be finite and at least 1"),
         ({"seconds": 0.0}, "seconds 0.0: it must be finite and above 0"),
         ({"psnr": float("inf")}, "psnr inf"),
     ],

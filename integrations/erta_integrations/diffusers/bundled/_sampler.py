@@ -49,6 +49,7 @@ class PipelineSampler:
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         batch_size: Samples per request.
         seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        memory: The most that places inside the network may keep in a request, such as `"2GiB"`.
         watched_by: Makes what is attached instead of the policies, from the pipeline, such as
             `lambda pipe: bridge(pipe, "FirstBlockCache")`.
 
@@ -73,6 +74,7 @@ class PipelineSampler:
         accelerator: str = "auto",
         batch_size: int = 16,
         seam: str = Seam.LATENT,
+        memory: str | int | None = None,
         watched_by: Callable[[Any], Attached] | None = None,
     ) -> None:
         for name, value in {"num_steps": num_steps, "batch_size": batch_size}.items():
@@ -88,6 +90,7 @@ class PipelineSampler:
         self.device = resolve_device(accelerator, devices=1)
         self.batch_size = batch_size
         self.seam = Seam(seam)
+        self.memory = memory
         self._watched_by = watched_by
         made = through.make_scheduler(scheduler)
         # the signals of the blocks are known, and checked, when the model is attached
@@ -241,7 +244,7 @@ class PipelineSampler:
     def _attached(self, pipe: Any) -> Attachment | Attached:
         if self._watched_by is not None:
             return self._watched_by(pipe)
-        return attach(pipe, self.engine, seam=self.seam)
+        return attach(pipe, self.engine, seam=self.seam, memory=self.memory)
 
 
 def get_trace(run: Attachment | Attached) -> Trace:

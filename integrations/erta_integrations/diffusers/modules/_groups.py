@@ -10,10 +10,17 @@ from typing import Any
 from torch import nn
 
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Measurement, Place, measure, run_eagerly
-from erta_integrations.diffusers.modules._discovery import OUTSIDE, find_places
-from erta_integrations.diffusers.modules._memory import count_output_bytes
-from erta_integrations.diffusers.modules._unet import find_branches, find_cut
+from erta_framework.modules import (
+    OUTSIDE,
+    Measurement,
+    Place,
+    count_output_bytes,
+    find_branches,
+    find_cut,
+    find_places,
+    measure,
+    run_eagerly,
+)
 from erta_integrations.diffusers.network import PatchSet, find_networks
 
 NUMBER = re.compile(r"(?<=[.:])\d+(?=[.]|$)")

@@ -41,6 +41,7 @@ class Driver:
         seam: What a reused step leaves out.
         others: Networks that the pipeline steps with as well; they always run.
         keep: Traces to keep; None keeps all.
+        memory: The most bytes that places inside the networks may keep; None sets no bound.
 
     Attributes:
         parts: What is driven.
@@ -56,8 +57,9 @@ class Driver:
         seam: Seam = Seam.LATENT,
         others: Mapping[str, nn.Module] = NO_OTHERS,
         keep: int | None = KEEP_TRACES,
+        memory: str | int | None = None,
     ) -> None:
-        modules = make_module_seam(engine, networks, seam)
+        modules = make_module_seam(engine, networks, seam, memory)
         self.parts = PipelineParts(pipe, networks, others, seam, engine.signals, modules)
         self.life = RequestLife(engine, self.parts, RequestLog(keep))
         self.patches = PatchSet()

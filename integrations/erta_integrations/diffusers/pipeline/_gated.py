@@ -9,13 +9,15 @@ from torch import Tensor, nn
 
 from erta_framework import Engine, Seam, Site
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import ModuleRun, ModuleSeam, Owner
-from erta_integrations.diffusers.modules import PIPELINE_FINDER
+from erta_framework.modules import ModuleRun, ModuleSeam, Owner, PlaceFinder
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 
 
 def make_module_seam(
-    engine: Engine, networks: Mapping[str, nn.Module], seam: Seam
+    engine: Engine,
+    networks: Mapping[str, nn.Module],
+    seam: Seam,
+    memory: str | int | None = None,
 ) -> ModuleSeam | None:
     """The gates on the places that policies own in the networks of a pipeline; None without any.
 
@@ -23,6 +25,7 @@ def make_module_seam(
         engine: The policies.
         networks: The driven networks, by component name.
         seam: What a reused step leaves out.
+        memory: The most bytes that the places of a request may keep; None sets no bound.
 
     Raises:
         CapabilityError: A policy selects what a network does not have, or whole blocks where the
@@ -32,13 +35,12 @@ def make_module_seam(
     if not engine.selecting:
         return None
     owners = {
-        name: engine.own_places(name, network, PIPELINE_FINDER)
-        for name, network in networks.items()
+        name: engine.own_places(name, network, PlaceFinder()) for name, network in networks.items()
     }
     if seam is Seam.TRUNK:
         for name, found in owners.items():
             refuse_blocks(name, found)
-    return ModuleSeam(networks, owners)
+    return ModuleSeam(networks, owners, memory)
 
 
 def refuse_blocks(name: str, owners: tuple[Owner, ...]) -> None:

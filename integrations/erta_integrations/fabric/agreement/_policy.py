@@ -54,6 +54,9 @@ class Agreement(Policy):
     of a network whose weights are divided. Without an agreement one computes and another reuses,
     and the first waits forever in a collective of the network that the second never enters.
 
+    Inside the network, a policy that reads values through `visit.agree` gets the largest of all
+    ranks, with one reduction a visit. One that reads values and does not ask is refused.
+
     `Agreement` wraps `decide` and belongs first in the list; `add_agreement` puts it there. Each
     decision costs one reduction of a few bytes: one a step, or one a branch where a policy decides
     for its branch only. Per-sample masks are agreed in the same reduction: a sample is reused only
@@ -135,6 +138,25 @@ class Agreement(Policy):
             peak = torch.linalg.vector_norm(output, ord=torch.inf)
             votes.peak = peak if votes.peak is None else torch.maximum(votes.peak, peak)
         return output
+
+    def agree(self, value: Tensor, where: str) -> Tensor:
+        """The largest of a value over the ranks; NaN on all of them where it is NaN on one.
+
+        A policy that decides inside the network asks through `visit.agree`: one reduction each.
+
+        Args:
+            value: One number.
+            where: What is decided, for the error.
+
+        Raises:
+            AgreementError: A rank is gone or late.
+        """
+        sent = torch.stack([value.isnan().to(torch.float64), value.nan_to_num().double()])
+        sent = sent.to(choose_device(self.group, value.device))
+        self.ledger.votes += 1
+        self.ledger.bytes += sent.nbytes
+        broken, largest = reduce_max(sent, self.group, self.timeout, where)
+        return torch.where(broken > 0, torch.nan, largest)
 
     def _ballot(self, wanted: Decision, rows: int, votes: Votes, x: Tensor) -> Tensor:
         """`[branch scope, not finite, compute sample 0, ...]`, one byte each."""

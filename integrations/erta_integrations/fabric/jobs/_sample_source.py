@@ -119,7 +119,9 @@ class SamplerSource:
             asked = construct(StepGrid, grid, where="request")
             steps = twin.schedule.num_steps if asked.steps is None else asked.steps
             twin.schedule = twin.solver.schedule(steps, asked.sigmas)
-        twin.loop = SamplingLoop(Engine(twin.policies), twin.solver, twin.guidance)
+        twin.loop = SamplingLoop(
+            Engine(twin.policies), twin.solver, twin.guidance, twin.loop.memory
+        )
         return twin
 
 

@@ -12,6 +12,7 @@ import torch
 SCRIPT = "toy_worker.py"
 PAIR = (
     "decisions",
+    "inside",
     "static",
     "plans",
     "branches",
@@ -52,6 +53,21 @@ def test_a_decision_costs_one_reduction_and_a_cold_step_none(pair: Any) -> None:
         assert rank["handshakes"] == 1
         assert rank["beyond_the_network"] == 7 + 1
         assert rank["bytes"] == 7 * (2 + 3) + 10 * 8  # two flags and three samples; facts
+
+
+def test_ranks_that_measure_different_values_inside_the_network_run_the_same_modules(
+    pair: Any,
+) -> None:
+    for rank in pair("inside"):
+        assert rank["steps"] == [0, 2, 4]  # one rank wanted 2, the other 4
+        assert rank["votes"] == 3 * 5 + 5  # three blocks, five steps with something kept; decisions
+        assert rank["broken"] == [0, 3]  # NaN of one is NaN for both: no reason to reuse
+        assert rank["finite"]
+        assert rank["static"] == [0, 2, 4]
+        assert rank["static_sent"] == 0
+    one, other = pair.tensor("inside.sample")
+    assert torch.equal(one, other)
+    assert torch.equal(one, pair.tensor("inside.alone")[0])
 
 
 def test_a_static_schedule_is_compared_once_at_each_end(pair: Any) -> None:

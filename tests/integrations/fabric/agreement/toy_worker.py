@@ -26,10 +26,14 @@ from erta_framework import (
     Result,
     Reuse,
     SamplingLoop,
+    Seam,
     Traits,
     hookimpl,
 )
+from erta_framework.config import build_policies
 from erta_framework.errors import ErtaError, NonFiniteError
+from erta_framework.modules import Ask, ReuseKept, Select
+from erta_framework.testing import BlockFlow
 from erta_integrations.fabric.agreement import (
     Agreement,
     CFGParallel,
@@ -123,6 +127,82 @@ def run(
 
 def world() -> Any:
     return dist.group.WORLD
+
+
+class AsksInside(Policy):
+    """Runs a module where its value is at least 1, which may differ between ranks."""
+
+    values: Mapping[int, float]
+    traits = Traits(seams=frozenset({Seam.MODULE}), agrees_inside=True)
+
+    @property
+    def selects(self):
+        return (Select(kind=("attention",)),)
+
+    @hookimpl
+    def assign(self, step, call):
+        return dict.fromkeys(call.sites, Ask(self.visit))
+
+    def visit(self, visit):
+        value = torch.tensor([0.0, self.values.get(visit.step.index, 0.0)])
+        if visit.kept and visit.agree(value) < 1.0:
+            return visit.reuse(ReuseKept())
+        return visit.run(keep="output")
+
+
+def run_inside(policies: Any, group: Any = None) -> tuple[Result, list[int]]:
+    """A network whose attention waits for all ranks where it runs; the steps at which it did."""
+    network, solver, ran = BlockFlow(), FlowEuler(), []
+
+    def wait(*_: Any) -> None:
+        ran.append(1)
+        if group is not None:
+            dist.all_reduce(torch.ones(1), group=group)
+
+    for block in network.blocks:
+        block.attn.qkv.register_forward_pre_hook(wait)
+    request = Request(
+        latents=torch.randn(2, 3, 2, 4, 4, generator=torch.Generator().manual_seed(3)),
+        cond=torch.ones(2, 3),
+        uncond=torch.zeros(2, 3),
+        schedule=solver.schedule(6),
+        request_id="toy",
+    )
+    steps: list[int] = []
+
+    def note(step: Any) -> None:
+        steps.extend([step.index] * bool(ran))
+        ran.clear()
+
+    result = SamplingLoop(Engine(policies), solver).run(network, request, observe=note)
+    return result, steps
+
+
+def inside() -> dict[str, Any]:
+    """Ranks that measure different values inside the network run the same modules."""
+    mine = {2: 1.5} if RANK == 0 else {4: 2.0}
+    policies = add_agreement([AsksInside(values=mine)], world(), timeout=10)
+    result, steps = run_inside(policies, world())
+    alone, _ = run_inside([AsksInside(values={2: 1.5, 4: 2.0})])
+    unsure, broken = run_inside(
+        add_agreement([AsksInside(values={3: torch.nan} if RANK else {})], world(), timeout=10),
+        world(),
+    )
+    when = {"refresh_interval": {"interval": 2, "first": 1}}
+    static = build_policies([{"at": {"sites": {"kind": ["attention"]}, "when": when}}])
+    before = counted.get("all_reduce", 0)
+    planned, ran = run_inside(add_agreement(static, world()))
+    return {
+        "steps": steps,
+        "votes": policies[0].ledger.votes,
+        "sample": result.sample,
+        "alone": alone.sample,
+        "broken": broken,
+        "finite": bool(unsure.sample.isfinite().all()),
+        "static": ran,
+        "static_sent": counted.get("all_reduce", 0) - before,
+        "static_sample": planned.sample,
+    }
 
 
 def decisions() -> dict[str, Any]:
@@ -480,6 +560,7 @@ if __name__ == "__main__":
             scenario.__name__: scenario
             for scenario in (
                 decisions,
+                inside,
                 static,
                 plans,
                 pretenders,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 from erta_framework.errors import CapabilityError, InputError
-from erta_framework.modules import Measurement, Place
+from erta_framework.modules._costs import Measurement
+from erta_framework.modules._places import Place
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

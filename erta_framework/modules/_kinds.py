@@ -6,8 +6,8 @@ import re
 
 from torch import nn
 
-from erta_framework.modules import Kind
-from erta_integrations.diffusers.modules._source import iter_children
+from erta_framework.modules._places import Kind
+from erta_framework.modules._source import iter_children
 
 ATTENTION = re.compile(r"Attention|Attn")
 ASIDE = re.compile(r"Pool|Norm|Processor|Modulation")

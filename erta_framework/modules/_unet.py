@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Place
-from erta_integrations.diffusers.modules._discovery import (
+from erta_framework.modules._discovery import (
     OUTSIDE,
     find_places,
     find_root,
     join,
     unwrap,
 )
-from erta_integrations.diffusers.modules._kinds import find_stages, find_units
-from erta_integrations.diffusers.modules._source import parse_method
+from erta_framework.modules._kinds import find_stages, find_units
+from erta_framework.modules._places import Place
+from erta_framework.modules._source import parse_method
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,7 @@ from typing import NoReturn
 from torch import nn
 
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Kind, Place
-from erta_integrations.diffusers.modules._kinds import (
+from erta_framework.modules._kinds import (
     find_fused,
     find_stages,
     find_units,
@@ -20,7 +19,8 @@ from erta_integrations.diffusers.modules._kinds import (
     is_mlp,
     stands_aside,
 )
-from erta_integrations.diffusers.modules._source import iter_children
+from erta_framework.modules._places import Kind, Place
+from erta_framework.modules._source import iter_children
 
 OUTSIDE = -1
 """Depth of what is outside of the trunk."""
