@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from erta_framework import Policy, Seam, SessionInfo, Step, Traits, hookimpl
-from erta_framework.budgets import as_planner
 from erta_framework.errors import PolicyError
 from erta_framework.modules import (
     KEEP,
@@ -21,6 +20,7 @@ from erta_framework.modules import (
 )
 from erta_framework.session import Stamp
 from erta_policies.forecast import Forecaster
+from erta_policies.shared import plan_newest, require_schedule
 
 
 class At(Policy):
@@ -58,11 +58,7 @@ class At(Policy):
     traits = Traits(static=True, seams=frozenset({Seam.MODULE}))
 
     def __post_init__(self) -> None:
-        if as_planner(self.when) is None:
-            raise PolicyError(
-                f"at got when={self.when!r}, whose steps are not known before sampling; give a "
-                "schedule, such as refresh_interval"
-            )
+        require_schedule(self.when, self.name)
         if self.max_age is not None and self.max_age < 1:
             raise PolicyError(f"max_age of at is {self.max_age}, it must be at least 1")
         if self.what is not None and self.what.what != self.of:
@@ -85,10 +81,8 @@ class At(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        planner = as_planner(self.when)
-        assert planner is not None
-        steps = planner.plan(session.num_steps).computed
-        session.state_of(self, lambda: find_newest(steps, session.num_steps))
+        newest = plan_newest(self.when, session.num_steps)
+        session.state_of(self, lambda: newest)
 
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
@@ -125,21 +119,6 @@ class At(Policy):
         known = dict(zip(dict.fromkeys(rows), found, strict=True))
         depth = max(map(len, found))
         return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
-
-
-def find_newest(computed: Sequence[int], num_steps: int) -> tuple[int, ...]:
-    """For every step, the newest step up to it that a schedule computes.
-
-    Example:
-        >>> find_newest((0, 2), 4)
-        (0, 0, 2, 2)
-    """
-    chosen = set(computed)
-    found, newest = [], 0
-    for index in range(num_steps):
-        newest = index if index in chosen else newest
-        found.append(newest)
-    return tuple(found)
 
 
 def weigh_sample(what: Forecaster, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:

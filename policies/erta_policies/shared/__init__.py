@@ -13,6 +13,7 @@ from erta_policies.shared._change_profiler import DEGREE, ChangeProfiler, read_c
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
     ProfileSource,
@@ -56,12 +57,14 @@ __all__ = [
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
+    "find_newest",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
     "load_profile",
     "mean_magnitude",
     "order_branches",
+    "plan_newest",
     "probe_capability",
     "read_branches",
     "read_calibrated_range",
@@ -71,6 +74,7 @@ __all__ = [
     "require_computed",
     "require_match",
     "require_one_option",
+    "require_schedule",
     "require_whole_run",
     "resolve_threshold",
     "reuse_below",
