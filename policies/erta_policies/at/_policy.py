@@ -9,6 +9,7 @@ from erta_framework import Policy, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.modules import (
     KEEP,
+    SKIP,
     Action,
     Cut,
     Keep,
@@ -31,7 +32,9 @@ class At(Policy):
     network runs at every step, so that gates and norms are those of the current timestep.
 
     A module runs if it has not run since the last step that the schedule computes. So a schedule
-    of steps serves also beside a rule that leaves out whole steps.
+    of steps serves also beside a rule that leaves out whole steps. A module that only feeds another
+    one of `sites`, such as the attention in FLUX' single blocks, is not kept: it is left out where
+    the other is reused.
 
     Attributes:
         sites: Which modules.
@@ -90,7 +93,10 @@ class At(Policy):
         keep = KEEP if self.of == "output" else Keep("residual")
         plan: dict[Place, Action] = {}
         made: dict[tuple[tuple[Stamp, ...], ...], ReuseKept] = {}
+        fed = {path: place for place in call.sites for path in place.modules[:-1]}
         for place in call.sites:
+            if place.modules[-1] in fed:
+                continue
             age = call.age(place)
             if age is None or step.index - age < newest[step.index] or self._is_old(age):
                 plan[place] = keep
@@ -100,6 +106,10 @@ class At(Policy):
             if stamps not in made:
                 made[stamps] = ReuseKept(self._weigh(step, stamps), self.of)
             plan[place] = made[stamps]
+        for place in call.sites:
+            target = fed.get(place.modules[-1])
+            if target is not None and isinstance(plan[target], ReuseKept):
+                plan[place] = SKIP
         return plan
 
     def _is_old(self, age: int) -> bool:
