@@ -133,6 +133,8 @@ POLICIES: list[Policy] = [
     OURS["fora"](interval=3, level="modules"),
     HiCache(interval=4, first=2, level="modules"),
     TaylorSeer(interval=3, order=2, first=1, level="modules", sites=PARTS),
+    OURS["constant"](modules="head"),
+    OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
