@@ -47,6 +47,7 @@ SETTINGS = {
     "every_branch_agrees": {"policy": EasyCache(**EAGER)},
     "edge_velocity": {"schedule": MeanCacheSchedule(fresh=(0, 1, 2, 4, 7), spans=(0, 0, 2, 2))},
     "lfcache": {"alpha": 1.0},
+    "centered_steps": {"center": 3},
 }
 OFFERED = loop.list_capabilities(SETUP.solver)
 CATALOGUE = policies(only=())

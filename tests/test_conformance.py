@@ -122,6 +122,7 @@ POLICIES: list[Policy] = [
         what=Forecaster(basis="taylor", over="index", what="residual"),
         max_age=4,
     ),
+    OURS["centered_steps"](interval=3, center=4),
     TaylorSeer(interval=3, order=2),
     TaylorSeer(interval=3, basis="adams", over="sigma", schedule="diffusers"),
     TaylorSeer(interval=4, first=1, basis="newton", schedule="cache-dit"),
@@ -129,6 +130,13 @@ POLICIES: list[Policy] = [
     OURS["fora"](interval=3),
     OURS["fora"](interval=2, counting="up"),
     OURS["fora"](budget={"speedup": 2.0}),
+    OURS["fora"](interval=3, level="modules"),
+    HiCache(interval=4, first=2, level="modules"),
+    TaylorSeer(interval=3, order=2, first=1, level="modules", sites=PARTS),
+    OURS["constant"](modules="head"),
+    OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
+    OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
+    OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
     MagCache(profile=MAGNITUDES, threshold=0.5, max_skips=3),
     MagCache(profile=MAGNITUDES, shared=True, max_skips=1),
@@ -194,13 +202,17 @@ PROBES = [
 ]
 
 
+# it cuts UNets, which the kit's toy is not; tests/integrations/diffusers/test_deepcache.py runs it
+CUTS = [OURS["deepcache"]()]
+
+
 # it wants each sample several times in a batch, which the kit's requests have once;
 # tests/policies/fitted runs it
 COPIES = [FittedProfiler()]
 
 
 def test_every_registered_policy_is_covered():
-    tested = {type(policy) for policy in (*POLICIES, *PROBES, *COPIES)}
+    tested = {type(policy) for policy in (*POLICIES, *PROBES, *CUTS, *COPIES)}
     missing = [name for name, cls in OURS.items() if cls not in tested]
     assert missing == []
 

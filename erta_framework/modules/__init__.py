@@ -38,7 +38,14 @@ from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_
 from erta_framework.modules._parts import MODULES, Agree, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
 from erta_framework.modules._seam import ModuleRun, ModuleSeam
-from erta_framework.modules._select import Cut, Select, Selection, describe_places, select_places
+from erta_framework.modules._select import (
+    Cut,
+    Named,
+    Select,
+    Selection,
+    describe_places,
+    select_places,
+)
 from erta_framework.modules._streams import find_returned_names
 from erta_framework.modules._unet import find_branches, find_cut
 from erta_framework.modules._visit import Visit
@@ -64,6 +71,7 @@ __all__ = [
     "Measurement",
     "ModuleRun",
     "ModuleSeam",
+    "Named",
     "Of",
     "Owner",
     "Parts",

@@ -19,7 +19,7 @@ from erta_framework.modules._gates import Gates
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._owners import Owner
 from erta_framework.modules._parts import Agree, Parts, check_sites
-from erta_framework.modules._place_call import PlaceCall
+from erta_framework.modules._place_call import Outcome, PlaceCall
 from erta_framework.modules._places import Place
 from erta_framework.session import Site, Step, make_site
 
@@ -153,7 +153,7 @@ class GatedCall:
     @property
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """How many places of each kind ran, were reused and were skipped."""
-        found = Counter((call.place.kind, call.outcome) for call in self.places)
+        found = Counter((call.place.kind, read_outcome(call)) for call in self.places)
         kinds = dict.fromkeys(call.place.kind for call in self.places)
         outcomes = ("ran", "reused", "skipped")
         return {
@@ -185,6 +185,11 @@ class GatedCall:
             if not outer:
                 saved += costs.flops.get(path, 0) * (1.0 - one.share)
         return 1.0 - saved / costs.total
+
+
+def read_outcome(call: PlaceCall) -> Outcome:
+    """What became of a place; one without an action may have run as a part of another place."""
+    return "ran" if call.action is None and call.output.share else call.outcome
 
 
 def check_plan(

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["block", "attention", "cross", "mlp", "down", "mid", "up", "unit", "span", "cut"]
+Kind = Literal[
+    "block", "attention", "cross", "mlp", "down", "mid", "up", "unit", "span", "cut", "named"
+]
 """What a place is: a whole block, its attention, cross-attention or MLP; a stage of a UNet, or one
-unit of a stage; a run of blocks as one; the deep part of a UNet as one."""
+unit of a stage; a run of blocks as one; the deep part of a UNet as one; any module, by its name."""
 
 KINDS: tuple[Kind, ...] = (
     "block",
@@ -20,6 +22,7 @@ KINDS: tuple[Kind, ...] = (
     "unit",
     "span",
     "cut",
+    "named",
 )
 
 

@@ -1,4 +1,4 @@
-"""`Select` and `Cut`: which places of a network a policy owns."""
+"""`Select`, `Cut` and `Named`: which places of a network a policy owns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.modules._finder import Finder
 from erta_framework.modules._places import KINDS, Kind, Place
 
-SELECTABLE = tuple(kind for kind in KINDS if kind not in ("span", "cut"))
+SELECTABLE = tuple(kind for kind in KINDS if kind not in ("span", "cut", "named"))
+OUTSIDE = -1
+"""Depth of what is outside of the trunk, or has none."""
 BOUND = re.compile(r"-?\d+|\d*\.\d+")
 
 
@@ -102,7 +104,28 @@ class Cut:
             raise PolicyError(f"branch of Cut is {self.branch}, it must be at least 0")
 
 
-Selection = Select | Cut
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """Any modules of a network, by their names.
+
+    Attributes:
+        path: A regular expression that the path of a module must match as a whole, such as
+            `".*[.]attn2[.]to_[kv]"`.
+
+    Raises:
+        PolicyError: It is no regular expression.
+    """
+
+    path: str
+
+    def __post_init__(self) -> None:
+        try:
+            re.compile(self.path)
+        except re.error as error:
+            raise PolicyError(f"path {self.path!r} is no regular expression: {error}") from None
+
+
+Selection = Select | Cut | Named
 
 
 def select_places(network: nn.Module, selection: Selection, finder: Finder) -> tuple[Place, ...]:
@@ -113,6 +136,8 @@ def select_places(network: nn.Module, selection: Selection, finder: Finder) -> t
     """
     if isinstance(selection, Cut):
         return (finder.find_cut(network, selection.branch),)
+    if isinstance(selection, Named):
+        return find_named(network, selection.path)
     places = finder.find_places(network)
     depths = selection.depths(max((place.depth for place in places), default=-1) + 1)
     found = tuple(
@@ -123,6 +148,20 @@ def select_places(network: nn.Module, selection: Selection, finder: Finder) -> t
     if not found:
         raise CapabilityError(f"nothing matches; there are {describe_places(places)}")
     return (join_span(found),) if selection.span else found
+
+
+def find_named(network: nn.Module, path: str) -> tuple[Place, ...]:
+    """The modules whose path matches a regular expression.
+
+    Raises:
+        CapabilityError: There is none; names the parts of the network.
+    """
+    names = [name for name, _ in network.named_modules() if name]
+    found = tuple(Place(name, "named", OUTSIDE) for name in names if re.fullmatch(path, name))
+    if not found:
+        parts = ", ".join(name for name, _ in network.named_children())
+        raise CapabilityError(f"nothing matches; its parts are {parts or 'none'}")
+    return found
 
 
 def is_chosen(place: Place, stack: str, depths: range) -> bool:

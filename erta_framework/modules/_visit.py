@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
@@ -43,6 +43,11 @@ class Visit:
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
         self._ran = False
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that gives the output of the place."""
+        return self._owned.output.module
 
     @property
     def streams(self) -> Mapping[str, Tensor]:

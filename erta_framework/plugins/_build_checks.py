@@ -43,7 +43,9 @@ def check_selecting(policies: Sequence[Policy]) -> None:
         selected = list(policy.selects)
         for one in selected:
             if not isinstance(one, Selection):
-                raise PolicyError(f"{policy!r} selects {one!r}; give Select(...) or Cut(...)")
+                raise PolicyError(
+                    f"{policy!r} selects {one!r}; give Select(...), Cut(...) or Named(...)"
+                )
         if assigns and not selected:
             raise PolicyError(f"{policy!r} implements assign, but its selects is empty")
         if selected and not assigns:

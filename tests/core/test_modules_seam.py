@@ -19,6 +19,7 @@ from erta_framework.modules import (
     KEEP,
     Cut,
     ModuleSeam,
+    Named,
     PlaceFinder,
     ReuseKept,
     Select,
@@ -315,3 +316,30 @@ def test_ranks_that_agree_on_steps_take_static_plans_and_those_that_ask():
     Engine([Agreeing(), Faulty(make=every(2), own=Traits(agrees_inside=True, seams=seams))])
     static = Faulty(make=every(2), own=Traits(static=True, seams=frozenset({Seam.MODULE})))
     Engine([Agreeing(), static])
+
+
+# ------------------------------------------------------------------------ modules by name
+def test_modules_are_selected_by_their_names():
+    def make(step, call):
+        assert [(place.path, place.kind, place.depth) for place in call.sites] == [
+            ("blocks.1.mlp.up", "named", -1),
+            ("blocks.2.mlp.up", "named", -1),
+        ]
+        return every(2)(step, call)
+
+    policy = Plan(make=make, selected=(Named(path="blocks.[12].mlp.up"),))
+    trace = sample(policy).trace
+    assert trace.steps[1].calls[0].sites == {"named": (0, 2, 0)}
+    # a part of another policy's place may have an owner of its own
+    beside = sample(policy, plan(every(2), "mlp")).trace
+    assert beside.steps[1].calls[0].sites == {"named": (0, 0, 2), "mlp": (0, 3, 0)}
+
+
+def test_names_that_are_not_there_and_expressions_that_cannot_be_read_are_refused():
+    missing = Plan(make=every(2), selected=(Named(path="mlp"),))
+    with pytest.raises(CapabilityError, match="nothing matches; its parts are embed, blocks, head"):
+        sample(missing)
+    with pytest.raises(PolicyError, match="is no regular expression"):
+        Named(path="(")
+    with pytest.raises(PolicyError, match="'named' is no kind to select"):
+        Select(kind=("named",))

@@ -16,6 +16,7 @@ POINTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["p
 PLAIN = {
     "at",
     "budget",
+    "constant",
     "fitted",
     "forecaster",
     "last_step",

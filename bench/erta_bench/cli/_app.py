@@ -172,7 +172,7 @@ def sites_command(
     places: Annotated[int, typer.Option(min=1, help="Modules that are selected.")] = 228,
     steps: Annotated[int, typer.Option(min=2, help="Steps a run.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each; the median counts.")] = 30,
-    json: Json = None,
+    json: options.Json = None,
 ) -> None:
     """Microseconds that a gate adds to a visit of a module, beside the same network untouched.
 

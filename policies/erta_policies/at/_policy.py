@@ -10,6 +10,7 @@ from erta_framework.budgets import as_planner
 from erta_framework.errors import PolicyError
 from erta_framework.modules import (
     KEEP,
+    SKIP,
     Action,
     Cut,
     Keep,
@@ -21,7 +22,7 @@ from erta_framework.modules import (
 )
 from erta_framework.session import Stamp
 from erta_policies.forecast import Forecaster
-from erta_policies.shared import PlanBudget
+from erta_policies.shared import PlanBudget, plan_newest, require_schedule
 
 
 class At(Policy):
@@ -32,7 +33,9 @@ class At(Policy):
     network runs at every step, so that gates and norms are those of the current timestep.
 
     A module runs if it has not run since the last step that the schedule computes. So a schedule
-    of steps serves also beside a rule that leaves out whole steps.
+    of steps serves also beside a rule that leaves out whole steps. A module that only feeds another
+    one of `sites`, such as the attention in FLUX' single blocks, is not kept: it is left out where
+    the other is reused.
 
     Attributes:
         sites: Which modules.
@@ -61,11 +64,7 @@ class At(Policy):
     traits = Traits(static=True, seams=frozenset({Seam.MODULE}))
 
     def __post_init__(self) -> None:
-        if as_planner(self.when) is None:
-            raise PolicyError(
-                f"at got when={self.when!r}, whose steps are not known before sampling; give a "
-                "schedule, such as refresh_interval"
-            )
+        require_schedule(self.when, self.name)
         if self.max_age is not None and self.max_age < 1:
             raise PolicyError(f"max_age of at is {self.max_age}, it must be at least 1")
         if self.max_age is not None and self._work is not None:
@@ -101,7 +100,10 @@ class At(Policy):
         keep = KEEP if self.of == "output" else Keep("residual")
         plan: dict[Place, Action] = {}
         made: dict[tuple[tuple[Stamp, ...], ...], ReuseKept] = {}
+        fed = {path: place for place in call.sites for path in place.modules[:-1]}
         for place in call.sites:
+            if place.modules[-1] in fed:
+                continue
             age = call.age(place)
             if age is None or self._is_due(step, call, age):
                 plan[place] = keep
@@ -111,6 +113,10 @@ class At(Policy):
             if stamps not in made:
                 made[stamps] = ReuseKept(self._weigh(step, stamps), self.of)
             plan[place] = made[stamps]
+        for place in call.sites:
+            target = fed.get(place.modules[-1])
+            if target is not None and isinstance(plan[target], ReuseKept):
+                plan[place] = SKIP
         return plan
 
     @property
@@ -133,15 +139,16 @@ class At(Policy):
         planned: dict[str, tuple[int, ...]] = session.state_of(self, dict)
         key = "" if self._work is None or call is None else call.model
         if key not in planned:
-            planner = as_planner(self.when)
+            when = self.when
             if self._work is not None:
+                planner = as_planner(when)
                 assert planner is not None
                 assert call is not None
                 calls = count_calls(self._work, session.num_steps, call.share, repr(self))
-                planner = planner.with_calls(calls)
-            assert planner is not None
-            steps = planner.plan(session.num_steps).computed
-            planned[key] = find_newest(steps, session.num_steps)
+                found = planner.with_calls(calls)
+                assert isinstance(found, Policy)  # `when` has a budget, so it takes another
+                when = found
+            planned[key] = plan_newest(when, session.num_steps)
         return planned[key]
 
     def _weigh(
@@ -188,21 +195,6 @@ def count_calls(work: float, num_steps: int, share: float | None, who: str) -> i
             "of a call; give more, or select more modules"
         )
     return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
-
-
-def find_newest(computed: Sequence[int], num_steps: int) -> tuple[int, ...]:
-    """For every step, the newest step up to it that a schedule computes.
-
-    Example:
-        >>> find_newest((0, 2), 4)
-        (0, 0, 2, 2)
-    """
-    chosen = set(computed)
-    found, newest = [], 0
-    for index in range(num_steps):
-        newest = index if index in chosen else newest
-        found.append(newest)
-    return tuple(found)
 
 
 def weigh_sample(what: Forecaster, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:

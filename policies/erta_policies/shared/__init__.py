@@ -18,6 +18,7 @@ from erta_policies.shared._change_profiler import (
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
     ProfileSource,
@@ -64,6 +65,7 @@ __all__ = [
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
+    "find_newest",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
@@ -71,6 +73,7 @@ __all__ = [
     "make_change_kind",
     "mean_magnitude",
     "order_branches",
+    "plan_newest",
     "probe_capability",
     "read_branches",
     "read_calibrated_range",
@@ -83,6 +86,7 @@ __all__ = [
     "require_finite_fit",
     "require_match",
     "require_one_option",
+    "require_schedule",
     "require_whole_run",
     "resolve_threshold",
     "reuse_below",

@@ -1,14 +1,13 @@
-"""`TaylorSeer`, `HiCache` and `FORA`, on the output of the whole network."""
+"""`TaylorSeer`, `HiCache` and `FORA`, on the output of the network or on those of its modules."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Literal
 
 from erta_framework import Policy
 from erta_policies.forecast import Forecaster
-from erta_policies.shared import BudgetedRecipe
-from erta_policies.taylorseer._schedule import Counting, RefreshInterval
+from erta_policies.taylorseer._levels import LevelRecipe
 
 Schedule = Literal["release", "diffusers", "cache-dit"]
 Over = Literal["index", "sigma"]
@@ -23,28 +22,21 @@ def oldest_step(schedule: Schedule, first: int) -> int:
     return max(0, first - 2) if schedule == "release" else 0
 
 
-def plan_refreshes(
-    recipe: TaylorSeer | HiCache | FORA, interval: int, first: int, counting: Counting
-) -> RefreshInterval:
-    """The schedule of a recipe: its budget, else its interval, else this one."""
-    if recipe.budget is None and recipe.interval is None:
-        return RefreshInterval(interval=interval, first=first, counting=counting)
-    return RefreshInterval(
-        interval=recipe.interval, budget=recipe.budget, first=first, counting=counting
-    )
+class TaylorSeer(LevelRecipe):
+    """TaylorSeer's schedule and forecast (arXiv 2503.06923), as a recipe.
 
-
-class TaylorSeer(BudgetedRecipe):
-    """TaylorSeer's schedule and forecast (arXiv 2503.06923) on the network's output, as a recipe.
-
-    Stands for `RefreshInterval` + `Forecaster`. The published method forecasts the output of each
-    attention and MLP module; this is its lite variant, which forecasts one output of the whole
-    network. Images and published figures of the module level are not reproduced by it.
+    At level `output` it stands for `RefreshInterval` + `Forecaster`: the lite variant, which
+    forecasts one output of the whole network. At level `modules` it is the published method, which
+    forecasts the output of each attention and MLP module: an `At` of the same two. Published
+    figures are of that level.
 
     Attributes:
         interval: n, a computed step and n - 1 forecasts; 5 unless a budget is given. The release
             has 6 for FLUX, 5 for HunyuanVideo and Wan 2.1, 4 for HiDream.
         budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
+            At level `output` only.
+        level: `output` keeps one output of the network; `modules` one of each module, as published.
+        sites: At level `modules`, which; every attention, cross-attention and MLP unless given.
         order: Highest difference that is used; lower while there are too few computed steps.
         first: Steps at the start that are computed: 3 for FLUX, 1 for the video models.
         basis: `taylor` as published; the others are those of `Forecaster`.
@@ -52,16 +44,16 @@ class TaylorSeer(BudgetedRecipe):
         schedule: Whose count of the interval; see `RefreshInterval`.
 
     Raises:
-        PolicyError: A setting is out of range, or the basis cannot count in indices.
+        PolicyError: A setting is out of range or not of the level, or the basis cannot count in
+            indices.
 
     Example:
         >>> [part.name for part in TaylorSeer(interval=6).parts()]
         ['refresh_interval', 'forecaster']
+        >>> [part.name for part in TaylorSeer(interval=6, level="modules").parts()]
+        ['at']
     """
 
-    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
-
-    interval: int | None = None
     order: int = 1
     first: int = 3
     basis: Literal["taylor", "newton", "adams"] = "taylor"
@@ -69,12 +61,11 @@ class TaylorSeer(BudgetedRecipe):
     schedule: Schedule = "release"
 
     def __post_init__(self) -> None:
-        self._settle_budget()
-        self.parts()
+        self._settle()
 
     def parts(self) -> Sequence[Policy]:
-        return (
-            plan_refreshes(self, 5, first=self.first, counting=self.schedule),
+        return self._place(
+            self._refresh(5, first=self.first, counting=self.schedule),
             Forecaster(
                 basis=self.basis,
                 order=self.order,
@@ -85,16 +76,19 @@ class TaylorSeer(BudgetedRecipe):
         )
 
 
-class HiCache(BudgetedRecipe):
-    """HiCache (arXiv 2508.16984) on the network's output, as a recipe.
+class HiCache(LevelRecipe):
+    """HiCache (arXiv 2508.16984), as a recipe.
 
-    TaylorSeer's schedule with scaled Hermite polynomials in place of powers. As in `TaylorSeer`,
-    one output of the whole network is forecast, not that of each module.
+    TaylorSeer's schedule with scaled Hermite polynomials in place of powers, at either level. The
+    published method is at level `modules`.
 
     Attributes:
         interval: A computed step and `interval - 1` forecasts; 5 to 6 in published launchers, 6
             unless a budget is given.
         budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
+            At level `output` only.
+        level: `output` keeps one output of the network; `modules` one of each module, as published.
+        sites: At level `modules`, which; every attention, cross-attention and MLP unless given.
         order: Highest difference that is used; 1 to 2 in published launchers.
         first: Steps at the start that are computed.
         scale: sigma of the polynomials: 0.5 in the published configuration, 0.6 and 0.7 in
@@ -103,16 +97,13 @@ class HiCache(BudgetedRecipe):
         schedule: Whose count of the interval; see `RefreshInterval`.
 
     Raises:
-        PolicyError: A setting is out of range.
+        PolicyError: A setting is out of range or not of the level.
 
     Example:
         >>> HiCache(scale=0.6).parts()[1].basis
         'hermite'
     """
 
-    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
-
-    interval: int | None = None
     order: int = 2
     first: int = 3
     scale: float = 0.5
@@ -120,12 +111,11 @@ class HiCache(BudgetedRecipe):
     schedule: Schedule = "release"
 
     def __post_init__(self) -> None:
-        self._settle_budget()
-        self.parts()
+        self._settle()
 
     def parts(self) -> Sequence[Policy]:
-        return (
-            plan_refreshes(self, 6, first=self.first, counting=self.schedule),
+        return self._place(
+            self._refresh(6, first=self.first, counting=self.schedule),
             Forecaster(
                 basis="hermite",
                 order=self.order,
@@ -137,38 +127,38 @@ class HiCache(BudgetedRecipe):
         )
 
 
-class FORA(BudgetedRecipe):
-    """FORA's uniform schedule (arXiv 2407.01425) with reuse of the network's output, as a recipe.
+class FORA(LevelRecipe):
+    """FORA's uniform schedule (arXiv 2407.01425) with plain reuse, as a recipe.
 
-    The published method reuses the output of each attention and MLP module, with fresh gates; this
-    reuses one output of the whole network, which is coarser.
+    The published method is at level `modules`: it reuses the output of each attention and MLP
+    module, with the gates of the current step. Level `output` reuses one output of the whole
+    network, which is coarser.
 
     Attributes:
         interval: One computed step in so many; 3 unless a budget is given.
         budget: Instead of `interval`: `calls` or `speedup`; the shortest interval that keeps it.
+            At level `output` only.
+        level: `output` keeps one output of the network; `modules` one of each module, as published.
+        sites: At level `modules`, which; every attention, cross-attention and MLP unless given.
         counting: `down` counts from the end, as FORA's code; the last step is computed. `up`
             counts from the start, as comparisons in other papers do.
 
     Raises:
-        PolicyError: The interval is less than 1.
+        PolicyError: The interval is less than 1, or a setting is not of the level.
 
     Example:
         >>> FORA(interval=3).parts()[0].plan(8).computed
         (0, 1, 4, 7)
     """
 
-    solved_fields: ClassVar[tuple[str, ...]] = ("interval",)
-
-    interval: int | None = None
     counting: Literal["down", "up"] = "down"
 
     def __post_init__(self) -> None:
-        self._settle_budget()
-        self.parts()
+        self._settle()
 
     def parts(self) -> Sequence[Policy]:
         counting: Literal["fora", "release"] = "fora" if self.counting == "down" else "release"
-        return (
-            plan_refreshes(self, 3, first=1, counting=counting),
+        return self._place(
+            self._refresh(3, first=1, counting=counting),
             Forecaster(basis="taylor", order=0, over="index", what="output"),
         )

@@ -11,6 +11,7 @@ from erta_framework.config import build_policies, load_config, options_of
 from erta_framework.errors import ConfigError, PolicyError, ProfileError
 from erta_framework.plugins import list_budgeted, policies
 from erta_framework.testing import toy_profile, toy_run
+from erta_policies.deepcache import CenteredSteps
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
 from erta_policies.forecast import Forecaster
 from erta_policies.magcache import MagCache, MagCacheProfiler
@@ -37,6 +38,7 @@ BUDGETED = {
     "magcache": lambda b: MagCache(profile=RATIOS, budget=b, max_skips=9, retention=0.0),
     "teacache_schedule": lambda b: TeaCacheSchedule(profile=CHANGES, budget=b),
     "refresh_interval": lambda b: RefreshInterval(budget=b, first=1),
+    "centered_steps": lambda b: CenteredSteps(budget=b, center=4),
     "taylorseer": lambda b: TaylorSeer(budget=b, first=1),
     "hicache": lambda b: HiCache(budget=b, first=1),
     "fora": lambda b: FORA(budget=b),
