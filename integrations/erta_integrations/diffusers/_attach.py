@@ -14,6 +14,7 @@ from erta_framework.budgets import promise
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError
 from erta_integrations.diffusers.network import (
+    check_guidance,
     check_trials,
     find_networks,
     find_undriven_networks,
@@ -44,6 +45,7 @@ class Attachment:
         self._driver = Driver(engine, pipe, networks, seam, others)
         parts = self._driver.parts
         check_signals(engine.policies, networks, parts.signals)
+        check_guidance(engine.policies, networks)
         if seam is Seam.LATENT:
             check_trials(engine.policies, networks)
         scheduler = parts.scheduler

@@ -9,7 +9,10 @@ from torch import nn
 
 from erta_framework import Seam
 from erta_framework.modules import MODULES, ModuleSeam
-from erta_integrations.diffusers.network import find_trial_capabilities
+from erta_integrations.diffusers.network import (
+    find_guidance_capabilities,
+    find_trial_capabilities,
+)
 from erta_integrations.diffusers.pipeline._checks import refuse_replaced_parts
 from erta_integrations.diffusers.trunk import PatchedTrunk, find_text_signals
 
@@ -65,9 +68,10 @@ class PipelineParts:
     @property
     def offered(self) -> frozenset[str]:
         """What policies may require, beside what the scheduler allows."""
+        found = self.signals | {MODULES} | find_guidance_capabilities(self.networks)
         if self.seam is not Seam.LATENT:
-            return self.signals | {MODULES}
-        return self.signals | {MODULES} | find_trial_capabilities(self.networks)
+            return found
+        return found | find_trial_capabilities(self.networks)
 
     def refuse_changes(self) -> None:
         """Refuse a pipeline whose parts were replaced or compiled since it was attached.
