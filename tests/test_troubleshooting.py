@@ -60,6 +60,7 @@ from erta_integrations.diffusers.trunk._layout_tracer import LayoutTracer
 from erta_integrations.diffusers.trunk._signals import compute_modulated_input
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.fastercache import CfgCache
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
 from tiny_pipelines import FAMILIES, flow, unipc
@@ -343,6 +344,14 @@ def _() -> None:
 
 
 # ----------------------------------------------------------------------------- schedulers
+@says(
+    "{policy} leaves out one of two guidance branches, but {network} ({class}) is distilled for "
+    "guidance"
+)
+def _() -> None:
+    attach(FAMILIES["flux2"].build(), [CfgCache()])
+
+
 @says("{scheduler} cannot be accelerated: {reason}")
 def _() -> None:
     import diffusers
