@@ -184,11 +184,23 @@ class CfgCache(Policy):
                 "the prompt, name branches with cond=... and uncond=..., or remove it"
             )
 
+    def _require_division(self, call: Call) -> None:
+        """Refuse a network that cannot run on some rows, as soon as that is known."""
+        why = call.compute.network.undivided
+        if why:
+            raise CapabilityError(
+                f"cfg_cache runs the rows of branch {self.cond!r} alone, but {call.model} cannot "
+                f"run on part of its batch: {why}; remove cfg_cache, or the policy inside the "
+                "network that keeps this output"
+            )
+
     @hookimpl(wrapper=True)
     def decide(self, step: Step, call: Call) -> Generator[None, Decision, Decision]:
         decision = yield
         plan = self._run_of(step.session).plan
         rows = find_rows(step.session, call, self.cond, self.uncond)
+        if rows is not None and any(plan.skips):
+            self._require_division(call)
         if isinstance(decision, Reuse) or not plan.skips[step.index]:
             return decision
         memory = call.state_of(self, GuidanceMemory)
@@ -198,11 +210,6 @@ class CfgCache(Policy):
             answer = call.answers.get(self.cond)
             if call.branch != self.uncond or answer is None or not answer.computed:
                 return decision
-        elif why := call.compute.network.undivided:
-            raise CapabilityError(
-                f"cfg_cache runs the rows of branch {self.cond!r} alone, but {call.model} cannot "
-                f"run on part of its batch: {why}; remove cfg_cache"
-            )
         memory.skipped = step.index
         memory.delta.grow(*plan.weights[step.index])
         reason = f"cfg_cache, difference of step {memory.delta.index}"

@@ -18,8 +18,10 @@ from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.diffusers.modules import find_cut
 from erta_integrations.shapes_wan import load as load_wan
 from erta_policies.at import At
+from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.fastercache import (
+    PRESETS,
     AttentionExtrapolation,
     BranchDelta,
     CfgCache,
@@ -212,6 +214,60 @@ def test_beside_a_step_rule_whole_steps_are_left_out() -> None:
     assert rows == [2, 1, 1, 2, 1, 2, 1, 2]
 
 
+@pytest.mark.parametrize("preset", ["cogvideox", "mochi"])
+def test_presets_run_on_their_models(preset: str) -> None:
+    cfg, attention = FasterCache(preset=preset).parts()
+    steps = PRESETS[preset].steps
+    latents, trace, rows = run(preset, [cfg, attention], steps)
+    assert rows == [1 if skipped else 2 for skipped in cfg.plan_branches(steps).skips]
+    reused = [step.calls[0].sites["attention"][1] > 0 for step in trace.steps]
+    assert reused == [w is not None for w in attention.plan_modules(steps).weights]
+    assert latents.isfinite().all()
+
+
+def test_the_text_stream_of_mochi_is_reused_as_it_is() -> None:
+    pipe, found = FAMILIES["mochi"].build(), []
+    pipe.transformer.transformer_blocks[0].attn1.register_forward_hook(
+        lambda _, __, output: found.append(output)
+    )
+    run("mochi", [FasterCache(preset="mochi")], 64, pipe=pipe)
+    # 20 is a full step from those of 18 and 19; 34 has one row, and 32 to 33 ran with one
+    (old, _), (new, text) = found[18], found[19]
+    torch.testing.assert_close(found[20][0], new + 0.5 * (new - old))
+    assert torch.equal(found[20][1], text)
+    (old, _), (new, text) = found[31], found[33]
+    weight = 34 / 63
+    torch.testing.assert_close(found[34][0], new + weight * (new - old))
+    assert torch.equal(found[34][1], text)
+
+
+@pytest.mark.parametrize("name", ["sd", "wan-euler"])
+def test_a_rule_that_decides_by_values_may_stand_after_it(name: str) -> None:
+    latents, trace, rows = run(name, [CfgCache(period=4), EasyCache(threshold=0.2, warmup=2)], 12)
+    whole = sum(not any(call.computed for call in step.calls) for step in trace.steps)
+    halves = trace.network_samples - (12 - whole)
+    assert latents.isfinite().all()
+    assert whole > 0
+    assert 0 < halves < 12 - whole
+    assert sum(rows) == trace.network_samples
+
+
+def test_guidance_that_ends_early_leaves_one_branch_to_run() -> None:
+    def end_guidance(pipe: Any, step: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:
+        if step == 7:
+            pipe._guidance_scale = 0.0
+            return {"prompt_embeds": given["prompt_embeds"].chunk(2)[1]}
+        return given
+
+    changes = {
+        "callback_on_step_end": end_guidance,
+        "callback_on_step_end_tensor_inputs": ["prompt_embeds"],
+    }
+    policy = CfgCache(period=4, start=0.25)
+    _, _, rows = run("sd", [policy], 12, **changes)
+    assert rows == [2, 2, 2, 1, 2, 1, 1, 1] + [1] * 4
+
+
 # ------------------------------------------------------------------------------ with a cut
 class DeepOracle(Oracle):
     """The same with the deep part of a UNet kept for each branch, row by row."""
@@ -282,6 +338,19 @@ def test_networks_that_are_distilled_for_guidance_are_refused_by_name(name: str)
 def test_a_distilled_network_may_be_given_a_negative_prompt_all_the_same() -> None:
     with attach(FAMILIES["flux2"].build(), [CfgCache(true_cfg=True)]):
         pass
+
+
+def test_networks_that_cannot_run_on_some_rows_are_refused_as_soon_as_it_is_known() -> None:
+    # its rotary embedding is a pair, and so is the batch
+    with pytest.raises(CapabilityError, match=r"its argument image_rotary_emb"):
+        run("cogvideox-i2v", [CfgCache()], 9)
+    # its attention puts the frames into the batch
+    with pytest.raises(CapabilityError, match=r"attn1 keeps an output that has no row for each"):
+        run("latte", [FasterCache()], 9)
+    for policy in (CfgCache(), AttentionExtrapolation()):
+        latents, trace, _ = run("latte", [policy], 9)
+        assert latents.isfinite().all()
+        assert trace.work < 18
 
 
 @pytest.mark.parametrize("name", PACKED)

@@ -17,7 +17,9 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
+from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, PolicyError
+from erta_framework.modules import Select
 from erta_framework.testing import AlternateSteps, BlockFlow
 from erta_policies.adapters import LastStep
 from erta_policies.ertacache import SkipPolicy
@@ -203,3 +205,23 @@ def test_nothing_is_left_for_the_next_request():
     policies = [CfgCache(period=3), AttentionExtrapolation()]
     first = run(*policies)[0].sample
     assert torch.equal(run(*policies)[0].sample, first)
+
+
+def test_policies_are_made_from_a_configuration():
+    cfg, attention = build_policies(
+        [
+            {"cfg_cache": {"period": 4, "bands": False}},
+            {
+                "attention_extrapolation": {
+                    "interval": 3,
+                    "sites": {"kind": ["attention"], "depth": "1:"},
+                    "beside": {"cfg_cache": {"period": 4}},
+                }
+            },
+        ]
+    )
+    assert (cfg.period, cfg.bands) == (4, False)
+    assert attention.sites == Select(kind=("attention",), depth="1:")
+    assert attention.beside.plan_branches(12).skips == cfg.plan_branches(12).skips
+    (recipe,) = build_policies([{"fastercache": {"preset": "latte"}}])
+    assert [part.preset for part in recipe.parts()] == ["latte", "latte"]
