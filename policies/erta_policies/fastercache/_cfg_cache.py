@@ -22,6 +22,7 @@ from erta_framework import (
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.session import TWO_BRANCHES
 from erta_policies.fastercache._bands import BranchDelta
+from erta_policies.fastercache._checks import refuse_divided, require_division, require_grid
 from erta_policies.fastercache._memory import GuidanceMemory, GuidanceRun
 from erta_policies.fastercache._rows import BranchRows, find_rows
 from erta_policies.fastercache._rules import GuidanceRule, make_guidance_rule
@@ -32,7 +33,6 @@ from erta_policies.fastercache._settings import (
     check_preset,
     find_preset,
 )
-from erta_policies.shared import grid_dims
 
 GENERAL = ("period", "start", "low", "high", "low_until", "high_from")
 """Settings of the general rule."""
@@ -48,9 +48,9 @@ class CfgCache(Policy):
     `bands` both stay 1. That keeps the direction of guidance, and needs no grid.
 
     Branches may be calls of their own, of which the conditional one comes first, or rows of one
-    batched call. It asks for full steps and leaves every other decision to the policies listed
-    after it, so list it first. A step that they reuse is reused as a whole. Where they leave out a
-    full step, the next computed one makes up for it.
+    batched call. It decides for the unconditional branch of computed steps, and leaves the rest to
+    the policies listed after it, so list it first. A step that they reuse is reused as a whole.
+    Where they leave out a full step, the next computed one makes up for it.
 
     Source: FasterCache, arXiv 2410.19355, equations 9 and 10, and the scripts of
     Vchitect/FasterCache. The general rule, `bands=False` and bands without a transform at skip
@@ -152,18 +152,9 @@ class CfgCache(Policy):
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
         self._run_of(session)
-        if session.divided:
-            raise CapabilityError(
-                "cfg_cache makes one guidance branch from the other, but here other ranks evaluate "
-                "some of the branches (CFGParallel); remove one of them"
-            )
-        shape = session.shape
-        grid = grid_dims(shape, session.channel_dim)
-        if self.bands and grid[-2:] != (len(shape) - 2, len(shape) - 1):
-            raise CapabilityError(
-                f"cfg_cache takes frequencies of height and width, but latents {shape} do not end "
-                "in them, as packed tokens do not; set bands=False, which needs no grid"
-            )
+        refuse_divided(session)
+        if self.bands:
+            require_grid(session)
         if session.branches and not session.row_branches:
             self._require_branches(session.branches)
 
@@ -184,23 +175,13 @@ class CfgCache(Policy):
                 "the prompt, name branches with cond=... and uncond=..., or remove it"
             )
 
-    def _require_division(self, call: Call) -> None:
-        """Refuse a network that cannot run on some rows, as soon as that is known."""
-        why = call.compute.network.undivided
-        if why:
-            raise CapabilityError(
-                f"cfg_cache runs the rows of branch {self.cond!r} alone, but {call.model} cannot "
-                f"run on part of its batch: {why}; remove cfg_cache, or the policy inside the "
-                "network that keeps this output"
-            )
-
     @hookimpl(wrapper=True)
     def decide(self, step: Step, call: Call) -> Generator[None, Decision, Decision]:
         decision = yield
         plan = self._run_of(step.session).plan
         rows = find_rows(step.session, call, self.cond, self.uncond)
         if rows is not None and any(plan.skips):
-            self._require_division(call)
+            require_division(call)
         if isinstance(decision, Reuse) or not plan.skips[step.index]:
             return decision
         memory = call.state_of(self, GuidanceMemory)

@@ -225,3 +225,11 @@ def test_policies_are_made_from_a_configuration():
     assert attention.beside.plan_branches(12).skips == cfg.plan_branches(12).skips
     (recipe,) = build_policies([{"fastercache": {"preset": "latte"}}])
     assert [part.preset for part in recipe.parts()] == ["latte", "latte"]
+
+
+def test_a_run_whose_branches_are_on_several_ranks_is_refused():
+    class Divided(CFG):
+        divided = True
+
+    with pytest.raises(CapabilityError, match="other ranks evaluate some of the branches"):
+        run(CfgCache(), guidance=Divided(scale=SCALE))
