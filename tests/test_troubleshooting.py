@@ -64,6 +64,7 @@ from erta_integrations.diffusers.trunk._signals import compute_modulated_input
 from erta_integrations.fabric.jobs import open_folder
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
+from erta_policies.fastercache import CfgCache
 from erta_policies.fitted import FittedProfiler
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
@@ -348,6 +349,14 @@ def _() -> None:
 
 
 # ----------------------------------------------------------------------------- schedulers
+@says(
+    "{policy} leaves out one of two guidance branches, but {network} ({class}) is distilled for "
+    "guidance"
+)
+def _() -> None:
+    attach(FAMILIES["flux2"].build(), [CfgCache()])
+
+
 @says("{scheduler} cannot be accelerated: {reason}")
 def _() -> None:
     import diffusers

@@ -54,9 +54,11 @@ class ReuseKept:
             tuple of such weights for each sample.
         of: What was kept. A residual is added to the input of this visit.
         then: Changes each tensor of the sum, such as a per-channel correction.
+        rest: Weights of the tensors after the first, such as the text's of a joint attention; by
+            default those of the first.
 
     Raises:
-        PolicyError: There are no weights.
+        PolicyError: There are no weights, or `rest` has more than `weights`.
 
     Example:
         >>> ReuseKept((2.0, -1.0)).weights
@@ -66,6 +68,7 @@ class ReuseKept:
     weights: Weights = (1.0,)
     of: Of = "output"
     then: Callable[[Tensor], Tensor] | None = None
+    rest: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_of(self.of)
@@ -73,6 +76,11 @@ class ReuseKept:
             raise PolicyError(
                 f"ReuseKept got the weights {self.weights!r}; give one for each kept output, "
                 "(1.0,) for the newest"
+            )
+        if self.rest is not None and not 0 < len(self.rest) <= self.depth:
+            raise PolicyError(
+                f"ReuseKept got {len(self.rest)} weights for the tensors after the first, and "
+                f"{self.depth} for the first; give from 1 to {self.depth}"
             )
 
     @property

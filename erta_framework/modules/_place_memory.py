@@ -90,9 +90,15 @@ class PlaceMemory:
         """The weighted sum of what is kept of one visit, tensor by tensor."""
         levels = [self.read(e, action.of, visit) for e in self.kept[: action.depth]]
         made = sum_kept(levels, action.weights)
+        if action.rest is not None:
+            after = [level[1:] for level in levels[: len(action.rest)]]
+            made = [*made[:1], *sum_kept(after, action.rest)]
         if action.then is not None:
             return [action.then(tensor) for tensor in made]
-        return [self.lend(tensor) for tensor in made] if made is levels[0] else made
+        return [
+            self.lend(tensor) if tensor is newest else tensor
+            for tensor, newest in zip(made, levels[0], strict=True)
+        ]
 
     def newest(self, visit: int) -> list[Tensor]:
         """The newest kept output of one visit."""

@@ -40,6 +40,7 @@ from erta_framework.plugins._policy import Policy, find_owners, flatten
 from erta_framework.session import (
     PREFIX,
     STOCHASTIC,
+    TWO_BRANCHES,
     Call,
     Compute,
     Decision,
@@ -152,8 +153,11 @@ class Engine:
                 )
             missing = requires - capabilities
             if missing:
-                signal = any(name.startswith("signal:") for name in missing)
-                remedy = "a network that offers this signal" if signal else "another solver"
+                remedy = "another solver"
+                if any(name.startswith("signal:") for name in missing):
+                    remedy = "a network that offers this signal"
+                elif TWO_BRANCHES in missing:
+                    remedy = "guidance of two branches"
                 raise CapabilityError(
                     f"{policy!r} requires {', '.join(sorted(missing))}, which {driver} does not "
                     f"offer (it offers {', '.join(sorted(capabilities)) or 'nothing'}); "

@@ -28,6 +28,7 @@ from erta_framework.session import (
     RESIZED,
     TEXT,
     TRIAL,
+    TWO_BRANCHES,
     Network,
     NetworkSignal,
     SessionInfo,
@@ -110,7 +111,8 @@ class SamplingLoop:
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
         # which signals there are depends on the network, which comes with each run
-        engine.check(list_capabilities(solver) | engine.signals, type(solver).__name__)
+        offered = list_capabilities(solver, self.guidance)
+        engine.check(offered | engine.signals, type(solver).__name__)
 
     @torch.no_grad()
     def run(
@@ -192,7 +194,7 @@ class SamplingLoop:
             solver=repr(self.solver),
             prediction=self.solver.prediction,
             guidance=repr(self.guidance),
-            capabilities=list_capabilities(self.solver) | names,
+            capabilities=list_capabilities(self.solver, self.guidance) | names,
             first=request.first,
             request_id=request.request_id,
             time_of=self.solver.time_of,
@@ -201,9 +203,14 @@ class SamplingLoop:
         )
 
 
-def list_capabilities(solver: Solver) -> frozenset[str]:
-    """The capabilities of the loop with a solver: its own, trials of any size, text, modules."""
-    return solver.capabilities | {TRIAL, RESIZED, MODULES} | TEXT
+def list_capabilities(solver: Solver, guidance: Guidance | None = None) -> frozenset[str]:
+    """The capabilities of the loop with a solver: its own, trials of any size, text, modules.
+
+    And two branches, unless the guidance has one.
+    """
+    two = guidance is None or len(guidance.names) > 1
+    branches = frozenset({TWO_BRANCHES} if two else ())
+    return solver.capabilities | {TRIAL, RESIZED, MODULES} | branches | TEXT
 
 
 def check_request(request: Request) -> None:

@@ -22,6 +22,10 @@ TRIAL = "trial"
 RESIZED = "trial:resized"
 """Capability of drivers whose trials take latents of another size than those of the call."""
 
+TWO_BRANCHES = "two_branches"
+"""Capability of drivers whose network is not distilled for guidance, so that runs evaluate it with
+and without the prompt."""
+
 STOCHASTIC = "stochastic"
 """Capability of drivers whose steps draw noise; what needs the same run twice refuses them."""
 

@@ -21,6 +21,8 @@ from erta_framework.modules import (
     Keep,
     ModuleRun,
     ModuleSeam,
+    Owner,
+    Place,
     PlaceFinder,
     ReuseKept,
     Rows,
@@ -322,3 +324,44 @@ def test_a_residual_needs_an_input_of_its_shape():
     keep = plan(lambda _, c: dict.fromkeys(c.sites, Keep("residual")), "attention")
     with pytest.raises(CapabilityError, match=r"MeanAttention.* continues none of its inputs"):
         sample(keep, network=Pooled())
+
+
+class TwoStreams(torch.nn.Module):
+    """A joint attention: image and text in, image and text out."""
+
+    def forward(self, image, text):
+        return image * 2, text * 3
+
+
+def test_tensors_after_the_first_may_have_weights_of_their_own():
+    network = torch.nn.Module()
+    network.blocks = torch.nn.ModuleList([TwoStreams()])
+    place = Place("blocks.0", "block", 0, "blocks", ("blocks.0",))
+    given = [torch.tensor([[float(k)]]) for k in (1, 2, 5)]
+    plans = [KEEP, KEEP, ReuseKept((1.5, -0.5), rest=(1.0,))]
+    owner = Owner("plan", (place,), 2, lambda where, step, parts: {place: plans[step.index]})
+    info = SessionInfo(
+        sigmas=(1.0, 0.7, 0.3, 0.0),
+        times=(1000.0, 700.0, 300.0),
+        shape=(1, 1),
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+        capabilities=frozenset({MODULES}),
+    )
+    found = []
+    with ModuleSeam({"model": network}, {"model": (owner,)}) as seam, Engine([]).session(info) as s:
+        run, site = ModuleRun(seam, s), make_site("model", "cond")
+        for index, x in enumerate(given):
+            s.begin(FlowEuler().schedule(3).interval(index))
+            found.append(run.run("model", site, x, lambda x=x: network.blocks[0](x, x)))
+            s.forward(x, lambda x=x: x)
+            s.settle()
+            s.end(x)
+    # 4 + (4 - 2) / 2, and the newest text
+    assert [float(tensor) for tensor in found[2]] == [5.0, 6.0]
+
+
+@pytest.mark.parametrize("rest", [(), (1.0, 0.0)])
+def test_weights_of_the_tensors_after_the_first_are_as_many_as_those_of_the_first(rest):
+    with pytest.raises(PolicyError, match="for the tensors after the first, and 1 for the first"):
+        ReuseKept((1.0,), rest=rest)

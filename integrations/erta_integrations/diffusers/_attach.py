@@ -15,6 +15,7 @@ from erta_framework.budgets import promise
 from erta_framework.config import build_policies, build_policy, load_config
 from erta_framework.errors import CapabilityError, ConflictError, InputError, UnusedWarning
 from erta_integrations.diffusers.network import (
+    check_guidance,
     check_trials,
     find_networks,
     find_undriven_networks,
@@ -55,6 +56,7 @@ class Attachment:
         self._usage = self._driver.life.usage
         parts = self._driver.parts
         check_signals(engine.policies, networks, parts.signals)
+        check_guidance(engine.policies, networks)
         if seam is Seam.LATENT:
             check_trials(engine.policies, networks)
         scheduler = parts.scheduler

@@ -25,7 +25,7 @@ from erta_framework.sampling import (
     repeat_batches,
     resolve_device,
 )
-from erta_framework.session import RESIZED, TEXT, TRIAL
+from erta_framework.session import RESIZED, TEXT, TRIAL, TWO_BRANCHES
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.bundled._pipeline_model import (
     BundledModel,
@@ -93,10 +93,10 @@ class PipelineSampler:
         self.memory = memory
         self._watched_by = watched_by
         made = through.make_scheduler(scheduler)
-        # the signals of the blocks are known, and checked, when the model is attached
-        inside = self.engine.signals
+        # signals of the blocks, and the branches, are checked when the model is attached
+        inside = self.engine.signals | {TWO_BRANCHES}
         if self.seam is Seam.LATENT:
-            inside = TEXT | {TRIAL, RESIZED}
+            inside = TEXT | {TRIAL, RESIZED, TWO_BRANCHES}
         self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
         self._class = type(made).__name__
 

@@ -24,6 +24,10 @@ from erta_integrations.diffusers.network._components import (
     find_undriven_networks,
     is_compiled_in_place,
 )
+from erta_integrations.diffusers.network._distilled import (
+    check_guidance,
+    find_guidance_capabilities,
+)
 from erta_integrations.diffusers.network._output_spec import (
     OutputSpec,
     Relation,
@@ -47,11 +51,13 @@ __all__ = [
     "TrialRunner",
     "as_tensor",
     "bind_arguments",
+    "check_guidance",
     "check_trials",
     "copy_value",
     "explain_undivided",
     "find_argument",
     "find_channel_dim",
+    "find_guidance_capabilities",
     "find_latents",
     "find_networks",
     "find_row_selector",

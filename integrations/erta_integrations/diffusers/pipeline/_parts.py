@@ -11,7 +11,11 @@ from torch import nn
 
 from erta_framework import Seam
 from erta_framework.modules import MODULES, ModuleSeam
-from erta_integrations.diffusers.network import find_trial_capabilities, restore
+from erta_integrations.diffusers.network import (
+    find_guidance_capabilities,
+    find_trial_capabilities,
+    restore,
+)
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._checks import refuse_replaced_parts
 from erta_integrations.diffusers.trunk import PatchedTrunk, find_text_signals
@@ -81,9 +85,10 @@ class PipelineParts:
     @property
     def offered(self) -> frozenset[str]:
         """What policies may require, beside what the scheduler allows."""
+        found = self.signals | {MODULES} | find_guidance_capabilities(self.networks)
         if self.seam is not Seam.LATENT:
-            return self.signals | {MODULES}
-        return self.signals | {MODULES} | find_trial_capabilities(self.networks)
+            return found
+        return found | find_trial_capabilities(self.networks)
 
     # ------------------------------------------------------------------------ copies
     def note_copy(self, twin: object) -> None:
