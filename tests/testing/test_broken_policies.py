@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from erta_framework import Policy, Profile, Reuse, Traits, hookimpl
+from erta_framework import Policy, Profile, Reuse, Seam, Traits, hookimpl
 from erta_framework.budgets import Planner, StepSchedule
 from erta_framework.errors import ErtaError
+from erta_framework.modules import KEEP, SKIP, Ask, ReuseKept, Select
 from erta_framework.testing import CHECKS, AlternateSteps, CheckError, check_policy
 from erta_policies.seacache import SeaCacheRule
 
@@ -493,6 +494,78 @@ class RemembersErrors(Policy):
     def on_session_end(self, error):
         if error is not None:
             self.errors.append(str(error))
+
+
+class Parts(Policy):
+    """Keeps its modules at even ages and reuses them at odd ones."""
+
+    traits = Traits(seams=frozenset({Seam.MODULE}))
+
+    @property
+    def selects(self):
+        return (Select(kind=("attention", "mlp")),)
+
+    def action(self, call, age):
+        return KEEP if age % 2 == 0 else ReuseKept()
+
+    @hookimpl
+    def assign(self, call):
+        ages = {place: call.age(place) for place in call.sites}
+        return {p: KEEP if age is None else self.action(call, age) for p, age in ages.items()}
+
+
+@broken("check_reuse_at_equal_input_is_equal", "step 1 differs by up to")
+class LosesATenth(Parts):
+    def action(self, call, age):
+        return ReuseKept((0.9,))
+
+
+@broken("check_reuse_at_equal_input_is_equal", "step 1 differs by up to nan")
+class LetsAPhantomOut(Parts):
+    def action(self, call, age):
+        return SKIP
+
+
+@broken("check_nothing_is_left_on_modules", "left something on blocks.0.attn")
+class MarksModules(Parts):
+    def action(self, call, age):
+        return Ask(self.mark)
+
+    @staticmethod
+    def mark(visit):
+        visit._owned.output.module.seen = True
+        return visit.run()
+
+
+@broken("check_places_have_one_owner", "took two copies of it")
+class SelectsSomethingElseEachTime(Parts):
+    made: ClassVar[list[Policy]] = []
+
+    @property
+    def selects(self):
+        if not any(self is other for other in self.made):
+            self.made.append(self)
+        index = next(k for k, other in enumerate(self.made) if other is self)
+        return (Select(kind=("mlp",), depth=str(index % 3)),)
+
+
+@broken("check_places_are_assigned", "owns blocks.0.mlp, blocks.1.attn")
+class ForgetsPlaces(Parts):
+    @hookimpl
+    def assign(self, call):
+        return {call.sites[0]: KEEP}
+
+
+@broken("check_modules_beside_a_step_rule", "beside a step rule the samples are not finite")
+class ExpectsEveryStep(Parts):
+    def action(self, call, age):
+        return KEEP if age == 1 else ReuseKept((float("inf"),))
+
+
+@broken("check_rows_of_modules", "of a batch differs by up to")
+class MixesSamples(Parts):
+    def action(self, call, age):
+        return ReuseKept((float(call.x.mean()),))
 
 
 BY_NAME = {check.__name__: check for check in CHECKS}

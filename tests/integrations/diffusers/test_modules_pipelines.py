@@ -409,3 +409,16 @@ def test_at_the_trunk_only_computed_calls_spare_work():
     assert both.network_samples == alone.network_samples
     assert both.work == pytest.approx(sum(call.share for call in computed))
     assert 0.0 < both.work < both.network_samples
+
+
+@pytest.mark.parametrize("name", ["wan-euler", "cogvideox", "pixart-sigma", "ltx", "qwen-image"])
+def test_the_residual_of_all_blocks_is_the_trunk(name):
+    steps = (0, 1, 4, 5)
+
+    def make(step, call):
+        action = Keep("residual") if step.index in steps else ReuseKept(of="residual")
+        return dict.fromkeys(call.sites, action)
+
+    span, _ = run(name, [plan(make, "block", span=True)])
+    trunk, _ = run(name, [SkipPolicy(steps=steps)], seam="trunk")
+    assert torch.equal(span, trunk)
