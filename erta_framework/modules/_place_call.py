@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ErtaError, PolicyError
 from erta_framework.modules._action_rules import HANDLERS, INNER, find_misfit
-from erta_framework.modules._actions import Action, Ask, Keep, Of, Pass, ReuseKept, Rows, Skip
+from erta_framework.modules._actions import Action, Ask, Keep, Pass, ReuseKept, Rows, Skip
 from erta_framework.modules._actions import Tokens as TokensAction
 from erta_framework.modules._cells import get_version, is_written, name_tensors, read_tensors
 from erta_framework.modules._forms import list_tensors
@@ -58,7 +58,7 @@ class PlaceCall:
         self.action: Action | None = None
         self.outcome: Outcome = "skipped"
         self.fresh: list[list[Tensor]] = []
-        self.of: Of = "output"
+        self.of: str = "output"
         self.kept_rows: tuple[int, ...] | None = parts.rows
         self._lent: list[tuple[Tensor, int | None]] = []
 
