@@ -35,6 +35,7 @@ from erta_policies.shared._signals import (
     read_mixing,
     read_probe,
 )
+from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
 
 __all__ = [
     "DEGREE",
@@ -53,6 +54,8 @@ __all__ = [
     "RuleWrapper",
     "RunProfiler",
     "Signal",
+    "SpanGate",
+    "SpanGates",
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
@@ -62,6 +65,7 @@ __all__ = [
     "load_profile",
     "mean_magnitude",
     "order_branches",
+    "pool_squares",
     "probe_capability",
     "read_branches",
     "read_calibrated_range",
