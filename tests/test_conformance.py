@@ -62,10 +62,13 @@ WORDS = PromptProfiler(
 REFERENCES = toy_profile(WORDS)
 PROMPTED = {"references": REFERENCES, "low": 0.1, "high": 0.8, "sharpness": 20.0}
 
-# they decide by a mean over the batch, as published, so that a sample is not what it is alone
+# they decide by a mean over the batch, so that a sample is not what it is alone
 H2 = OURS["h2cache"](tau1=0.3, tau2=0.3, split=2)
 GATE = OURS["first_block_gate"](threshold=0.5)
-WHOLE = {"check_rows_of_modules": "one decision for the whole batch, as published"}
+FLASH = OURS["precisecache"](
+    variant="flash", skip_ratio=0.5, length=2, steps=OURS["lfcache"](alpha=0.7, per_sample=False)
+)
+WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 
 POLICIES: list[Policy] = [
     ResidualProfiler(),
@@ -172,6 +175,10 @@ POLICIES: list[Policy] = [
     BranchSubstitute(profile=CODEBOOK, threshold=0.5),
     OURS["lfcache"](alpha=0.7),
     OURS["lfcache"](alpha=0.7, reference="last_full", down="nearest", per_sample=False),
+    OURS["precisecache"](variant="base"),
+    FLASH,
+    OURS["blockcache"](),
+    OURS["blockcache"](skip_ratio=0.75, length=1, blocks=Select(kind=("block",), depth="1:")),
     OURS["seacache"](threshold=0.5, max_consecutive=3),
     OURS["seacache"](threshold=0.3, order=0, max_consecutive=None, per_sample=False),
     OURS["seacache_rule"](threshold=0.4, power=2.0),
@@ -189,7 +196,7 @@ POLICIES: list[Policy] = [
 
 
 @parametrize_with_checks(
-    POLICIES, expected_failed_checks=lambda policy: WHOLE if policy in (H2, GATE) else {}
+    POLICIES, expected_failed_checks=lambda policy: WHOLE if policy in (H2, GATE, FLASH) else {}
 )
 def test_first_party_policy(check, policy):
     check(policy)
