@@ -126,6 +126,24 @@ def test_the_residual_of_a_span_is_added_once_to_the_input_of_its_first_block():
         torch.testing.assert_close(after, before + residual, rtol=0, atol=1e-5)
 
 
+class Controlled(BlockFlow):
+    """A toy that adds features of its own between the blocks, as with a ControlNet."""
+
+    def _predict(self, x, sigma, shift):
+        hidden = self.embed((x - shift).flatten(2).transpose(1, 2))
+        features = hidden.sin()
+        for block in self.blocks:
+            hidden = block(hidden, 0.5 + sigma.reshape(-1, 1, 1)) + features
+        return x - shift + self.head(hidden).transpose(1, 2).reshape(x.shape)
+
+
+def test_what_is_added_between_the_blocks_of_a_span_is_part_of_its_residual_once():
+    network = Controlled()
+    outputs = constant_steps(plan(every(99, Keep("residual")), "block", span=True), network)
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=1e-5)
+
+
 def test_weights_combine_what_is_kept_newest_first():
     network, given, seen = BlockFlow(), [], []
     # hooks of a module see what its gate answers
