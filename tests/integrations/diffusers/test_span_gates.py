@@ -46,6 +46,15 @@ def test_a_gate_that_never_reuses_changes_no_bit(name):
     assert not any(any(list_hits(trace, branch)) for branch in {c.branch for c in trace.calls()})
 
 
+@pytest.mark.parametrize("name", [*NAMES, "sd", "ltx", "flux-true-cfg"])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_gate_that_always_reuses_runs_its_span_once(name, batch):
+    latents, trace = run(name, [FirstBlockGate(threshold=9.0, each_branch=False)], batch)
+    assert latents.isfinite().all()
+    for branch in {call.branch for call in trace.calls()}:
+        assert list_hits(trace, branch) == [False] + [True] * (STEPS - 1)
+
+
 @pytest.mark.parametrize("name", DOUBLE_AND_SINGLE)
 def test_stages_that_never_reuse_change_no_bit(name):
     latents, trace = run(name, [H2Cache(tau1=0.0, tau2=0.0)])
