@@ -62,6 +62,6 @@ def find_misfit(
             why += f", and let keeps() be {action.depth}"
         return f"reuses {action.depth} outputs of", why
     if not read_tensors(kept[0], action.of, 0):
-        found = "residual" if action.of == "output" else "output"
+        found = next(iter(kept[0].tensors)).partition(".")[0]
         return f"reuses the {action.of} of", f"its {found} is kept; KEEP and reuse one"
     return None

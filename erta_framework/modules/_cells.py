@@ -20,6 +20,9 @@ from erta_framework.session import (
     select_rows,
 )
 
+FEATURE = "feature"
+"""What is kept where a policy keeps tensors of its own."""
+
 
 @dataclass(slots=True)
 class Learned:

@@ -58,9 +58,7 @@ class ModuleCall:
         """Run it, and learn also which input each output continues."""
         inputs = self.bind(args, kwargs)
         output = self.run(run, args, kwargs)
-        if self.learned.streams is None:
-            found = list_tensors(output)
-            self.learned.streams = match_streams(self.module, self.path, inputs, found)
+        self.name_streams(inputs, output)
         return output
 
     def skip(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -111,6 +109,13 @@ class ModuleCall:
         """The tensor arguments of a visit, by name; remembered for this call."""
         self.inputs.append(bind_tensors(self.module, args, kwargs))
         return self.inputs[-1]
+
+    def name_streams(self, inputs: Mapping[str, Tensor], output: Any) -> Mapping[str, Tensor]:
+        """The tensors of an output, by the name of the input that each continues."""
+        found = list_tensors(output)
+        if self.learned.streams is None:
+            self.learned.streams = match_streams(self.module, self.path, inputs, found)
+        return dict(zip(self.learned.streams, found, strict=True))
 
     def list_streams(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The inputs that the outputs continue, in the order of the outputs.

@@ -97,6 +97,11 @@ class Parts:
             for evaluation in self.kept(place)
         )
 
+    def forget(self, place: Place) -> None:
+        """Drop what a place keeps of all samples, once the policy knows that it is not needed."""
+        self.cells.forget(self.depth, self.site_of(place))
+        self._seen.pop(place, None)
+
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
         """This policy's own state for this branch; `factory` makes it once."""
         return self.states.get(policy, (MODULES, self.site), factory)

@@ -139,11 +139,14 @@ class PlaceCall(PlaceMemory):
         action = self.action
         assert isinstance(action, ReuseKept)
         self.outcome = "reused"
-        inputs = self.output.bind(args, kwargs) if action.of == "residual" else {}
-        form = self.output.form(self.output.visits, "reused")
-        made = self.combine(action, self.output.visits)
+        visit = self.output.visits
+        form = self.output.form(visit, "reused")
+        made = self.combine(action, visit)
         if action.of == "residual":
-            made = [x + r for x, r in zip(self.output.list_streams(inputs), made, strict=True)]
+            self.output.bind(args, kwargs)
+            # what the network adds between the modules is in the residual already
+            before = (self.members[0] if self.members else self.output).inputs[visit]
+            made = [x + r for x, r in zip(self.output.list_streams(before), made, strict=True)]
         self.output.enter()
         return form.build(made)
 

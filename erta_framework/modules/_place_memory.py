@@ -8,7 +8,7 @@ from typing import NoReturn
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.modules._actions import Action, Of, ReuseKept
+from erta_framework.modules._actions import Action, ReuseKept
 from erta_framework.modules._actions import Tokens as TokensAction
 from erta_framework.modules._cells import get_version, is_written, name_tensors, read_tensors
 from erta_framework.modules._module_call import ModuleCall
@@ -57,7 +57,7 @@ class PlaceMemory:
         self.owner = owner
         self.action: Action | None = None
         self.fresh: list[list[Tensor]] = []
-        self.of: Of = "output"
+        self.of: str = "output"
         self.kept_rows: tuple[int, ...] | None = None
         self._lent: list[tuple[Tensor, int | None]] = []
 

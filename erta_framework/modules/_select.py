@@ -6,7 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
+from operator import attrgetter
 
 from torch import nn
 
@@ -30,20 +31,25 @@ class Select:
             `"0.75:"` the last quarter, `"2"` one block.
         stack: A regular expression that the name of the list must match as a whole; by default the
             lists of the trunk.
+        pick: Which of the places that were found, as a slice like `depth`: `"0"` the first one,
+            `"1:"` the others.
         span: The selected blocks as one place, whose output is that of the last one.
+        by_list: A span for each list of blocks, where the blocks stand in several.
 
     Raises:
-        PolicyError: A kind or depth is none, or the span is not of blocks.
+        PolicyError: A kind or slice is none, or the span is not of blocks.
 
     Example:
         >>> Select(kind=("attention",), depth="1:")
-        Select(kind=('attention',), depth='1:', stack='', span=False)
+        Select(kind=('attention',), depth='1:', stack='', pick=':', span=False, by_list=False)
     """
 
     kind: tuple[Kind, ...]
     depth: str = ":"
     stack: str = ""
+    pick: str = ":"
     span: bool = False
+    by_list: bool = False
 
     def __post_init__(self) -> None:
         for kind in self.kind:
@@ -53,11 +59,14 @@ class Select:
             raise PolicyError(f"Select has no kind; give some of {', '.join(SELECTABLE)}")
         if self.span and self.kind != ("block",):
             raise PolicyError(f"a span is made of blocks, not of {', '.join(self.kind)}")
+        if self.by_list and not self.span:
+            raise PolicyError("by_list makes a span for each list; set span=True as well")
         try:
             re.compile(self.stack)
         except re.error as error:
             raise PolicyError(f"stack {self.stack!r} is no regular expression: {error}") from None
         self.depths(1)
+        slice_range(self.pick, 1, "pick")
 
     def depths(self, number: int) -> range:
         """The depths that are chosen of so many.
@@ -69,21 +78,35 @@ class Select:
             >>> Select(kind=("block",), depth="0.75:").depths(8)
             range(6, 8)
         """
-        bounds = self.depth.split(":")
-        if len(bounds) > 2 or not all(b == "" or BOUND.fullmatch(b) for b in bounds):
-            raise PolicyError(
-                f"depth is {self.depth!r}; write a slice of whole numbers or fractions, such as "
-                "'3:', '-7:', '0.75:' or '2'"
-            )
-        places = [
-            None if bound == "" else round(float(bound) * number) if "." in bound else int(bound)
-            for bound in bounds
-        ]
-        if len(places) == 2:
-            return range(number)[places[0] : places[1]]
-        if places[0] is None:
-            raise PolicyError("depth is empty; write ':' for all")
-        return range(number)[places[0] :][:1]
+        return slice_range(self.depth, number, "depth")
+
+
+def slice_range(text: str, number: int, name: str) -> range:
+    """The part of `range(number)` that a slice names, in whole numbers or fractions.
+
+    Args:
+        text: The slice, such as `"3:"`.
+        number: How many there are.
+        name: The setting, for the message.
+
+    Raises:
+        PolicyError: The slice cannot be read.
+    """
+    bounds = text.split(":")
+    if len(bounds) > 2 or not all(b == "" or BOUND.fullmatch(b) for b in bounds):
+        raise PolicyError(
+            f"{name} is {text!r}; write a slice of whole numbers or fractions, such as "
+            "'3:', '-7:', '0.75:' or '2'"
+        )
+    places = [
+        None if bound == "" else round(float(bound) * number) if "." in bound else int(bound)
+        for bound in bounds
+    ]
+    if len(places) == 2:
+        return range(number)[places[0] : places[1]]
+    if places[0] is None:
+        raise PolicyError(f"{name} is empty; write ':' for all")
+    return range(number)[places[0] :][:1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,14 +163,23 @@ def select_places(network: nn.Module, selection: Selection, finder: Finder) -> t
         return find_named(network, selection.path)
     places = finder.find_places(network)
     depths = selection.depths(max((place.depth for place in places), default=-1) + 1)
-    found = tuple(
+    matching = [
         place
         for place in places
         if place.kind in selection.kind and is_chosen(place, selection.stack, depths)
-    )
-    if not found:
-        raise CapabilityError(f"nothing matches; there are {describe_places(places)}")
-    return (join_span(found),) if selection.span else found
+    ]
+    chosen = slice_range(selection.pick, len(matching), "pick")
+    if not chosen:
+        what = (
+            f"{len(matching)} match, and none of them is picked" if matching else "nothing matches"
+        )
+        raise CapabilityError(f"{what}; there are {describe_places(places)}")
+    found = tuple(matching[k] for k in chosen)
+    if not selection.span:
+        return found
+    if not selection.by_list:
+        return (join_span(found),)
+    return tuple(join_span(tuple(run)) for _, run in groupby(found, attrgetter("stack")))
 
 
 def find_named(network: nn.Module, path: str) -> tuple[Place, ...]:

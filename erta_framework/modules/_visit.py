@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
+from erta_framework.modules._cells import FEATURE, read_tensors
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._streams import bind_tensors
@@ -90,6 +91,41 @@ class Visit:
         except BaseException as error:
             self.failure = error
             raise
+
+    def name_streams(self, output: Any) -> Mapping[str, Tensor]:
+        """The tensors of what the module returned, by the name of the input each continues.
+
+        Raises:
+            CapabilityError: One continues no input, or several could be meant.
+        """
+        return self._owned.output.name_streams(self.streams, output)
+
+    @property
+    def features(self) -> Sequence[Tensor]:
+        """What `keep` kept last, of the samples that run; empty if nothing."""
+        return read_tensors(self.kept[0], FEATURE, 0) if self.kept else ()
+
+    def keep(self, *features: Tensor) -> None:
+        """Keep tensors of the policy's own at this place, instead of an output.
+
+        Kept like an output: by branch, with steps, and counted as memory. A call on some samples
+        sees and replaces theirs alone.
+
+        Args:
+            features: One row for each sample that runs, `[R, ...]`.
+
+        Raises:
+            PolicyError: One has other rows.
+        """
+        call, owned = self.call, self._owned
+        rows = call.batch if call.rows is None else len(call.rows)
+        for one in features:
+            if not one.ndim or one.shape[0] != rows:
+                raise PolicyError(
+                    f"{owned.owner} keeps a feature {tuple(one.shape)} at {self.place}, but {rows} "
+                    "samples run; give it a row for each"
+                )
+        owned.of, owned.fresh = FEATURE, [list(features)]
 
     def reuse(self, action: ReuseKept) -> Any:
         """The output made of what is kept, as if this action had been assigned."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -85,7 +86,9 @@ NOISE = ToySetup(toy=GaussianEpsilon, solver=DDIM(), guidance=CFG(scale=2.0), nu
 """The set-up for policies that require `"epsilon"`."""
 
 
-BLOCKS = ToySetup(toy=BlockFlow, solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=10)
+BLOCKS = ToySetup(
+    toy=partial(BlockFlow, depth=4), solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=10
+)
 """The set-up for policies that own places inside a network: a toy with blocks."""
 
 

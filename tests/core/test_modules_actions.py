@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -124,6 +126,24 @@ def test_the_residual_of_a_span_is_added_once_to_the_input_of_its_first_block():
     residual = seen[0] - inputs[0]
     for before, after in zip(inputs[2::2], seen[2::2], strict=True):
         torch.testing.assert_close(after, before + residual, rtol=0, atol=1e-5)
+
+
+class Controlled(BlockFlow):
+    """A toy that adds features of its own between the blocks, as with a ControlNet."""
+
+    def _predict(self, x, sigma, shift):
+        hidden = self.embed((x - shift).flatten(2).transpose(1, 2))
+        features = hidden.sin()
+        for block in self.blocks:
+            hidden = block(hidden, 0.5 + sigma.reshape(-1, 1, 1)) + features
+        return x - shift + self.head(hidden).transpose(1, 2).reshape(x.shape)
+
+
+def test_what_is_added_between_the_blocks_of_a_span_is_part_of_its_residual_once():
+    network = Controlled()
+    outputs = constant_steps(plan(every(99, Keep("residual")), "block", span=True), network)
+    for output in outputs[1:]:
+        torch.testing.assert_close(output, outputs[0], rtol=0, atol=1e-5)
 
 
 def test_weights_combine_what_is_kept_newest_first():
@@ -284,6 +304,54 @@ def test_ask_may_not_change_what_the_network_has_passed():
 
     with pytest.raises(PolicyError, match=r"blocks\.0 at step 0 after the network had reached it"):
         sample(plan(make, "block"))
+
+
+def test_an_asked_place_keeps_features_of_the_policy_row_by_row():
+    seen = []
+
+    def answer(visit):
+        output = visit.run()
+        change = visit.name_streams(output)["hidden_states"] - visit.streams["hidden_states"]
+        seen.append(([float(f.sum()) for f in visit.features], float(change.sum(1).sum())))
+        visit.keep(change.sum(1))
+        return output
+
+    asked = plan(lambda _, call: dict.fromkeys(call.sites, Ask(answer)), "block", depth="0")
+    found = sample(asked, guidance=NoGuidance())
+    assert torch.equal(found.sample, sample(guidance=NoGuidance()).sample)
+    assert seen[0][0] == []
+    for (_, before), (held, _) in pairwise(seen):
+        assert held == [before]
+    assert found.trace.module_bytes == 2 * 8 * 4
+
+
+def test_a_feature_is_no_output_and_has_a_row_for_each_sample():
+    def reuse_it(visit):
+        if visit.age is not None:
+            return visit.reuse(ReuseKept())
+        visit.keep(visit.x)
+        return visit.run()
+
+    def keep_one_row(visit):
+        visit.keep(visit.x[:1])
+        return visit.run()
+
+    for answer, message in ((reuse_it, "its feature is kept"), (keep_one_row, "but 2 samples run")):
+        asked = plan(lambda _, call, a=answer: dict.fromkeys(call.sites, Ask(a)), "block")
+        with pytest.raises(PolicyError, match=message):
+            sample(asked)
+
+
+def test_what_is_forgotten_is_not_kept():
+    def make(step, call):
+        if step.index == 2:
+            call.forget(call.sites[0])
+            assert call.age(call.sites[0]) is None
+            assert call.age(call.sites[1]) == 2
+        return dict.fromkeys(call.sites, KEEP) if step.index == 0 else {}
+
+    network = BlockFlow()
+    assert torch.equal(sample(plan(make, "attention"), network=network).sample, PLAIN.sample)
 
 
 BAD = [

@@ -23,6 +23,7 @@ from erta_framework.modules import (
     PlaceFinder,
     ReuseKept,
     Select,
+    select_places,
 )
 from erta_framework.testing import AffineFlow, BlockFlow
 from module_plans import STEPS, Plan, every, gated, plan, sample
@@ -58,6 +59,8 @@ def test_depths_are_slices_and_fractions(depth, expected):
         ({"kind": ("block",), "depth": ""}, "depth is empty"),
         ({"kind": ("block",), "stack": "("}, "is no regular expression"),
         ({"kind": ("mlp",), "span": True}, "a span is made of blocks"),
+        ({"kind": ("block",), "pick": ""}, "pick is empty"),
+        ({"kind": ("block",), "by_list": True}, "set span=True as well"),
     ],
 )
 def test_a_selection_that_means_nothing_is_refused(fields, message):
@@ -68,6 +71,37 @@ def test_a_selection_that_means_nothing_is_refused(fields, message):
 def test_a_cut_has_a_branch():
     with pytest.raises(PolicyError, match="branch of Cut is -1"):
         Cut(branch=-1)
+
+
+class TwoLists(BlockFlow):
+    """A toy whose blocks stand in two lists, of two blocks and of three."""
+
+    def __init__(self):
+        super().__init__(depth=5)
+        self.more = self.blocks[2:]
+        self.blocks = self.blocks[:2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"pick": "0"}, ["blocks.0"]),
+        ({"pick": "-1"}, ["more.2"]),
+        ({"stack": "more", "pick": "0"}, ["more.0"]),
+        ({"stack": "more", "pick": "1:", "span": True}, ["more.1:more.2"]),
+        ({"pick": "1:-1", "span": True}, ["blocks.1:more.1"]),
+        ({"pick": "1:-1", "span": True, "by_list": True}, ["blocks.1:blocks.1", "more.0:more.1"]),
+        ({"depth": "3:", "pick": "1", "span": True}, ["more.2:more.2"]),
+    ],
+)
+def test_places_are_picked_of_those_that_were_found(fields, expected):
+    found = select_places(TwoLists(), Select(kind=("block",), **fields), PlaceFinder())
+    assert [place.path for place in found] == expected
+
+
+def test_a_pick_of_nothing_says_how_many_there_were():
+    with pytest.raises(CapabilityError, match="2 match, and none of them is picked; there are"):
+        select_places(TwoLists(), Select(kind=("block",), depth=":2", pick="2:"), PlaceFinder())
 
 
 def test_no_match_lists_what_there_is():

@@ -44,6 +44,7 @@ from erta_policies.shared._signals import (
     read_mixing,
     read_probe,
 )
+from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
 
 __all__ = [
     "DEGREE",
@@ -62,6 +63,8 @@ __all__ = [
     "RuleWrapper",
     "RunProfiler",
     "Signal",
+    "SpanGate",
+    "SpanGates",
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
@@ -74,6 +77,7 @@ __all__ = [
     "mean_magnitude",
     "order_branches",
     "plan_newest",
+    "pool_squares",
     "probe_capability",
     "read_branches",
     "read_calibrated_range",
