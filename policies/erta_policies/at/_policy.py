@@ -77,6 +77,11 @@ class At(Policy):
                 f"at keeps the {self.of} of its modules, but {self.what!r} continues "
                 f"{self.what.what!r}; give both the same"
             )
+        if self.what is not None and self.what.basis == "adams":
+            raise PolicyError(
+                "at got a forecast on the adams basis, which is the mean of the network's output "
+                "over a step; of a module the value at the step is wanted: give basis='newton'"
+            )
 
     @property
     def selects(self) -> Sequence[Selection]:

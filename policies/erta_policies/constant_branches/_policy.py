@@ -49,9 +49,9 @@ class ConstantBranches(Policy):
     values in other tensors do not count. With `compare="values"` they do, at the cost of a
     comparison and of waiting for the device at each visit.
 
-    A module must be a function of its inputs and its weights. One in training mode runs. Not seen
-    are writes that PyTorch does not count, such as through `tensor.data`, and other state, such as
-    a scale of LoRA that is changed during a request.
+    A module must be a function of its inputs and its weights. One that is in training mode, or has
+    a part that is, runs. Not seen are writes that PyTorch does not count, such as through
+    `tensor.data`, and other state, such as a scale of LoRA that is changed during a request.
 
     Source: ours.
 
@@ -103,7 +103,7 @@ class ConstantBranches(Policy):
         again, seen.step = seen.step == visit.step.index, visit.step.index
         if again:
             seen.inputs, seen.misses = None, MISSES
-        if seen.varies or module.training:
+        if seen.varies or any(part.training for part in module.modules()):
             return visit.run()
         if seen.inputs is not None and visit.kept and seen.inputs.is_same(module, *given):
             seen.misses = 0

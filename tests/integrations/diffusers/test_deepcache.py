@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from erta_bench.shapes_image import load_unet
-from erta_framework import Engine, Interval, SessionInfo
+from erta_framework import (
+    Call,
+    Decision,
+    Engine,
+    Interval,
+    Policy,
+    Reuse,
+    SessionInfo,
+    Step,
+    Traits,
+    hookimpl,
+)
 from erta_framework.errors import CapabilityError
 from erta_framework.modules import ModuleRun, ModuleSeam, PlaceFinder, find_cut
 from erta_framework.session import make_site
@@ -18,7 +29,7 @@ from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_policies.deepcache import CenteredSteps, DeepCache
 from erta_policies.ertacache import SkipPolicy
-from tiny_pipelines import FAMILIES
+from tiny_pipelines import FAMILIES, drawn
 from unet_cases import CASES, PAIRS, build_deep, built, inputs, recorded, replaced, run
 
 STEPS = 6
@@ -167,6 +178,36 @@ def test_beside_a_step_rule_that_leaves_out_its_schedule_it_makes_up_for_it() ->
     _, trace = sample("sd", [rule, listed], steps=8)
     ran = list_refreshed(trace)
     assert ran == {0: 1, 2: 1, 5: 0, 6: 1, 7: 1}
+
+
+class Listed(Policy):
+    """Sample k computes at the steps listed for it, in both copies that guidance makes of it."""
+
+    traits = Traits(decides="sample")
+    steps: tuple[tuple[int, ...], ...] = ()
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Decision:
+        mask = [step.index not in own for own in self.steps]
+        return Reuse("listed", mask=mask * (call.x.shape[0] // len(self.steps)))
+
+
+def test_samples_of_a_batch_keep_a_tensor_each() -> None:
+    family = FAMILIES["sd"]
+    steps = ((0, 1, 2, 5), (0, 3, 5))
+    noise, text = drawn(2, 4, 8, 8), drawn(2, 5, 16, seed=3)
+
+    def answer(rows: slice) -> Tensor:
+        pipe = family.build()
+        given = {"prompt_embeds": text[rows], "negative_prompt_embeds": text[rows] + 0.5}
+        # what is kept at step 0 serves to the end, whoever runs beside
+        with attach(pipe, [Listed(steps=steps[rows]), DeepCache(interval=9)]):
+            latents: Tensor = family.run(pipe, STEPS, latents=noise[rows].clone(), **given)
+        return latents
+
+    together = answer(slice(0, 2))
+    alone = torch.cat([answer(slice(0, 1)), answer(slice(1, 2))])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_a_schedule_around_a_step_in_a_pipeline() -> None:

@@ -124,7 +124,7 @@ def test_what_feeds_a_fused_output_is_not_kept() -> None:
 
 
 @pytest.mark.parametrize("recipe", NULL)
-@pytest.mark.parametrize("name", ["wan-euler", "flux", "sd", "sd3"])
+@pytest.mark.parametrize("name", ["wan-euler", "flux", "sd", "sd3", "dit", "pixart-sigma"])
 def test_modules_that_run_at_every_step_change_no_bit(name: str, recipe: Any) -> None:
     latents, trace = sample(name, [recipe(interval=1, level="modules")], steps=4)
     assert torch.equal(latents, plain(name, steps=4))

@@ -149,6 +149,7 @@ def test_samples_of_different_ages_are_forecast_each_from_its_own_steps():
         ({"max_age": 0}, "max_age of at is 0"),
         ({"of": "residual", "what": Forecaster(what="output")}, "give both the same"),
         ({"what": Forecaster(what="x0")}, "give both the same"),
+        ({"what": Forecaster(basis="adams")}, "give basis='newton'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options, message):

@@ -176,9 +176,13 @@ def test_tensors_without_a_count_of_writes_are_never_the_same_by_memory(copies):
     assert Inputs.of(module, (x,), {}, copies).is_same(module, (x,), {}) is copies
 
 
-def test_a_module_in_training_mode_runs():
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_module_in_training_mode_runs(inside):
     network = Text()
     network.text.train()
+    if inside:
+        outer = Counted(network.text)
+        outer.training, network.text = False, outer
     found = sample(constant(), network=network, given=request())
     # what it returns is another tensor each time, so the second one runs as well
     assert {call.sites["named"] for call in found.trace.calls()} == {(2, 0, 0)}
