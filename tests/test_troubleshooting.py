@@ -50,7 +50,7 @@ from erta_framework.config import build_policies, build_run, load_config
 from erta_framework.environment import list_accelerators
 from erta_framework.errors import ErtaError, UnusedWarning
 from erta_framework.files import require_writable
-from erta_framework.modules import check_memory, find_cut, find_places, measure
+from erta_framework.modules import Select, check_memory, find_cut, find_places, measure
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
 from erta_integrations.diffusers._loading import as_sample
@@ -62,12 +62,14 @@ from erta_integrations.diffusers.trunk._layout import BlockIO, BlockOutput
 from erta_integrations.diffusers.trunk._layout_tracer import LayoutTracer
 from erta_integrations.diffusers.trunk._signals import compute_modulated_input
 from erta_integrations.fabric.jobs import open_folder
+from erta_policies.at import At
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy, TimestepAdjuster
 from erta_policies.fastercache import CfgCache
 from erta_policies.fitted import FittedProfiler
 from erta_policies.lfcache import LFCache
 from erta_policies.prompttea import BranchSubstitute
+from erta_policies.taylorseer import RefreshInterval
 from tiny_pipelines import FAMILIES, flow, unipc
 
 ROOT = Path(__file__).parents[1]
@@ -841,6 +843,15 @@ def _() -> None:
 @says("{network} has no places whose outputs can be kept")
 def _() -> None:
     find_places(nn.Linear(2, 2))
+
+
+@says(
+    "{policy} selects {place} of {network}, but at the trunk seam the blocks are answered for "
+    "as one"
+)
+def _() -> None:
+    blocks = At(sites=Select(kind=("block",)), when=RefreshInterval(interval=2))
+    attach(FAMILIES["wan-euler"].build(), [blocks], seam="trunk")
 
 
 @says("{network} cannot be cut: {reason}")

@@ -39,8 +39,8 @@ def find_cut(network: nn.Module, branch: int) -> Place:
     Skips count in the order in which they are made: 0 is the output of `conv_in`, then comes that
     of every unit and of every downsampler of the down stages. A network call that is cut at skip
     `b` runs `conv_in` and the first `b` of these parts; what enters the up unit that takes skip `b`
-    is the kept output of the last member; the rest of the network runs. That is DeepCache
-    (arXiv 2312.00858, section 3.2), where `b` is the branch.
+    is the kept output of the last member; the rest of the network runs. The cut is that of
+    arXiv 2312.00858, section 3.2, where `b` is the branch.
 
     Args:
         network: Such as `pipe.unet`.
