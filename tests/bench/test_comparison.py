@@ -309,7 +309,9 @@ def test_a_row_off_its_budget_says_how_much_it_does() -> None:
 
 @pytest.mark.slow
 def test_the_report_needs_nothing_beside_it(record: Mapping[str, Any], tmp_path: Path) -> None:
-    page = write_page(record, tmp_path / "new").read_text(encoding="utf-8")
+    refused = {"name": "other", "group": "policy", "budget": CALLS, "status": "refused"}
+    odd = {**record, "rows": [*record["rows"], {**refused, "detail": "because"}]}
+    page = write_page(odd, tmp_path / "new").read_text(encoding="utf-8")
     for name in ROWS:
         assert name in page
     assert page.count("data:image/png;base64,") == 2
