@@ -37,7 +37,12 @@ from erta_bench.comparison._contender import (
     mix,
 )
 from erta_bench.comparison._memory import MemoryMeter, count_live_bytes, count_only_new
-from erta_bench.comparison._rows import LONGEST, ContenderRow
+from erta_bench.comparison._rows import (
+    LONGEST,
+    ContenderRow,
+    explain_off_budget,
+    find_solved_name,
+)
 from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
 from erta_bench.comparison.page import make_heading, write_page
@@ -278,19 +283,35 @@ def test_costs_are_counted(record: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_a_cache_that_cannot_do_so_little_work_says_how_much_it_does(
-    record: Mapping[str, Any],
-) -> None:
+def test_a_cache_of_parts_calls_the_network_at_every_step(record: Mapping[str, Any]) -> None:
     row = by_name(record, "diffusers PyramidAttentionBroadcast")
-    assert (row["status"], row["calls"]) == ("off budget", STEPS)
-    assert row["work"] < 1
+    assert (row["status"], row["calls"]) == ("measured", STEPS)
+    assert row["work"] == pytest.approx(0.5, abs=0.1)
     assert row["work_flops"] is None
-    assert f"the work of {STEPS * row['work']:.1f} calls" in row["detail"]
+
+
+def test_a_setting_is_named_at_any_depth() -> None:
+    names = {c.name: find_solved_name(c) for c in CONTENDERS if c.search is not None}
+    assert all(names.values())
+    assert names["FORA, modules"] == names["FORA, whole output"] == "interval"
+    assert names["FBCache"] == "threshold"
+
+
+def test_a_row_off_its_budget_says_how_much_it_does() -> None:
+    whole = Contender(name="x", group="policy", search=SearchRange(1, 12, whole=True))
+    assert explain_off_budget(whole, 7.04, STEPS) == (
+        "no whole number is nearer; it does the work of 7.0 calls"
+    )
+    plain = Contender(name="x", group="policy")
+    assert "work of 7.0 calls on the measured" in explain_off_budget(plain, 7.04, STEPS)
+    assert "it skipped nothing" in explain_off_budget(whole, 9.9, STEPS)
 
 
 @pytest.mark.slow
 def test_the_report_needs_nothing_beside_it(record: Mapping[str, Any], tmp_path: Path) -> None:
-    page = write_page(record, tmp_path / "new").read_text(encoding="utf-8")
+    refused = {"name": "other", "group": "policy", "budget": CALLS, "status": "refused"}
+    odd = {**record, "rows": [*record["rows"], {**refused, "detail": "because"}]}
+    page = write_page(odd, tmp_path / "new").read_text(encoding="utf-8")
     for name in ROWS:
         assert name in page
     assert page.count("data:image/png;base64,") == 2

@@ -15,6 +15,7 @@ import diffusers
 
 from erta_bench.other_caches import bridge
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet
+from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.testing import GaussianMixtureFlow
 from erta_integrations.diffusers.bundled import (
@@ -170,3 +171,32 @@ def test_a_cache_that_is_switched_off_leaves_the_network_as_it_was() -> None:
     with bridge(pipe, "FirstBlockCache", threshold=0.1) as run:  # it looks for the first block
         pipe(**request(model, ["a red circle left"], seeds=[0], num_steps=2))
     assert run.forwards == [4]
+
+
+@quiet
+@pytest.mark.parametrize(
+    ("kind", "seam"), [*((kind, "latent") for kind in KINDS), (ShapesWan, "trunk")]
+)
+def test_modules_are_reused_within_a_bound(kind: type[InPipeline], seam: str) -> None:
+    model = fresh(kind)
+    at = build_policies(
+        [
+            {
+                "at": {
+                    "sites": {"kind": ["attention", "mlp"]},
+                    "when": {"refresh_interval": {"interval": 2, "first": 1}},
+                }
+            }
+        ]
+    )
+
+    def sample(**options: Any) -> Any:
+        sampler = model.pipeline_sampler(at, num_steps=STEPS, seam=seam, **options)
+        return sampler.sample(model, ["red", "blue"], seed=SEED).traces[0]
+
+    trace = sample()
+    assert 0 < trace.work < trace.network_samples
+    assert trace.module_bytes == trace.state_bytes > 0
+    assert sample(memory=trace.state_bytes).work == trace.work
+    with pytest.raises(CapabilityError, match=r"would keep .* give memory="):
+        sample(memory=trace.state_bytes - 1)

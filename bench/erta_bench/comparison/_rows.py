@@ -180,12 +180,15 @@ def explain_off_budget(contender: Contender, made: float, steps: int) -> str:
 
 
 def find_solved_name(contender: Contender) -> str:
-    """Name of the setting that was solved for."""
-    for spec in (*contender.policies, {"": contender.options}):
-        for options in {} if isinstance(spec, str) else spec.values():
-            for name, value in options.items():
-                if value is SOLVED:
+    """Name of the setting that was solved for, at whatever depth it stands."""
+    held: list[object] = [*contender.policies, contender.options]
+    while held:
+        value = held.pop(0)
+        if isinstance(value, Mapping):
+            for name, setting in value.items():
+                if setting is SOLVED:
                     return str(name)
+            held += value.values()
     return ""
 
 

@@ -16,6 +16,7 @@ from erta_framework import Engine, Policy, Profile, Profiler, Samples, Seam, Tra
 from erta_framework.attach import Attached
 from erta_framework.calibration import calibrate, describe_run, describe_samples, find_profiler
 from erta_framework.errors import InputError
+from erta_framework.modules import MODULES
 from erta_framework.sampling import (
     BatchEnd,
     Callback,
@@ -93,10 +94,10 @@ class PipelineSampler:
         self.memory = memory
         self._watched_by = watched_by
         made = through.make_scheduler(scheduler)
-        # signals of the blocks, and the branches, are checked when the model is attached
-        inside = self.engine.signals | {TWO_BRANCHES}
+        # signals of blocks, places and branches are checked when the model is attached
+        inside = self.engine.signals | {MODULES, TWO_BRANCHES}
         if self.seam is Seam.LATENT:
-            inside = TEXT | {TRIAL, RESIZED, TWO_BRANCHES}
+            inside = TEXT | {TRIAL, RESIZED, MODULES, TWO_BRANCHES}
         self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
         self._class = type(made).__name__
 
