@@ -104,13 +104,17 @@ class At(Policy):
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
         keep = KEEP if self.of == "output" else Keep("residual")
         plan: dict[Place, Action] = {}
+        newest: int | None = None
         made: dict[tuple[tuple[Stamp, ...], ...], ReuseKept] = {}
         fed = {path: place for place in call.sites for path in place.modules[:-1]}
         for place in call.sites:
             if place.modules[-1] in fed:
                 continue
             age = call.age(place)
-            if age is None or self._is_due(step, call, age):
+            # planned where something is kept: then the share of the modules is known
+            if age is not None and newest is None:
+                newest = self._find_newest(step.session, call)[step.index]
+            if age is None or newest is None or self._is_due(step.index, age, newest):
                 plan[place] = keep
                 continue
             # places that were kept at the same steps share one action
@@ -130,11 +134,9 @@ class At(Policy):
         budget = PlanBudget.of(getattr(self.when, "budget", None))
         return None if budget is None else budget.work
 
-    def _is_due(self, step: Step, call: Parts, age: int) -> bool:
-        """Whether a module of this age runs."""
-        if self.max_age is not None and age >= self.max_age:
-            return True
-        return step.index - age < self._find_newest(step.session, call)[step.index]
+    def _is_due(self, index: int, age: int, newest: int) -> bool:
+        """Whether a module of this age runs, where the newest computed step is this one."""
+        return index - age < newest or (self.max_age is not None and age >= self.max_age)
 
     def _find_newest(self, session: SessionInfo, call: Parts | None) -> tuple[int, ...]:
         """For every step, the newest step up to it that the schedule computes; planned once.
