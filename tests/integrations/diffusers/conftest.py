@@ -14,8 +14,6 @@ FILTERS = (
     "ignore:In CPU autocast:UserWarning",  # Mochi's rotary embedding
     "ignore:`LoraLoaderMixin` is deprecated:FutureWarning",  # PRX' own base class
     "ignore:.*weight_norm` is deprecated:FutureWarning",  # Stable Audio's VAE
-    # many policies of these tests compute every step on purpose; `test_never_driven` asks for it
-    "ignore:nothing was reused in:erta_framework.errors.UnusedWarning",
 )
 
 
