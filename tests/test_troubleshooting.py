@@ -797,8 +797,10 @@ def _() -> None:
 @says("nothing was reused in {number} requests of {pipeline}, although {policies} may reuse")
 def _() -> None:
     pipe = Pipe()
-    with attach(pipe, [EasyCache(threshold=0.0, warmup=1)]):
-        pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with attach(pipe, [EasyCache(threshold=0.0, warmup=1)]):
+            pipe()
 
 
 # ---------------------------------------------------------------------------- configurations
