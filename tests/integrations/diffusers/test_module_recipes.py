@@ -216,7 +216,7 @@ def test_kinds_without_a_range_are_named_in_the_trace() -> None:
 
 
 def test_beside_a_step_rule_ages_count() -> None:
-    rule = SkipPolicy(steps=(0, 1, 3, 4, 7))
+    rule = SkipPolicy(steps=(0, 1, 3, 4, 7, 9))
     everywhere = (-1.0, 2000.0)
     _, trace = sample("wan-euler", [rule, PAB(spatial=4, window=everywhere)])
     ran = {c.index: c.sites["attention"][0] for c in trace.calls() if c.sites}
