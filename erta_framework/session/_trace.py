@@ -41,7 +41,7 @@ class Trace:
             that have no residual of their own.
         stopped: Why the request ended before its last step; empty if it did not.
         module_bytes: Largest memory that places inside the networks held for kept outputs.
-        state_bytes: Memory that they will hold, known from the first network call of each branch.
+        state_bytes: The most that they will hold, known from the first network call of each branch.
         spared_samples: Samples' worth of work inside computed network calls that was left out.
         unassigned: Places that a policy owned and never assigned an action, by policy.
         extremes: Smallest and largest value of each reused output of a static schedule, by step

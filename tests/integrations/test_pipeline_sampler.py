@@ -196,7 +196,10 @@ def test_modules_are_reused_within_a_bound(kind: type[InPipeline], seam: str) ->
 
     trace = sample()
     assert 0 < trace.work < trace.network_samples
-    assert trace.module_bytes == trace.state_bytes > 0
+    # what feeds the last module of a fused block is owned, and not kept
+    fused = kind is ShapesFlux
+    assert 0 < trace.module_bytes <= trace.state_bytes
+    assert fused or trace.module_bytes == trace.state_bytes
     assert sample(memory=trace.state_bytes).work == trace.work
     with pytest.raises(CapabilityError, match=r"would keep .* give memory="):
         sample(memory=trace.state_bytes - 1)
