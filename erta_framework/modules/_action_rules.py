@@ -14,7 +14,7 @@ from erta_framework.modules._actions import (
     Skip,
     Tokens,
 )
-from erta_framework.modules._cells import read_tensors
+from erta_framework.modules._cell import read_tensors
 from erta_framework.session import Evaluations
 
 HANDLERS: Mapping[type, str] = {
