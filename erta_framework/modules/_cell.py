@@ -108,10 +108,11 @@ class Cell:
             if self.stamp is None or of != self._of:
                 self._changes.number += 1
             self.stamp, self._of, self._fresh, self._held = stamp, of, visits, ()
-            self.nbytes = 0
+            nbytes = 0
             for tensors in visits:
                 for tensor in tensors:
-                    self.nbytes += tensor.nbytes
+                    nbytes += tensor.nbytes
+            self.nbytes = nbytes
             return
         before, fresh = self.held, Evaluation(*stamp, name_tensors(of, visits))
         if rows is not None or not before or before[0].tensors.keys() != fresh.tensors.keys():

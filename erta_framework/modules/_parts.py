@@ -52,7 +52,7 @@ class Parts:
     costs: Measurement | None = None
     agree: Agree | None = None
     _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
-    _alike: dict[Stamp, tuple[tuple[Stamp, ...], ...]] = field(default_factory=dict, repr=False)
+    _alike: dict[object, tuple[tuple[Stamp, ...], ...]] = field(default_factory=dict, repr=False)
 
     @property
     def branch(self) -> str:
@@ -94,17 +94,21 @@ class Parts:
 
         Places that were kept at one step share one answer, so it can be compared by identity.
         """
-        cell = self._cell(place)
-        if cell.stamp is not None:
-            alike = self._alike.get(cell.stamp)
+        stamp = self._cell(place).stamp
+        if stamp is not None:
+            alike = self._alike.get(stamp)
             if alike is None:
-                alike = self._alike[cell.stamp] = ((cell.stamp,) * self._width,)
+                alike = self._alike[stamp] = ((stamp,) * self._width,)
             return alike
-        rows = range(self._width)
-        return tuple(
-            tuple(stamp for row in rows if (stamp := get_stamp(evaluation, row)) is not None)
-            for evaluation in self.kept(place)
-        )
+        kept, rows = self.kept(place), range(self._width)
+        times = tuple([(e.index, e.sigma, e.time, e.stamps) for e in kept])
+        alike = self._alike.get(times)
+        if alike is None:
+            alike = self._alike[times] = tuple(
+                tuple(stamp for row in rows if (stamp := get_stamp(evaluation, row)) is not None)
+                for evaluation in kept
+            )
+        return alike
 
     def forget(self, place: Place) -> None:
         """Drop what a place keeps of all samples, once the policy knows that it is not needed."""

@@ -114,15 +114,18 @@ class PlaceMemory:
 
     def remember(self, tensors: list[Tensor]) -> None:
         """Keep the output of a visit once the network has run."""
-        copies, kept = self.output.learned.copies, list[Tensor]()
-        for tensor in tensors:
-            version = None if copies else get_version(tensor)
-            if version is None:
-                kept.append(tensor.clone())
-            else:
-                kept.append(tensor)
-                self._lent.append((tensor, version))
-        self.fresh.append(kept)
+        lent: list[tuple[Tensor, int]] = []
+        copies = self.output.learned.copies
+        try:
+            for tensor in tensors:
+                lent.append((tensor, tensor._version))
+        except RuntimeError:  # made in inference mode, where nobody counts what is written
+            copies = True
+        if copies:
+            self.fresh.append([tensor.clone() for tensor in tensors])
+        else:
+            self.fresh.append(tensors)
+            self._lent += lent
 
     def lend(self, tensor: Tensor) -> Tensor:
         """A kept tensor for the network to use; a copy where it may be written into."""
