@@ -170,11 +170,3 @@ def read_tensors(evaluation: Evaluation, of: str, visit: int) -> list[Tensor]:
     while (name := f"{of}.{visit}.{len(found)}") in evaluation.tensors:
         found.append(evaluation.tensors[name])
     return found
-
-
-def get_version(tensor: Tensor) -> int | None:
-    """How often a tensor was written into; None where that is not counted."""
-    try:
-        return tensor._version
-    except RuntimeError:  # it was made in inference mode
-        return None

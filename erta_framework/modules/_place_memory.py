@@ -10,7 +10,7 @@ from torch import Tensor
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, ReuseKept
 from erta_framework.modules._actions import Tokens as TokensAction
-from erta_framework.modules._cell import Cell, get_version, read_tensors
+from erta_framework.modules._cell import Cell, read_tensors
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
@@ -129,11 +129,13 @@ class PlaceMemory:
 
     def lend(self, tensor: Tensor) -> Tensor:
         """A kept tensor for the network to use; a copy where it may be written into."""
-        version = get_version(tensor)
-        if version is None or self.output.learned.copies:
-            return tensor.clone()
-        self._lent.append((tensor, version))
-        return tensor
+        if not self.output.learned.copies:
+            try:
+                self._lent.append((tensor, tensor._version))
+                return tensor
+            except RuntimeError:  # as above
+                pass
+        return tensor.clone()
 
     # ----------------------------------------------------------------------- the end
     def close(self, stamp: Stamp) -> None:
