@@ -1,7 +1,8 @@
 """What a visit of a place inside a network costs: microseconds beside the same network untouched.
 
 The modules do nothing, so that only the gates are left to measure. Every kind of plan is measured
-in turn with the untouched network, so that all see the same disturbances.
+in turn with the untouched network, so that all see the same disturbances. Seconds are those of the
+processor: what other programs do on the machine meanwhile counts less.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from erta_framework.plugins import Engine, Policy, Traits, hookimpl
 from erta_framework.sampling import FlowEuler, Request, SamplingLoop
 from erta_framework.sampling.guidance import NoGuidance
 from erta_framework.session import Seam, Step
+from erta_policies.at import At
+from erta_policies.taylorseer import RefreshInterval
 
 COLUMNS = {
     "name": "plan",
@@ -99,6 +102,9 @@ PLANS: Mapping[str, Callable[[], list[Policy]]] = {
     "selected, no action": lambda: [SamePlan()],
     "keep": lambda: [SamePlan(then=KEEP)],
     "reuse": lambda: [SamePlan(then=ReuseKept())],
+    "at, every third step": lambda: [
+        At(sites=Select(kind=("attention",)), when=RefreshInterval(interval=3))
+    ],
 }
 
 
@@ -141,7 +147,7 @@ def measure_sites(
 
 @dataclass(frozen=True, slots=True)
 class SiteTimes:
-    """Seconds of one run.
+    """Processor seconds of one run.
 
     Attributes:
         inside: Inside the network, from the second step on.
