@@ -32,12 +32,13 @@ def render_overhead(record: Record) -> str:
 def render_sites(record: Record) -> str:
     """Microseconds that a gate adds to a visit of a module that does nothing."""
     keys = ("us_per_visit", "us_all_told", "us_all_told_least", "times_bare", "us_a_request")
-    lines = [[row["name"], *(f"{row[key]:.1f}" for key in keys)] for row in record["rows"]]
+    lines = [[row["name"], *(f"{row[key]:.2f}" for key in keys)] for row in record["rows"]]
     headings = ["plan", "a visit", "all told", "fastest", "in modules", "once a request"]
     row = record["rows"][0]
     said = (
-        f"Microseconds that a visit takes more than without gates, with {row['places']} places. A "
-        "visit is what happens inside the network call; all told is that with asking the policy, "
+        "Processor microseconds that a visit takes more than without gates, with "
+        f"{row['places']} places. A visit is what happens inside the network call; all told is "
+        "that with asking the policy, "
         "setting its plan, keeping and reporting. One visit of a module that does nothing takes "
         f"{row['us_bare']:.1f} in the same run, and `in modules` is all told in such visits. "
         "Once a request each place is found and gets its gate; a pipeline does so when it is "

@@ -14,7 +14,6 @@ from erta_framework.modules._actions import (
     Skip,
     Tokens,
 )
-from erta_framework.modules._cells import read_tensors
 from erta_framework.session import Evaluations
 
 HANDLERS: Mapping[type, str] = {
@@ -49,19 +48,24 @@ def find_misfit(
         depth: How many outputs its owner keeps.
         modules: How many modules it is made of.
     """
+    if isinstance(action, ReuseKept):  # first, and without a look at names: forecasts are many
+        return find_reuse_misfit(action, kept, depth)
     assigned = f"assigned {type(action).__name__} to"
     if isinstance(action, Rows | Tokens) and not kept:
         return assigned, "nothing is kept; KEEP it first"
     if isinstance(action, Rows | Tokens | Ask) and modules > 1:
         return assigned, f"it is {modules} modules; select single modules"
-    if not isinstance(action, ReuseKept):
-        return None
+    return None
+
+
+def find_reuse_misfit(action: ReuseKept, kept: Evaluations, depth: int) -> tuple[str, str] | None:
+    """The same of a reuse."""
     if len(kept) < action.depth:
         why = f"{len(kept)} of {action.depth} outputs are kept; KEEP it first"
         if depth < action.depth:
             why += f", and let keeps() be {action.depth}"
         return f"reuses {action.depth} outputs of", why
-    if not read_tensors(kept[0], action.of, 0):
+    if f"{action.of}.0.0" not in kept[0].tensors:
         found = next(iter(kept[0].tensors)).partition(".")[0]
         return f"reuses the {action.of} of", f"its {found} is kept; KEEP and reuse one"
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
@@ -56,6 +56,7 @@ class ReuseKept:
         then: Changes each tensor of the sum, such as a per-channel correction.
         rest: Weights of the tensors after the first, such as the text's of a joint attention; by
             default those of the first.
+        is_newest: Whether it is the newest output as it is, the reuse that needs no arithmetic.
 
     Raises:
         PolicyError: There are no weights, or `rest` has more than `weights`.
@@ -69,9 +70,12 @@ class ReuseKept:
     of: Of = "output"
     then: Callable[[Tensor], Tensor] | None = None
     rest: tuple[float, ...] | None = None
+    is_newest: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_of(self.of)
+        plain = self.of == "output" and self.then is None and self.rest is None
+        object.__setattr__(self, "is_newest", plain and self.weights == (1.0,))
         if not self.weights or (isinstance(self.weights[0], tuple) and not self.weights[0]):
             raise PolicyError(
                 f"ReuseKept got the weights {self.weights!r}; give one for each kept output, "

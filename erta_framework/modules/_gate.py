@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Mapping
+from threading import get_ident
 from types import MethodType
 from typing import Any
 
@@ -37,9 +37,6 @@ class Gate:
         """Answer the visits of a thread; one of another thread is not of this network call."""
         self.handler, self.thread = handler, thread
 
-    def settle(self) -> None:
-        """Nothing: everything was done at the visit."""
-
     def rest(self) -> None:
         """Let the module run."""
         self.handler = None
@@ -58,8 +55,8 @@ def make_forward(original: Run) -> Run:
 
     @functools.wraps(original)
     def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        gate: Gate = vars(module)[GATE]
-        if gate.handler is None or gate.thread != threading.get_ident():
+        gate: Gate = module.__dict__[GATE]  # faster than `vars`
+        if gate.handler is None or gate.thread != get_ident():
             return original(module, *args, **kwargs)
         return gate.handler(gate.run, args, kwargs)
 

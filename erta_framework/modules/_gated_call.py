@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import threading
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.modules._action_rules import HANDLERS
 from erta_framework.modules._actions import Action
+from erta_framework.modules._cell import Cell
 from erta_framework.modules._cells import Cells
 from erta_framework.modules._costs import Measurement
 from erta_framework.modules._gate import Handler
-from erta_framework.modules._gates import Gates
+from erta_framework.modules._gates import Answering, Gates
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._owners import Owner
-from erta_framework.modules._parts import Agree, Parts, check_sites
-from erta_framework.modules._place_call import Outcome, PlaceCall
+from erta_framework.modules._parts import Agree, Parts
+from erta_framework.modules._place_call import PlaceCall
 from erta_framework.modules._places import Place
+from erta_framework.modules._plans import LASTING, Plan, check_mapping, check_plan, is_same_plan
 from erta_framework.session import Site, Step, make_site
 
 
@@ -55,18 +54,30 @@ class GatedCall:
         self._site, self._batch, self._rows = site, batch, rows
         self._modules: dict[str, ModuleCall] = {}
         self._owned: dict[int, dict[Place, PlaceCall]] = {}
+        self._held: dict[int, Mapping[Place, Cell]] = {}
         self.places: list[PlaceCall] = []
         for owner in owners:
             reassign = partial(self._reassign, owner)
             own = self._owned[id(owner)] = {
                 place: PlaceCall(
-                    place, [self._find_module(path) for path in place.modules], owner.name, reassign
+                    place,
+                    [self._find_module(path) for path in place.modules],
+                    owner.name,
+                    cells.cell(owner.depth, make_site(site.model, site.branch, place.path)),
+                    reassign,
                 )
                 for place in owner.places
             }
+            self._held[id(owner)] = {place: call.cell for place, call in own.items()}
             self.places += own.values()
+        self._kinds: dict[str, list[PlaceCall]] = {}
+        for call in self.places:
+            self._kinds.setdefault(call.place.kind, []).append(call)
         self._untouched: dict[str, Handler] = {p: one.run for p, one in self._modules.items()}
-        self._untouched |= {call.output.path: call.run for call in self.places}
+        self._answering: list[Answering] = []
+        self._plans: list[Plan] = []
+        self._planned_at = -1  # how often anything had changed its kind; -1: plan again
+        self._spared: tuple[Measurement, list[float], float] | None = None
 
     def _find_module(self, path: str) -> ModuleCall:
         found = self._modules.get(path)
@@ -102,7 +113,7 @@ class GatedCall:
                 self._rows,
                 step.session.row_branches,
                 owner.depth,
-                self._cells,
+                self._held[id(owner)],
                 step.session.states,
                 costs,
                 agree,
@@ -116,18 +127,32 @@ class GatedCall:
         Raises:
             PolicyError: A plan is impossible.
         """
-        handlers, outputs = dict(self._untouched), dict[str, Handler]()
+        plans: list[Plan] = []
         for owner in self._owners:
+            parts = next(iter(self._owned[id(owner)].values())).parts
+            plans.append(check_mapping(owner.assign(where, self._step, parts), owner, where))
+        changes = self._cells.changes.number
+        if self._planned_at != changes or not all(map(is_same_plan, plans, self._plans)):
+            self._planned_at = -1  # until every action was found to be possible
+            self._answering = self._gates.pair(self._take(plans, where))
+            actions = {type(action) for plan in plans for action in plan.values()}
+            if actions <= LASTING:
+                # a policy may fill the same dictionary again
+                self._plans, self._planned_at = [dict(plan) for plan in plans], changes
+        self._gates.set(self._answering)
+
+    def _take(self, plans: Sequence[Plan], where: Callable[[], str]) -> dict[str, Handler]:
+        """Give every place its action; what answers at each module."""
+        handlers, outputs = dict(self._untouched), dict[str, Handler]()
+        for call in self.places:
+            call.rest()
+        for owner, plan in zip(self._owners, plans, strict=True):
             own = self._owned[id(owner)]
-            parts = next(iter(own.values())).parts
-            plan = check_plan(owner.assign(where, self._step, parts), own, owner, where)
+            check_plan(plan, own, owner, where)
             for place, action in plan.items():
                 own[place].plan(action, handlers, outputs)
         # an action at a module itself goes before that of a place around it
-        handlers |= outputs
-        gates, thread = self._gates, threading.get_ident()
-        for path, handler in handlers.items():
-            gates[path].set(handler, thread)
+        return handlers | outputs
 
     def _reassign(self, owner: Owner, place: Place, action: Action) -> None:
         own = self._owned[id(owner)]
@@ -141,29 +166,32 @@ class GatedCall:
 
         handlers: dict[str, Handler] = {}
         call.plan(action, handlers, handlers)
-        for path, handler in handlers.items():
-            self._gates[path].set(handler, threading.get_ident())
+        self._gates.set(self._gates.pair(handlers))
 
     def close(self) -> None:
         """Keep what ran."""
+        interval = self._step.interval
+        stamp = (interval.index, interval.start, interval.time)
         for call in self.places:
-            call.close()
+            call.close(stamp)
 
     # ----------------------------------------------------------------------- the report
     @property
     def counts(self) -> Mapping[str, tuple[int, int, int]]:
         """How many places of each kind ran, were reused and were skipped."""
-        found = Counter((call.place.kind, read_outcome(call)) for call in self.places)
-        kinds = dict.fromkeys(call.place.kind for call in self.places)
-        outcomes = ("ran", "reused", "skipped")
-        return {
-            kind: (
-                found[kind, outcomes[0]],  # type: ignore[index]
-                found[kind, outcomes[1]],  # type: ignore[index]
-                found[kind, outcomes[2]],  # type: ignore[index]
+        found = {}
+        for kind, calls in self._kinds.items():
+            # one without an action may have run as a part of another place
+            outcomes = [
+                "ran" if call.action is None and call.output.share else call.outcome
+                for call in calls
+            ]
+            found[kind] = (
+                outcomes.count("ran"),
+                outcomes.count("reused"),
+                outcomes.count("skipped"),
             )
-            for kind in kinds
-        }
+        return found
 
     @property
     def ran_whole(self) -> bool:
@@ -176,6 +204,9 @@ class GatedCall:
         Args:
             costs: Those of a call in which every module runs.
         """
+        shares = [one.share for one in self._modules.values()]
+        if self._spared is not None and self._spared[0] is costs and self._spared[1] == shares:
+            return self._spared[2]
         left_out = {path: one for path, one in self._modules.items() if one.share < 1.0}
         saved = 0.0
         for path, one in left_out.items():
@@ -184,34 +215,6 @@ class GatedCall:
                 outer = outer.rpartition(".")[0]
             if not outer:
                 saved += costs.flops.get(path, 0) * (1.0 - one.share)
-        return 1.0 - saved / costs.total
-
-
-def read_outcome(call: PlaceCall) -> Outcome:
-    """What became of a place; one without an action may have run as a part of another place."""
-    return "ran" if call.action is None and call.output.share else call.outcome
-
-
-def check_plan(
-    plan: object, own: Mapping[Place, object], owner: Owner, where: Callable[[], str]
-) -> Mapping[Place, Action]:
-    """A plan as the policy gave it, if it is one.
-
-    Raises:
-        PolicyError: It is no mapping of own places to actions.
-    """
-    if plan is None:
-        return {}
-    if not isinstance(plan, Mapping):
-        raise PolicyError(
-            f"{owner.name} returned {plan!r} from assign {where()}; return a mapping from places "
-            "of call.sites to actions, or None"
-        )
-    check_sites(plan, own, lambda: owner.name)
-    for place, action in plan.items():
-        if type(action) not in HANDLERS:
-            raise PolicyError(
-                f"{owner.name} assigned {action!r} to {place} {where()}; give KEEP, "
-                "ReuseKept(...), SKIP, PASS, Rows(...), Tokens(...) or Ask(...)"
-            )
-    return plan
+        share = 1.0 - saved / costs.total
+        self._spared = (costs, shares, share)
+        return share

@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping
 from types import MethodType
+from typing import Any
 
 from torch import nn
 
 from erta_framework.errors import CapabilityError, ConflictError, ProtocolError
-from erta_framework.modules._gate import GATE, Gate, get_shared_forward, make_forward
+from erta_framework.modules._gate import GATE, Gate, Handler, get_shared_forward, make_forward
 from erta_framework.modules._graph_gate import (
     GraphGate,
     find_compiled,
@@ -17,6 +18,10 @@ from erta_framework.modules._graph_gate import (
 )
 
 MISSING = object()
+COMPILED = "_compiled_call_impl"
+
+Answering = tuple[Gate | GraphGate, Handler]
+"""A gate with what answers its visits."""
 
 
 class Gates:
@@ -35,10 +40,11 @@ class Gates:
         self.turn = threading.RLock()
         self._installed: dict[str, tuple[nn.Module, str, object, object]] = {}
         self._gates: dict[str, Gate | GraphGate] = {}
+        self._graphs: list[GraphGate] = []
         self._eager: dict[str, nn.Module] = {}
-
-    def __getitem__(self, path: str) -> Gate | GraphGate:
-        return self._gates[path]
+        # what is looked at in every network call: attributes of modules, and what must stand there
+        self._around: list[dict[str, Any]] = []
+        self._standing: list[tuple[dict[str, Any], str, object]] = []
 
     def module(self, path: str) -> nn.Module:
         """A gated module."""
@@ -58,6 +64,11 @@ class Gates:
         except BaseException:
             self.remove()
             raise
+        self._graphs = [gate for gate in self._gates.values() if isinstance(gate, GraphGate)]
+        self._around = [vars(module) for module in self._eager.values()]
+        self._standing = [
+            (vars(module), place, forward) for module, place, _, forward in self._installed.values()
+        ]
 
     def _install(self, path: str) -> None:
         try:
@@ -77,8 +88,8 @@ class Gates:
             self._install_in_graph(path, module)
 
     def _install_eager(self, path: str, module: nn.Module) -> None:
-        own = getattr(module, "_compiled_call_impl", None)
-        place = "forward" if own is None else "_compiled_call_impl"
+        own = getattr(module, COMPILED, None)
+        place = "forward" if own is None else COMPILED
         before = vars(module).get(place, MISSING)
         if before is MISSING:
             forward = type(module).forward
@@ -94,7 +105,7 @@ class Gates:
             self._eager[path] = module
 
     def _install_in_graph(self, path: str, module: nn.Module) -> None:
-        for place in ("forward", "_compiled_call_impl"):
+        for place in ("forward", COMPILED):
             if vars(module).get(place) is not None:
                 raise CapabilityError(
                     f"{path} of {self.name} ({type(module).__name__}) lies inside a compiled "
@@ -140,8 +151,14 @@ class Gates:
             ProtocolError: Names the first one and what stands there.
             CapabilityError: A module around a gate, or a gated one, was compiled since.
         """
-        for path, module in self._eager.items():  # at every network call: no attribute look-up
-            if vars(module).get("_compiled_call_impl") is not None:
+        compiled = [own for own in self._around if COMPILED in own]
+        moved = [own for own, place, forward in self._standing if own.get(place) is not forward]
+        if compiled or moved:
+            self._name_intruder()
+
+    def _name_intruder(self) -> None:
+        for path, module in self._eager.items():
+            if vars(module).get(COMPILED) is not None:
                 raise CapabilityError(
                     f"{path or self.name} of {self.name} ({type(module).__name__}) was compiled "
                     "after the gates of the policies were installed; compile first, then attach"
@@ -157,6 +174,16 @@ class Gates:
             "remove them last"
         )
 
+    def pair(self, handlers: Mapping[str, Handler]) -> list[Answering]:
+        """The gates with what answers at each, by the path of the module."""
+        return [(self._gates[path], handler) for path, handler in handlers.items()]
+
+    def set(self, answering: Iterable[Answering]) -> None:
+        """Answer the visits of this thread."""
+        thread = threading.get_ident()
+        for gate, handler in answering:
+            gate.set(handler, thread)
+
     def rest(self) -> None:
         """Let every module run."""
         for gate in self._gates.values():
@@ -164,7 +191,7 @@ class Gates:
 
     def settle(self) -> None:
         """Hand on what the modules inside graphs returned, now that the network has run."""
-        for gate in self._gates.values():
+        for gate in self._graphs:
             gate.settle()
 
     def remove(self) -> None:
@@ -176,6 +203,7 @@ class Gates:
         """
         intruders: list[str] = []
         self._eager.clear()
+        self._graphs, self._around, self._standing = [], [], []
         while self._installed:
             path, (module, place, before, forward) = self._installed.popitem()
             gate, attributes = self._gates.pop(path), vars(module)

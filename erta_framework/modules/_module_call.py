@@ -51,7 +51,10 @@ class ModuleCall:
         """Run it, and learn the form of its output."""
         self.share = 1.0
         output = run(*args, **kwargs)
-        self.learn(output)
+        visit, forms = self.visits, self.learned.forms
+        self.visits = visit + 1
+        if self.rows is None and len(forms) == visit:
+            forms.append(Form.of(output))
         return output
 
     def run_streams(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -82,13 +85,6 @@ class ModuleCall:
         """Begin a visit; its place among those of this call."""
         self.visits += 1
         return self.visits - 1
-
-    def learn(self, output: Any) -> int:
-        """Begin a visit that ran, and learn the form of its output; the visit."""
-        visit = self.enter()
-        if self.rows is None and len(self.learned.forms) == visit:
-            self.learned.forms.append(Form.of(output))
-        return visit
 
     def form(self, visit: int, what: str) -> Form:
         """The form of the output in one visit.

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.modules._cells import Cells
+from erta_framework.modules._cell import Cell
 from erta_framework.modules._costs import Measurement
 from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
@@ -33,7 +33,7 @@ class Parts:
         row_branches: Branches that the rows of a batched call belong to, in chunks of equal size;
             empty where a call is one branch.
         depth: How many outputs the policy keeps.
-        cells: What is kept.
+        cells: What each place keeps.
         states: The policies' own state.
         costs: What the modules of the network cost; None before its first call on such latents.
         agree: Makes a value the same on all ranks that share a sample; None where none do.
@@ -47,11 +47,12 @@ class Parts:
     rows: tuple[int, ...] | None
     row_branches: tuple[str, ...]
     depth: int
-    cells: Cells
+    cells: Mapping[Place, Cell]
     states: StateStore
     costs: Measurement | None = None
     agree: Agree | None = None
     _seen: dict[Place, Evaluations] = field(default_factory=dict, repr=False)  # asked several times
+    _alike: dict[object, tuple[tuple[Stamp, ...], ...]] = field(default_factory=dict, repr=False)
 
     @property
     def branch(self) -> str:
@@ -76,8 +77,7 @@ class Parts:
         """What a place keeps of the samples that run, newest first."""
         found = self._seen.get(place)
         if found is None:
-            site = self.site_of(place)
-            found = self._seen[place] = self.cells.kept(self.depth, site, self.batch, self.rows)
+            found = self._seen[place] = self._cell(place).kept(self.batch, self.rows)
         return found
 
     def age(self, place: Place) -> int | None:
@@ -86,20 +86,33 @@ class Parts:
         Of the sample that waits longest, where they differ. Steps count whether the network ran in
         them or not.
         """
-        kept = self.kept(place)
-        return None if not kept else self.index - min(kept[0].steps(self._width))
+        stamps = self.stamps(place)
+        return self.index - min([stamp[0] for stamp in stamps[0]]) if stamps else None
 
     def stamps(self, place: Place) -> tuple[tuple[Stamp, ...], ...]:
-        """Step, sigma and timestep of every kept output, newest first, for each sample."""
-        rows = range(self._width)
-        return tuple(
-            tuple(stamp for row in rows if (stamp := get_stamp(evaluation, row)) is not None)
-            for evaluation in self.kept(place)
-        )
+        """Step, sigma and timestep of every kept output, newest first, for each sample.
+
+        Places that were kept at one step share one answer, so it can be compared by identity.
+        """
+        stamp = self._cell(place).stamp
+        if stamp is not None:
+            alike = self._alike.get(stamp)
+            if alike is None:
+                alike = self._alike[stamp] = ((stamp,) * self._width,)
+            return alike
+        kept, rows = self.kept(place), range(self._width)
+        times = tuple([(e.index, e.sigma, e.time, e.stamps) for e in kept])
+        alike = self._alike.get(times)
+        if alike is None:
+            alike = self._alike[times] = tuple(
+                tuple(stamp for row in rows if (stamp := get_stamp(evaluation, row)) is not None)
+                for evaluation in kept
+            )
+        return alike
 
     def forget(self, place: Place) -> None:
         """Drop what a place keeps of all samples, once the policy knows that it is not needed."""
-        self.cells.forget(self.depth, self.site_of(place))
+        self._cell(place).forget()
         self._seen.pop(place, None)
 
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
@@ -109,6 +122,15 @@ class Parts:
     def site_of(self, place: Place) -> Site:
         """The key of a place in this branch."""
         return make_site(self.site.model, self.site.branch, place.path)
+
+    def _cell(self, place: Place) -> Cell:
+        try:
+            return self.cells[place]
+        except KeyError:
+            raise PolicyError(
+                f"a policy asked what {place} keeps, which it does not select; ask for places of "
+                "call.sites only"
+            ) from None
 
     @property
     def _width(self) -> int:

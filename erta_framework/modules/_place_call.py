@@ -12,6 +12,7 @@ from erta_framework.errors import CapabilityError, ErtaError, PolicyError
 from erta_framework.modules._action_rules import HANDLERS, INNER, find_misfit
 from erta_framework.modules._actions import Action, Ask, Keep, Pass, ReuseKept, Rows, Skip
 from erta_framework.modules._actions import Tokens as TokensAction
+from erta_framework.modules._cell import Cell
 from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gate import Handler, Run
 from erta_framework.modules._module_call import ModuleCall
@@ -23,8 +24,6 @@ from erta_framework.modules._visit import Visit
 from erta_framework.session import Step
 
 Outcome = Literal["ran", "reused", "skipped"]
-NEWEST = (ReuseKept(),)
-"""The newest kept output as it is, the reuse that needs no arithmetic."""
 
 
 class PlaceCall(PlaceMemory):
@@ -34,6 +33,7 @@ class PlaceCall(PlaceMemory):
         place: The place.
         modules: Its modules, in the order of execution; the last gives the output.
         owner: Names the policy that owns it.
+        cell: What it keeps.
         reassign: Changes the plan of another place of the same policy.
 
     Attributes:
@@ -49,9 +49,10 @@ class PlaceCall(PlaceMemory):
         place: Place,
         modules: Sequence[ModuleCall],
         owner: str,
+        cell: Cell,
         reassign: Callable[[Place, Action], None],
     ) -> None:
-        super().__init__(place, modules, owner)
+        super().__init__(place, modules, owner, cell)
         self.reassign = reassign
         self._handlers: Mapping[type, Handler] = {
             kind: getattr(self.output if kind in (Skip, Pass) else self, name)
@@ -60,8 +61,11 @@ class PlaceCall(PlaceMemory):
 
     def begin(self, parts: Parts, step: Step) -> None:
         """Begin another network call, as its owner sees it."""
-        super().begin(parts, step)
-        self.outcome = "skipped"
+        self.parts, self.step, self.outcome = parts, step, "skipped"
+        if self.fresh:
+            self.fresh = []
+        if self._lent:
+            self._lent = []
 
     # ------------------------------------------------------------------------- the plan
     def plan(
@@ -83,7 +87,7 @@ class PlaceCall(PlaceMemory):
             of = self.of = action.of
         elif isinstance(action, ReuseKept):
             of = action.of
-            if not self._can_reuse(action):
+            if not (action.is_newest and self.cell.is_output):
                 self._check(action)
         else:
             self._check(action)
@@ -91,13 +95,8 @@ class PlaceCall(PlaceMemory):
             inner = INNER.get((kind, of == "residual"), "run")
             for one in self.members:
                 handlers[one.path] = getattr(one, inner)
-        plain = action in NEWEST and self.output.is_plain
+        plain = isinstance(action, ReuseKept) and action.is_newest and self.output.is_plain
         outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
-
-    def _can_reuse(self, action: ReuseKept) -> bool:
-        """Whether what is kept serves an action, in the fewest look-ups."""
-        kept = self.kept
-        return len(kept) >= action.depth and f"{action.of}.0.0" in kept[0].tensors
 
     def _check(self, action: Action) -> None:
         misfit = find_misfit(action, self.kept, self.parts.depth, len(self.members) + 1)
@@ -113,10 +112,13 @@ class PlaceCall(PlaceMemory):
     def keep(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """It runs, and its output or residual is kept."""
         self.outcome = "ran"
-        if self.of == "output":
-            output = self.output.run(run, args, kwargs)
-            self.remember(list_tensors(output))
-            return output
+        if self.of != "output":
+            return self._keep_residual(run, args, kwargs)
+        output = self.output.run(run, args, kwargs)
+        self.remember([output] if isinstance(output, Tensor) else list_tensors(output))
+        return output
+
+    def _keep_residual(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         visit = self.output.visits
         output = self.output.run_streams(run, args, kwargs)
         first = self.members[0] if self.members else self.output
@@ -156,7 +158,7 @@ class PlaceCall(PlaceMemory):
         if output.visits:  # was visited once when it was kept
             return self.reuse(run, args, kwargs)
         self.outcome, output.visits = "reused", 1
-        return self.lend(self.kept[0].tensors["output.0.0"])
+        return self.lend(self.cell.newest if self.parts.rows is None else self.kept[0].example)
 
     def run_rows(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Some samples run; the others have what is kept of them."""

@@ -10,12 +10,12 @@ from torch import Tensor
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, ReuseKept
 from erta_framework.modules._actions import Tokens as TokensAction
-from erta_framework.modules._cells import get_version, is_written, name_tensors, read_tensors
+from erta_framework.modules._cell import Cell, read_tensors
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._weighting import sum_kept
-from erta_framework.session import Evaluation, Evaluations, Step
+from erta_framework.session import Evaluation, Evaluations, Stamp, Step
 
 
 class PlaceMemory:
@@ -25,6 +25,7 @@ class PlaceMemory:
         place: The place.
         modules: Its modules, in the order of execution; the last gives the output.
         owner: Names the policy that owns it.
+        cell: What it keeps.
 
     Attributes:
         parts: The call as its owner sees it.
@@ -38,6 +39,7 @@ class PlaceMemory:
     __slots__ = (
         "_lent",
         "action",
+        "cell",
         "fresh",
         "kept_rows",
         "members",
@@ -52,23 +54,18 @@ class PlaceMemory:
     parts: Parts
     step: Step
 
-    def __init__(self, place: Place, modules: Sequence[ModuleCall], owner: str) -> None:
+    def __init__(self, place: Place, modules: Sequence[ModuleCall], owner: str, cell: Cell) -> None:
         self.place, self.members, self.output = place, modules[:-1], modules[-1]
-        self.owner = owner
+        self.owner, self.cell = owner, cell
         self.action: Action | None = None
         self.fresh: list[list[Tensor]] = []
         self.of: str = "output"
         self.kept_rows: tuple[int, ...] | None = None
-        self._lent: list[tuple[Tensor, int | None]] = []
+        self._lent: list[tuple[Tensor, int]] = []
 
-    def begin(self, parts: Parts, step: Step) -> None:
-        """Begin another network call, as its owner sees it."""
-        self.parts, self.step, self.kept_rows = parts, step, parts.rows
-        self.action, self.of = None, "output"
-        if self.fresh:
-            self.fresh = []
-        if self._lent:
-            self._lent = []
+    def rest(self) -> None:
+        """Nothing is assigned: it runs."""
+        self.action, self.of, self.kept_rows = None, "output", self.parts.rows
 
     @property
     def kept(self) -> Evaluations:
@@ -117,38 +114,47 @@ class PlaceMemory:
 
     def remember(self, tensors: list[Tensor]) -> None:
         """Keep the output of a visit once the network has run."""
-        copies = self.output.learned.copies or any(t.is_inference() for t in tensors)
-        kept = [tensor.clone() for tensor in tensors] if copies else tensors
-        self.fresh.append(kept)
-        if not copies:
-            self._lent += [(tensor, get_version(tensor)) for tensor in tensors]
+        lent: list[tuple[Tensor, int]] = []
+        copies = self.output.learned.copies
+        try:
+            for tensor in tensors:
+                lent.append((tensor, tensor._version))
+        except RuntimeError:  # made in inference mode, where nobody counts what is written
+            copies = True
+        if copies:
+            self.fresh.append([tensor.clone() for tensor in tensors])
+        else:
+            self.fresh.append(tensors)
+            self._lent += lent
 
     def lend(self, tensor: Tensor) -> Tensor:
         """A kept tensor for the network to use; a copy where it may be written into."""
-        version = get_version(tensor)
-        if version is None or self.output.learned.copies:
-            return tensor.clone()
-        self._lent.append((tensor, version))
-        return tensor
+        if not self.output.learned.copies:
+            try:
+                self._lent.append((tensor, tensor._version))
+                return tensor
+            except RuntimeError:  # as above
+                pass
+        return tensor.clone()
 
     # ----------------------------------------------------------------------- the end
-    def close(self) -> None:
+    def close(self, stamp: Stamp) -> None:
         """Keep what ran, now that the whole network has run.
 
         Where the network wrote into a tensor that is kept, that is not what the module returned any
         more: the place forgets it, and keeps copies from then on.
+
+        Args:
+            stamp: Step, sigma and timestep.
         """
-        parts, site = self.parts, self.parts.site_of(self.place)
         for tensor, version in self._lent:
-            if is_written(tensor, version):
+            if tensor._version != version:
                 self.output.learned.copies = True
-                parts.cells.forget(parts.depth, site)
+                self.cell.forget()
                 return
         if not self.fresh:
             return
-        tensors = name_tensors(self.of, self.fresh)
-        cells, interval = parts.cells, self.step.interval
         if isinstance(self.action, TokensAction):
-            cells.replace(parts.depth, site, tensors)
+            self.cell.replace(self.of, self.fresh)
         else:
-            cells.keep(parts.depth, site, interval, tensors, parts.batch, self.kept_rows)
+            self.cell.keep(stamp, self.of, self.fresh, self.parts.batch, self.kept_rows)

@@ -253,7 +253,9 @@ class ModuleRun:
             check_memory(trace.module_bytes, self.seam.memory, names)
         self.session.note_places(site, share, call.counts, x.shape[0])
         for owner in owners:
-            self._never.setdefault(owner.name, {place.path: None for place in owner.places})
-        for one in call.places:
-            if one.action is not None:
-                self._never[one.owner].pop(one.place.path, None)
+            if owner.name not in self._never:
+                self._never[owner.name] = {place.path: None for place in owner.places}
+        if any(self._never.values()):
+            for one in call.places:
+                if one.action is not None:
+                    self._never[one.owner].pop(one.place.path, None)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
-from erta_framework.modules._cells import FEATURE, read_tensors
+from erta_framework.modules._cell import read_tensors
+from erta_framework.modules._cells import FEATURE
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._streams import bind_tensors

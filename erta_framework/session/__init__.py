@@ -8,7 +8,7 @@ from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, S
 from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._history import History
 from erta_framework.session._network import UNDIVIDED, Network
-from erta_framework.session._selection import drop_partial, get_stamp, select_rows
+from erta_framework.session._selection import drop_partial, get_stamp, merge_rows, select_rows
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
     AHEAD,
@@ -83,5 +83,6 @@ __all__ = [
     "find_text_tokens",
     "get_stamp",
     "make_site",
+    "merge_rows",
     "select_rows",
 ]

@@ -128,6 +128,7 @@ def test_every_plan_of_sites_is_measured_beside_the_same_network():
         "selected, no action",
         "keep",
         "reuse",
+        "at, every third step",
     ]
     assert {row["places"] for row in rows} == {3}
     assert all(row["us_bare"] > 0.0 for row in rows)
@@ -150,4 +151,4 @@ def test_the_command_of_sites_prints_a_table(tmp_path):
     done = CliRunner().invoke(app, ["sites", *options])
     assert done.exit_code == 0, done.output
     assert "erta bench sites" in done.output
-    assert len(json.loads((tmp_path / "a").read_text())["rows"]) == 4
+    assert len(json.loads((tmp_path / "a").read_text())["rows"]) == len(PLANS)

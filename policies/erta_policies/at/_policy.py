@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Literal
 
 from erta_framework import Policy, Seam, SessionInfo, Step, Traits, hookimpl
@@ -23,6 +24,10 @@ from erta_framework.modules import (
 from erta_framework.session import Stamp
 from erta_policies.forecast import Forecaster
 from erta_policies.shared import PlanBudget, plan_newest, require_schedule
+
+Stamps = tuple[tuple[Stamp, ...], ...]
+NEWEST = ReuseKept()
+"""One object, so that a plan is seen to be that of the call before."""
 
 
 class At(Policy):
@@ -102,31 +107,38 @@ class At(Policy):
 
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
-        keep = KEEP if self.of == "output" else Keep("residual")
         plan: dict[Place, Action] = {}
-        newest: int | None = None
-        made: dict[tuple[tuple[Stamp, ...], ...], ReuseKept] = {}
-        fed = {path: place for place in call.sites for path in place.modules[:-1]}
-        for place in call.sites:
-            if place.modules[-1] in fed:
-                continue
-            age = call.age(place)
-            # planned where something is kept: then the share of the modules is known
-            if age is not None and newest is None:
-                newest = self._find_newest(step.session, call)[step.index]
-            if age is None or newest is None or self._is_due(step.index, age, newest):
-                plan[place] = keep
-                continue
-            # places that were kept at the same steps share one action
+        # places that were kept at the same steps share one action
+        made: dict[Stamps, Action] = {}
+        before: Stamps | None = None
+        action: Action = KEEP
+        own, feeding = divide_places(call.sites)
+        for place in own:
             stamps = call.stamps(place)
-            if stamps not in made:
-                made[stamps] = ReuseKept(self._weigh(step, stamps), self.of)
-            plan[place] = made[stamps]
-        for place in call.sites:
-            target = fed.get(place.modules[-1])
-            if target is not None and isinstance(plan[target], ReuseKept):
+            if stamps is not before:
+                if stamps not in made:
+                    made[stamps] = self._choose(step, call, place)
+                before, action = stamps, made[stamps]
+            plan[place] = action
+        for place, target in feeding:
+            if isinstance(plan[target], ReuseKept):
                 plan[place] = SKIP
         return plan
+
+    def _choose(self, step: Step, call: Parts, place: Place) -> Action:
+        """The action of one place."""
+        age = call.age(place)
+        if age is not None:
+            # planned where something is kept: then the share of the modules is known
+            newest = self._find_newest(step.session, call)[step.index]
+            if not self._is_due(step.index, age, newest):
+                weights = self._weigh(step, call.stamps(place))
+                return (
+                    NEWEST
+                    if (weights, self.of) == ((1.0,), "output")
+                    else ReuseKept(weights, self.of)
+                )
+        return KEEP if self.of == "output" else Keep("residual")
 
     @property
     def _work(self) -> float | None:
@@ -159,7 +171,7 @@ class At(Policy):
         return planned[key]
 
     def _weigh(
-        self, step: Step, stamps: tuple[tuple[Stamp, ...], ...]
+        self, step: Step, stamps: Stamps
     ) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
         """Weights of the kept outputs, newest first; for each sample, where their steps differ."""
         what = self.what
@@ -172,6 +184,15 @@ class At(Policy):
         known = dict(zip(dict.fromkeys(rows), found, strict=True))
         depth = max(map(len, found))
         return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
+
+
+@lru_cache(maxsize=64)
+def divide_places(sites: tuple[Place, ...]) -> tuple[list[Place], list[tuple[Place, Place]]]:
+    """The places that are kept; and those that only feed one of them, with that one."""
+    fed = {path: place for place in sites for path in place.modules[:-1]}
+    feeding = [(place, fed[place.modules[-1]]) for place in sites if place.modules[-1] in fed]
+    aside = {place for place, _ in feeding}
+    return [place for place in sites if place not in aside], feeding
 
 
 def count_calls(work: float, num_steps: int, share: float | None, who: str) -> int:
