@@ -419,7 +419,6 @@ NEEDS_GRID = {"CFG-Cache", "FasterCache", "PreciseCache, flash"}
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
-@pytest.mark.filterwarnings("ignore::erta_framework.errors.UnusedWarning")  # so few steps
 @pytest.mark.parametrize(
     ("load_model", "refused"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +17,7 @@ from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
 from erta_framework.compatibility import Role, find_role
+from erta_framework.errors import UnusedWarning
 from erta_framework.plugins import flatten
 from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
 from erta_framework.session import Trace
@@ -142,7 +144,7 @@ class Runner:
         sampler = self._choose_sampler(prepared, callbacks)
         work = watch_layers([self.network])
         try:
-            with _silence_logging():
+            with _silence():
                 result, took = time_call(lambda: sampler.sample(self.model, prompts, seed=seed))
         finally:
             work.stop()
@@ -200,11 +202,16 @@ def count_work(trace: Trace) -> float:
 
 
 @contextlib.contextmanager
-def _silence_logging() -> Iterator[None]:
-    """Other projects' caches log when they are switched on; what they do is counted anyway."""
+def _silence() -> Iterator[None]:
+    """What is switched on and what skips nothing is counted anyway, and is the row's status.
+
+    Other projects' caches log when they are switched on. A search tries settings that skip nothing.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnusedWarning)
+            yield
     finally:
         logging.disable(before)
