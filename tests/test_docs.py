@@ -24,6 +24,7 @@ from tables.markers import SECTIONS, fill_markers, list_commands
 from tables.pipeline import render_pipeline
 from tables.policies import render_policies
 from tables.promises import PROMISES, Promise, count_tests, find_files
+from tables.rows import format_work
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -225,8 +226,14 @@ def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
 def test_the_details_name_the_machine_and_the_day() -> None:
     section = render_ablation(measured())
     assert "`erta bench ablation`, 2026-01-02, a processor, 2 cores; torch 2.13.0." in section
-    assert "| full | 50 | 4.0 | 1.00 x | reference |  |" in section
+    assert "| full | 50 | 100% | 4.0 | 1.00 x | reference |  |" in section
     assert "4 held-out prompts × 3 seed sets" in section
+
+
+def test_work_is_that_of_the_record_and_else_that_of_whole_calls() -> None:
+    full = {"calls": 50}
+    assert format_work({"calls": 12}, full) == "24%"
+    assert format_work({"calls": 50, "work": 0.37}, full) == "37%"
 
 
 def test_a_row_that_is_missing_is_an_error() -> None:
@@ -249,7 +256,7 @@ def through_pipeline() -> dict[str, Any]:
         own = scheduler == "flow_euler"
         alike = {"identical": own or None, "largest_difference": 0.0 if own else None}
         full = {"name": "full", "group": "plain", "budget": None, "psnr_mean": None, **alike}
-        full |= {"prompts": 4}
+        full |= {"prompts": 4, "calls": 50}
         rows.append({**common, **full, "own_psnr_mean": None})
         for name in PSNR:
             group, *values = PSNR[name]
@@ -257,7 +264,13 @@ def through_pipeline() -> dict[str, Any]:
                 continue
             for budget, value in zip((25, 12), values, strict=True):
                 facts = {"name": plain if group == "plain" else name, "group": group}
-                facts |= {"budget": budget, "psnr_mean": value, "own_psnr_mean": value, **alike}
+                facts |= {
+                    "budget": budget,
+                    "calls": budget,
+                    "psnr_mean": value,
+                    "own_psnr_mean": value,
+                    **alike,
+                }
                 if "timestep" in name and own:
                     facts |= {"identical": False, "largest_difference": 3e-6}
                     facts |= {"psnr_mean": value + 0.0002}
@@ -269,8 +282,8 @@ def through_pipeline() -> dict[str, Any]:
 
 def test_the_pipeline_stands_beside_the_own_loop() -> None:
     section = render_pipeline(through_pipeline(), measured())
-    assert "| plain steps | 30.0 ± 1.0 | 30.0 | yes | 30.0 ± 1.0 |" in section
-    assert "| + timestep adjustment | 26.0 ± 1.0 | 26.0 | within 3e-06 | refused |" in section
+    assert "| plain steps | 50% | 30.0 ± 1.0 | 30.0 | yes | 30.0 ± 1.0 |" in section
+    assert "| + timestep adjustment | 24% | 26.0 ± 1.0 | 26.0 | within 3e-06 | refused |" in section
     assert "same bits in 9 of 11 runs. The others (+ timestep adjustment) differ" in section
     assert "at most 3e-06 in a pixel and 2e-04 dB in a mean" in section
     recipe = "own loop, own grid **better** (+4.0 / +2.0 dB); pipeline, Euler **better** (+4.0"
@@ -294,9 +307,9 @@ def scheduled() -> dict[str, Any]:
 
 def test_schedules_are_compared_by_what_stands_in() -> None:
     section = render_budgets(scheduled())
-    assert "| residual: threshold walk | 32.5 ± 1.0 | 31.2 ± 1.0 |" in section
-    assert "| residual: reuse | **33.5 ± 1.0** | **32.2 ± 1.0** |" in section
-    assert "| forecast: forecast | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
+    assert "| residual: threshold walk | 50% / 24% | 32.5 ± 1.0 | 31.2 ± 1.0 |" in section
+    assert "| residual: reuse | 50% / 24% | **33.5 ± 1.0** | **32.2 ± 1.0** |" in section
+    assert "| forecast: forecast | 50% / 24% | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
     assert "tried 3 moves on 2 calibration samples, 99 network calls" in section
     said = render_lambda(scheduled())
     assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 33.5 ± 1.0 |" in said

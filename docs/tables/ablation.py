@@ -6,7 +6,14 @@ from collections.abc import Mapping
 
 from tables.data import MissingDataError, Record, Row, find_command
 from tables.markdown import format_caption, join_numbers, render_table
-from tables.rows import count_samples, find_full_run, format_quality, judge_gaps, list_budgets
+from tables.rows import (
+    count_samples,
+    find_full_run,
+    format_quality,
+    format_work,
+    judge_gaps,
+    list_budgets,
+)
 
 LADDER = ("plain", "ablation", "recipe")
 """Groups of rows that every number of calls has; the others vary one choice at one number."""
@@ -73,25 +80,27 @@ def render_ablation(record: Record) -> str:
     ]
     for budget in list_budgets(record):
         rows = [row for row in record["rows"] if row.get("budget") == budget]
-        headings = ["", "calls made", "processor s", "speed-up", "PSNR", "SSIM"]
+        headings = ["", "calls made", "work", "processor s", "speed-up", "PSNR", "SSIM"]
         shown = [full, *(row for row in rows if row["group"] in LADDER)]
-        parts += [f"### {budget} network calls", render_table(headings, map(format_details, shown))]
         choices = [row for row in rows if row["group"] not in LADDER]
+        lines = [format_details(row, full) for row in (*shown, *choices)]
+        parts += [f"### {budget} network calls", render_table(headings, lines[: len(shown)])]
         if choices:
             parts += [
                 f"The choices that are left open, at {budget} calls; each starts from the offline "
                 "policy:",
-                render_table(headings, map(format_details, choices)),
+                render_table(headings, lines[len(shown) :]),
             ]
     return "\n\n".join(parts)
 
 
-def format_details(row: Row) -> list[str]:
-    """One row with its calls, times and both measures; the full run is the reference."""
+def format_details(row: Row, full: Row) -> list[str]:
+    """One row with its calls, work, times and both measures; the full run is the reference."""
     reference = row["psnr_mean"] is None
     return [
         row["name"],
         f"{row['calls']:g}",
+        format_work(row, full),
         f"{row['processor_seconds']:.1f}",
         f"{row['processor_speedup']:.2f} x",
         "reference" if reference else format_quality(row),

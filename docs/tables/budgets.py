@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tables.data import Record, Row
 from tables.markdown import format_caption, render_table
-from tables.rows import count_samples, find_full_run, format_quality, list_budgets
+from tables.rows import count_samples, find_full_run, format_quality, format_work, list_budgets
 
 
 def render_budgets(record: Record) -> str:
@@ -19,6 +19,7 @@ def render_budgets(record: Record) -> str:
         for kind, _ in rows
         for n in columns
     }
+    full = find_full_run(record)
     lines = []
     for (kind, name), found in rows.items():
         cells = [format_quality(found[n]) for n in columns]
@@ -26,14 +27,15 @@ def render_budgets(record: Record) -> str:
             f"**{cell}**" if found[n]["psnr_mean"] == best[kind, n] else cell
             for cell, n in zip(cells, columns, strict=True)
         ]
-        lines.append([f"{kind}: {name}", *marked])
-    full = find_full_run(record)
+        work = " / ".join(format_work(found[n], full) for n in columns)
+        lines.append([f"{kind}: {name}", work, *marked])
     settings = record["settings"]
     parts = [
         f"PSNR in dB against the full run of {full['calls']} calls, mean and standard deviation "
         f"over {count_samples(record)}; {settings['calibration_samples']} calibration samples. The "
-        "best of each group is bold.",
-        render_table(["", *(f"{n} calls" for n in columns)], lines),
+        "best of each group is bold. Work, of the full run's, is that of the columns in their "
+        "order.",
+        render_table(["", "work", *(f"{n} calls" for n in columns)], lines),
     ]
     if settings["refine_trials"]:
         parts.append(

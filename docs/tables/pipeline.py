@@ -11,7 +11,7 @@ from tables.ablation import (
 )
 from tables.data import MissingDataError, Record, Row, find_command
 from tables.markdown import format_caption, join_numbers, render_table
-from tables.rows import format_quality, judge_gaps, list_budgets
+from tables.rows import format_quality, format_work, judge_gaps, list_budgets
 
 PLAIN = "plain"
 """Stands for the plain steps of either scheduler."""
@@ -20,14 +20,14 @@ PLAIN = "plain"
 def render_pipeline(record: Record, own: Record) -> str:
     """The ablation through `WanPipeline`: a table a number of calls, and what it says."""
     rows = group_by_scheduler(record)
-    count = next(row["prompts"] for row in record["rows"] if row["budget"] is None)
-    parts = [f"{count} held-out prompts; {format_caption(record)}"]
+    full = next(row for row in record["rows"] if row["budget"] is None)
+    parts = [f"{full['prompts']} held-out prompts; {format_caption(record)}"]
     for budget in list_budgets(record):
-        headings = [f"{budget} calls", "Euler", "own loop, same grid", "same bits", "UniPC"]
+        headings = [f"{budget} calls", "work", "Euler", "own loop, same grid", "same bits", "UniPC"]
         names = dict.fromkeys(name for (_, n, name) in rows if n == budget)
         lines = [
             format_scheduler_row(
-                name, rows["flow_euler", budget, name], rows["unipc", budget, name]
+                name, rows["flow_euler", budget, name], rows["unipc", budget, name], full
             )
             for name in names
         ]
@@ -57,11 +57,12 @@ def group_by_scheduler(record: Record) -> dict[tuple[str, int, str], Row]:
     return found
 
 
-def format_scheduler_row(name: str, euler: Row, unipc: Row) -> list[str]:
+def format_scheduler_row(name: str, euler: Row, unipc: Row, full: Row) -> list[str]:
     """One row under both schedulers."""
     same = "yes" if euler["identical"] else f"within {euler['largest_difference']:.0e}"
     return [
         "plain steps" if name == PLAIN else name,
+        format_work(euler, full),
         format_quality(euler),
         f"{euler['own_psnr_mean']:.1f}",
         same,

@@ -36,6 +36,16 @@ def format_quality(row: Row) -> str:
     return f"{row['psnr_mean']:.1f} ± {row['psnr_std']:.1f}"
 
 
+def format_work(row: Row, full: Row) -> str:
+    """Work as a share of the full run's.
+
+    Older records do not hold it. Their rows leave out whole steps only, so that every call that was
+    made is a whole one, and work equals calls exactly.
+    """
+    work = row["calls"] / full["calls"] if row.get("work") is None else row["work"]
+    return f"{work:.0%}"
+
+
 def judge_gaps(gaps: Mapping[int, float]) -> str:
     """Better, worse or neither, and where."""
     better = [budget for budget, value in gaps.items() if value > EQUAL]

@@ -187,7 +187,7 @@ class ModuleRun:
             if rows is None and costs is None:
                 output, costs = measure_run(gates.network, shape, through, call)
             else:
-                output, costs = through(), None if rows is not None else costs
+                output = through()  # of some samples the shares are those of all
         if rows is None and costs is not None:
             self._costs[name, shape] = costs
             self._weigh(site, owners, costs)

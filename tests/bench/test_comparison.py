@@ -20,6 +20,7 @@ from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import policies
 from erta_framework.sampling.guidance import NoGuidance
+from erta_framework.session import Trace
 from erta_framework.testing import GaussianMixtureFlow
 
 pytest.importorskip("diffusers")
@@ -43,6 +44,7 @@ from erta_bench.comparison._rows import (
     explain_off_budget,
     find_solved_name,
 )
+from erta_bench.comparison._runner import count_work
 from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
 from erta_bench.comparison.page import make_heading, write_page
@@ -279,7 +281,8 @@ def test_costs_are_counted(record: Mapping[str, Any]) -> None:
     assert by_name(record, "diffusers MagCache")["calibration_calls"] == STEPS
     assert by_name(record, "FBCache")["solving_calls"] > 0
     assert by_name(record, "FORA, whole output")["solving_calls"] == 0  # planned
-    assert by_name(record, "FORA, whole output")["setting"].startswith("interval=")
+    assert by_name(record, "FORA, whole output")["setting"] == ""  # it solves its budget itself
+    assert by_name(record, "FORA, modules")["setting"].startswith("interval=")
 
 
 @pytest.mark.slow
@@ -293,7 +296,8 @@ def test_a_cache_of_parts_calls_the_network_at_every_step(record: Mapping[str, A
 def test_a_setting_is_named_at_any_depth() -> None:
     names = {c.name: find_solved_name(c) for c in CONTENDERS if c.search is not None}
     assert all(names.values())
-    assert names["FORA, modules"] == names["FORA, whole output"] == "interval"
+    assert (names["FORA, modules"], names["PAB, spatial"]) == ("interval", "spatial")
+    assert "FORA, whole output" not in names  # solves its budget itself
     assert names["FBCache"] == "threshold"
 
 
@@ -388,6 +392,79 @@ def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) 
         )
         assert "no trunk that can be skipped" in rows["FBCache"]["detail"]
         assert "has no enable_cache" in rows["diffusers FirstBlockCache"]["detail"]
+
+
+INSIDE_ROWS = (
+    "FORA, modules",
+    "TaylorSeer, modules",
+    "HiCache, modules",
+    "DeepCache",
+    "DeepCache, branch 1",
+    "PAB, spatial",
+    "CFG-Cache",
+    "CFG-Cache, no bands",
+    "attention extrapolation",
+    "FasterCache",
+    "H2-Cache",
+    "H2-Cache, split after 3",
+    "first-block gate",
+    "BlockCache",
+    "PreciseCache, flash",
+    "CFG-Cache, no bands + DeepCache",
+)
+UNET_ALONE = {"DeepCache", "DeepCache, branch 1", "CFG-Cache, no bands + DeepCache"}
+NEEDS_GRID = {"CFG-Cache", "FasterCache", "PreciseCache, flash"}
+"""What looks at height and width, which the tokens of FLUX do not have."""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
+@pytest.mark.parametrize(
+    ("load_model", "refused"),
+    [
+        (load, {*UNET_ALONE, "H2-Cache"}),
+        (load_flux, {*UNET_ALONE, *NEEDS_GRID}),
+        (load_unet, {"H2-Cache"}),
+    ],
+    ids=["wan", "flux", "unet"],
+)
+def test_rows_inside_the_network_run_or_say_why_not(
+    load_model: Callable[[], Any], refused: set[str]
+) -> None:
+    model = load_model()
+    few, held_out = model.demo_prompts()
+    setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=6)
+    found = compare_policies(setting, calls=[4], seeds=1, rows=INSIDE_ROWS).record()
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) == {"full", *INSIDE_ROWS}
+    assert {name for name, row in rows.items() if row["status"] == "refused"} == refused
+    for name in set(INSIDE_ROWS) - refused:
+        row = rows[name]
+        assert row["status"] in ("measured", "off budget"), (name, row["detail"])
+        assert 0.1 < row["work"] <= 1.0 + 1e-6, name
+        if not row["detail"].startswith("it skipped nothing"):
+            assert row["psnr_mean"] is not None, name
+            assert row["work"] < 1.0, name
+    for name in refused:
+        assert "CapabilityError" in rows[name]["detail"]
+
+
+def test_work_inside_the_network_is_counted_in_operations() -> None:
+    (fora,) = build_policies([{"fora": {"level": "modules", "interval": 2}}])
+    (whole,) = build_policies([{"fora": {"interval": 2}}])
+    row = next(c for c in CONTENDERS if c.name == "FORA, modules")
+    assert Prepared(row, 5, policies=(fora,)).works_inside
+    assert not Prepared(row, 5, policies=(whole,)).works_inside
+    assert count_planned_calls([fora], 8) is None
+    assert count_planned_calls([whole], 8) is not None
+
+
+def test_trials_are_work_in_their_size() -> None:
+    trace = Trace()
+    assert count_work(trace) == 0.0
+    trace.run_trial(lambda x, time: x, 64, torch.zeros(4, 4), None)
+    trace.run_trial(lambda x, time: x, 64, torch.zeros(4, 4), None)
+    assert count_work(trace) == pytest.approx(8 * 16 / 64)
 
 
 def test_a_setting_without_a_pipeline_or_guidance_is_refused(setting: Setting) -> None:

@@ -205,6 +205,8 @@ class Preparation:
         prompts = self.calibration[: self.search_prompts]
         result = self.runner.run(prepared, prompts, CALIBRATION_SEEDS)
         self.search_calls[contender.name] += result.calls * len(prompts)
+        if prepared.works_inside:
+            return result.work
         if not self._full_elements:
             plain = Prepared(Contender(name="full", group="plain"), steps)
             self._full_elements = self.runner.run(plain, prompts, CALIBRATION_SEEDS).elements

@@ -52,6 +52,7 @@ class ContenderRow:
         fine: PSNR of each prompt against the fine solution.
         right: Share of samples that show what their prompt says, word by word, by seed set.
         elements: Elements that the layers computed, over all runs.
+        work: Work in network calls, as the engine counted it, by seed set.
         bytes_held: Bytes a sample held between steps.
         status, detail: Whether it was measured, and why not.
     """
@@ -63,6 +64,7 @@ class ContenderRow:
     fine: list[float] = field(default_factory=list)
     right: list[Mapping[str, float]] = field(default_factory=list)
     elements: int = 0
+    work: list[float] = field(default_factory=list)
     bytes_held: int | None = None
     status: str = "measured"
     detail: str = ""
@@ -82,6 +84,7 @@ class ContenderRow:
         first = replace(reference.samples, samples=reference.samples.samples[:count])
         self.outcome.add(result.samples, first, result.processor, BRANCHES, result.calls)
         self.elements += result.elements
+        self.work.append(result.work)
         self.fine += psnr(result.samples.samples, exact[:count]).tolist()
         self.right.append(through.shown(result.samples.samples, result.samples.prompts))
 
@@ -139,7 +142,9 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
     if row.prepared is None or not row.outcome.psnr:
         return {"name": contender.name, **facts}
     found = make_record(contender.name, row.outcome, full.outcome, None, facts)
-    work = row.elements / full.elements * len(full.fine) / len(row.fine)
+    layers = row.elements / full.elements * len(full.fine) / len(row.fine)
+    counted = average(row.work) / average(full.work)
+    work = counted if row.prepared.works_inside else layers
     off = abs(steps * work - row.budget) > NEAR
     value = row.prepared.value
     means = torch.stack([quality.mean() for quality in row.outcome.psnr])
@@ -151,6 +156,7 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
         "efficiency": compute_efficiency(found["speedup"], work),
         "processor_efficiency": compute_efficiency(found["processor_speedup"], work),
         "work": work,
+        "work_layers": layers,
         "work_flops": None if contender.rival else found["work"],
         "psnr_sets_std": as_finite(means.std(correction=0)),
         "psnr_fine_mean": average(row.fine),

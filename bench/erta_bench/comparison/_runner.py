@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,7 +16,11 @@ from erta_bench.comparison._fixed_sigmas import make_scheduler
 from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
+from erta_framework.compatibility import Role, find_role
+from erta_framework.errors import UnusedWarning
+from erta_framework.plugins import flatten
 from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
+from erta_framework.session import Trace
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
 
 BRANCHES = 2
@@ -31,12 +36,15 @@ class RunResult:
         calls: Network calls of each branch a sample; with other caches, runs of the block stack.
         processor: Processor seconds.
         elements: Elements that the layers of the network computed.
+        work: Work of each branch a sample in network calls, trials included, by the operations
+            that the engine counted; the shares of other projects' caches are not in it.
     """
 
     samples: Samples
     calls: float
     processor: float
     elements: int
+    work: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,15 @@ class Prepared:
     policies: tuple[Policy, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     sigmas: tuple[float, ...] = ()
+
+    @property
+    def works_inside(self) -> bool:
+        """Whether a part of it leaves out places inside the network.
+
+        Its work is then what the engine counts in operations. Elements of layers would flatter it:
+        those of a wide layer at low resolution cost far more than those of a narrow one.
+        """
+        return any(find_role(type(part)) is Role.INSIDE for part in flatten(self.policies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +144,14 @@ class Runner:
         sampler = self._choose_sampler(prepared, callbacks)
         work = watch_layers([self.network])
         try:
-            with _silence_logging():
+            with _silence():
                 result, took = time_call(lambda: sampler.sample(self.model, prompts, seed=seed))
         finally:
             work.stop()
         through = sum(trace.network_samples for trace in result.traces)
         calls = through / (BRANCHES * len(prompts))
-        return RunResult(result, calls, took.processor, work.elements)
+        counted = sum(map(count_work, result.traces)) / (BRANCHES * len(prompts))
+        return RunResult(result, calls, took.processor, work.elements, counted)
 
     def _choose_sampler(self, prepared: Prepared, callbacks: Sequence[Callback]) -> TextSampler:
         """The pipeline, or the own loop for a solver that no pipeline has."""
@@ -176,12 +194,24 @@ class Runner:
         return sampler.sample(self.model, prompts, seed=seed)
 
 
+def count_work(trace: Trace) -> float:
+    """Work of the network calls and of the trials, which may be on smaller latents, in samples."""
+    if not trace.trial_calls:
+        return trace.work
+    return trace.work + trace.trial_samples * trace.trial_share / trace.trial_calls
+
+
 @contextlib.contextmanager
-def _silence_logging() -> Iterator[None]:
-    """Other projects' caches log when they are switched on; what they do is counted anyway."""
+def _silence() -> Iterator[None]:
+    """What is switched on and what skips nothing is counted anyway, and is the row's status.
+
+    Other projects' caches log when they are switched on. A search tries settings that skip nothing.
+    """
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnusedWarning)
+            yield
     finally:
         logging.disable(before)

@@ -67,6 +67,8 @@ class SettingSearch:
 def count_planned_calls(policies: Sequence[Policy], num_steps: int) -> float | None:
     """Calls of each branch, where one policy alone decides and knows beforehand; else None."""
     parts = flatten(policies)
+    if any(find_role(type(part)) is Role.INSIDE for part in parts):
+        return None  # a step that is called may leave out parts of the network
     deciding = [part for part in parts if find_role(type(part)) in (Role.WHEN, Role.LIMIT)]
     planner = as_planner(deciding[0]) if len(deciding) == 1 else None
     if planner is None:

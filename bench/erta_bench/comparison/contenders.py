@@ -9,7 +9,6 @@ The file is long because it is one table; nothing in it is computed.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -97,10 +96,17 @@ def make_prompttea(**options: object) -> Spec:
     return {"prompttea": {"profile": TEA_PROMPT, "threshold": SOLVED, **options}}
 
 
-def make_at(interval: Any = SOLVED, **options: object) -> Spec:
-    """A schedule on every attention and MLP of the network, as FORA and TaylorSeer published it."""
-    when = {"refresh_interval": {"interval": interval, "first": 1}}
-    return {"at": {"sites": {"kind": ["attention", "cross", "mlp"]}, "when": when, **options}}
+def make_module_recipe(name: str, **options: object) -> Spec:
+    """A recipe on the output of every attention and MLP, as it was published."""
+    return {name: {"level": "modules", "interval": SOLVED, **options}}
+
+
+HALF_GUIDANCE: Spec = {"cfg_cache": {"bands": False}}
+
+
+def make_h2cache(**options: object) -> Spec:
+    """H2-Cache with one threshold for both stages, since one number can be solved for."""
+    return {"h2cache": {"tau1": SOLVED, "tau2": SOLVED, **options}}
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -186,8 +192,31 @@ CONTENDERS: tuple[Contender, ...] = (
         search=THRESHOLD,
     ),
     # ------------------------------------------- policies that work inside the network
-    policy("FORA, modules", make_at(), search=INTERVAL),
-    policy("TaylorSeer, modules", make_at(what=TAYLOR), search=INTERVAL),
+    policy("FORA, modules", make_module_recipe("fora"), search=INTERVAL),
+    policy("TaylorSeer, modules", make_module_recipe("taylorseer", first=1), search=INTERVAL),
+    policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
+    policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
+    policy(
+        "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
+    ),
+    policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
+    policy(
+        "CFG-Cache, no bands", {"cfg_cache": {"period": SOLVED, "bands": False}}, search=INTERVAL
+    ),
+    policy(
+        "attention extrapolation",
+        {"attention_extrapolation": {"interval": SOLVED}},
+        search=INTERVAL,
+    ),
+    policy("FasterCache", {"fastercache": {"interval": SOLVED}}, search=INTERVAL),
+    policy("H2-Cache", make_h2cache(), search=THRESHOLD),
+    policy("H2-Cache, split after 3", make_h2cache(split=3), search=THRESHOLD),
+    policy("first-block gate", {"first_block_gate": {"threshold": SOLVED}}, search=THRESHOLD),
+    policy("BlockCache", {"blockcache": {"skip_ratio": SOLVED}}, search=PART),
+    policy(
+        "PreciseCache, flash", {"precisecache": {"variant": "flash", "alpha": SOLVED}}, search=PART
+    ),
     # --------------------------------------------------------------------- ours
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
@@ -223,6 +252,12 @@ CONTENDERS: tuple[Contender, ...] = (
         {"forecaster": {"basis": "newton", "order": 1, "what": "residual"}},
         search=THRESHOLD,
         seam="trunk",
+    ),
+    mix(
+        "CFG-Cache, no bands + DeepCache",
+        HALF_GUIDANCE,
+        {"deepcache": {"interval": SOLVED}},
+        search=INTERVAL,
     ),
     # -------------------------------------------------------------- other caches
     other("diffusers FirstBlockCache", "FirstBlockCache", threshold=SOLVED),
@@ -285,6 +320,10 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 UNLISTED: Mapping[str, str] = {
+    "at": "the places and times of a recipe with level modules, which has rows",
+    "centered_steps": "another schedule of deepcache, which has rows",
+    "constant": "stands branches in that are known for one model, and has nothing to solve for",
+    "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",

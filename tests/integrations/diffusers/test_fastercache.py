@@ -12,10 +12,9 @@ from torch import Tensor
 from erta_bench.other_caches import bridge
 from erta_bench.shapes_image import load_flux, load_unet
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Cut
+from erta_framework.modules import Cut, find_cut
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
-from erta_integrations.diffusers.modules import find_cut
 from erta_integrations.shapes_wan import load as load_wan
 from erta_policies.at import At
 from erta_policies.easycache import EasyCache
@@ -311,6 +310,11 @@ def test_a_cut_under_cfg_cache_counts_the_age_of_every_row() -> None:
     # at 7 the conditional row was kept at 6, but the other one at 4: it is due for both
     assert [step.calls[0].sites["cut"][0] for step in trace.steps] == [1, 0, 1, 0, 1, 0, 1, 1]
     assert inside == [2, 1, 2, 1, 2]
+    # a call on one row spares the same share as one on both
+    share = trace.steps[1].calls[0].share
+    assert 0 < share < 1
+    assert [step.calls[0].share for step in trace.steps] == [1, share, 1, share, 1, share, 1, 1]
+    assert trace.work == pytest.approx(sum(rows) - 4 * (1 - share))
 
     both, none = "cond uncond", ""
     family, oracle = FAMILIES["sd"], FAMILIES["sd"].build()
