@@ -21,6 +21,7 @@ from tables.budgets import render_budgets, render_lambda
 from tables.cli import load_cli, render_cli
 from tables.data import DATA, MissingDataError, find_command, load_record
 from tables.markers import SECTIONS, fill_markers, list_commands
+from tables.modules import render_modules
 from tables.pipeline import render_pipeline
 from tables.policies import render_policies
 from tables.promises import PROMISES, Promise, count_tests, find_files
@@ -320,6 +321,40 @@ def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
     record["rows"] = [row for row in record["rows"] if row["name"] != "plain UniPC"]
     with pytest.raises(MissingDataError, match="other rows of flow_euler than of unipc"):
         render_pipeline(record, measured())
+
+
+def inside_the_network() -> dict[str, Any]:
+    """A record of rows inside the network beside whole outputs, with numbers made for the test."""
+    common = {"psnr_std": 1.0, "psnr_fine_mean": 31.0, "processor_speedup": 1.5, "bytes_held": 2048}
+    common |= {"status": "measured", "setting": "", "prompts": 4, "seeds": 1, "steps": 50}
+    full = {"name": "full", "budget": None, "psnr_mean": None, "calls": 50, "work": 1.0}
+    rows: list[dict[str, Any]] = [{**common, **full}]
+    for budget, reuse, line in ((25, 40.0, 50.0), (17, 30.0, 41.0)):
+        whole = {"budget": budget, "calls": budget, "work": budget / 50}
+        inside = {"budget": budget, "calls": 50, "name": "cut", "setting": "n=3", "work": 0.36}
+        status = "measured" if budget == 17 else "off budget"
+        attention = {"name": "part", "setting": "n=12", "work": 0.8, "status": "off budget"}
+        rows += [
+            {**common, **whole, "name": "uniform reuse", "psnr_mean": reuse},
+            {**common, **whole, "name": "uniform + line", "psnr_mean": line},
+            {**common, **inside, "psnr_mean": 35.0, "status": status},
+            {**common, **inside, **attention, "psnr_mean": 45.0},
+            {"name": "none", "budget": budget, "status": "refused", "detail": "because"},
+        ]
+    settings = {"model": "a model", "pipeline": "APipeline"}
+    return {**measured(), "rows": rows, "settings": settings}
+
+
+def test_rows_inside_the_network_stand_beside_whole_outputs_of_no_more_work() -> None:
+    section = render_modules(inside_the_network())
+    first, second = section.index("The work of 25 of 50"), section.index("The work of 17 of 50")
+    assert first < second < section.index("| cut<br>`n=3` | 36% | 50 | 35.0 ± 1.0 | 31.0 |")
+    assert section.count("cut<br>") == 1  # where it meets the work, and nowhere else
+    assert (
+        "| part<br>`n=12` | 80% | 50 | 45.0 ± 1.0 | 31.0 | 1.50 x | 40.0 (50%) | 50.0 (50%) |"
+        in (section)
+    )
+    assert section.count("| none | refused | because |") == 1
 
 
 def at_equal_calls() -> dict[str, Any]:

@@ -7,6 +7,43 @@ from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parents[1] / "data"
+BESIDE_MODULES = (
+    "plain, same solver",
+    "ERTACache",
+    "TaylorSeer, whole output",
+    "FORA, whole output",
+    "uniform reuse",
+    "uniform + line",
+    "fitted reuse, multistep plan",
+    "FORA, modules",
+    "TaylorSeer, modules",
+    "HiCache, modules",
+    "DeepCache",
+    "DeepCache, branch 1",
+    "PAB, spatial",
+    "CFG-Cache",
+    "CFG-Cache, no bands",
+    "attention extrapolation",
+    "FasterCache",
+    "H2-Cache",
+    "H2-Cache, split after 3",
+    "first-block gate",
+    "BlockCache",
+    "PreciseCache, flash",
+    "CFG-Cache, no bands + DeepCache",
+)
+"""Rows inside the network, and whole outputs beside them."""
+
+
+def compare_modules(model: str, samples: int) -> str:
+    """The command that measures them on a model."""
+    rows = " ".join(f'--row "{name}"' for name in BESIDE_MODULES)
+    return (
+        f"erta bench peers --model {model} --calls 37 --calls 25 --calls 17 {rows} "
+        f"--samples {samples} --seeds 1 --calibration 4 --batch-size {samples}"
+    )
+
+
 COMMANDS = {
     "accuracy": "python -m erta_bench.shapes_wan.check",
     "accuracy_image": "python -m erta_bench.shapes_image.check",
@@ -19,6 +56,12 @@ COMMANDS = {
     "fitted_choices": "erta bench fitted --part choices --samples 8",
     "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
     "--calls 8",
+    "modules_unet": compare_modules("shapes-unet", 12),
+    "modules_flux": compare_modules("shapes-flux", 12),
+    "modules_mild": 'erta bench peers --model shapes-flux --calls 45 --row "plain, same solver" '
+    '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
+    '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
+    "--calibration 4 --batch-size 12",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
 }

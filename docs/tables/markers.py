@@ -19,6 +19,7 @@ from tables.combinations import render_combinations
 from tables.data import MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
+from tables.modules import render_modules
 from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
@@ -78,6 +79,9 @@ SECTIONS: dict[str, Section] = {
     "table:peersflux": make_section(render_peers, "peersflux"),
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
+    "table:modulesunet": make_section(render_modules, "modules_unet"),
+    "table:modulesflux": make_section(render_modules, "modules_flux"),
+    "table:modulesmild": make_section(render_modules, "modules_mild"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),
