@@ -95,7 +95,7 @@ def test_inside_a_graph_a_plan_is_what_it_is_without(
     assert torch.equal(again, expected)
     assert counter.frame_count == graphs
     assert trace.work == eager.work < trace.network_samples
-    assert trace.module_bytes == eager.module_bytes == trace.state_bytes
+    assert trace.module_bytes == eager.module_bytes <= trace.state_bytes
     assert [call.sites for call in trace.calls()] == [call.sites for call in eager.calls()]
     _, network = find_network(pipe)
     assert not any("_erta_gate" in vars(module) for module in network.modules())
