@@ -201,6 +201,15 @@ def test_whatever_an_import_raises_is_a_broken_plugin(site, source):
     assert len(str(error.value)) < 2000
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises, also where the shell started the tests without it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_ends_an_import_and_says_which(site):
     site(
         "erta-slow",
