@@ -58,6 +58,7 @@ COMMANDS = {
     "--calls 8",
     "modules_unet": compare_modules("shapes-unet", 12),
     "modules_flux": compare_modules("shapes-flux", 12),
+    "modules_wan": compare_modules("shapes-wan", 12),
     "modules_mild": 'erta bench peers --model shapes-flux --calls 45 --row "plain, same solver" '
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '

@@ -80,6 +80,7 @@ SECTIONS: dict[str, Section] = {
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
     "table:modulesunet": make_section(render_modules, "modules_unet"),
+    "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
     "table:scale": make_section(render_scale, "scale"),
