@@ -14,7 +14,7 @@ from erta_framework.config._references import Resolver
 from erta_framework.config._run_config import RunConfig
 from erta_framework.config._yaml import DEEPEST, check_yaml, read_text
 from erta_framework.errors import ConfigError, ErtaError
-from erta_framework.text import show_error, show_value
+from erta_framework.text import escape_line, shorten, show_error, show_value
 
 
 def load_config(
@@ -95,8 +95,9 @@ def apply_override(config: Any, override: str) -> None:
         # replaced, not merged: solver={ddim: {}} takes the place of the file's solver
         OmegaConf.update(config, key, plain["value"], merge=False, force_add=True)
     except Exception as error:  # yaml and omegaconf errors have no common base
+        said, *_ = str(error).splitlines() or [""]
         raise ConfigError(
-            f"cannot apply the override {show_value(override)}: {show_error(error)}"
+            f"cannot apply the override {show_value(override)}: {shorten(escape_line(said))}"
         ) from error
 
 

@@ -96,6 +96,7 @@ class SessionSequence(RuleBasedStateMachine):
         self.stage = "between"
         self.index = 0
         self.answered: set[str] = set()
+        self.cold = False
         self.kept: dict[str, Tensor] = {}
         self.ran = 0
         self.returned = 0
@@ -105,7 +106,7 @@ class SessionSequence(RuleBasedStateMachine):
     @rule()
     def begin(self) -> None:
         self.session.begin(self.interval(self.index))
-        self.stage, self.answered = "running", set()
+        self.stage, self.answered, self.cold = "running", set(), False
 
     @precondition(lambda self: self.stage == "running")
     @rule(branch=BRANCH, value=st.floats(-2.0, 2.0, width=32))
@@ -116,7 +117,9 @@ class SessionSequence(RuleBasedStateMachine):
         fresh = torch.full((1, 2, 3), value)
         # at latents of zero, the residual is the output
         found = self.session.forward(Site("model", branch), X, self.network(fresh))
-        may_reuse = (branch, self.index) in self.reused and branch in self.kept
+        # a branch with nothing to reuse makes the rest of the step compute
+        self.cold = self.cold or branch not in self.kept
+        may_reuse = (branch, self.index) in self.reused and not self.cold
         expected = self.kept[branch] if may_reuse else fresh
         assert torch.equal(found, expected)
         if not may_reuse:
@@ -128,13 +131,13 @@ class SessionSequence(RuleBasedStateMachine):
     @rule(branch=BRANCH)
     def fail(self, branch: str) -> None:
         """A network that raises leaves the branch without a prediction; it may be asked again."""
-        before = dict(self.kept)
+        due = (branch, self.index) not in self.reused or self.cold or branch not in self.kept
 
         def broken() -> Tensor:
             raise Lost
 
-        due = (branch, self.index) not in self.reused or branch not in before
         if due:
+            self.cold = self.cold or branch not in self.kept
             with pytest.raises(Lost):
                 self.session.forward(Site("model", branch), X, FunctionNetwork(broken))
 
