@@ -44,8 +44,8 @@ class PAB(Policy):
         PolicyError: Nothing is broadcast, or a setting is out of range.
 
     Example:
-        >>> PAB(spatial=2, cross=6).selects
-        (Select(kind=('attention', 'cross'), depth=':', stack='', span=False),)
+        >>> PAB(spatial=2, cross=6).selects[0].kind
+        ('attention', 'cross')
     """
 
     spatial: int | None = None
