@@ -255,7 +255,7 @@ def test_random_requests(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["wan-euler", "wan-unipc", "flux", "pixart-sigma"])
+@pytest.mark.parametrize("name", ["wan-euler", "wan-unipc", "flux", "sd3"])
 def test_many_random_requests(
     name: str, method: str, rng: random.Random, examples: Callable[[int], int]
 ) -> None:
