@@ -1,4 +1,6 @@
-"""Text from outside, made safe to show. Terminal, HTML and error messages all use this.
+"""Text from outside, made safe to show; and JSON from outside, read with distrust.
+
+Terminal, HTML and error messages all use this.
 
 Names, paths, prompts and messages come from files, plugins and profiles. Shown as they are, they
 could move the cursor, colour the screen, forge a line or be read backwards.
@@ -6,7 +8,9 @@ could move the cursor, colour the screen, forge a line or be read backwards.
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 CONTROLS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -14,6 +18,9 @@ CONTROLS = re.compile(
 """Control characters, marks that turn the direction of reading, and halves of characters."""
 LONGEST = 200
 """Characters of a value that a message shows."""
+DEEPEST = 8
+"""Deepest nesting of JSON that is read; that of our own files is 3."""
+STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def escape_text(text: str) -> str:
@@ -67,3 +74,26 @@ def show_error(error: BaseException) -> str:
 def shorten(text: str, longest: int = LONGEST) -> str:
     """The beginning of a text that is too long to show."""
     return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+def parse_json(text: str) -> Any:
+    """JSON whose nesting is counted before it is parsed: deep nesting would exhaust the stack.
+
+    Raises:
+        ValueError: It is no JSON, nested deeper than `DEEPEST`, or has a key twice.
+    """
+    depth = deepest = 0
+    for sign in re.findall(r"[\[{\]}]", STRINGS.sub("", text)):
+        depth += 1 if sign in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > DEEPEST:
+        raise ValueError(f"it is nested {deepest} deep, at most {DEEPEST} is read")
+    return json.loads(text, object_pairs_hook=_require_unique)
+
+
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, of which no key is there twice: readers would disagree on which one counts."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key of its JSON is there twice")
+    return found

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -14,15 +11,13 @@ from torch import Tensor
 
 from erta_framework.errors import ProfileError
 from erta_framework.files import write_atomically
+from erta_framework.text import parse_json
 
 SCHEMA = "erta_framework.profile/1"
 MOST_HEADER = 1 << 20
 """Most bytes of the header: names, shapes and all metadata."""
-DEEPEST = 8
-"""Deepest nesting of JSON in a profile; its own is 3."""
 MOST_SAMPLES = 1 << 53
 """Whole numbers up to here are exact in float64."""
-STRINGS = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 
 def read_profile_file(path: Path) -> tuple[Mapping[str, str], dict[str, Tensor]]:
@@ -102,21 +97,6 @@ def read_samples(text: str) -> int:
     return int(text)
 
 
-def parse_json(text: str) -> Any:
-    """JSON whose nesting is counted before it is parsed: deep nesting would exhaust the stack.
-
-    Raises:
-        ValueError: It is no JSON, nested deeper than `DEEPEST`, or has a key twice.
-    """
-    depth = deepest = 0
-    for sign in re.findall(r"[\[{\]}]", STRINGS.sub("", text)):
-        depth += 1 if sign in "[{" else -1
-        deepest = max(deepest, depth)
-    if deepest > DEEPEST:
-        raise ValueError(f"it is nested {deepest} deep, at most {DEEPEST} is read")
-    return json.loads(text, object_pairs_hook=_require_unique)
-
-
 def _read_metadata(header: bytes) -> dict[str, str]:
     """The metadata in the header of a safetensors file."""
     whole = parse_json(header.decode("utf-8"))
@@ -132,11 +112,3 @@ def _require_schema(path: Path, metadata: Mapping[str, str]) -> None:
             f"{path} has schema {metadata.get('schema')!r}, this version reads {SCHEMA!r}; "
             "it is no profile, or one of another version: calibrate again"
         )
-
-
-def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, of which no key is there twice: readers would disagree on which one counts."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key of its JSON is there twice")
-    return found

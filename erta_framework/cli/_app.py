@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from erta_framework.cli._calibrate import calibrate
+from erta_framework.cli._convert import schedule_app
 from erta_framework.cli._explain import explain
 from erta_framework.cli._group import ErtaGroup
 from erta_framework.cli._inspect import inspect
@@ -59,6 +60,7 @@ for command in (sample, calibrate, plan, explain, inspect):
     app.command()(expand_options(command))
 app.command("policies")(list_policies)
 app.add_typer(profile_app, name="profile")
+app.add_typer(schedule_app, name="schedule")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

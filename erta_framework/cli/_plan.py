@@ -41,7 +41,7 @@ def plan(
     as_json: Json = False,
     export: Annotated[
         str | None,
-        unset("Write the schedule to --output, for another cache: cache-dit or magcache."),
+        unset("Write the schedule to --output in a format of `erta schedule formats`."),
     ] = None,
     output: Annotated[
         Path | None,

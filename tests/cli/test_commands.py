@@ -18,6 +18,7 @@ COMMANDS = (
     "inspect",
     "policies",
     "profile",
+    "schedule",
     "bench",
     "demo",
 )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erta_framework.budgets import export_schedule, plan_export, write_export
-from erta_framework.budgets._export import to_step_mask
+from erta_framework.budgets.formats import as_mask
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError
 
@@ -20,7 +20,7 @@ LISTED = [{"skip_policy": {"steps": [0, 3, 4, 6]}}]
 def test_the_mask_has_a_one_where_a_step_computes() -> None:
     plan = plan_export(build_policies(LISTED), 7)
     assert plan.computed == (0, 3, 4, 6)
-    assert to_step_mask(plan) == [1, 0, 0, 1, 1, 0, 1]
+    assert as_mask(plan) == [1, 0, 0, 1, 1, 0, 1]
     assert export_schedule(plan, "cache-dit") == {
         "policy": "skip_policy",
         "num_steps": 7,
@@ -30,6 +30,7 @@ def test_the_mask_has_a_one_where_a_step_computes() -> None:
             "steps_computation_policy": "static",
             "num_inference_steps": 7,
         },
+        "steps_mask": {"compute_bins": [1, 2, 1], "cache_bins": [2, 1], "total_steps": 7},
     }
 
 
