@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS, WHOLE
+
 DATA = Path(__file__).parents[1] / "data"
-BESIDE_MODULES = (
-    "plain, same solver",
-    "ERTACache",
-    "TaylorSeer, whole output",
-    "FORA, whole output",
-    "uniform reuse",
-    "uniform + line",
-    "fitted reuse, multistep plan",
-    "FORA, modules",
-    "TaylorSeer, modules",
-    "HiCache, modules",
-    "DeepCache",
-    "DeepCache, branch 1",
-    "PAB, spatial",
-    "CFG-Cache",
-    "CFG-Cache, no bands",
-    "attention extrapolation",
-    "FasterCache",
-    "H2-Cache",
-    "H2-Cache, split after 3",
-    "first-block gate",
-    "BlockCache",
-    "PreciseCache, flash",
-    "CFG-Cache, no bands + DeepCache",
-)
-"""Rows inside the network, and whole outputs beside them."""
 
 
-def compare_modules(model: str, samples: int) -> str:
-    """The command that measures them on a model."""
-    rows = " ".join(f'--row "{name}"' for name in BESIDE_MODULES)
+def compare_rows(model: str, samples: int, rows: Sequence[str]) -> str:
+    """The command that measures rows inside the network on a model, at three amounts of work."""
+    named = " ".join(f'--row "{name}"' for name in rows)
     return (
-        f"erta bench peers --model {model} --calls 37 --calls 25 --calls 17 {rows} "
+        f"erta bench peers --model {model} --calls 37 --calls 25 --calls 17 {named} "
         f"--samples {samples} --seeds 1 --calibration 4 --batch-size {samples}"
     )
 
 
+BESIDE = (*WHOLE, *MODULES, *COMPOSED)
+"""Rows inside the network, and whole outputs beside them."""
+WITH_PLANS = (*ANCHORS, *PLANS)
+"""Rows with plans, tokens, surrogates and schedules of places, and some of the others."""
 COMMANDS = {
     "accuracy": "python -m erta_bench.shapes_wan.check",
     "accuracy_image": "python -m erta_bench.shapes_image.check",
@@ -56,9 +37,13 @@ COMMANDS = {
     "fitted_choices": "erta bench fitted --part choices --samples 8",
     "fitted_unet": "erta bench fitted --model shapes-unet --calls 25 --calls 17 --calls 12 "
     "--calls 8",
-    "modules_unet": compare_modules("shapes-unet", 12),
-    "modules_flux": compare_modules("shapes-flux", 12),
-    "modules_wan": compare_modules("shapes-wan", 12),
+    "modules_unet": compare_rows("shapes-unet", 12, BESIDE),
+    "modules_flux": compare_rows("shapes-flux", 12, BESIDE),
+    "modules_wan": compare_rows("shapes-wan", 12, BESIDE),
+    **{
+        f"modules_plans_{name}": compare_rows(f"shapes-{name}", 12, WITH_PLANS)
+        for name in ("unet", "flux", "wan")
+    },
     "modules_mild": 'erta bench peers --model shapes-flux --calls 45 --row "plain, same solver" '
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '

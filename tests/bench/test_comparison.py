@@ -47,6 +47,7 @@ from erta_bench.comparison._rows import (
 from erta_bench.comparison._runner import count_work
 from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
+from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS
 from erta_bench.comparison.page import make_heading, write_page
 from erta_bench.other_caches import RIVALS
 from erta_bench.setting import Setting
@@ -394,24 +395,7 @@ def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) 
         assert "has no enable_cache" in rows["diffusers FirstBlockCache"]["detail"]
 
 
-INSIDE_ROWS = (
-    "FORA, modules",
-    "TaylorSeer, modules",
-    "HiCache, modules",
-    "DeepCache",
-    "DeepCache, branch 1",
-    "PAB, spatial",
-    "CFG-Cache",
-    "CFG-Cache, no bands",
-    "attention extrapolation",
-    "FasterCache",
-    "H2-Cache",
-    "H2-Cache, split after 3",
-    "first-block gate",
-    "BlockCache",
-    "PreciseCache, flash",
-    "CFG-Cache, no bands + DeepCache",
-)
+INSIDE_ROWS = (*MODULES, *PLANS, *COMPOSED)
 UNET_ALONE = {"DeepCache", "DeepCache, branch 1", "CFG-Cache, no bands + DeepCache"}
 NEEDS_GRID = {"CFG-Cache", "FasterCache", "PreciseCache, flash"}
 """What looks at height and width, which the tokens of FLUX do not have."""

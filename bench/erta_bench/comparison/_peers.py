@@ -11,6 +11,7 @@ from erta_bench.comparison._bench import compare_contenders
 from erta_bench.comparison._choice import choose_contenders
 from erta_bench.comparison._contender import Contender, own, plain
 from erta_bench.comparison.contenders import CONTENDERS, FITTED, MULTISTEP, SCHEDULE
+from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS
 from erta_bench.core import Bench
 from erta_bench.setting import Setting
 from erta_framework.errors import InputError
@@ -38,21 +39,6 @@ AS_PUBLISHED = (
     "TaylorSeer, whole output",
     "HiCache, whole output",
     "FORA, whole output",
-    "FORA, modules",
-    "TaylorSeer, modules",
-    "HiCache, modules",
-    "DeepCache",
-    "DeepCache, branch 1",
-    "PAB, spatial",
-    "CFG-Cache",
-    "CFG-Cache, no bands",
-    "attention extrapolation",
-    "FasterCache",
-    "H2-Cache",
-    "H2-Cache, split after 3",
-    "first-block gate",
-    "BlockCache",
-    "PreciseCache, flash",
     "FBCache",
     "DiCache",
     "SenCache",
@@ -60,7 +46,8 @@ AS_PUBLISHED = (
     "LFCache, last full",
     "SeaCache, latents",
 )
-"""Every published policy, in the form that does best on the reference model at 25 or 17 calls."""
+"""Published policies on whole outputs and block stacks, in the form that does best on the reference
+model at 25 or 17 calls."""
 RECOMBINED = (
     "uniform reuse",
     "uniform + line",
@@ -68,7 +55,7 @@ RECOMBINED = (
     "ERTACache steps + parabola",
     "MeanCache steps + line",
     "first-block rule + line",
-    "CFG-Cache, no bands + DeepCache",
+    *COMPOSED,
 )
 OURS = (
     "fitted reuse, multistep plan",
@@ -93,7 +80,7 @@ def list_peers() -> list[Contender]:
         *(contender for contender in CONTENDERS if contender.group == "plain"),
         *(named[name] for name in OURS),
         ORACLE,
-        *(named[name] for name in AS_PUBLISHED),
+        *(named[name] for name in (*AS_PUBLISHED, *MODULES, *PLANS)),
         *(contender for contender in CONTENDERS if contender.group == "other"),
         *(named[name] for name in RECOMBINED),
         *(

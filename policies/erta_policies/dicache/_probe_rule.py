@@ -7,13 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
-from erta_framework.errors import PolicyError
-from erta_framework.plugins import choose_unit
+from erta_framework import Call, Compute, Decision, Policy, Step, Traits, hookimpl
 from erta_policies.shared import (
     Accumulator,
-    check_probe_depth,
-    probe_capability,
+    check_probe_rule,
+    make_probe_traits,
     read_probe,
     relative_l1,
     reuse_below,
@@ -64,17 +62,11 @@ class ProbeRule(Policy):
     per_sample: bool = True
 
     def __post_init__(self) -> None:
-        check_probe_depth(self.depth, "ProbeRule")
-        if not self.threshold >= 0.0:
-            raise PolicyError(f"the threshold of ProbeRule is {self.threshold}, below 0")
+        check_probe_rule(self.depth, self.threshold, "ProbeRule")
 
     @property
     def traits(self) -> Traits:
-        return Traits(
-            requires=probe_capability(self.depth),
-            memory=Needs(evaluations=1),
-            decides=choose_unit(self.per_sample, self.branches == "each"),
-        )
+        return make_probe_traits(self.depth, self.per_sample, self.branches == "each")
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:

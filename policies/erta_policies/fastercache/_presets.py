@@ -13,113 +13,103 @@ from erta_policies.fastercache._rules import (
     make_constant,
 )
 
+Grows = tuple[float, int]
+"""By how much frequencies grow, and the counter up to which or from which they do."""
+
+
+def make_preset(
+    steps: int,
+    attention: AttentionRule,
+    *,
+    since: int,
+    kept_from: int,
+    low: Grows,
+    high: Grows,
+    period: int = 5,
+    until: int | None = None,
+    base: int = 1,
+) -> Preset:
+    """The settings of one model: those of attention, and those of guidance as `GuidanceRule`."""
+    guidance = GuidanceRule(
+        since=since,
+        period=period,
+        kept_from=kept_from,
+        low=low[0],
+        low_until=low[1],
+        high=high[0],
+        high_from=high[1],
+        until=until,
+    )
+    return Preset(steps=steps, base=base, attention=attention, guidance=guidance)
+
+
+def every_second(since: int, kept_from: int, weight: Ramp, text: bool = True) -> AttentionRule:
+    """Attention is reused at even counters."""
+    return AttentionRule(
+        since=since, divisor=2, multiples=True, kept_from=kept_from, weight=weight, text=text
+    )
+
+
+def two_of_three(since: int, kept_from: int, weight: Ramp) -> AttentionRule:
+    """Attention runs at the multiples of 3 and is reused at all other counters."""
+    return AttentionRule(
+        since=since, divisor=3, multiples=False, kept_from=kept_from, weight=weight
+    )
+
+
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
-        "open-sora-1.2": Preset(
-            steps=30,
-            attention=AttentionRule(
-                since=8,
-                divisor=2,
-                multiples=True,
-                kept_from=5,
-                weight=Ramp(slope=0.9 / 20, zero=7, most=float("inf")),
-            ),
-            guidance=GuidanceRule(
-                since=12,
-                period=5,
-                kept_from=10,
-                low=1.15,
-                low_until=25,
-                high=1.15,
-                high_from=20,
-            ),
+        "open-sora-1.2": make_preset(
+            30,
+            every_second(8, 5, Ramp(slope=0.9 / 20, zero=7, most=float("inf"))),
+            since=12,
+            kept_from=10,
+            low=(1.15, 25),
+            high=(1.15, 20),
         ),
-        "open-sora-plan-1.1": Preset(
-            steps=150,
-            attention=AttentionRule(
-                since=45,
-                divisor=3,
-                multiples=False,
-                # 42 in one of the released classes; the first reuse needs those of 44 and 45
-                kept_from=40,
-                weight=make_constant(0.3),
-            ),
-            guidance=GuidanceRule(
-                since=40,
-                period=6,
-                kept_from=39,
-                low=1.1,
-                low_until=130,
-                high=1.2,
-                high_from=131,
-            ),
+        "open-sora-plan-1.1": make_preset(
+            150,
+            # 42 in one of the released classes; the first reuse needs those of 44 and 45
+            two_of_three(45, 40, make_constant(0.3)),
+            since=40,
+            period=6,
+            kept_from=39,
+            low=(1.1, 130),
+            high=(1.2, 131),
         ),
-        "latte": Preset(
-            steps=50,
-            attention=AttentionRule(
-                since=16, divisor=2, multiples=True, kept_from=13, weight=make_constant(0.5)
-            ),
-            guidance=GuidanceRule(
-                since=18,
-                period=5,
-                kept_from=16,
-                low=1.1,
-                low_until=44,
-                high=1.1,
-                high_from=45,
-            ),
+        "latte": make_preset(
+            50,
+            every_second(16, 13, make_constant(0.5)),
+            since=18,
+            kept_from=16,
+            low=(1.1, 44),
+            high=(1.1, 45),
         ),
-        "cogvideox": Preset(
-            steps=50,
-            attention=AttentionRule(
-                since=18, divisor=3, multiples=False, kept_from=15, weight=make_constant(0.3)
-            ),
-            guidance=GuidanceRule(
-                since=18,
-                period=5,
-                kept_from=16,
-                low=1.1,
-                low_until=40,
-                high=1.1,
-                high_from=30,
-            ),
+        "cogvideox": make_preset(
+            50,
+            two_of_three(18, 15, make_constant(0.3)),
+            since=18,
+            kept_from=16,
+            low=(1.1, 40),
+            high=(1.1, 30),
         ),
-        "mochi": Preset(
-            steps=64,
+        "mochi": make_preset(
+            64,
+            every_second(20, 5, Ramp(slope=1 / 63, least=0.5), text=False),
             base=0,
-            attention=AttentionRule(
-                since=20,
-                divisor=2,
-                multiples=True,
-                kept_from=5,
-                weight=Ramp(slope=1 / 63, least=0.5),
-                text=False,
-            ),
-            guidance=GuidanceRule(
-                since=22,
-                period=5,
-                kept_from=20,
-                low=1.15,
-                low_until=50,
-                high=1.25,
-                high_from=30,
-                until=63,
-            ),
+            since=22,
+            kept_from=20,
+            low=(1.15, 50),
+            high=(1.25, 30),
+            until=63,
         ),
-        "vchitect-2.0": Preset(
-            steps=100,
-            attention=AttentionRule(
-                since=31, divisor=2, multiples=True, kept_from=0, weight=make_constant(0.0)
-            ),
-            guidance=GuidanceRule(
-                since=31,
-                period=5,
-                kept_from=0,
-                low=1.05,
-                low_until=79,
-                high=1.1,
-                high_from=61,
-            ),
+        "vchitect-2.0": make_preset(
+            100,
+            every_second(31, 0, make_constant(0.0)),
+            since=31,
+            kept_from=0,
+            low=(1.05, 79),
+            high=(1.1, 61),
         ),
     }
 )

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from erta_framework import Call, Compute, Decision, Needs, Policy, Step, Traits, hookimpl
-from erta_framework.errors import PolicyError
-from erta_framework.plugins import choose_unit
 from erta_policies.shared import (
     check_probe_depth,
+    check_probe_rule,
+    make_probe_traits,
     probe_capability,
     read_probe,
     relative_l1,
@@ -51,17 +51,11 @@ class FirstBlockRule(Policy):
     per_sample: bool = True
 
     def __post_init__(self) -> None:
-        check_probe_depth(self.depth, "FirstBlockRule")
-        if not self.threshold >= 0.0:
-            raise PolicyError(f"the threshold of FirstBlockRule is {self.threshold}, below 0")
+        check_probe_rule(self.depth, self.threshold, "FirstBlockRule")
 
     @property
     def traits(self) -> Traits:
-        return Traits(
-            requires=probe_capability(self.depth),
-            memory=Needs(evaluations=1),
-            decides=choose_unit(self.per_sample, each_branch=True),
-        )
+        return make_probe_traits(self.depth, self.per_sample)
 
     @hookimpl
     def decide(self, step: Step, call: Call) -> Decision:

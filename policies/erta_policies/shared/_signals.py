@@ -7,8 +7,9 @@ from typing import Literal
 
 from torch import Tensor
 
-from erta_framework import Call, SessionInfo
+from erta_framework import Call, Needs, SessionInfo, Traits
 from erta_framework.errors import PolicyError
+from erta_framework.plugins import choose_unit
 
 Mixing = Literal["flow", "variance_preserving"]
 
@@ -17,6 +18,15 @@ Mixing = Literal["flow", "variance_preserving"]
 def probe_capability(depth: int) -> frozenset[str]:
     """What a policy requires to read the hidden states after `depth` blocks at the trunk seam."""
     return frozenset({f"signal:probe:{depth}"})
+
+
+def make_probe_traits(depth: int, per_sample: bool, each_branch: bool = True) -> Traits:
+    """What a rule says of itself that decides on the hidden states after `depth` blocks."""
+    return Traits(
+        requires=probe_capability(depth),
+        memory=Needs(evaluations=1),
+        decides=choose_unit(per_sample, each_branch),
+    )
 
 
 def read_probe(call: Call, depth: int) -> Tensor:
@@ -32,6 +42,17 @@ def check_probe_depth(depth: int, owner: str) -> None:
     """
     if depth < 1:
         raise PolicyError(f"the depth of {owner} is {depth}, it must be at least 1 block")
+
+
+def check_probe_rule(depth: int, threshold: float, owner: str) -> None:
+    """Refuse a probe before the first block, and a threshold that is no bound.
+
+    Raises:
+        PolicyError: The depth is less than 1, or the threshold is below 0 or NaN.
+    """
+    check_probe_depth(depth, owner)
+    if not threshold >= 0.0:
+        raise PolicyError(f"the threshold of {owner} is {threshold}, below 0")
 
 
 # -------------------------------------------------------------------------------- latents
