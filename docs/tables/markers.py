@@ -19,6 +19,7 @@ from tables.combinations import render_combinations
 from tables.data import MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
+from tables.methods import render_methods
 from tables.modules import render_modules
 from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_peers, render_peers_summary
@@ -79,6 +80,7 @@ SECTIONS: dict[str, Section] = {
     "table:peersflux": make_section(render_peers, "peersflux"),
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
+    "table:methods": make_section(render_methods),
     "table:modulesunet": make_section(render_modules, "modules_unet"),
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
