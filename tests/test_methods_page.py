@@ -8,7 +8,8 @@ import pytest
 
 from erta_bench.comparison.contenders import CONTENDERS
 from erta_framework.plugins import policies
-from tables.data import COMMANDS
+from tables.data import COMMANDS, MissingDataError
+from tables.markers import Section
 from tables.methods import (
     GROUPS,
     Method,
@@ -102,3 +103,10 @@ def test_commands_of_rows_inside_name_rows() -> None:
             rows = command.split("--row ")[1:]
             assert rows
             assert {each.split(" --")[0].strip().strip('"') for each in rows} <= names
+
+
+def test_a_table_that_waits_for_its_record_shows_nothing_yet() -> None:
+    section = Section(render_methods, ("not_measured",), optional=True)
+    assert section() == ""
+    with pytest.raises(MissingDataError, match="not_measured"):
+        Section(render_methods, ("not_measured",))()

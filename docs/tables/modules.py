@@ -35,9 +35,11 @@ def render_modules(record: Record) -> str:
     off = {(r["name"], r["setting"]): r for r in rows if r["status"] == "off budget"}
     off = {key: row for key, row in off.items() if key not in met}
     if off:
-        beside = [*HEADINGS[:-1], *(f"{name}, no more work" for name in WHOLE)]
+        named = {row["name"] for row in rows}
+        whole = [name for name in WHOLE if name in named]
+        beside = [*HEADINGS[:-1], *(f"{name}, no more work" for name in whole)]
         ranked = sorted(off.values(), key=lambda row: -float(row["work"]))
-        lines = [[*format_row(r)[:-1], *(find_beside(n, r, rows) for n in WHOLE)] for r in ranked]
+        lines = [[*format_row(r)[:-1], *(find_beside(n, r, rows) for n in whole)] for r in ranked]
         parts += [
             "**Rows that no setting brings to the work**, once for each setting, beside whole "
             "outputs that do no more:",
@@ -45,6 +47,11 @@ def render_modules(record: Record) -> str:
         ]
     parts += list_odd(rows)
     return "\n\n".join([*parts, format_caption(record)])
+
+
+def render_plans(record: Record) -> str:
+    """The same of rows with plans of their own for places, under a heading of the model."""
+    return f"### {record['settings']['model']}\n\n{render_modules(record)}"
 
 
 def format_row(row: Row) -> list[str]:
