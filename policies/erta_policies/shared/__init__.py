@@ -17,6 +17,13 @@ from erta_policies.shared._change_profiler import (
 )
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
+from erta_policies.shared._drift import (
+    blend,
+    measure_drift,
+    measure_norms,
+    measure_spread,
+    measure_spread_drift,
+)
 from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
@@ -65,6 +72,7 @@ __all__ = [
     "Signal",
     "SpanGate",
     "SpanGates",
+    "blend",
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
@@ -75,6 +83,10 @@ __all__ = [
     "load_profile",
     "make_change_kind",
     "mean_magnitude",
+    "measure_drift",
+    "measure_norms",
+    "measure_spread",
+    "measure_spread_drift",
     "order_branches",
     "plan_newest",
     "pool_squares",
