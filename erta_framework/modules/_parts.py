@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.modules._cell import Cell
+from erta_framework.modules._cell import INPUT, Cell, read_tensors
 from erta_framework.modules._costs import Measurement
 from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
@@ -80,6 +80,28 @@ class Parts:
             found = self._seen[place] = self._cell(place).kept(self.batch, self.rows)
         return found
 
+    def kept_input(self, place: Place) -> Tensor | None:
+        """The input that was kept beside the newest output, of the samples that run."""
+        kept = self.kept(place)
+        found = read_tensors(kept[0], INPUT, 0) if kept else []
+        return found[0] if found else None
+
+    def read(self, values: Tensor, where: str) -> list[float]:
+        """Values that decide, such as one for each sample, as numbers; read back from the device.
+
+        Ranks that share a sample must decide alike, so each is the largest of all of them there; a
+        policy that reads every value so, or through `visit.agree`, declares `agrees_inside=True`.
+
+        Args:
+            values: `[N]`.
+            where: What is decided, for messages.
+        """
+        agree = self.agree
+        if agree is None:
+            found: list[float] = values.tolist()
+            return found
+        return [float(agree(value, where)) for value in values]
+
     def age(self, place: Place) -> int | None:
         """Steps since the output of a place was kept; None if it never was.
 
@@ -98,9 +120,9 @@ class Parts:
         if stamp is not None:
             alike = self._alike.get(stamp)
             if alike is None:
-                alike = self._alike[stamp] = ((stamp,) * self._width,)
+                alike = self._alike[stamp] = ((stamp,) * self.width,)
             return alike
-        kept, rows = self.kept(place), range(self._width)
+        kept, rows = self.kept(place), range(self.width)
         times = tuple([(e.index, e.sigma, e.time, e.stamps) for e in kept])
         alike = self._alike.get(times)
         if alike is None:
@@ -133,7 +155,8 @@ class Parts:
             ) from None
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """How many samples run."""
         return self.batch if self.rows is None else len(self.rows)
 
 

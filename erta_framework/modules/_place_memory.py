@@ -33,13 +33,17 @@ class PlaceMemory:
         action: What was assigned; None runs it.
         fresh: What is to be kept of each visit.
         of: What `fresh` is.
+        before: Inputs that are to be kept beside it.
         kept_rows: The samples that `fresh` is of; None for all.
+        chosen: Where these are only some of those that ran, their places among them.
     """
 
     __slots__ = (
         "_lent",
         "action",
+        "before",
         "cell",
+        "chosen",
         "fresh",
         "kept_rows",
         "members",
@@ -59,13 +63,15 @@ class PlaceMemory:
         self.owner, self.cell = owner, cell
         self.action: Action | None = None
         self.fresh: list[list[Tensor]] = []
+        self.before: list[Tensor] = []
         self.of: str = "output"
         self.kept_rows: tuple[int, ...] | None = None
+        self.chosen: tuple[int, ...] | None = None
         self._lent: list[tuple[Tensor, int]] = []
 
     def rest(self) -> None:
         """Nothing is assigned: it runs."""
-        self.action, self.of, self.kept_rows = None, "output", self.parts.rows
+        self.action, self.of, self.kept_rows, self.chosen = None, "output", self.parts.rows, None
 
     @property
     def kept(self) -> Evaluations:
@@ -114,6 +120,20 @@ class PlaceMemory:
 
     def remember(self, tensors: list[Tensor]) -> None:
         """Keep the output of a visit once the network has run."""
+        self.fresh.append(self.guard(tensors))
+
+    def choose(self, rows: Sequence[int]) -> None:
+        """Keep what is kept in this call of some samples only, of those that run.
+
+        Args:
+            rows: Their places among these.
+        """
+        running = self.parts.rows or range(self.parts.batch)
+        self.chosen = tuple(rows)
+        self.kept_rows = tuple(running[row] for row in rows)
+
+    def guard(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors that are to be kept; copies where the network may write into them."""
         lent: list[tuple[Tensor, int]] = []
         copies = self.output.learned.copies
         try:
@@ -122,10 +142,9 @@ class PlaceMemory:
         except RuntimeError:  # made in inference mode, where nobody counts what is written
             copies = True
         if copies:
-            self.fresh.append([tensor.clone() for tensor in tensors])
-        else:
-            self.fresh.append(tensors)
-            self._lent += lent
+            return [tensor.clone() for tensor in tensors]
+        self._lent += lent
+        return tensors
 
     def lend(self, tensor: Tensor) -> Tensor:
         """A kept tensor for the network to use; a copy where it may be written into."""
@@ -156,5 +175,14 @@ class PlaceMemory:
             return
         if isinstance(self.action, TokensAction):
             self.cell.replace(self.of, self.fresh)
-        else:
-            self.cell.keep(stamp, self.of, self.fresh, self.parts.batch, self.kept_rows)
+            return
+        fresh, before = self.fresh, self.before
+        if self.chosen is not None:
+            fresh = [take_rows(tensors, self.chosen) for tensors in fresh]
+            before = take_rows(before, self.chosen)
+        self.cell.keep(stamp, self.of, fresh, self.parts.batch, self.kept_rows, before)
+
+
+def take_rows(tensors: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+    """Some samples of each tensor."""
+    return [tensor[list(rows)] for tensor in tensors]

@@ -226,6 +226,7 @@ class ModuleRun:
                 [p for p in owner.places if p.modules[-1] in costs.output_bytes],
                 costs,
                 keeps=owner.depth,
+                inputs=owner.keeps_inputs,
             )
             for owner in owners
         }

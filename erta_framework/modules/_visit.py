@@ -44,7 +44,8 @@ class Visit:
         self.call: Parts = owned.parts
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
-        self._ran = False
+        self._ran = self._kept = False
+        self._number = owned.output.visits
 
     @property
     def module(self) -> nn.Module:
@@ -60,6 +61,11 @@ class Visit:
     def x(self) -> Tensor:
         """The first tensor among the arguments, such as the hidden states `[B, N, C]`."""
         return next(iter(self.streams.values()))
+
+    @property
+    def ran(self) -> bool:
+        """Whether the module has run in this visit."""
+        return self._ran
 
     @property
     def kept(self) -> Evaluations:
@@ -87,6 +93,8 @@ class Visit:
         try:
             if keep is None:
                 return owned.run(self._run, self.args, self.kwargs)
+            owned.check_residual(keep)
+            self._begin_to_keep()
             owned.of = keep
             return owned.keep(self._run, self.args, self.kwargs)
         except BaseException as error:
@@ -128,9 +136,54 @@ class Visit:
                 )
         owned.of, owned.fresh = FEATURE, [list(features)]
 
+    @property
+    def kept_input(self) -> Tensor | None:
+        """What `keep_input` kept last, of the samples that run; None if nothing."""
+        return self.call.kept_input(self.place)
+
+    def keep_input(self, x: Tensor | None = None) -> None:
+        """Keep the input of this visit beside the output that is kept in it.
+
+        Counted as memory. A place that keeps several outputs keeps an input with each.
+
+        Args:
+            x: The input, where that is another one than `x` of the visit.
+        """
+        self._owned.before = self._owned.guard([self.x if x is None else x])
+
+    def keep_output(
+        self, output: Any, of: Of = "output", rows: Sequence[int] | None = None
+    ) -> None:
+        """Keep an output that the function has made, as if the module had returned it.
+
+        Args:
+            output: What the function answers.
+            of: Whether the output is kept, or what it adds to the inputs of this visit.
+            rows: The samples of which it is kept, as places among those that run; None for all.
+
+        Raises:
+            PolicyError: Something is kept of this visit already, the output has no row for each
+                sample and only some are kept, or the place is several modules and has no residual.
+        """
+        owned = self._owned
+        self._begin_to_keep()
+        owned.keep_made(output, of, self.streams)
+        if rows is not None:
+            if any(t.shape[:1] != (self.call.width,) for t in (*owned.fresh[-1], *owned.before)):
+                owned.refuse("keeps some samples of", "its output has no row for each")
+            owned.choose(rows)
+
+    def _begin_to_keep(self) -> None:
+        if self._kept:
+            self._owned.refuse("keeps two outputs of", "one visit has one")
+        self._kept = True
+
     def reuse(self, action: ReuseKept) -> Any:
-        """The output made of what is kept, as if this action had been assigned."""
-        return self._owned.answer_from(action, self._run, self.args, self.kwargs)
+        """The output made of what is kept, as if this action had been assigned.
+
+        The module may run as well, where an answer is made of both.
+        """
+        return self._owned.answer_from(action, self._number, self._run, self.args, self.kwargs)
 
     def assign(self, place: Place, action: Action) -> None:
         """Change the plan of another place of the same policy, which the network has not reached.
@@ -147,12 +200,12 @@ class Visit:
         largest of all of them there; a policy that reads every value through this declares
         `agrees_inside=True` in its traits.
         """
-        agree = self.call.agree
-        largest = value.max()
-        if agree is None:
-            return float(largest)
+        return self.read(value.max().reshape(1))[0]
+
+    def read(self, values: Tensor) -> list[float]:
+        """Values that decide, such as one for each sample, `[N]`; see `Parts.read`."""
         where = f"at {self.place} in step {self.step.index}"
-        return float(agree(largest, f"{where} of request {self.step.session.request_id!r}"))
+        return self.call.read(values, f"{where} of request {self.step.session.request_id!r}")
 
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
         """This policy's own state for this place and branch; `factory` makes it once."""
