@@ -21,7 +21,7 @@ def count_state_bytes(
     *,
     branches: int = 1,
     keeps: int = 1,
-    inputs: bool = False,
+    inputs: int | None = None,
 ) -> int:
     """Count the bytes that a run holds whose policies keep the outputs of some places.
 
@@ -30,7 +30,8 @@ def count_state_bytes(
         costs: Of one network call at the shape and type of the run, with its batch.
         branches: Network calls a step; each keeps its own outputs.
         keeps: Outputs that are kept of each place.
-        inputs: Whether an input is kept beside each output.
+        inputs: Bytes of the network's input, where an input is kept beside each output; a place of
+            several modules keeps that of the network. None where none is kept.
 
     Raises:
         InputError: A place did not run in the measured call.
@@ -42,14 +43,10 @@ def count_state_bytes(
         18432000
     """
     once = sum(count_output_bytes(place, costs) for place in places)
-    if inputs:
-        once += sum(count_input_bytes(place, costs) for place in places)
+    if inputs is not None:
+        own = costs.input_bytes
+        once += sum(inputs if place.members else own[place.path] for place in places)
     return branches * keeps * once
-
-
-def count_input_bytes(place: Place, costs: Measurement) -> int:
-    """Count the bytes of a place's first input; of several modules as one, of the network's."""
-    return costs.input_bytes["" if len(place.modules) > 1 else place.path]
 
 
 def count_output_bytes(place: Place, costs: Measurement) -> int:

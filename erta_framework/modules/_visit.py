@@ -33,6 +33,7 @@ class Visit:
         args: The positional arguments of the module.
         kwargs: The keyword arguments.
         failure: What the module raised.
+        reassigned: Whether the plan of another place was changed in this visit.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Visit:
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
         self._ran = self._kept = False
+        self.reassigned = False
         self._number = owned.output.visits
 
     @property
@@ -192,6 +194,7 @@ class Visit:
             PolicyError: It is no place of the policy, or the network has passed it.
         """
         self._owned.reassign(place, action)
+        self.reassigned = True
 
     def agree(self, value: Tensor) -> float:
         """A value that decides, as one number; it is read back from the device.
