@@ -16,6 +16,14 @@ from erta_policies.shared._change_profiler import (
     read_calibrated_range,
 )
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
+from erta_policies.shared._channel_affine import (
+    ChannelAffine,
+    LineFit,
+    PairMoments,
+    apply_line,
+    fit_line,
+    spread_channels,
+)
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
@@ -54,10 +62,13 @@ __all__ = [
     "BudgetedRecipe",
     "ChangeProfiler",
     "ChangeRule",
+    "ChannelAffine",
     "FirstBranch",
     "FittedChangeRule",
     "FixedSchedule",
+    "LineFit",
     "Mixing",
+    "PairMoments",
     "PlanBudget",
     "ProfileSource",
     "RuleWrapper",
@@ -65,10 +76,12 @@ __all__ = [
     "Signal",
     "SpanGate",
     "SpanGates",
+    "apply_line",
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
     "find_newest",
+    "fit_line",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
@@ -95,5 +108,6 @@ __all__ = [
     "resolve_threshold",
     "reuse_below",
     "solve_setting",
+    "spread_channels",
     "to_band",
 ]
