@@ -16,6 +16,14 @@ from erta_policies.shared._change_profiler import (
     read_calibrated_range,
 )
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
+from erta_policies.shared._channel_affine import (
+    ChannelAffine,
+    LineFit,
+    PairMoments,
+    apply_line,
+    fit_line,
+    spread_channels,
+)
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._drift import (
     blend,
@@ -61,10 +69,13 @@ __all__ = [
     "BudgetedRecipe",
     "ChangeProfiler",
     "ChangeRule",
+    "ChannelAffine",
     "FirstBranch",
     "FittedChangeRule",
     "FixedSchedule",
+    "LineFit",
     "Mixing",
+    "PairMoments",
     "PlanBudget",
     "ProfileSource",
     "RuleWrapper",
@@ -72,11 +83,13 @@ __all__ = [
     "Signal",
     "SpanGate",
     "SpanGates",
+    "apply_line",
     "blend",
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
     "find_newest",
+    "fit_line",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
@@ -107,5 +120,6 @@ __all__ = [
     "resolve_threshold",
     "reuse_below",
     "solve_setting",
+    "spread_channels",
     "to_band",
 ]
