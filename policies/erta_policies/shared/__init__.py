@@ -33,6 +33,7 @@ from erta_policies.shared._drift import (
     measure_spread_drift,
 )
 from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
@@ -63,6 +64,7 @@ from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
 
 __all__ = [
     "DEGREE",
+    "SAMPLES",
     "Accumulator",
     "BudgetLike",
     "BudgetedPlanner",
@@ -75,11 +77,13 @@ __all__ = [
     "FixedSchedule",
     "LineFit",
     "Mixing",
+    "ModuleProfiler",
     "PairMoments",
     "PlanBudget",
     "ProfileSource",
     "RuleWrapper",
     "RunProfiler",
+    "Seen",
     "Signal",
     "SpanGate",
     "SpanGates",
@@ -109,6 +113,7 @@ __all__ = [
     "read_mixing",
     "read_probe",
     "read_reference",
+    "read_rows",
     "refuse_unsolvable",
     "relative_l1",
     "require_computed",
