@@ -127,7 +127,7 @@ def test_a_rank_that_saves_nothing_is_the_whole_map():
 
 
 def test_what_never_moved_is_not_corrected():
-    sums = moments(torch.zeros(1, 3, WIDTH), draw(1, 3, WIDTH))
+    sums = moments(torch.zeros(1, 3, WIDTH).double(), draw(1, 3, WIDTH))
     assert torch.equal(fit_ridge(sums, 1e-3).matrix, torch.zeros(WIDTH, WIDTH).double())
 
 
