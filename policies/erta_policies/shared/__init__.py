@@ -61,6 +61,11 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._surrogate_profile import (
+    SurrogateProfiler,
+    SurrogateTable,
+    find_bucket,
+)
 from erta_policies.shared._surrogates import (
     SURROGATES,
     AffineResidual,
@@ -108,11 +113,14 @@ __all__ = [
     "SpanGates",
     "Surrogate",
     "SurrogateName",
+    "SurrogateProfiler",
+    "SurrogateTable",
     "apply_line",
     "blend",
     "call_hook",
     "check_probe_depth",
     "check_ridge",
+    "find_bucket",
     "find_cheapest_paths",
     "find_newest",
     "fit_line",

@@ -195,6 +195,7 @@ def fit_ridge(moments: ChangeMoments, ridge: float, rank: int | None = None) -> 
 
     Raises:
         PolicyError: The penalty is not above 0, or the rank is below 1.
+        ArithmeticError: The sums overflow.
 
     Example:
         >>> moved = torch.eye(2, dtype=torch.float64).unsqueeze(0)
@@ -209,7 +210,9 @@ def fit_ridge(moments: ChangeMoments, ridge: float, rank: int | None = None) -> 
     if scale == 0.0:
         return LinearFit((torch.zeros_like(cross),))
     square = gram + ridge * scale * torch.eye(width, dtype=gram.dtype, device=gram.device)
-    full = torch.linalg.solve(square, cross)
+    full: Tensor = torch.linalg.solve(square, cross)
+    if not bool(full.isfinite().all()):
+        raise ArithmeticError("the ridge fit is not finite")
     if rank is None or 2 * rank >= width:  # two factors would not be smaller
         return LinearFit((full,))
     explained = full.mT @ square @ full
