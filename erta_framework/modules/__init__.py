@@ -25,7 +25,7 @@ from erta_framework.modules._costs import (
 )
 from erta_framework.modules._discovery import OUTSIDE, find_places
 from erta_framework.modules._finder import Finder, PlaceFinder
-from erta_framework.modules._forms import combine_outputs, list_tensors
+from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gated_network import GatedNetwork
 from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import (
@@ -89,7 +89,6 @@ __all__ = [
     "Weights",
     "check_memory",
     "check_owners",
-    "combine_outputs",
     "count_output_bytes",
     "count_state_bytes",
     "describe_places",

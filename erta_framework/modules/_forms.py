@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,21 +111,6 @@ def put_tensors(structure: Any, tensors: Any) -> Any:
         items = [put_tensors(item, tensors) for item in parts]
         return kind(*items) if hasattr(kind, "_fields") else kind(items)
     return structure
-
-
-def combine_outputs(make: Callable[..., Tensor], *outputs: Any) -> Any:
-    """An output in the form of the first one, each tensor made of those of all.
-
-    Args:
-        make: Makes one tensor of as many as there are outputs.
-        outputs: What a module returned, or might have.
-
-    Example:
-        >>> combine_outputs(torch.add, (torch.ones(1), None), (torch.ones(1), None))
-        (tensor([2.]), None)
-    """
-    columns = zip(*map(list_tensors, outputs), strict=True)
-    return Form.of(outputs[0]).build([make(*column) for column in columns])
 
 
 def list_tensors(value: Any) -> list[Tensor]:

@@ -18,7 +18,7 @@ from erta_framework.modules._gate import Handler, Run
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._partial import run_rows, run_tokens
 from erta_framework.modules._parts import Parts
-from erta_framework.modules._place_memory import PlaceMemory
+from erta_framework.modules._place_memory import PlaceMemory, take_rows
 from erta_framework.modules._places import Place
 from erta_framework.modules._visit import Visit
 from erta_framework.session import Step
@@ -101,7 +101,9 @@ class PlaceCall(PlaceMemory):
         outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
 
     def _check(self, action: Action) -> None:
-        misfit = find_misfit(action, self.kept, self.parts.depth, len(self.members) + 1)
+        # a function needs nothing that is kept, unless it asks
+        kept = () if isinstance(action, Ask) else self.kept
+        misfit = find_misfit(action, kept, self.parts.depth, len(self.members) + 1)
         if misfit is not None:
             self.refuse(*misfit)
 
@@ -143,15 +145,22 @@ class PlaceCall(PlaceMemory):
                 )
         return [tensor - before[name] for name, tensor in after.items()]
 
-    def keep_made(self, output: Any, of: Of, inputs: Mapping[str, Tensor]) -> None:
+    def keep_made(
+        self, output: Any, of: Of, inputs: Mapping[str, Tensor], rows: Sequence[int] | None
+    ) -> None:
         """Keep an output that a policy made of this visit, or what it adds to these inputs."""
-        self.of = of
-        if of == "output":
-            self.remember([output] if isinstance(output, Tensor) else list_tensors(output))
-            return
         self.check_residual(of)
-        after = self.output.name_streams(inputs, output)
-        self.fresh.append(self._subtract(inputs, after, self.output.path))
+        self.of, made = of, list_tensors(output)
+        if of == "residual":
+            after = self.output.name_streams(inputs, output)
+            made = self._subtract(inputs, after, self.output.path)
+        if rows is not None:
+            if any(tensor.shape[:1] != (self.parts.width,) for tensor in made):
+                self.refuse("keeps some samples of", "its output has no row for each")
+            running = self.parts.rows or range(self.parts.batch)
+            self.kept_rows = tuple(running[row] for row in rows)
+            made = take_rows(made, rows)
+        self.remember(made)
 
     def reuse(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """It does not run: its output is made of what is kept."""

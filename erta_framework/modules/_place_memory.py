@@ -35,7 +35,6 @@ class PlaceMemory:
         of: What `fresh` is.
         before: Inputs that are to be kept beside it.
         kept_rows: The samples that `fresh` is of; None for all.
-        chosen: Where these are only some of those that ran, their places among them.
     """
 
     __slots__ = (
@@ -43,7 +42,6 @@ class PlaceMemory:
         "action",
         "before",
         "cell",
-        "chosen",
         "fresh",
         "kept_rows",
         "members",
@@ -66,12 +64,11 @@ class PlaceMemory:
         self.before: list[Tensor] = []
         self.of: str = "output"
         self.kept_rows: tuple[int, ...] | None = None
-        self.chosen: tuple[int, ...] | None = None
         self._lent: list[tuple[Tensor, int]] = []
 
     def rest(self) -> None:
         """Nothing is assigned: it runs."""
-        self.action, self.of, self.kept_rows, self.chosen = None, "output", self.parts.rows, None
+        self.action, self.of, self.kept_rows = None, "output", self.parts.rows
 
     @property
     def kept(self) -> Evaluations:
@@ -122,16 +119,6 @@ class PlaceMemory:
         """Keep the output of a visit once the network has run."""
         self.fresh.append(self.guard(tensors))
 
-    def choose(self, rows: Sequence[int]) -> None:
-        """Keep what is kept in this call of some samples only, of those that run.
-
-        Args:
-            rows: Their places among these.
-        """
-        running = self.parts.rows or range(self.parts.batch)
-        self.chosen = tuple(rows)
-        self.kept_rows = tuple(running[row] for row in rows)
-
     def guard(self, tensors: list[Tensor]) -> list[Tensor]:
         """Tensors that are to be kept; copies where the network may write into them."""
         lent: list[tuple[Tensor, int]] = []
@@ -176,11 +163,11 @@ class PlaceMemory:
         if isinstance(self.action, TokensAction):
             self.cell.replace(self.of, self.fresh)
             return
-        fresh, before = self.fresh, self.before
-        if self.chosen is not None:
-            fresh = [take_rows(tensors, self.chosen) for tensors in fresh]
-            before = take_rows(before, self.chosen)
-        self.cell.keep(stamp, self.of, fresh, self.parts.batch, self.kept_rows, before)
+        before, running = self.before, self.parts.rows
+        if before and self.kept_rows is not None and self.kept_rows != running:
+            places = range(self.parts.batch) if running is None else running
+            before = take_rows(before, [places.index(row) for row in self.kept_rows])
+        self.cell.keep(stamp, self.of, self.fresh, self.parts.batch, self.kept_rows, before)
 
 
 def take_rows(tensors: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:

@@ -180,7 +180,7 @@ def test_values_of_each_sample_are_those_on_which_ranks_agree():
         return value + 1
 
     def answer(visit):
-        found.append(visit.read(torch.tensor([0.5, 2.0])))
+        found.append(visit.agree_each(torch.tensor([0.5, 2.0])))
         return visit.run()
 
     found = []

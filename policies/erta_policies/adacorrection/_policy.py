@@ -21,7 +21,6 @@ from erta_framework.modules import (
     Selection,
     Skip,
     Visit,
-    combine_outputs,
     list_tensors,
 )
 from erta_framework.plugins import find_hooks, flatten
@@ -177,7 +176,9 @@ class AdaCorrection(Policy):
             # decided before the first of them is reached
             offsets = call.states.get(self, call.site_of(place), Offsets)
             found = self._weights.find(call.x, call.kept_input(place), offsets, call)
-            weights = self._weights.bound(call.read(found, f"at {place} in step {step.index}"))
+            weights = self._weights.bound(
+                call.agree_each(found, f"at {place} in step {step.index}")
+            )
             if self.mode != "paper" and not any(weights):
                 return action
             return Ask(partial(self._answer, action, weights))
@@ -195,6 +196,11 @@ class AdaCorrection(Policy):
                     f"{self.policy!r} decides at {visit.place} about other places, which "
                     "adacorrection does not see; use that policy alone"
                 )
+            if visit.ran and not visit.ran_whole:
+                raise PolicyError(
+                    f"{self.policy!r} ran {visit.place} in part, and a module runs once; let it "
+                    "decide for all samples, such as with per_sample=False"
+                )
         elif isinstance(action, Keep):
             output = visit.run(keep=action.of)
         else:
@@ -208,29 +214,42 @@ class AdaCorrection(Policy):
             return output
         if known is None:
             found = self._weights.find(x, kept, offsets, call)
-            known = self._weights.bound(visit.read(found))
-        return self._blend(output, known, x, visit)
+            known = self._weights.bound(visit.agree_each(found))
+        if self.mode == "relative" and not any(known):
+            return output
+        return self._blend(action, output, known, x, visit)
 
-    def _blend(self, stale: Any, weights: Sequence[float], x: Tensor, visit: Visit) -> Any:
-        """Run the module where a sample wants it, and blend."""
-        if self.mode != "paper" and not any(weights):
-            return stale
-        fresh, rows = visit.run(), visit.call.width
-        if any(tensor.shape[0] != rows for tensor in list_tensors(fresh)):
+    def _blend(
+        self, action: Action, stale: Any, weights: Sequence[float], x: Tensor, visit: Visit
+    ) -> Any:
+        """Run the module, blend, and keep what ran of the samples that wanted it."""
+        of = next(iter(visit.kept[0].tensors)).partition(".")[0]
+        own = isinstance(action, Ask) and of not in ("output", "residual")
+        fresh = self._run_again(action, visit) if own else visit.run()
+        pairs = list(zip(list_tensors(stale), list_tensors(fresh), strict=True))
+        if any(new.shape[0] != visit.call.width for _, new in pairs):
             weights = [max(weights)]
-        output = combine_outputs(lambda old, new: blend(old, new, weights), stale, fresh)
-        if any(weights):
-            kept = next(iter(visit.kept[0].tensors)).partition(".")[0]
-            if kept not in ("output", "residual"):
-                raise PolicyError(
-                    f"{self.policy!r} keeps tensors of its own at {visit.place}, and adacorrection "
-                    "cannot renew them; give it a policy that keeps outputs or residuals"
-                )
-            wanting = [row for row, weight in enumerate(weights) if weight]
-            visit.keep_input(x)
+        output = visit.build([blend(old, new, weights) for old, new in pairs])
+        wanting = [row for row, weight in enumerate(weights) if weight]
+        if wanting and not own:
             visit.keep_output(
                 output if self.mode == "paper" else fresh,
-                of="output" if kept == "output" else "residual",
+                of="output" if of == "output" else "residual",
                 rows=wanting if len(wanting) < len(weights) else None,
+            )
+        if wanting:
+            visit.keep_input(x)
+        return output
+
+    def _run_again(self, action: Action, visit: Visit) -> Any:
+        """The output of a policy that keeps tensors of its own, and renews them where it runs."""
+        assert isinstance(action, Ask)
+        visit.call.forget(visit.place)
+        output = action.answer(visit)
+        if not visit.ran_whole or self.mode == "paper":
+            raise PolicyError(
+                f"{self.policy!r} keeps tensors of its own at {visit.place}, which adacorrection "
+                "can renew only where that policy runs what it has nothing of, and not with "
+                "mode='paper'; use that policy alone"
             )
         return output

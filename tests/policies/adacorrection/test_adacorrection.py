@@ -352,26 +352,55 @@ def host_of(make, *selected):
     return Plan(make=make, selected=selected or (PARTS,))
 
 
+def keep_features(visit):
+    """Keeps the output as a tensor of its own, and gives it at every later step."""
+    if not visit.features:
+        output = visit.run()
+        visit.keep(output)
+        return output
+    return visit.features[0]
+
+
+def keep_output(visit):
+    return visit.run(keep="output") if visit.age is None else visit.reuse(ReuseKept())
+
+
+def test_a_policy_that_keeps_tensors_of_its_own_renews_them():
+    host = host_of(lambda step, call: dict.fromkeys(call.sites, Ask(keep_features)))
+    expected = sample(given=request(steps=STEPS), guidance=NoGuidance())
+    found = run(AdaCorrection(policy=host, reference=1e-30))
+    assert torch.equal(found.sample, expected.sample)
+    assert found.trace.work == 2 * STEPS
+    # and as one that keeps outputs
+    kept = host_of(lambda step, call: dict.fromkeys(call.sites, Ask(keep_output)))
+    same = run(AdaCorrection(policy=kept, reference=0.5), batch=1)
+    again = run(AdaCorrection(policy=host, reference=0.5), batch=1)
+    assert torch.equal(same.sample, again.sample)
+    assert 1 < again.trace.work < STEPS
+    assert again.trace.work == same.trace.work
+
+
 def test_what_it_cannot_correct_is_refused():
+    def in_part(step, call):
+        def answer(visit):
+            if visit.age is None:
+                return visit.run(keep="output")
+            return visit.run_tokens(torch.tensor([0]), visit.kept[0].example)
+
+        return dict.fromkeys(call.sites, Ask(answer))
+
     def tokens(step, call):
         if step.index == 0:
             return dict.fromkeys(call.sites, Keep())
         return dict.fromkeys(call.sites, Tokens(torch.tensor([0])))
 
-    def features(visit):
-        if visit.age is None:
-            output = visit.run()
-            visit.keep(output)
-            return output
-        return visit.features[0]
-
-    def asked(step, call):
-        return dict.fromkeys(call.sites, Ask(features))
-
     with pytest.raises(PolicyError, match=r"assigned Tokens to blocks\.0\.mlp"):
         run(AdaCorrection(policy=host_of(tokens, Select(kind=("mlp",)))))
+    with pytest.raises(PolicyError, match=r"ran blocks\.0\.mlp in part"):
+        run(AdaCorrection(policy=host_of(in_part, Select(kind=("mlp",)))))
+    own = host_of(lambda step, call: dict.fromkeys(call.sites, Ask(keep_features)))
     with pytest.raises(PolicyError, match="keeps tensors of its own"):
-        run(AdaCorrection(policy=host_of(asked), reference=1e-9))
+        run(AdaCorrection(policy=own, mode="paper"))
     with pytest.raises(PolicyError, match="about other places"):
         run(AdaCorrection(policy=FirstBlockGate(threshold=0.5)))
     residual_span = at(sites=Select(kind=("block",), span=True), of="residual")
