@@ -41,6 +41,10 @@ CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
 PARTS = Select(kind=("attention", "mlp"))
+RESIDUALS = OURS["at"](
+    sites=Select(kind=("block",)), when=OURS["refresh_interval"](interval=3), of="residual"
+)
+FORECASTS = TaylorSeer(interval=3, level="modules", sites=PARTS)
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -152,6 +156,10 @@ POLICIES: list[Policy] = [
     OURS["fora"](interval=3, level="modules"),
     HiCache(interval=4, first=2, level="modules"),
     TaylorSeer(interval=3, order=2, first=1, level="modules", sites=PARTS),
+    OURS["adacorrection"](policy=OURS["fora"](interval=3, level="modules")),
+    OURS["adacorrection"](policy=RESIDUALS, gamma=0.5, low=0.0, high=1.0),
+    OURS["adacorrection"](policy=OURS["pab"](spatial=3, window=(-1.0, 2000.0)), reference=0.3),
+    OURS["adacorrection"](policy=FORECASTS, mode="paper"),
     OURS["constant"](modules="head"),
     OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
