@@ -72,6 +72,7 @@ GATE = OURS["first_block_gate"](threshold=0.5)
 FLASH = OURS["precisecache"](
     variant="flash", skip_ratio=0.5, length=2, steps=OURS["lfcache"](alpha=0.7, per_sample=False)
 )
+SPECA = OURS["speca"]()
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 
 POLICIES: list[Policy] = [
@@ -160,6 +161,8 @@ POLICIES: list[Policy] = [
     OURS["adacorrection"](policy=RESIDUALS, gamma=0.5, low=0.0, high=1.0),
     OURS["adacorrection"](policy=OURS["pab"](spatial=3, window=(-1.0, 2000.0)), reference=0.3),
     OURS["adacorrection"](policy=FORECASTS, mode="paper"),
+    SPECA,
+    OURS["speca"](least=2, most=3, first=1, order=1, threshold=0.0, floor=0.0),
     OURS["constant"](modules="head"),
     OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
