@@ -6,6 +6,7 @@ from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
 from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._guided import GUIDED, Guided
 from erta_framework.session._history import History
 from erta_framework.session._network import UNDIVIDED, Network
 from erta_framework.session._selection import drop_partial, get_stamp, merge_rows, select_rows
@@ -40,6 +41,7 @@ from erta_framework.session._trace_records import CallTrace, StepTrace
 __all__ = [
     "AHEAD",
     "DDIM_LEVELS",
+    "GUIDED",
     "PREFIX",
     "PROMPT",
     "PROMPT_MASK",
@@ -59,6 +61,7 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "FunctionNetwork",
+    "Guided",
     "History",
     "Interval",
     "Memory",

@@ -34,7 +34,7 @@ from erta_integrations.diffusers.bundled._pipeline_model import (
     pipeline,
     request,
 )
-from erta_integrations.diffusers.pipeline import capabilities
+from erta_integrations.diffusers.pipeline import capabilities, find_level_capabilities
 
 
 class PipelineSampler:
@@ -98,7 +98,8 @@ class PipelineSampler:
         inside = self.engine.signals | {MODULES, TWO_BRANCHES}
         if self.seam is Seam.LATENT:
             inside = TEXT | {TRIAL, RESIZED, MODULES, TWO_BRANCHES}
-        self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
+        offered = capabilities(made) | find_level_capabilities(made) | inside
+        self.engine.check(offered, type(made).__name__, self.seam)
         self._class = type(made).__name__
 
     @property
