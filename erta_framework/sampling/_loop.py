@@ -25,6 +25,7 @@ from erta_framework.sampling.guidance import Guidance, NoGuidance
 from erta_framework.sampling.solvers import KnowsScales, Schedule, Solver
 from erta_framework.session import (
     GUIDED,
+    PLANNED,
     PREFIX,
     RESIZED,
     TEXT,
@@ -220,7 +221,7 @@ def list_capabilities(solver: Solver, guidance: Guidance | None = None) -> froze
     own = frozenset({TWO_BRANCHES} if two else ())
     if isinstance(solver, KnowsScales):
         own |= {GUIDED}
-    return solver.capabilities | {TRIAL, RESIZED, MODULES} | own | TEXT
+    return solver.capabilities | {TRIAL, RESIZED, PLANNED, MODULES} | own | TEXT
 
 
 def adjust_guided(

@@ -8,7 +8,7 @@ from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, S
 from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._guided import GUIDED, Guided
 from erta_framework.session._history import History
-from erta_framework.session._network import UNDIVIDED, Network
+from erta_framework.session._network import UNDIVIDED, Network, PlannedNetwork, TrialPlan
 from erta_framework.session._selection import drop_partial, get_stamp, merge_rows, select_rows
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
@@ -26,6 +26,7 @@ from erta_framework.session._site import TRUNK, Seam, Site, make_site
 from erta_framework.session._state import StateStore
 from erta_framework.session._step import (
     DDIM_LEVELS,
+    PLANNED,
     RESIZED,
     STOCHASTIC,
     TRIAL,
@@ -42,6 +43,7 @@ __all__ = [
     "AHEAD",
     "DDIM_LEVELS",
     "GUIDED",
+    "PLANNED",
     "PREFIX",
     "PROMPT",
     "PROMPT_MASK",
@@ -68,6 +70,7 @@ __all__ = [
     "Needs",
     "Network",
     "NetworkSignal",
+    "PlannedNetwork",
     "Reuse",
     "Reused",
     "Seam",
@@ -79,6 +82,7 @@ __all__ = [
     "Step",
     "StepTrace",
     "Trace",
+    "TrialPlan",
     "as_tokens",
     "compute_default",
     "drop_partial",
