@@ -1,4 +1,4 @@
-"""What the packages of several papers share: rules, profiles, budgets, signals and paths."""
+"""What the packages of several papers share: rules, plans, profiles, budgets, signals, tokens."""
 
 from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
@@ -20,6 +20,8 @@ from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_belo
 from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared._plan_family import PlanFamily
+from erta_policies.shared._plans import FULL, REUSE, SELECT, StepPlan
 from erta_policies.shared._profiles import (
     ProfileSource,
     RunProfiler,
@@ -45,9 +47,13 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
     "DEGREE",
+    "FULL",
+    "REUSE",
+    "SELECT",
     "Accumulator",
     "BudgetLike",
     "BudgetedPlanner",
@@ -59,12 +65,15 @@ __all__ = [
     "FixedSchedule",
     "Mixing",
     "PlanBudget",
+    "PlanFamily",
     "ProfileSource",
     "RuleWrapper",
     "RunProfiler",
     "Signal",
     "SpanGate",
     "SpanGates",
+    "StepPlan",
+    "TokenScore",
     "call_hook",
     "check_probe_depth",
     "find_cheapest_paths",
@@ -84,6 +93,7 @@ __all__ = [
     "read_mixing",
     "read_probe",
     "read_reference",
+    "refresh_tokens",
     "refuse_unsolvable",
     "relative_l1",
     "require_computed",
