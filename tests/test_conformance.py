@@ -41,6 +41,7 @@ CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
 PARTS = Select(kind=("attention", "mlp"))
+STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3), setup=BLOCKS)
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -132,6 +133,11 @@ POLICIES: list[Policy] = [
     ),
     OURS["centered_steps"](interval=3, center=4),
     OURS["noise_scale"](),
+    OURS["module_table"](table="NNBAMNNBBA"),
+    OURS["module_table"](profile=STATES, window=2),
+    OURS["febcache"](table="NBBNMNANBB"),
+    OURS["febcache"](profile=STATES, noise=None),
+    OURS["febcache_profiler"](work=0.6, metric="l2"),
     OURS["noise_scale"](scale=1.01),
     OURS["noise_scale"](scale=tuple(1 - 0.01 * k for k in range(10))),
     OURS["cfg_cache"](),
