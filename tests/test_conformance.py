@@ -41,7 +41,7 @@ CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
 PARTS = Select(kind=("attention", "mlp"))
-STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3), setup=BLOCKS)
+STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())

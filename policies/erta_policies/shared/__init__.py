@@ -18,6 +18,7 @@ from erta_policies.shared._change_profiler import (
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._plan_family import PlanFamily
@@ -53,6 +54,7 @@ __all__ = [
     "DEGREE",
     "FULL",
     "REUSE",
+    "SAMPLES",
     "SELECT",
     "Accumulator",
     "BudgetLike",
@@ -64,11 +66,13 @@ __all__ = [
     "FittedChangeRule",
     "FixedSchedule",
     "Mixing",
+    "ModuleProfiler",
     "PlanBudget",
     "PlanFamily",
     "ProfileSource",
     "RuleWrapper",
     "RunProfiler",
+    "Seen",
     "Signal",
     "SpanGate",
     "SpanGates",
@@ -93,6 +97,7 @@ __all__ = [
     "read_mixing",
     "read_probe",
     "read_reference",
+    "read_rows",
     "refresh_tokens",
     "refuse_unsolvable",
     "relative_l1",
