@@ -38,6 +38,12 @@ class Walk:
     sums: dict[str, dict[int, float]] = field(default_factory=lambda: {n: {} for n in COUNTS})
     shares: tuple[float, ...] = ()
 
+    def learn_shares(self, call: Parts) -> Mapping[Place, Action]:
+        """A plan in which everything runs; learns what the places cost."""
+        if not self.shares and call.costs is not None:
+            self.shares = find_shares(call, call.costs)
+        return {}
+
 
 class FEBCacheProfiler(RunProfiler):
     """Finds the table of FEB-Cache for a requested amount of work.
@@ -47,11 +53,12 @@ class FEBCacheProfiler(RunProfiler):
     run, the attention later. The cheapest that is close enough is accepted, and the trajectory goes
     on with it, with what its own steps keep. The first step reuses nothing.
 
-    What the paper leaves open, or what its code does not have, is ours: the closed loop; an error
-    relative to the network without reuse; a tolerance of `scale * k / (T - 1)` at step k; its scale,
-    searched in further rounds on the same samples until the table leaves the requested work; that a
-    state is accepted where at least half of the rows accept it; that the first branch of a step
-    decides for all; and for networks that predict no noise, the norm of what they predict.
+    The paper's tolerance grows linearly over the run. What it leaves open, or what its code does
+    not have, is ours: the closed loop; an error relative to the network without reuse; a tolerance
+    of `scale * k / (T - 1)` at step k; its scale, searched in further rounds on the same samples
+    until the table leaves the requested work; that a state is accepted where at least half of the
+    rows accept it; that the first branch of a step decides for all; and for networks that predict
+    no noise, the norm of what they predict.
 
     Source: FEB-Cache, arXiv 2503.07120, Algorithm 1 as two readings of it describe; it is not in
     the repository.
@@ -106,8 +113,6 @@ class FEBCacheProfiler(RunProfiler):
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
         walk = step.session.state_of(self, Walk)
-        if not walk.shares and call.costs is not None:
-            walk.shares = find_shares(call, call.costs)
         return plan_state(walk.states.get(step.index, NONE), call)
 
     @hookimpl(wrapper=True)
@@ -121,7 +126,7 @@ class FEBCacheProfiler(RunProfiler):
 
     def _decide(self, step: Step, call: Call, walk: Walk) -> State:
         """The cheapest state that is close enough to the network without reuse."""
-        full, late = call.trial(), self._is_late(step.index, step.num_steps)
+        full, late = call.trial(plan=walk.learn_shares), self._is_late(step.index, step.num_steps)
         limit = self.search.scale * step.index / max(1, step.num_steps - 1)
         both = self._measure(step, full, call, BOTH)
         accepted = both <= limit
@@ -172,9 +177,9 @@ class FEBCacheProfiler(RunProfiler):
                 f"every step but the first leave {least:.3f}; ask for more"
             )
         search = self.search.narrow(find_table_work(profile), self.work)
-        if search.best == self.search.scale and (
-            search.gap <= self.tolerance or search.rounds >= self.rounds
-        ):
+        assert search.gap is not None
+        done = search.gap <= self.tolerance or search.rounds >= self.rounds
+        if done and search.best == self.search.scale:
             return None
         if search.rounds >= self.rounds:  # once more, with the best
             search = replace(search, scale=search.best)
@@ -200,7 +205,8 @@ def measure_error(full: Tensor, reused: Tensor, metric: str) -> Tensor:
         error = (length - torch.linalg.vector_norm(reused, dim=1)).abs()
     else:
         error = torch.linalg.vector_norm(full - reused, dim=1)
-    return error / length.clamp(min=torch.finfo(torch.float32).tiny)
+    relative: Tensor = error / length.clamp(min=torch.finfo(torch.float32).tiny)
+    return relative
 
 
 def plan_state(state: State, call: Parts) -> dict[Place, Action]:

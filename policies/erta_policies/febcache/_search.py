@@ -21,7 +21,7 @@ class Search:
         low: A scale that leaves too much work.
         high: A scale that leaves too little; None before one was found.
         best: The best scale so far.
-        gap: How far its work is from what was asked for.
+        gap: How far its work is from what was asked for; None before a round.
         rounds: Rounds before this one.
 
     Raises:
@@ -32,7 +32,7 @@ class Search:
     low: float = 0.0
     high: float | None = None
     best: float = 0.05
-    gap: float = math.inf
+    gap: float | None = None
     rounds: int = 0
 
     def __post_init__(self) -> None:
@@ -51,7 +51,7 @@ class Search:
         following = 4.0 * low
         if high is not None:
             following = math.sqrt(low * high) if low else high / 4.0
-        better = gap < self.gap
+        better = self.gap is None or gap < self.gap
         return replace(
             self,
             scale=following,
