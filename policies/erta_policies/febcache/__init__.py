@@ -5,7 +5,7 @@ from erta_policies.febcache._profiler import FEBCacheProfiler
 from erta_policies.febcache._recipe import FEBCache
 from erta_policies.febcache._search import Search
 from erta_policies.febcache._statistics import read_table
-from erta_policies.febcache._table import PUBLISHED, StateTable
+from erta_policies.febcache._table import PUBLISHED, State, StateTable
 
 __all__ = [
     "PUBLISHED",
@@ -13,6 +13,7 @@ __all__ = [
     "FEBCacheProfiler",
     "ModuleTable",
     "Search",
+    "State",
     "StateTable",
     "read_table",
 ]
