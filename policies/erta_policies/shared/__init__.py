@@ -1,4 +1,4 @@
-"""What the packages of several papers share: rules, profiles, budgets, signals and paths."""
+"""What the packages of several papers share: rules, plans, profiles, budgets, signals, tokens."""
 
 from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
@@ -36,6 +36,8 @@ from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared._plan_family import PlanFamily
+from erta_policies.shared._plans import FULL, REUSE, SELECT, StepPlan
 from erta_policies.shared._profiles import (
     ProfileSource,
     RunProfiler,
@@ -79,10 +81,14 @@ from erta_policies.shared._surrogates import (
     fit_ridge,
     make_affine,
 )
+from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
     "DEGREE",
+    "FULL",
+    "REUSE",
     "SAMPLES",
+    "SELECT",
     "SURROGATES",
     "Accumulator",
     "AffineResidual",
@@ -102,6 +108,7 @@ __all__ = [
     "ModuleProfiler",
     "PairMoments",
     "PlanBudget",
+    "PlanFamily",
     "ProfileSource",
     "ResidualReuse",
     "RidgeResidual",
@@ -111,10 +118,12 @@ __all__ = [
     "Signal",
     "SpanGate",
     "SpanGates",
+    "StepPlan",
     "Surrogate",
     "SurrogateName",
     "SurrogateProfiler",
     "SurrogateTable",
+    "TokenScore",
     "apply_line",
     "blend",
     "call_hook",
@@ -146,6 +155,7 @@ __all__ = [
     "read_probe",
     "read_reference",
     "read_rows",
+    "refresh_tokens",
     "refuse_unsolvable",
     "relative_l1",
     "require_computed",
