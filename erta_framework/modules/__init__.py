@@ -25,6 +25,7 @@ from erta_framework.modules._costs import (
 )
 from erta_framework.modules._discovery import OUTSIDE, find_places
 from erta_framework.modules._finder import Finder, PlaceFinder
+from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gated_network import GatedNetwork
 from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import (
@@ -37,7 +38,7 @@ from erta_framework.modules._memory import (
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
 from erta_framework.modules._parts import MODULES, Agree, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
-from erta_framework.modules._seam import ModuleRun, ModuleSeam
+from erta_framework.modules._seam import ModuleRun, ModuleSeam, check_planned
 from erta_framework.modules._select import (
     Cut,
     Named,
@@ -88,6 +89,7 @@ __all__ = [
     "Weights",
     "check_memory",
     "check_owners",
+    "check_planned",
     "count_output_bytes",
     "count_state_bytes",
     "describe_places",
@@ -96,6 +98,7 @@ __all__ = [
     "find_places",
     "find_returned_names",
     "format_bytes",
+    "list_tensors",
     "measure",
     "measure_costs",
     "measure_once",

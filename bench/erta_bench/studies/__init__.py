@@ -1,0 +1,24 @@
+"""Studies: one question each, asked of the small trained models, with a record for the docs.
+
+A study is a function from a `StudyRun` to rows, in a file of its own, and a line of `STUDIES`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from erta_bench.studies._module_tables import MODULE_TABLES
+from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
+from erta_bench.studies._plans import PLANS
+from erta_bench.studies._run import Study, StudyRun, run_study
+
+STUDIES: Mapping[str, Study] = MappingProxyType(
+    {
+        "plans": PLANS,
+        "noise-scale": NOISE_SCALE,
+        "noise-length": NOISE_LENGTH,
+        "module-tables": MODULE_TABLES,
+    }
+)
+"""Every study by name."""
+
+__all__ = ["STUDIES", "Study", "StudyRun", "run_study"]
