@@ -25,6 +25,7 @@ from erta_framework.modules._costs import (
 )
 from erta_framework.modules._discovery import OUTSIDE, find_places
 from erta_framework.modules._finder import Finder, PlaceFinder
+from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gated_network import GatedNetwork
 from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import (
@@ -96,6 +97,7 @@ __all__ = [
     "find_places",
     "find_returned_names",
     "format_bytes",
+    "list_tensors",
     "measure",
     "measure_costs",
     "measure_once",

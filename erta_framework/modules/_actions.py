@@ -137,6 +137,9 @@ class Tokens:
 class Ask:
     """Call a function when the network reaches the module; what it returns is the output.
 
+    At a place of several modules, such as a cut, the others run, and the function is called at the
+    last one.
+
     Attributes:
         answer: Gets the `Visit`, whose `run()` runs the module.
     """

@@ -34,6 +34,8 @@ class Visit:
         args: The positional arguments of the module.
         kwargs: The keyword arguments.
         failure: What the module raised.
+        ran_whole: Whether the module has run in this visit, on all samples and tokens.
+        reassigned: Whether the plan of another place was changed in this visit.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class Visit:
         self.call: Parts = owned.parts
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
-        self._ran = False
+        self._ran = self._kept = False
+        self.ran_whole = self.reassigned = False
         self._number = owned.output.visits  # of those in this network call
 
     @property
@@ -62,6 +65,11 @@ class Visit:
     def x(self) -> Tensor:
         """The first tensor among the arguments, such as the hidden states `[B, N, C]`."""
         return next(iter(self.streams.values()))
+
+    @property
+    def ran(self) -> bool:
+        """Whether the module has run in this visit."""
+        return self._ran
 
     @property
     def rows(self) -> Sequence[int]:
@@ -105,9 +113,12 @@ class Visit:
         def run_all() -> Any:
             if keep is None:
                 return owned.run(self._run, self.args, self.kwargs)
+            owned.check_residual(keep)
+            self._begin_to_keep()
             owned.of = keep
             return owned.keep(self._run, self.args, self.kwargs)
 
+        self.ran_whole = True
         return self._run_once(run_all)
 
     def run_rows(self, rows: Sequence[int]) -> list[Tensor]:
@@ -219,9 +230,50 @@ class Visit:
         owned.of, owned.fresh = FEATURE, []
         owned.remember(list(features))
 
+    @property
+    def kept_input(self) -> Tensor | None:
+        """What `keep_input` kept last, of the samples that run; None if nothing."""
+        return self.call.kept_input(self.place)
+
+    def keep_input(self, x: Tensor | None = None) -> None:
+        """Keep the input of this visit beside the output that is kept in it.
+
+        Counted as memory. A place that keeps several outputs keeps an input with each.
+
+        Args:
+            x: The input, where that is another one than `x` of the visit.
+        """
+        self._owned.before = self._owned.guard([self.x if x is None else x])
+
+    def keep_output(
+        self, output: Any, of: Of = "output", rows: Sequence[int] | None = None
+    ) -> None:
+        """Keep an output that the function has made, as if the module had returned it.
+
+        Args:
+            output: What the function answers.
+            of: Whether the output is kept, or what it adds to the inputs of this visit.
+            rows: The samples of which it is kept, as places among those that run; None for all.
+
+        Raises:
+            PolicyError: Something is kept of this visit already, the output has no row for each
+                sample and only some are kept, or the place is several modules and has no residual.
+        """
+        owned = self._owned
+        self._begin_to_keep()
+        owned.keep_made(output, of, self.streams, rows)
+
+    def _begin_to_keep(self) -> None:
+        if self._kept:
+            self._owned.refuse("keeps two outputs of", "one visit has one")
+        self._kept = True
+
     def reuse(self, action: ReuseKept) -> Any:
-        """The output made of what is kept, as if this action had been assigned."""
-        return self._owned.answer_from(action, self._run, self.args, self.kwargs)
+        """The output made of what is kept, as if this action had been assigned.
+
+        The module may run as well, where an answer is made of both.
+        """
+        return self._owned.answer_from(action, self._number, self._run, self.args, self.kwargs)
 
     def assign(self, place: Place, action: Action) -> None:
         """Change the plan of another place of the same policy, which the network has not reached.
@@ -230,6 +282,7 @@ class Visit:
             PolicyError: It is no place of the policy, or the network has passed it.
         """
         self._owned.reassign(place, action)
+        self.reassigned = True
 
     def agree(self, value: Tensor) -> float:
         """A value that decides, as one number; it is read back from the device.
@@ -238,7 +291,7 @@ class Visit:
         largest of all of them there; a policy that reads every value through this declares
         `agrees_inside=True` in its traits.
         """
-        return float(self._agree(value.max()))
+        return self.agree_each(value.max().reshape(1))[0]
 
     def agree_each(self, values: Tensor) -> list[float]:
         """Several values that decide, such as one a sample, each as in `agree`.
@@ -246,15 +299,8 @@ class Visit:
         Args:
             values: `[B]`; ranks that share samples have as many.
         """
-        found: list[float] = self._agree(values).tolist()
-        return found
-
-    def _agree(self, values: Tensor) -> Tensor:
-        agree = self.call.agree
-        if agree is None:
-            return values
         where = f"at {self.place} in step {self.step.index}"
-        return agree(values, f"{where} of request {self.step.session.request_id!r}")
+        return self.call.agree_each(values, f"{where} of request {self.step.session.request_id!r}")
 
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
         """This policy's own state for this place and branch; `factory` makes it once."""

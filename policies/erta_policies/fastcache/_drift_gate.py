@@ -166,6 +166,10 @@ class DriftGate(Policy):
     def on_session_start(self, session: SessionInfo) -> None:
         self.table.require(session, self.allow)
 
+    def keeps_inputs(self) -> bool:
+        """An input is kept beside what was made of it."""
+        return True
+
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
         if step.index == step.num_steps - 1 and call.kept(call.sites[-1]):

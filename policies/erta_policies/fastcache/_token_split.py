@@ -64,6 +64,10 @@ class TokenSplit(Policy):
         """The MLPs."""
         return (self.mlps,)
 
+    def keeps_inputs(self) -> bool:
+        """An input is kept beside what was made of it."""
+        return True
+
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
         if step.index == step.num_steps - 1 and call.kept(call.sites[-1]):

@@ -1,9 +1,6 @@
 """What the packages of several papers share: rules, plans, profiles, budgets, signals, tokens."""
 
-from erta_framework.metrics import (
-    mean_magnitude,
-    relative_l1,
-)
+from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
     BudgetedPlanner,
     BudgetedRecipe,
@@ -18,11 +15,7 @@ from erta_policies.shared._change_profiler import (
     make_change_kind,
     read_calibrated_range,
 )
-from erta_policies.shared._change_rules import (
-    ChangeRule,
-    FittedChangeRule,
-    resolve_threshold,
-)
+from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._channel_affine import (
     ChannelAffine,
     LineFit,
@@ -31,11 +24,7 @@ from erta_policies.shared._channel_affine import (
     fit_line,
     spread_channels,
 )
-from erta_policies.shared._decisions import (
-    Accumulator,
-    FirstBranch,
-    reuse_below,
-)
+from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._drift import (
     blend,
     measure_drift,
@@ -43,34 +32,12 @@ from erta_policies.shared._drift import (
     measure_spread,
     measure_spread_drift,
 )
-from erta_policies.shared._fixed_schedule import (
-    FixedSchedule,
-)
-from erta_policies.shared._module_profiler import (
-    SAMPLES,
-    ModuleProfiler,
-    Seen,
-    read_rows,
-)
-from erta_policies.shared._newest_steps import (
-    find_newest,
-    plan_newest,
-    require_schedule,
-)
-from erta_policies.shared._paths import (
-    find_cheapest_paths,
-    forbid_growing_gaps,
-    to_band,
-)
-from erta_policies.shared._plan_family import (
-    PlanFamily,
-)
-from erta_policies.shared._plans import (
-    FULL,
-    REUSE,
-    SELECT,
-    StepPlan,
-)
+from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
+from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
+from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared._plan_family import PlanFamily
+from erta_policies.shared._plans import FULL, REUSE, SELECT, StepPlan
 from erta_policies.shared._profiles import (
     ProfileSource,
     RunProfiler,
@@ -85,13 +52,8 @@ from erta_policies.shared._profiles import (
     require_one_option,
     require_whole_run,
 )
-from erta_policies.shared._rule_wrapper import (
-    RuleWrapper,
-    call_hook,
-)
-from erta_policies.shared._signal_memory import (
-    Signal,
-)
+from erta_policies.shared._rule_wrapper import RuleWrapper, call_hook
+from erta_policies.shared._signal_memory import Signal
 from erta_policies.shared._signals import (
     Mixing,
     check_probe_depth,
@@ -100,16 +62,8 @@ from erta_policies.shared._signals import (
     read_mixing,
     read_probe,
 )
-from erta_policies.shared._span_gates import (
-    SpanGate,
-    SpanGates,
-    pool_squares,
-)
-from erta_policies.shared._surrogate_profile import (
-    SurrogateProfiler,
-    SurrogateTable,
-    find_bucket,
-)
+from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._surrogate_profile import SurrogateProfiler, SurrogateTable, find_bucket
 from erta_policies.shared._surrogates import (
     SURROGATES,
     AffineResidual,
@@ -123,10 +77,7 @@ from erta_policies.shared._surrogates import (
     fit_ridge,
     make_affine,
 )
-from erta_policies.shared._token_score import (
-    TokenScore,
-    refresh_tokens,
-)
+from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
     "DEGREE",
