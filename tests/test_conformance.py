@@ -32,6 +32,7 @@ TeaCacheProfiler = OURS["teacache_profiler"]
 TeaCacheSchedule = OURS["teacache_schedule"]
 SenCache = OURS["sencache"]
 SensitivityProfiler = OURS["sensitivity_profiler"]
+SurrogateProfiler = OURS["surrogate_profiler"]
 PromptTea = OURS["prompttea"]
 PromptTeaRule = OURS["prompttea_rule"]
 PromptThreshold = OURS["prompt_threshold"]
@@ -51,6 +52,7 @@ MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
 SENSITIVITIES = toy_profile(SensitivityProfiler())
 FITTED = toy_profile(FittedProfiler())
+BLOCK_SUMS = toy_profile(SurrogateProfiler())
 LINE = (1.0, 0.0)
 PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
 REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
@@ -68,6 +70,9 @@ GATE = OURS["first_block_gate"](threshold=0.5)
 FLASH = OURS["precisecache"](
     variant="flash", skip_ratio=0.5, length=2, steps=OURS["lfcache"](alpha=0.7, per_sample=False)
 )
+GROUPS = OURS["drift_gate"](threshold=0.3, per_sample=False, group=2)
+SPLIT = OURS["token_split"](motion=0.3, full=1.0)
+FAST_TOKENS = OURS["fastcache"](threshold=0.2, per_sample=False, motion=0.2)
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 
 POLICIES: list[Policy] = [
@@ -191,6 +196,18 @@ POLICIES: list[Policy] = [
     OURS["lfcache"](alpha=0.7, reference="last_full", down="nearest", per_sample=False),
     OURS["precisecache"](variant="base"),
     FLASH,
+    SurrogateProfiler(),
+    SurrogateProfiler(buckets=3, longest=1),
+    OURS["drift_gate"](),
+    OURS["drift_gate"](threshold=9.0, most=2, accumulate=True),
+    OURS["drift_gate"](threshold=0.4, surrogate="ridge", profile=BLOCK_SUMS, rank=2),
+    OURS["drift_gate"](test="calibrated", quantile=0.5, profile=BLOCK_SUMS),
+    OURS["drift_gate"](test="adaptive", floor=0.1, spread="variance"),
+    GROUPS,
+    SPLIT,
+    OURS["fastcache"](threshold=0.3),
+    OURS["fastcache"](threshold=0.3, surrogate="affine", profile=BLOCK_SUMS),
+    FAST_TOKENS,
     OURS["blockcache"](),
     OURS["blockcache"](skip_ratio=0.75, length=1, blocks=Select(kind=("block",), depth="1:")),
     OURS["seacache"](threshold=0.5, max_consecutive=3),
@@ -210,7 +227,10 @@ POLICIES: list[Policy] = [
 
 
 @parametrize_with_checks(
-    POLICIES, expected_failed_checks=lambda policy: WHOLE if policy in (H2, GATE, FLASH) else {}
+    POLICIES,
+    expected_failed_checks=lambda policy: (
+        WHOLE if policy in (H2, GATE, FLASH, GROUPS, SPLIT, FAST_TOKENS) else {}
+    ),
 )
 def test_first_party_policy(check, policy):
     check(policy)

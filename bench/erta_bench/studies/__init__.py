@@ -8,8 +8,9 @@ from types import MappingProxyType
 
 from erta_bench.studies._plans import PLANS
 from erta_bench.studies._run import Study, StudyRun, run_study
+from erta_bench.studies._surrogates import SURROGATES
 
-STUDIES: Mapping[str, Study] = MappingProxyType({"plans": PLANS})
+STUDIES: Mapping[str, Study] = MappingProxyType({"plans": PLANS, "surrogates": SURROGATES})
 """Every study by name."""
 
 __all__ = ["STUDIES", "Study", "StudyRun", "run_study"]

@@ -11,7 +11,7 @@ from operator import attrgetter
 from erta_framework import Policy, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.modules import Action, Parts, Place, Select, Visit
-from erta_policies.fastcache._group import Group
+from erta_policies.fastcache._group import BlockGroup
 from erta_policies.fastcache._significance import (
     BETAS,
     AdaptiveTest,
@@ -176,7 +176,7 @@ class DriftGate(Policy):
             return {}  # all run, and nobody needs what they would keep
         plan: dict[Place, Action] = {}
         for places in self._list_groups(call.sites):
-            plan.update(Group(places, self.table, self.decide_reuse).plan())
+            plan.update(BlockGroup(places, self.table, self.decide_reuse).plan())
         return plan
 
     def _list_groups(self, places: Sequence[Place]) -> Sequence[Sequence[Place]]:
@@ -186,7 +186,7 @@ class DriftGate(Policy):
         return [run[k : k + size] for run in runs for k in range(0, len(run), size)]
 
     # ------------------------------------------------------------------------- decision
-    def decide_reuse(self, group: Group, visit: Visit) -> Sequence[bool]:
+    def decide_reuse(self, group: BlockGroup, visit: Visit) -> Sequence[bool]:
         """Of each sample of the call, whether the blocks of a group are replaced."""
         call, index, path = visit.call, visit.step.index, visit.place.path
         features, rows = call.features(group.last), visit.rows

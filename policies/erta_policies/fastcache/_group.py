@@ -1,4 +1,4 @@
-"""`Group`: blocks in a row that run together, or are replaced together, in one network call."""
+"""`BlockGroup`: blocks in a row that run, or are replaced, together in one network call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from erta_framework.modules import PASS, Action, Ask, Place, Visit
 from erta_policies.shared import SurrogateTable
 
 
-class Group:
+class BlockGroup:
     """Blocks in a row that run together, or are replaced together, in one network call.
 
     At the last of them are kept what entered the first one and what they added, tensor by tensor of
@@ -32,7 +32,7 @@ class Group:
         self,
         places: Sequence[Place],
         table: SurrogateTable,
-        decide: Callable[[Group, Visit], Sequence[bool]],
+        decide: Callable[[BlockGroup, Visit], Sequence[bool]],
     ) -> None:
         self.places, self._table, self._decide = places, table, decide
         self.entered: Mapping[str, Tensor] = {}
