@@ -18,7 +18,7 @@ from erta_policies.shared._change_profiler import (
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
-from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
+from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
@@ -49,6 +49,7 @@ from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
 
 __all__ = [
     "DEGREE",
+    "ROWS",
     "SAMPLES",
     "Accumulator",
     "BudgetLike",
