@@ -16,7 +16,22 @@ from erta_policies.shared._change_profiler import (
     read_calibrated_range,
 )
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
+from erta_policies.shared._channel_affine import (
+    ChannelAffine,
+    LineFit,
+    PairMoments,
+    apply_line,
+    fit_line,
+    spread_channels,
+)
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
+from erta_policies.shared._drift import (
+    blend,
+    measure_drift,
+    measure_norms,
+    measure_spread,
+    measure_spread_drift,
+)
 from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
@@ -46,40 +61,82 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._surrogate_profile import (
+    SurrogateProfiler,
+    SurrogateTable,
+    find_bucket,
+)
+from erta_policies.shared._surrogates import (
+    SURROGATES,
+    AffineResidual,
+    ChangeMoments,
+    LinearFit,
+    ResidualReuse,
+    RidgeResidual,
+    Surrogate,
+    SurrogateName,
+    check_ridge,
+    fit_ridge,
+    make_affine,
+)
 
 __all__ = [
     "DEGREE",
     "ROWS",
     "SAMPLES",
+    "SURROGATES",
     "Accumulator",
+    "AffineResidual",
     "BudgetLike",
     "BudgetedPlanner",
     "BudgetedRecipe",
+    "ChangeMoments",
     "ChangeProfiler",
     "ChangeRule",
+    "ChannelAffine",
     "FirstBranch",
     "FittedChangeRule",
     "FixedSchedule",
+    "LineFit",
+    "LinearFit",
     "Mixing",
     "ModuleProfiler",
+    "PairMoments",
     "PlanBudget",
     "ProfileSource",
+    "ResidualReuse",
+    "RidgeResidual",
     "RuleWrapper",
     "RunProfiler",
     "Seen",
     "Signal",
     "SpanGate",
     "SpanGates",
+    "Surrogate",
+    "SurrogateName",
+    "SurrogateProfiler",
+    "SurrogateTable",
+    "apply_line",
+    "blend",
     "call_hook",
     "check_probe_depth",
+    "check_ridge",
+    "find_bucket",
     "find_cheapest_paths",
     "find_newest",
+    "fit_line",
+    "fit_ridge",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
     "load_profile",
+    "make_affine",
     "make_change_kind",
     "mean_magnitude",
+    "measure_drift",
+    "measure_norms",
+    "measure_spread",
+    "measure_spread_drift",
     "order_branches",
     "plan_newest",
     "pool_squares",
@@ -101,5 +158,6 @@ __all__ = [
     "resolve_threshold",
     "reuse_below",
     "solve_setting",
+    "spread_channels",
     "to_band",
 ]
