@@ -99,7 +99,9 @@ class PlaceCall(PlaceMemory):
         outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
 
     def _check(self, action: Action) -> None:
-        misfit = find_misfit(action, self.kept, self.parts.depth, len(self.members) + 1)
+        # a function needs nothing that is kept, unless it asks
+        kept = () if isinstance(action, Ask) else self.kept
+        misfit = find_misfit(action, kept, self.parts.depth, len(self.members) + 1)
         if misfit is not None:
             self.refuse(*misfit)
 

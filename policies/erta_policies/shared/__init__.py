@@ -26,6 +26,7 @@ from erta_policies.shared._channel_affine import (
 )
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
+from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
@@ -56,6 +57,7 @@ from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
 
 __all__ = [
     "DEGREE",
+    "SAMPLES",
     "Accumulator",
     "BudgetLike",
     "BudgetedPlanner",
@@ -68,11 +70,13 @@ __all__ = [
     "FixedSchedule",
     "LineFit",
     "Mixing",
+    "ModuleProfiler",
     "PairMoments",
     "PlanBudget",
     "ProfileSource",
     "RuleWrapper",
     "RunProfiler",
+    "Seen",
     "Signal",
     "SpanGate",
     "SpanGates",
@@ -97,6 +101,7 @@ __all__ = [
     "read_mixing",
     "read_probe",
     "read_reference",
+    "read_rows",
     "refuse_unsolvable",
     "relative_l1",
     "require_computed",
