@@ -21,12 +21,13 @@ from erta_policies.shared._channel_affine import (
     LineFit,
     PairMoments,
     apply_line,
+    find_channels,
     fit_line,
     spread_channels,
 )
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
 from erta_policies.shared._fixed_schedule import FixedSchedule
-from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
+from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._profiles import (
@@ -57,6 +58,7 @@ from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
 
 __all__ = [
     "DEGREE",
+    "ROWS",
     "SAMPLES",
     "Accumulator",
     "BudgetLike",
@@ -83,6 +85,7 @@ __all__ = [
     "apply_line",
     "call_hook",
     "check_probe_depth",
+    "find_channels",
     "find_cheapest_paths",
     "find_newest",
     "fit_line",
