@@ -1,4 +1,4 @@
-"""What the packages of several papers share: rules, profiles, budgets, signals and paths."""
+"""What the packages of several papers share: rules, plans, profiles, budgets, signals, tokens."""
 
 from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
@@ -30,6 +30,8 @@ from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared._plan_family import PlanFamily
+from erta_policies.shared._plans import FULL, REUSE, SELECT, StepPlan
 from erta_policies.shared._profiles import (
     ProfileSource,
     RunProfiler,
@@ -55,11 +57,15 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
     "DEGREE",
+    "FULL",
+    "REUSE",
     "ROWS",
     "SAMPLES",
+    "SELECT",
     "Accumulator",
     "BudgetLike",
     "BudgetedPlanner",
@@ -75,6 +81,7 @@ __all__ = [
     "ModuleProfiler",
     "PairMoments",
     "PlanBudget",
+    "PlanFamily",
     "ProfileSource",
     "RuleWrapper",
     "RunProfiler",
@@ -82,6 +89,8 @@ __all__ = [
     "Signal",
     "SpanGate",
     "SpanGates",
+    "StepPlan",
+    "TokenScore",
     "apply_line",
     "call_hook",
     "check_probe_depth",
@@ -105,6 +114,7 @@ __all__ = [
     "read_probe",
     "read_reference",
     "read_rows",
+    "refresh_tokens",
     "refuse_unsolvable",
     "relative_l1",
     "require_computed",
