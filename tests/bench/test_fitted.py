@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from erta_bench.fitted import Study, open_study_model, run_study
-from erta_bench.setting import repeat_prompts
+from erta_bench.fitted import Study, run_study
+from erta_bench.setting import open_study_model, repeat_prompts
 from erta_framework.errors import InputError
 
 

@@ -10,6 +10,7 @@ from erta_bench.cli._families import families_command
 from erta_bench.cli._fitted import fitted_command
 from erta_bench.cli._pipelines import attach_overhead_command, pipeline_command
 from erta_bench.cli._scale import scale_command, simulate_command
+from erta_bench.cli._study import study_command
 
 __all__ = [
     "app",
@@ -21,4 +22,5 @@ __all__ = [
     "policies_command",
     "scale_command",
     "simulate_command",
+    "study_command",
 ]

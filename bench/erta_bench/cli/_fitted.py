@@ -35,7 +35,8 @@ def fitted_command(
     samples; `robust` measures a fit on prompts and guidance scales that it has not seen; `solvers`
     fits for other numbers of steps and under a solver with memory.
     """
-    from erta_bench.fitted import Study, open_study_model, run_study
+    from erta_bench.fitted import Study, run_study
+    from erta_bench.setting import open_study_model
 
     opened = open_study_model(model)
     parts, budgets = part or ["calls"], calls or [25, 17, 12]

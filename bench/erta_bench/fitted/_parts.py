@@ -13,8 +13,14 @@ from typing import Any
 import torch
 
 from erta_bench.core import Bench, Row, Value
-from erta_bench.fitted._study import Facts, Study, StudyTable, choose_first_order_solver
-from erta_bench.setting import CALIBRATION_SEEDS, describe_model, repeat_prompts, require_disjoint
+from erta_bench.fitted._study import Facts, Study, StudyTable
+from erta_bench.setting import (
+    CALIBRATION_SEEDS,
+    choose_first_order_solver,
+    describe_model,
+    repeat_prompts,
+    require_disjoint,
+)
 from erta_framework import CFG, FlowEuler, Policy, Profile
 from erta_framework.errors import InputError
 from erta_framework.sampling import FlowAdamsBashforth2

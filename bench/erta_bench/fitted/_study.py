@@ -9,11 +9,10 @@ from rich.console import Console
 from torch import Tensor
 
 from erta_bench.core import Row, Value, as_whole
-from erta_bench.setting import CALIBRATION_SEEDS, DemoModel, open_model, repeat_prompts
-from erta_framework import CFG, FlowEuler, Policy, Profile, Sampler
+from erta_bench.setting import CALIBRATION_SEEDS, choose_first_order_solver, repeat_prompts
+from erta_framework import CFG, Policy, Profile, Sampler
 from erta_framework.metrics import psnr
-from erta_framework.sampling import DDIM, Solver, TextModel
-from erta_framework.testing import GaussianMixtureFlow
+from erta_framework.sampling import Solver, TextModel
 from erta_policies.ertacache import ResidualProfiler
 from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
 
@@ -161,26 +160,3 @@ class StudyTable:
             },
             base,
         )
-
-
-def open_study_model(name: str) -> DemoModel:
-    """A model with its prompts; `"mixture"` is an analytic flow, for which prompts are made here.
-
-    Raises:
-        RegistryError: There is no such model.
-        InputError: The model has no prompts of its own.
-    """
-    if name == "mixture":
-        prompts = [
-            f"a {color} {shape} moving {direction}"
-            for direction in ("left", "right", "up", "down")
-            for shape in ("circle", "square", "triangle")
-            for color in ("red", "yellow", "green", "white", "blue", "black")
-        ]
-        return DemoModel(name, GaussianMixtureFlow(), prompts[:24], prompts[24:])
-    return open_model(name)
-
-
-def choose_first_order_solver(model: TextModel) -> Solver:
-    """The first-order solver of what a model predicts."""
-    return DDIM() if getattr(model, "prediction", "velocity") == "epsilon" else FlowEuler()

@@ -1,6 +1,13 @@
 """What every benchmark starts from: a model with its prompts, what rows share, and the clocks."""
 
-from erta_bench.setting._models import DemoModel, open_model, read_prompts, repeat_prompts
+from erta_bench.setting._models import (
+    DemoModel,
+    choose_first_order_solver,
+    open_model,
+    open_study_model,
+    read_prompts,
+    repeat_prompts,
+)
 from erta_bench.setting._progress import RunProgress
 from erta_bench.setting._reference import Reference
 from erta_bench.setting._setting import (
@@ -28,9 +35,11 @@ __all__ = [
     "Spec",
     "build_policy",
     "calibrate_residuals",
+    "choose_first_order_solver",
     "describe_model",
     "describe_setting",
     "open_model",
+    "open_study_model",
     "read_prompts",
     "repeat_prompts",
     "require_disjoint",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from erta_framework.errors import InputError
 from erta_framework.plugins import models
-from erta_framework.sampling import TextModel
+from erta_framework.sampling import DDIM, FlowEuler, Solver, TextModel
+from erta_framework.testing import GaussianMixtureFlow
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +86,26 @@ def repeat_prompts(prompts: Sequence[str], count: int) -> list[str]:
         ['a', 'b', 'a']
     """
     return [prompts[k % len(prompts)] for k in range(count)]
+
+
+def open_study_model(name: str) -> DemoModel:
+    """A model with its prompts; `"mixture"` is an analytic flow, for which prompts are made here.
+
+    Raises:
+        RegistryError: There is no such model.
+        InputError: The model has no prompts of its own.
+    """
+    if name == "mixture":
+        prompts = [
+            f"a {color} {shape} moving {direction}"
+            for direction in ("left", "right", "up", "down")
+            for shape in ("circle", "square", "triangle")
+            for color in ("red", "yellow", "green", "white", "blue", "black")
+        ]
+        return DemoModel(name, GaussianMixtureFlow(), prompts[:24], prompts[24:])
+    return open_model(name)
+
+
+def choose_first_order_solver(model: TextModel) -> Solver:
+    """The first-order solver of what a model predicts."""
+    return DDIM() if getattr(model, "prediction", "velocity") == "epsilon" else FlowEuler()

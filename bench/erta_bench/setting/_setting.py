@@ -40,6 +40,7 @@ class Setting:
         steps: Steps of the full run.
         guidance: How branches combine.
         batch_size: Samples a batch.
+        solver: Solver of all rows; by default Euler's of a velocity.
     """
 
     model: TextModel
@@ -48,6 +49,7 @@ class Setting:
     steps: int = 50
     guidance: Guidance = field(default_factory=lambda: CFG(scale=3.0))
     batch_size: int = 16
+    solver: Solver | None = None
 
     def make_sampler(
         self,
@@ -60,7 +62,7 @@ class Setting:
         return Sampler(
             tuple(policies),
             callbacks,
-            solver=solver,
+            solver=solver or self.solver,
             guidance=self.guidance,
             num_steps=steps or self.steps,
             batch_size=self.batch_size,

@@ -1,4 +1,4 @@
-"""What the packages of several papers share: rules, profiles, budgets, signals and paths."""
+"""What the packages of several papers share: rules, plans, profiles, budgets, signals, tokens."""
 
 from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
@@ -21,6 +21,7 @@ from erta_policies.shared._channel_affine import (
     LineFit,
     PairMoments,
     apply_line,
+    find_channels,
     fit_line,
     spread_channels,
 )
@@ -36,6 +37,8 @@ from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
+from erta_policies.shared._plan_family import PlanFamily
+from erta_policies.shared._plans import FULL, REUSE, SELECT, StepPlan
 from erta_policies.shared._profiles import (
     ProfileSource,
     RunProfiler,
@@ -79,11 +82,15 @@ from erta_policies.shared._surrogates import (
     fit_ridge,
     make_affine,
 )
+from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
     "DEGREE",
+    "FULL",
+    "REUSE",
     "ROWS",
     "SAMPLES",
+    "SELECT",
     "SURROGATES",
     "Accumulator",
     "AffineResidual",
@@ -103,6 +110,7 @@ __all__ = [
     "ModuleProfiler",
     "PairMoments",
     "PlanBudget",
+    "PlanFamily",
     "ProfileSource",
     "ResidualReuse",
     "RidgeResidual",
@@ -112,16 +120,19 @@ __all__ = [
     "Signal",
     "SpanGate",
     "SpanGates",
+    "StepPlan",
     "Surrogate",
     "SurrogateName",
     "SurrogateProfiler",
     "SurrogateTable",
+    "TokenScore",
     "apply_line",
     "blend",
     "call_hook",
     "check_probe_depth",
     "check_ridge",
     "find_bucket",
+    "find_channels",
     "find_cheapest_paths",
     "find_newest",
     "fit_line",
@@ -147,6 +158,7 @@ __all__ = [
     "read_probe",
     "read_reference",
     "read_rows",
+    "refresh_tokens",
     "refuse_unsolvable",
     "relative_l1",
     "require_computed",

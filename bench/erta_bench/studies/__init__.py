@@ -1,0 +1,15 @@
+"""Studies: one question each, asked of the small trained models, with a record for the docs.
+
+A study is a function from a `StudyRun` to rows, in a file of its own, and a line of `STUDIES`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from erta_bench.studies._plans import PLANS
+from erta_bench.studies._run import Study, StudyRun, run_study
+
+STUDIES: Mapping[str, Study] = MappingProxyType({"plans": PLANS})
+"""Every study by name."""
+
+__all__ = ["STUDIES", "Study", "StudyRun", "run_study"]
