@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from erta_framework import Policy
+import pytest
+
+from erta_framework import Engine, Policy
+from erta_framework.errors import PolicyError
 from erta_framework.modules import Select
 from erta_framework.plugins import flatten, policies
 from erta_framework.testing import parametrize_with_checks, toy_profile
@@ -41,6 +44,7 @@ RegressionProfiler = OURS["regression_profiler"]
 CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
+SmoothCacheProfiler = OURS["smoothcache_profiler"]
 PARTS = Select(kind=("attention", "mlp"))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
@@ -53,6 +57,11 @@ CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
 SENSITIVITIES = toy_profile(SensitivityProfiler())
 FITTED = toy_profile(FittedProfiler())
 BLOCK_SUMS = toy_profile(SurrogateProfiler())
+SMOOTH = toy_profile(SmoothCacheProfiler())
+SPAN = Select(kind=("block",), depth="1:", span=True)
+FEATURES = toy_profile(OURS["feature_profiler"](sites=SPAN, interval=4))
+# it was made on the toy with blocks
+OTHER_TOY = tuple(k for k in FEATURES.fingerprint if k not in ("of", "rows", "num_steps"))
 LINE = (1.0, 0.0)
 PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
 REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
@@ -136,6 +145,12 @@ POLICIES: list[Policy] = [
         max_age=4,
     ),
     OURS["centered_steps"](interval=3, center=4),
+    OURS["feature_profiler"](sites=PARTS, interval=2),
+    OURS["grouped_steps"](profile=FEATURES, interval=3, allow=OTHER_TOY),
+    OURS["grouped_steps"](profile=FEATURES, budget={"calls": 4}, allow=OTHER_TOY),
+    OURS["cachequant"](profile=FEATURES, interval=3, sites=SPAN),
+    OURS["cachequant"](profile=FEATURES, sites=SPAN, grouping="even", each_branch=True, shrink=9.0),
+    OURS["cachequant"](profile=FEATURES, sites=SPAN, budget={"work": 7.0}, correction=False),
     OURS["cfg_cache"](),
     OURS["cfg_cache"](period=3, start=0.2, bands=False),
     OURS["attention_extrapolation"](),
@@ -159,6 +174,11 @@ POLICIES: list[Policy] = [
     TaylorSeer(interval=3, order=2, first=1, level="modules", sites=PARTS),
     OURS["constant"](modules="head"),
     OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
+    SmoothCacheProfiler(),
+    SmoothCacheProfiler(lookback=1, sites=PARTS),
+    OURS["smoothcache"](profile=SMOOTH, threshold=0.2),
+    OURS["smoothcache"](profile=SMOOTH, budget={"work": 7}),
+    OURS["smoothcache"](schedule={"attn": (1, 0, 0, 1, 1, 0, 1, 1, 1, 0), "mlp": (1, 0) * 5}),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
@@ -256,8 +276,18 @@ CUTS = [OURS["deepcache"]()]
 COPIES = [FittedProfiler()]
 
 
+# it says what `at` does to what it reuses, and is refused on its own
+HELD = [OURS["channel_correction"](profile=FEATURES)]
+
+
+def test_what_only_another_policy_holds_is_refused_on_its_own():
+    for policy in HELD:
+        with pytest.raises(PolicyError, match="implements no hook"):
+            Engine([policy])
+
+
 def test_every_registered_policy_is_covered():
-    tested = {type(policy) for policy in (*POLICIES, *PROBES, *CUTS, *COPIES)}
+    tested = {type(policy) for policy in (*POLICIES, *PROBES, *CUTS, *COPIES, *HELD)}
     missing = [name for name, cls in OURS.items() if cls not in tested]
     assert missing == []
 

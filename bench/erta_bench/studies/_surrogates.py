@@ -26,7 +26,7 @@ class Decisions:
     Attributes:
         taken: Of each sample, whether the block was replaced.
         replay: Whether they are repeated; else they are noted.
-        fit_work: The work of the surrogates' products, in network calls.
+        fit_work: The work of the surrogates' products, in network calls on the whole batch.
     """
 
     taken: dict[tuple[str, str, int], Sequence[bool]] = field(default_factory=dict)
@@ -92,16 +92,16 @@ def study_surrogates(run: StudyRun) -> Sequence[Row]:
             gate = make(threshold=threshold, decisions=decisions)
             rows.append(measure(run, name, gate, decisions, threshold))
             decisions.replay = True
-        calls = round(float(rows[-1]["work"] or 0.0))
+        calls = max(2, round(float(rows[-1]["work"] or 0.0) * run.steps))
         evenly = SkipPolicy(evenly=calls)
         rows.append(run.measure("whole steps", [evenly], threshold=threshold, fit_work=0.0))
     return rows
 
 
 def measure(run: StudyRun, name: str, gate: Policy, decisions: Decisions, threshold: float) -> Row:
-    """One row, with the work of the surrogates beside that of the network, in calls a branch."""
+    """One row, with the work of the surrogates' products beside that of the network."""
     row = run.measure(name, [gate], threshold=threshold)
-    return {**row, "fit_work": decisions.fit_work / run.setting.branches}
+    return {**row, "fit_work": decisions.fit_work / (run.setting.branches * run.steps)}
 
 
 SURROGATES = Study(
