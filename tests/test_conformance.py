@@ -249,7 +249,7 @@ POLICIES: list[Policy] = [
 @parametrize_with_checks(
     POLICIES,
     expected_failed_checks=lambda policy: (
-        WHOLE if policy in (H2, GATE, FLASH, GROUPS, SPLIT, FAST_TOKENS) else {}
+        WHOLE if policy in (H2, GATE, FLASH, SPLIT, FAST_TOKENS) else {}
     ),
 )
 def test_first_party_policy(check, policy):
