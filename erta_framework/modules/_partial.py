@@ -40,6 +40,22 @@ def run_rows(
     Raises:
         CapabilityError: An argument does not say which of its rows belong to a sample.
     """
+    positional, named = take_rows(call, args, kwargs, rows, batch)
+    return list_tensors(run(*positional, **named))
+
+
+def take_rows(
+    call: ModuleCall,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    rows: Sequence[int],
+    batch: int,
+) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of a module for the samples at these places.
+
+    Raises:
+        CapabilityError: An argument does not say which of its rows belong to a sample.
+    """
     names = list_parameters(type(call.module).forward)
     named = {**dict(zip(names, args, strict=False)), **kwargs}
 
@@ -55,13 +71,12 @@ def run_rows(
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise CapabilityError(
             f"{call.path} ({type(call.module).__name__}) cannot run on some samples: its argument "
-            f"{name} {shape} does not clearly have one row for each of {batch}; KEEP it for all"
+            f"{name} {shape} does not clearly have one row for each of {batch}; run all of them"
         )
 
     chosen = {name: select(name, value) for name, value in named.items()}
     positional = [chosen[name] for name in names[: len(args)]]
-    rest = {name: chosen[name] for name in kwargs}
-    return list_tensors(run(*positional, **rest))
+    return positional, {name: chosen[name] for name in kwargs}
 
 
 def run_tokens(

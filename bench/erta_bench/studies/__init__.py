@@ -10,6 +10,7 @@ from erta_bench.studies._module_tables import MODULE_TABLES
 from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
 from erta_bench.studies._plans import PLANS
 from erta_bench.studies._run import Study, StudyRun, run_study
+from erta_bench.studies._surrogates import SURROGATES
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
@@ -17,6 +18,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "noise-scale": NOISE_SCALE,
         "noise-length": NOISE_LENGTH,
         "module-tables": MODULE_TABLES,
+        "surrogates": SURROGATES,
     }
 )
 """Every study by name."""

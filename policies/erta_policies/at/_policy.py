@@ -22,8 +22,9 @@ from erta_framework.modules import (
     Selection,
 )
 from erta_framework.session import Stamp
+from erta_policies.at._correction import Correction
 from erta_policies.forecast import Forecaster
-from erta_policies.shared import PlanBudget, plan_newest, require_schedule
+from erta_policies.shared import FixedSchedule, PlanBudget, plan_newest, require_schedule
 
 Stamps = tuple[tuple[Stamp, ...], ...]
 NEWEST = ReuseKept()
@@ -49,6 +50,7 @@ class At(Policy):
         what: How the kept outputs are continued, such as `forecaster`; None reuses the newest.
         of: What is kept: the output, or what a block adds to its input.
         max_age: Steps after which a module runs whatever the schedule says.
+        then: Corrects what is reused, such as `channel_correction`; what is kept stays as it is.
 
     Raises:
         PolicyError: `when` has no plan, a setting is out of range, or `max_age` is given beside a
@@ -65,6 +67,7 @@ class At(Policy):
     what: Forecaster | None = None
     of: Literal["output", "residual"] = "output"
     max_age: int | None = None
+    then: Correction | None = None
 
     traits = Traits(static=True, seams=frozenset({Seam.MODULE}))
 
@@ -99,9 +102,14 @@ class At(Policy):
 
     def prepare(self) -> None:
         self.when.prepare()
+        if self.then is not None:
+            self.then.prepare()
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
+        for part in (self.when, self.then):
+            if isinstance(part, FixedSchedule | Correction):
+                part.check_session(session)
         if self._work is None:  # else when the share of the modules is known
             self._find_newest(session, None)
 
@@ -115,6 +123,9 @@ class At(Policy):
         own, feeding = divide_places(call.sites)
         for place in own:
             stamps = call.stamps(place)
+            if self.then is not None:
+                plan[place] = self._choose(step, call, place)
+                continue
             if stamps is not before:
                 if stamps not in made:
                     made[stamps] = self._choose(step, call, place)
@@ -133,6 +144,9 @@ class At(Policy):
             newest = self._find_newest(step.session, call)[step.index]
             if not self._is_due(step.index, age, newest):
                 weights = weigh_kept(self.what, step, call.stamps(place))
+                if self.then is not None:
+                    then = self.then.correct(step.index, call, place, self.of)
+                    return ReuseKept(weights, self.of, then)
                 return (
                     NEWEST
                     if (weights, self.of) == ((1.0,), "output")
