@@ -77,6 +77,8 @@ GATE = OURS["first_block_gate"](threshold=0.5)
 FLASH = OURS["precisecache"](
     variant="flash", skip_ratio=0.5, length=2, steps=OURS["lfcache"](alpha=0.7, per_sample=False)
 )
+STACK = OURS["spectrum"](level="blocks", first=2)
+SHRUNK = {"check_reuse_at_equal_input_is_equal": "the ridge pulls a constant towards 0"}
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 
 POLICIES: list[Policy] = [
@@ -174,6 +176,12 @@ POLICIES: list[Policy] = [
     OURS["smoothcache"](profile=SMOOTH, threshold=0.2),
     OURS["smoothcache"](profile=SMOOTH, budget={"work": 7}),
     OURS["smoothcache"](schedule={"attn": (1, 0, 0, 1, 1, 0, 1, 1, 1, 0), "mlp": (1, 0) * 5}),
+    OURS["spectrum"](first=2, growth=1.0),
+    STACK,
+    OURS["spectrum"](level="blocks", first=2, free_mean=True, blend=1.0),
+    OURS["growing_window"](budget={"calls": 6}),
+    OURS["chebyshev_forecast"](),
+    OURS["chebyshev_forecast"](over="index", what="x0", free_mean=True),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
@@ -229,9 +237,11 @@ POLICIES: list[Policy] = [
 ]
 
 
-@parametrize_with_checks(
-    POLICIES, expected_failed_checks=lambda policy: WHOLE if policy in (H2, GATE, FLASH) else {}
-)
+def expected_failed_checks(policy):
+    return WHOLE if policy in (H2, GATE, FLASH) else SHRUNK if policy is STACK else {}
+
+
+@parametrize_with_checks(POLICIES, expected_failed_checks=expected_failed_checks)
 def test_first_party_policy(check, policy):
     check(policy)
 
