@@ -182,6 +182,10 @@ POLICIES: list[Policy] = [
     OURS["growing_window"](budget={"calls": 6}),
     OURS["chebyshev_forecast"](),
     OURS["chebyshev_forecast"](over="index", what="x0", free_mean=True),
+    OURS["freqca"](interval=3, first=2),
+    OURS["freqca"](interval=3, transform="dct", order=1, cutoff=0.3),
+    OURS["freqca"](level="blocks", interval=3, first=2),
+    OURS["band_forecast"](),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
@@ -267,7 +271,7 @@ COPIES = [FittedProfiler()]
 
 
 # it says what `at` does to what it reuses, and is refused on its own
-HELD = [OURS["channel_correction"](profile=FEATURES)]
+HELD = [OURS["channel_correction"](profile=FEATURES), OURS["band_correction"]()]
 
 
 def test_what_only_another_policy_holds_is_refused_on_its_own():

@@ -145,6 +145,7 @@ CONTENDERS: tuple[Contender, ...] = (
         "Spectrum, whole output, free mean",
         {"spectrum": {"budget": {"calls": BUDGET}, "free_mean": True}},
     ),
+    policy("FreqCa, whole output", {"freqca": {"budget": {"calls": BUDGET}}}),
     policy("FORA, whole output", {"fora": {"budget": {"calls": BUDGET}}}),
     policy(
         "FBCache",
@@ -202,6 +203,7 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("TaylorSeer, modules", make_module_recipe("taylorseer", first=1), search=INTERVAL),
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
     policy("Spectrum, block stack", {"spectrum": {"level": "blocks", "budget": {"work": BUDGET}}}),
+    policy("FreqCa, block stack", {"freqca": {"level": "blocks", "budget": {"work": BUDGET}}}),
     policy("SmoothCache", {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}}),
     policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
     policy(
