@@ -88,6 +88,8 @@ SPECA = OURS["speca"]()
 GROUPS = OURS["drift_gate"](threshold=0.3, per_sample=False, group=2)
 SPLIT = OURS["token_split"](motion=0.3, full=1.0)
 FAST_TOKENS = OURS["fastcache"](threshold=0.2, per_sample=False, motion=0.2)
+STACK = OURS["spectrum"](level="blocks", first=2)
+SHRUNK = {"check_reuse_at_equal_input_is_equal": "the ridge pulls a constant towards 0"}
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 TRYING = OURS["febcache_profiler"](work=0.6, metric="l2")
 NO_GATES = {
@@ -100,6 +102,8 @@ def list_expected_failures(policy):
     """The checks that a policy cannot keep, with the reason."""
     if policy is TRYING:
         return NO_GATES
+    if policy is STACK:
+        return SHRUNK
     return WHOLE if policy in (H2, GATE, FLASH, SPLIT, FAST_TOKENS) else {}
 
 
@@ -212,6 +216,16 @@ POLICIES: list[Policy] = [
     OURS["smoothcache"](profile=SMOOTH, threshold=0.2),
     OURS["smoothcache"](profile=SMOOTH, budget={"work": 7}),
     OURS["smoothcache"](schedule={"attn": (1, 0, 0, 1, 1, 0, 1, 1, 1, 0), "mlp": (1, 0) * 5}),
+    OURS["spectrum"](first=2, growth=1.0),
+    STACK,
+    OURS["spectrum"](level="blocks", first=2, free_mean=True, blend=1.0),
+    OURS["growing_window"](budget={"calls": 6}),
+    OURS["chebyshev_forecast"](),
+    OURS["chebyshev_forecast"](over="index", what="x0", free_mean=True),
+    OURS["freqca"](interval=3, first=2),
+    OURS["freqca"](interval=3, transform="dct", order=1, cutoff=0.3),
+    OURS["freqca"](level="blocks", interval=3, first=2),
+    OURS["band_forecast"](),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
@@ -305,7 +319,7 @@ COPIES = [FittedProfiler()]
 
 
 # it says what `at` does to what it reuses, and is refused on its own
-HELD = [OURS["channel_correction"](profile=FEATURES)]
+HELD = [OURS["channel_correction"](profile=FEATURES), OURS["band_correction"]()]
 
 
 def test_what_only_another_policy_holds_is_refused_on_its_own():

@@ -140,6 +140,12 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     policy("TaylorSeer, whole output", make_forecast_recipe("taylorseer")),
     policy("HiCache, whole output", make_forecast_recipe("hicache")),
+    policy("Spectrum, whole output", {"spectrum": {"budget": {"calls": BUDGET}}}),
+    policy(
+        "Spectrum, whole output, free mean",
+        {"spectrum": {"budget": {"calls": BUDGET}, "free_mean": True}},
+    ),
+    policy("FreqCa, whole output", {"freqca": {"budget": {"calls": BUDGET}}}),
     policy("FORA, whole output", {"fora": {"budget": {"calls": BUDGET}}}),
     policy(
         "FBCache",
@@ -196,6 +202,8 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("FORA, modules", make_module_recipe("fora"), search=INTERVAL),
     policy("TaylorSeer, modules", make_module_recipe("taylorseer", first=1), search=INTERVAL),
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
+    policy("Spectrum, block stack", {"spectrum": {"level": "blocks", "budget": {"work": BUDGET}}}),
+    policy("FreqCa, block stack", {"freqca": {"level": "blocks", "budget": {"work": BUDGET}}}),
     policy("SmoothCache", {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}}),
     policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
     policy(
@@ -326,6 +334,7 @@ UNLISTED: Mapping[str, str] = {
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
+    "growing_window": "the schedule of spectrum, which has rows",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",
