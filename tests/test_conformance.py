@@ -43,6 +43,7 @@ RegressionProfiler = OURS["regression_profiler"]
 CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
+SmoothCacheProfiler = OURS["smoothcache_profiler"]
 PARTS = Select(kind=("attention", "mlp"))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
@@ -54,6 +55,7 @@ MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
 SENSITIVITIES = toy_profile(SensitivityProfiler())
 FITTED = toy_profile(FittedProfiler())
+SMOOTH = toy_profile(SmoothCacheProfiler())
 SPAN = Select(kind=("block",), depth="1:", span=True)
 FEATURES = toy_profile(OURS["feature_profiler"](sites=SPAN, interval=4))
 # it was made on the toy with blocks
@@ -167,6 +169,11 @@ POLICIES: list[Policy] = [
     TaylorSeer(interval=3, order=2, first=1, level="modules", sites=PARTS),
     OURS["constant"](modules="head"),
     OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
+    SmoothCacheProfiler(),
+    SmoothCacheProfiler(lookback=1, sites=PARTS),
+    OURS["smoothcache"](profile=SMOOTH, threshold=0.2),
+    OURS["smoothcache"](profile=SMOOTH, budget={"work": 7}),
+    OURS["smoothcache"](schedule={"attn": (1, 0, 0, 1, 1, 0, 1, 1, 1, 0), "mlp": (1, 0) * 5}),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),

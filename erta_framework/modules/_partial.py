@@ -50,6 +50,8 @@ def run_rows(
             return value
         if isinstance(value, Tensor) and value.shape[0] == batch and not POSITION.search(name):
             return value.index_select(0, torch.tensor(rows, device=value.device))
+        if POSITION.search(name) and all(t.shape[:1] != (batch,) for t in list_tensors(value)):
+            return value  # such as the rotary embeddings of the tokens of any sample
         shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise CapabilityError(
             f"{call.path} ({type(call.module).__name__}) cannot run on some samples: its argument "

@@ -9,14 +9,15 @@ from typing import TypeVar
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.modules._cell import Cell
+from erta_framework.modules._cell import Cell, read_tensors
+from erta_framework.modules._cells import FEATURE
 from erta_framework.modules._costs import Measurement
 from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
 
 S = TypeVar("S")
 Agree = Callable[[Tensor, str], Tensor]
-"""The largest of a value over ranks that share a sample; the second argument says where."""
+"""The largest of each value over ranks that share a sample; the second argument says where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +80,11 @@ class Parts:
         if found is None:
             found = self._seen[place] = self._cell(place).kept(self.batch, self.rows)
         return found
+
+    def features(self, place: Place) -> Sequence[Tensor]:
+        """The tensors of its own that the policy kept last at a place; empty if there are none."""
+        kept = self.kept(place)
+        return read_tensors(kept[0], FEATURE, 0) if kept else ()
 
     def age(self, place: Place) -> int | None:
         """Steps since the output of a place was kept; None if it never was.

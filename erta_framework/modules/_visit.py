@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
-from erta_framework.modules._cell import read_tensors
 from erta_framework.modules._cells import FEATURE
+from erta_framework.modules._partial import run_rows, run_tokens
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._streams import bind_tensors
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from erta_framework.modules._place_call import PlaceCall
 
 S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Visit:
@@ -45,6 +46,7 @@ class Visit:
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
         self._ran = False
+        self._number = owned.output.visits  # of those in this network call
 
     @property
     def module(self) -> nn.Module:
@@ -60,6 +62,24 @@ class Visit:
     def x(self) -> Tensor:
         """The first tensor among the arguments, such as the hidden states `[B, N, C]`."""
         return next(iter(self.streams.values()))
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Places in the whole batch of the samples of this call, in order."""
+        return range(self.call.batch) if self.call.rows is None else self.call.rows
+
+    @property
+    def continued(self) -> Mapping[str, Tensor]:
+        """The inputs that the tensors of the output continue, by name, in the output's order.
+
+        Known once the module has run in the request.
+
+        Raises:
+            CapabilityError: One continues no input, or several could be meant.
+        """
+        owned, inputs = self._owned.output, self.streams
+        tensors = owned.list_streams(inputs)
+        return dict(zip(owned.learned.streams or (), tensors, strict=True))
 
     @property
     def kept(self) -> Evaluations:
@@ -81,17 +101,76 @@ class Visit:
             PolicyError: It ran already.
         """
         owned = self._owned
-        if self._ran:
-            raise PolicyError(f"{owned.owner} ran {self.place} twice in one visit; run it once")
-        self._ran = True
-        try:
+
+        def run_all() -> Any:
             if keep is None:
                 return owned.run(self._run, self.args, self.kwargs)
             owned.of = keep
             return owned.keep(self._run, self.args, self.kwargs)
+
+        return self._run_once(run_all)
+
+    def run_rows(self, rows: Sequence[int]) -> list[Tensor]:
+        """Run the module on some samples; the tensors of its output, of these samples.
+
+        Args:
+            rows: Their places among the samples of this call.
+
+        Raises:
+            CapabilityError: An argument does not say which of its rows belong to a sample.
+            PolicyError: It ran already.
+        """
+        width = len(self.rows)
+
+        def run_some() -> list[Tensor]:
+            output, self._owned.outcome = self._owned.output, "ran"
+            found = run_rows(output, self._run, self.args, self.kwargs, rows, width)
+            output.enter()
+            output.share = len(rows) / width
+            return found
+
+        return self._run_once(run_some)
+
+    def run_tokens(self, index: Tensor, old: Tensor) -> Tensor:
+        """Run the module on some tokens; its output, with the others as they were.
+
+        Args:
+            index: Places of the tokens, `[K]` or `[B, K]`.
+            old: What the others have, `[B, N, D]`.
+
+        Raises:
+            CapabilityError: It does not map one tensor of tokens to another.
+            PolicyError: It ran already.
+        """
+
+        def run_some() -> Tensor:
+            output, self._owned.outcome = self._owned.output, "ran"
+            found, share = run_tokens(output, self._run, self.args, self.kwargs, index, [old])
+            output.enter()
+            output.share = share
+            return found
+
+        return self._run_once(run_some)
+
+    def _run_once(self, run: Callable[[], R]) -> R:
+        if self._ran:
+            raise PolicyError(
+                f"{self._owned.owner} ran {self.place} twice in one visit; run it once"
+            )
+        self._ran = True
+        try:
+            return run()
         except BaseException as error:
             self.failure = error
             raise
+
+    def build(self, tensors: Sequence[Tensor]) -> Any:
+        """An output of the module made of these tensors, such as a tuple of two streams.
+
+        Raises:
+            PolicyError: The module has never run on the whole batch.
+        """
+        return self._owned.output.form(self._number, "answered").build(tensors)
 
     def name_streams(self, output: Any) -> Mapping[str, Tensor]:
         """The tensors of what the module returned, by the name of the input each continues.
@@ -104,29 +183,33 @@ class Visit:
     @property
     def features(self) -> Sequence[Tensor]:
         """What `keep` kept last, of the samples that run; empty if nothing."""
-        return read_tensors(self.kept[0], FEATURE, 0) if self.kept else ()
+        return self.call.features(self.place)
 
-    def keep(self, *features: Tensor) -> None:
+    def keep(self, *features: Tensor, of: Sequence[int] | None = None) -> None:
         """Keep tensors of the policy's own at this place, instead of an output.
 
         Kept like an output: by branch, with steps, and counted as memory. A call on some samples
-        sees and replaces theirs alone.
+        sees and replaces theirs alone. One that the network writes into later is forgotten.
 
         Args:
             features: One row for each sample that runs, `[R, ...]`.
+            of: Places among the samples of this call that they are of; None for all.
 
         Raises:
             PolicyError: One has other rows.
         """
-        call, owned = self.call, self._owned
-        rows = call.batch if call.rows is None else len(call.rows)
+        owned = self._owned
+        rows = self.rows if of is None else [self.rows[row] for row in of]
         for one in features:
-            if not one.ndim or one.shape[0] != rows:
+            if not one.ndim or one.shape[0] != len(rows):
                 raise PolicyError(
-                    f"{owned.owner} keeps a feature {tuple(one.shape)} at {self.place}, but {rows} "
-                    "samples run; give it a row for each"
+                    f"{owned.owner} keeps a feature {tuple(one.shape)} at {self.place}, but "
+                    f"{len(rows)} samples run; give it a row for each"
                 )
-        owned.of, owned.fresh = FEATURE, [list(features)]
+        if of is not None:
+            owned.kept_rows = tuple(rows)
+        owned.of, owned.fresh = FEATURE, []
+        owned.remember(list(features))
 
     def reuse(self, action: ReuseKept) -> Any:
         """The output made of what is kept, as if this action had been assigned."""
@@ -147,12 +230,23 @@ class Visit:
         largest of all of them there; a policy that reads every value through this declares
         `agrees_inside=True` in its traits.
         """
+        return float(self._agree(value.max()))
+
+    def agree_each(self, values: Tensor) -> list[float]:
+        """Several values that decide, such as one a sample, each as in `agree`.
+
+        Args:
+            values: `[B]`; ranks that share samples have as many.
+        """
+        found: list[float] = self._agree(values).tolist()
+        return found
+
+    def _agree(self, values: Tensor) -> Tensor:
         agree = self.call.agree
-        largest = value.max()
         if agree is None:
-            return float(largest)
+            return values
         where = f"at {self.place} in step {self.step.index}"
-        return float(agree(largest, f"{where} of request {self.step.session.request_id!r}"))
+        return agree(values, f"{where} of request {self.step.session.request_id!r}")
 
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
         """This policy's own state for this place and branch; `factory` makes it once."""

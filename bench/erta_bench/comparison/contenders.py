@@ -41,6 +41,7 @@ TEA_PROMPT = calibrate_with("regression_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
+SMOOTH = calibrate_with("smoothcache_profiler")
 ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
@@ -195,6 +196,7 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("FORA, modules", make_module_recipe("fora"), search=INTERVAL),
     policy("TaylorSeer, modules", make_module_recipe("taylorseer", first=1), search=INTERVAL),
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
+    policy("SmoothCache", {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}}),
     policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
     policy(
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL

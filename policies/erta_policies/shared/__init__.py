@@ -26,6 +26,13 @@ from erta_policies.shared._channel_affine import (
     spread_channels,
 )
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
+from erta_policies.shared._drift import (
+    blend,
+    measure_drift,
+    measure_norms,
+    measure_spread,
+    measure_spread_drift,
+)
 from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
@@ -57,6 +64,24 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._surrogate_profile import (
+    SurrogateProfiler,
+    SurrogateTable,
+    find_bucket,
+)
+from erta_policies.shared._surrogates import (
+    SURROGATES,
+    AffineResidual,
+    ChangeMoments,
+    LinearFit,
+    ResidualReuse,
+    RidgeResidual,
+    Surrogate,
+    SurrogateName,
+    check_ridge,
+    fit_ridge,
+    make_affine,
+)
 from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
@@ -66,10 +91,13 @@ __all__ = [
     "ROWS",
     "SAMPLES",
     "SELECT",
+    "SURROGATES",
     "Accumulator",
+    "AffineResidual",
     "BudgetLike",
     "BudgetedPlanner",
     "BudgetedRecipe",
+    "ChangeMoments",
     "ChangeProfiler",
     "ChangeRule",
     "ChannelAffine",
@@ -77,12 +105,15 @@ __all__ = [
     "FittedChangeRule",
     "FixedSchedule",
     "LineFit",
+    "LinearFit",
     "Mixing",
     "ModuleProfiler",
     "PairMoments",
     "PlanBudget",
     "PlanFamily",
     "ProfileSource",
+    "ResidualReuse",
+    "RidgeResidual",
     "RuleWrapper",
     "RunProfiler",
     "Seen",
@@ -90,20 +121,33 @@ __all__ = [
     "SpanGate",
     "SpanGates",
     "StepPlan",
+    "Surrogate",
+    "SurrogateName",
+    "SurrogateProfiler",
+    "SurrogateTable",
     "TokenScore",
     "apply_line",
+    "blend",
     "call_hook",
     "check_probe_depth",
+    "check_ridge",
+    "find_bucket",
     "find_channels",
     "find_cheapest_paths",
     "find_newest",
     "fit_line",
+    "fit_ridge",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
     "load_profile",
+    "make_affine",
     "make_change_kind",
     "mean_magnitude",
+    "measure_drift",
+    "measure_norms",
+    "measure_spread",
+    "measure_spread_drift",
     "order_branches",
     "plan_newest",
     "pool_squares",
