@@ -26,11 +26,13 @@ from erta_framework.testing import GaussianMixtureFlow
 pytest.importorskip("diffusers")
 pytest.importorskip("matplotlib")
 
-from erta_bench.comparison import Prepared, _bench, compare_policies
+from erta_bench.comparison import Prepared, _bench, compare_policies, list_peers
 from erta_bench.comparison._choice import list_missing_rows
 from erta_bench.comparison._contender import (
     BUDGET,
+    INTERVAL,
     SOLVED,
+    CalibratedBy,
     Contender,
     SearchRange,
     calibrate_with,
@@ -47,7 +49,7 @@ from erta_bench.comparison._rows import (
 from erta_bench.comparison._runner import count_work
 from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
-from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS
+from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS
 from erta_bench.comparison.page import make_heading, write_page
 from erta_bench.other_caches import RIVALS
 from erta_bench.setting import Setting
@@ -431,6 +433,33 @@ def test_rows_inside_the_network_run_or_say_why_not(
             assert row["work"] < 1.0, name
     for name in refused:
         assert "CapabilityError" in rows[name]["detail"]
+
+
+def fill_by_hand(contender: Contender) -> list[Any] | None:
+    """The policies of a row without profiles, at half of the work; None where it has some."""
+    found: list[Any] = []
+    fill(contender.policies, found.append)
+    if any(isinstance(one, CalibratedBy) for one in found):
+        return None
+    solved = 2 if contender.search is INTERVAL else 0.5
+    return build_policies(list(fill(contender.policies, {BUDGET: 25, SOLVED: solved}.__getitem__)))
+
+
+@pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)
+def test_rows_inside_the_network_are_listed_as_such(contender: Contender) -> None:
+    policies = fill_by_hand(contender)
+    if policies and Prepared(contender, 25, policies=tuple(policies)).works_inside:
+        assert contender.name in INSIDE_ROWS
+
+
+def test_both_benchmarks_find_every_row_inside_the_network() -> None:
+    peers = {contender.name for contender in list_peers()}
+    assert set(INSIDE_ROWS) <= peers
+    assert set(INSIDE_ROWS) <= {contender.name for contender in CONTENDERS}
+    assert set(ANCHORS) <= peers
+    (h2,) = (contender for contender in CONTENDERS if contender.name == "H2-Cache")
+    ((_, options),) = fill(h2.policies, lambda _: 0.3)[0].items()
+    assert options == {"tau1": 0.3, "tau2": 0.3}  # one number is solved for, for both
 
 
 def test_work_inside_the_network_is_counted_in_operations() -> None:

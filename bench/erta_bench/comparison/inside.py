@@ -20,7 +20,11 @@ MODULES = (
     "PreciseCache, flash",
 )
 """Published methods on places that follow from the network alone."""
-PLANS: tuple[str, ...] = ()
+PLANS = (
+    "Spectrum, block stack",
+    "FreqCa, block stack",
+    "SmoothCache",
+)
 """Published methods with plans, tokens, surrogates or schedules of their own for each place."""
 COMPOSED = ("CFG-Cache, no bands + DeepCache",)
 """Recombinations of them."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from erta_framework.budgets import StepSchedule, plan_export
-from erta_framework.budgets.formats import ScheduleDocument, ScheduleFormat, settle_steps
+from erta_framework.budgets.formats import (
+    ScheduleDocument,
+    ScheduleFormat,
+    as_mask,
+    settle_steps,
+)
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError
 from erta_framework.text import escape_line
+from erta_policies.schedule_formats._components import ComponentMasks
 
 KINDS = {
     "attn": "attention",
@@ -25,9 +31,10 @@ KINDS = {
 class Policies(ScheduleFormat):
     """What `policies:` of a configuration takes, so that our sampler runs the schedule.
 
-    Steps of the whole network are `skip_policy`. Components, such as `attn1` or `attn1-3` of one
-    block, are an `at` each. Ratios and paths stay those of `magcache` and `meancache`. Read is any
-    list of policies that plans one list of steps.
+    Steps of the whole network are `skip_policy`, components the schedule of `smoothcache`. Where a
+    component is that of one block, such as `attn1-3`, each is an `at`. Ratios and paths stay those
+    of `magcache` and `meancache`. Read is any list of policies that plans one list of steps, and a
+    `smoothcache` with a schedule.
     """
 
     title = "policies of ours, as a configuration lists them"
@@ -40,12 +47,19 @@ class Policies(ScheduleFormat):
             data = data["policies"]
         if not isinstance(data, list):
             raise InputError(f"{where} is no list of policies; write [{{NAME: {{...}}}}]")
+        policies = build_policies(data)
+        listed = find_components(data)
+        if listed is not None:
+            return ComponentMasks().parse(listed, where, num_steps, {})
         steps = settle_steps(None, num_steps, where, "the list of policies")
-        return ScheduleDocument.of(plan_export(build_policies(data), steps))
+        return ScheduleDocument.of(plan_export(policies, steps))
 
     def settings(self, document: ScheduleDocument, options: Mapping[str, Any]) -> Any:
         if "magcache" in document.own:
             return [{"magcache": dict(document.own["magcache"])}]
+        if document.named == "components" and not any("-" in name for name in document.schedules):
+            masks = {name: as_mask(each) for name, each in document.schedules.items()}
+            return [{"smoothcache": {"schedule": masks}}]
         if document.named == "components":
             return [
                 {"at": {"sites": find_sites(name), "when": as_policy(each)}}
@@ -56,6 +70,19 @@ class Policies(ScheduleFormat):
             spans = document.own["meancache"]["spans"]
             return [{"meancache": {"fresh": list(schedule.computed), "spans": list(spans)}}]
         return [as_policy(schedule)]
+
+
+def find_components(policies: Sequence[Any]) -> Mapping[str, Any] | None:
+    """The schedule of a `smoothcache` that stands alone, by component; None for anything else.
+
+    Example:
+        >>> find_components([{"smoothcache": {"schedule": {"attn": [1, 0]}}}])
+        {'attn': [1, 0]}
+    """
+    match policies:
+        case [{"smoothcache": {"schedule": Mapping() as listed}}]:
+            return listed
+    return None
 
 
 def as_policy(schedule: StepSchedule) -> dict[str, Any]:

@@ -169,6 +169,14 @@ def test_past_the_end_of_its_list_a_component_runs() -> None:
 
 
 def test_components_run_as_policies() -> None:
+    lists = {"attn1": [1, 0, 1], "ff": [1, 1, 0]}
+    document = parse("smoothcache", lists)
+    (policy,) = build_policies(load_format("policies").settings(document, {}))
+    assert {name: list(mask) for name, mask in policy.schedule.items()} == lists  # type: ignore[attr-defined]
+    assert again("policies", document).schedules == document.schedules
+
+
+def test_components_of_one_block_run_as_policies_each() -> None:
     document = parse("smoothcache", {"attn1-3": [1, 0, 1], "ff": [1, 1, 0]})
     written = load_format("policies").settings(document, {})
     sites = [each["at"]["sites"] for each in written]
@@ -205,7 +213,7 @@ def test_what_a_format_cannot_say_is_refused() -> None:
     with pytest.raises(InputError, match=r"attn1 computes \[0, 2\], ff computes \[0, 1\]"):
         write_schedule(two, "steps")
     with pytest.raises(InputError, match="norm1"):
-        write_schedule(parse("smoothcache", {"norm1": [1]}), "policies")
+        write_schedule(parse("smoothcache", {"norm1-2": [1]}), "policies")
     with pytest.raises(InputError, match="measured and not converted"):
         write_schedule(two, "magcache-profile")
 
@@ -217,11 +225,8 @@ def test_a_plan_of_ours_goes_there_and_back(form: str) -> None:
     options = {"components": ["attn1"]} if form == "smoothcache" else {}
     written = load_format(form).settings(document, options)
     ours = load_format("policies").settings(parse(form, written, 8), {})
-    (policy,) = build_policies(ours)
-    if form != "smoothcache":
-        assert parse("policies", ours, 8).as_one("").computed == (0, 1, 4, 7)
-    else:
-        assert policy.when.plan(8).computed == (0, 1, 4, 7)  # type: ignore[attr-defined]
+    assert len(build_policies(ours)) == 1
+    assert parse("policies", ours, 8).as_one("").computed == (0, 1, 4, 7)
 
 
 def test_policies_that_decide_while_sampling_are_no_schedule() -> None:
