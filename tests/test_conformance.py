@@ -41,7 +41,7 @@ CodebookProfiler = OURS["codebook_profiler"]
 PromptProfiler = OURS["prompt_profiler"]
 FittedProfiler = OURS["fitted_profiler"]
 PARTS = Select(kind=("attention", "mlp"))
-STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3))
+STATES = toy_profile(OURS["febcache_profiler"](budget={"work": 6.0}, rounds=3))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -70,7 +70,7 @@ FLASH = OURS["precisecache"](
     variant="flash", skip_ratio=0.5, length=2, steps=OURS["lfcache"](alpha=0.7, per_sample=False)
 )
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
-TRYING = OURS["febcache_profiler"](work=0.6, metric="l2")
+TRYING = OURS["febcache_profiler"](budget={"work": 6.0}, metric="l2")
 NO_GATES = {
     name: "it tries other plans, and this check offers no trials through gates"
     for name in ("check_reuse_at_equal_input_is_equal", "check_branches_are_isolated")
