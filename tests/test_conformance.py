@@ -50,7 +50,7 @@ RESIDUALS = OURS["at"](
     sites=Select(kind=("block",)), when=OURS["refresh_interval"](interval=3), of="residual"
 )
 FORECASTS = TaylorSeer(interval=3, level="modules", sites=PARTS)
-STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3))
+STATES = toy_profile(OURS["febcache_profiler"](budget={"work": 6.0}, rounds=3))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -91,7 +91,7 @@ FAST_TOKENS = OURS["fastcache"](threshold=0.2, per_sample=False, motion=0.2)
 STACK = OURS["spectrum"](level="blocks", first=2)
 SHRUNK = {"check_reuse_at_equal_input_is_equal": "the ridge pulls a constant towards 0"}
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
-TRYING = OURS["febcache_profiler"](work=0.6, metric="l2")
+TRYING = OURS["febcache_profiler"](budget={"work": 6.0}, metric="l2")
 NO_GATES = {
     name: "it tries other plans, and this check offers no trials through gates"
     for name in ("check_reuse_at_equal_input_is_equal", "check_branches_are_isolated")

@@ -25,6 +25,15 @@ BESIDE = (*WHOLE, *MODULES, *COMPOSED)
 """Rows inside the network, and whole outputs beside them."""
 WITH_PLANS = (*ANCHORS, *PLANS)
 """Rows with plans, tokens, surrogates and schedules of places, and some of the others."""
+STUDIES = ("noise-length", "noise-scale", "module-tables")
+
+
+def command_study(name: str, model: str) -> tuple[str, str]:
+    """The file of a study on a model, and the command that measures it."""
+    file = f"study_{name}_{model}".replace("-", "_")
+    return file, f"erta bench study {name} --model {model} --samples 8"
+
+
 COMMANDS = {
     "accuracy": "python -m erta_bench.shapes_wan.check",
     "accuracy_image": "python -m erta_bench.shapes_image.check",
@@ -50,6 +59,11 @@ COMMANDS = {
     "--calibration 4 --batch-size 12",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
+    **dict(
+        command_study(name, model)
+        for name in STUDIES
+        for model in ("shapes-unet", "shapes-wan", "shapes-flux")
+    ),
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 
