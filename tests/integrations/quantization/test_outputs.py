@@ -9,56 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torchao.quantization import (
-    Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig,
-    Int8WeightOnlyConfig,
-    PerAxis,
-    quantize_,
-)
+from torchao.quantization import quantize_
 
+from erta_bench.studies import LAYERS, draw_inputs, measure_layer
 from erta_framework import Profile
 from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
 from erta_policies.cachequant import calibrate_outputs, correct_outputs, keep_weights
 
-
-def activations_in_8_bits(weights: torch.dtype) -> Any:
-    return Int8DynamicActivationIntxWeightConfig(
-        weight_dtype=weights, weight_granularity=PerAxis(0)
-    )
-
-
-LAYERS: dict[str, Any] = {
-    "int8 weights": Int8WeightOnlyConfig(version=2),
-    "W8A8": Int8DynamicActivationInt8WeightConfig(version=2),
-    "W4A8": activations_in_8_bits(torch.int4),
-    "W3A8": activations_in_8_bits(torch.int3),
-}
-
-
-class Inputs:
-    """Inputs of a layer: with channel means and a few channels that stand out, or with neither."""
-
-    def __init__(self, shifted: bool, width: int = 64) -> None:
-        draw = torch.Generator().manual_seed(0)
-        self.mean = torch.randn(width, generator=draw) if shifted else torch.zeros(width)
-        self.scale = torch.ones(width)
-        if shifted:
-            self.scale[:: width // 4] = 8.0
-
-    def draw(self, seed: int, rows: int = 512) -> Tensor:
-        draw = torch.Generator().manual_seed(seed)
-        noise = torch.randn(rows, len(self.mean), generator=draw)
-        return self.mean * self.scale + noise * self.scale
+FOUR_BITS, THREE_BITS = LAYERS["W4A8"](), LAYERS["W3A8"]()
 
 
 def make_layer(bias: bool = True) -> nn.Sequential:
-    draw = torch.Generator().manual_seed(4)
-    layer = nn.Linear(64, 48, bias=bias).eval()
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw) / 8)
-    return nn.Sequential(layer)
+    return nn.Sequential(nn.Linear(64, 48, bias=bias)).eval()
 
 
 def calibrate(layer: nn.Sequential, config: Any, x: Tensor) -> tuple[nn.Sequential, Profile]:
@@ -69,24 +31,10 @@ def calibrate(layer: nn.Sequential, config: Any, x: Tensor) -> tuple[nn.Sequenti
     return quantised, calibrate_outputs(quantised, kept, lambda: quantised(x), samples=len(x))
 
 
-def measure_error(name: str, shifted: bool, bias: bool = True) -> tuple[float, float]:
-    """Relative error of a layer on held-out inputs, without and with its correction."""
-    layer, inputs = make_layer(bias), Inputs(shifted)
-    quantised, profile = calibrate(layer, LAYERS[name], inputs.draw(1))
-    x = inputs.draw(2)
-    with torch.no_grad():
-        expected, before = layer(x), quantised(x)
-        with correct_outputs(quantised, profile):
-            after = quantised(x)
-        assert torch.equal(quantised(x), before)
-    size = expected.norm()
-    return float((before - expected).norm() / size), float((after - expected).norm() / size)
-
-
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("name", ["W4A8", "W3A8"])
 def test_few_bits_and_inputs_with_means_are_worth_correcting(name: str, bias: bool) -> None:
-    before, after = measure_error(name, shifted=True, bias=bias)
+    before, after = measure_layer(LAYERS[name], shifted=True, bias=bias)
     assert before > 0.05
     assert after < 0.75 * before
 
@@ -94,36 +42,35 @@ def test_few_bits_and_inputs_with_means_are_worth_correcting(name: str, bias: bo
 @pytest.mark.parametrize("name", ["int8 weights", "W8A8"])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_at_8_bits_there_is_next_to_nothing_to_correct(name: str, shifted: bool) -> None:
-    before, after = measure_error(name, shifted)
+    before, after = measure_layer(LAYERS[name], shifted)
     assert before < 0.05
     assert -1e-4 < before - after < 0.005
 
 
 @pytest.mark.parametrize("name", ["W4A8", "W3A8"])
 def test_without_means_there_is_next_to_nothing_to_correct(name: str) -> None:
-    before, after = measure_error(name, shifted=False)
+    before, after = measure_layer(LAYERS[name], shifted=False)
     assert 0.95 * before < after < 1.01 * before
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_line_is_fitted_without_the_bias(bias: bool) -> None:
     """A larger bias must not change what is corrected."""
-    layer, x = make_layer(bias=True), Inputs(shifted=True).draw(1)
+    layer, x = make_layer(bias=True), draw_inputs(1)
     shifted = copy.deepcopy(layer)
     if bias:
         with torch.no_grad():
             shifted[0].bias += 100.0
-    (one, first), (other, second) = (calibrate(m, LAYERS["W4A8"], x) for m in (layer, shifted))
+    (one, first), (other, second) = (calibrate(m, FOUR_BITS, x) for m in (layer, shifted))
     with torch.no_grad(), correct_outputs(one, first), correct_outputs(other, second):
         moved = 100.0 if bias else 0.0
         torch.testing.assert_close(one(x) + moved, other(x), rtol=0, atol=1e-3)
 
 
 def test_profiles_of_two_runs_merge() -> None:
-    layer, inputs = make_layer(), Inputs(shifted=True)
-    x = inputs.draw(1)
-    _, whole = calibrate(layer, LAYERS["W4A8"], x)
-    halves = [calibrate(layer, LAYERS["W4A8"], part)[1] for part in x.chunk(2)]
+    layer, x = make_layer(), draw_inputs(1)
+    _, whole = calibrate(layer, FOUR_BITS, x)
+    halves = [calibrate(layer, FOUR_BITS, part)[1] for part in x.chunk(2)]
     merged = Profile.merge(halves)
     assert merged.samples == whole.samples
     for name, value in whole.statistics.items():
@@ -131,8 +78,8 @@ def test_profiles_of_two_runs_merge() -> None:
 
 
 def test_corrections_are_on_until_removed_and_change_no_class() -> None:
-    layer, x = make_layer(), Inputs(shifted=True).draw(1)
-    quantised, profile = calibrate(layer, LAYERS["W4A8"], x)
+    layer, x = make_layer(), draw_inputs(1)
+    quantised, profile = calibrate(layer, FOUR_BITS, x)
     before = quantised(x)
     forward = nn.Linear.forward
     corrections = correct_outputs(quantised, profile)
@@ -149,12 +96,12 @@ def test_corrections_are_on_until_removed_and_change_no_class() -> None:
 
 def quantised_layer() -> nn.Sequential:
     layer = make_layer()
-    quantize_(layer, LAYERS["W4A8"])
+    quantize_(layer, FOUR_BITS)
     return layer
 
 
 def correct_twice() -> None:
-    quantised, profile = calibrate(make_layer(), LAYERS["W4A8"], torch.ones(4, 64))
+    quantised, profile = calibrate(make_layer(), FOUR_BITS, torch.ones(4, 64))
     with correct_outputs(quantised, profile):
         correct_outputs(quantised, profile)
 
@@ -162,20 +109,20 @@ def correct_twice() -> None:
 def calibrate_corrected() -> None:
     layer = make_layer()
     kept = keep_weights(layer, ".*")
-    quantised, profile = calibrate(layer, LAYERS["W4A8"], torch.ones(4, 64))
+    quantised, profile = calibrate(layer, FOUR_BITS, torch.ones(4, 64))
     with correct_outputs(quantised, profile):
         calibrate_outputs(quantised, kept, lambda: quantised(torch.ones(4, 64)))
 
 
 def correct_other_bits() -> None:
-    _, profile = calibrate(make_layer(), LAYERS["W3A8"], torch.ones(4, 64))
+    _, profile = calibrate(make_layer(), THREE_BITS, torch.ones(4, 64))
     correct_outputs(quantised_layer(), profile)
 
 
 def calibrate_idle() -> None:
     layer = make_layer()
     kept = keep_weights(layer, ".*")
-    quantize_(layer, LAYERS["W4A8"])
+    quantize_(layer, FOUR_BITS)
     calibrate_outputs(layer, kept, lambda: None)
 
 

@@ -24,7 +24,12 @@ STEPS = 6
 NAMES = ("sd", "wan-euler", "flux")
 SPAN = Select(kind=("block",), depth="1:", span=True, by_list=True)
 SITES: dict[str, Select | Cut] = {"sd": Cut(), "wan-euler": SPAN, "flux": SPAN}
-PAIRS = [(name, config) for name in NAMES for config in CONFIGS]
+PAIRS = [
+    *(("sd", config) for config in CONFIGS),
+    ("wan-euler", "int8 dynamic"),
+    ("wan-euler", "4-bit weights"),
+    ("flux", "int8 dynamic"),
+]
 
 
 def sample(pipe: Any, name: str, policies: Sequence[Policy] = ()) -> tuple[Tensor, Any]:
