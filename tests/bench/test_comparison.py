@@ -49,7 +49,7 @@ from erta_bench.comparison._rows import (
 from erta_bench.comparison._runner import count_work
 from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
-from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS
+from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS, VARIANTS
 from erta_bench.comparison.page import make_heading, write_page
 from erta_bench.other_caches import RIVALS
 from erta_bench.setting import Setting
@@ -398,6 +398,7 @@ def test_image_models_run_in_their_own_pipelines(load_image: Callable[[], Any]) 
 
 
 INSIDE_ROWS = (*MODULES, *PLANS, *COMPOSED)
+
 UNET_ALONE = {"DeepCache", "DeepCache, branch 1", "CFG-Cache, no bands + DeepCache"}
 NEEDS_GRID = {"CFG-Cache", "FasterCache", "PreciseCache, flash"}
 """What looks at height and width, which the tokens of FLUX do not have."""
@@ -449,13 +450,13 @@ def fill_by_hand(contender: Contender) -> list[Any] | None:
 def test_rows_inside_the_network_are_listed_as_such(contender: Contender) -> None:
     policies = fill_by_hand(contender)
     if policies and Prepared(contender, 25, policies=tuple(policies)).works_inside:
-        assert contender.name in INSIDE_ROWS
+        assert contender.name in (*INSIDE_ROWS, *VARIANTS)
 
 
 def test_both_benchmarks_find_every_row_inside_the_network() -> None:
     peers = {contender.name for contender in list_peers()}
     assert set(INSIDE_ROWS) <= peers
-    assert set(INSIDE_ROWS) <= {contender.name for contender in CONTENDERS}
+    assert {*INSIDE_ROWS, *VARIANTS} <= {contender.name for contender in CONTENDERS}
     assert set(ANCHORS) <= peers
     (h2,) = (contender for contender in CONTENDERS if contender.name == "H2-Cache")
     ((_, options),) = fill(h2.policies, lambda _: 0.3)[0].items()

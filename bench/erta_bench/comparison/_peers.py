@@ -38,6 +38,8 @@ AS_PUBLISHED = (
     "MagCache",
     "TaylorSeer, whole output",
     "HiCache, whole output",
+    "Spectrum, whole output",
+    "FreqCa, whole output",
     "FORA, whole output",
     "FBCache",
     "DiCache",

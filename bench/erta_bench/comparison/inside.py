@@ -24,8 +24,13 @@ PLANS = (
     "Spectrum, block stack",
     "FreqCa, block stack",
     "SmoothCache",
+    "FEB-Cache",
+    "CacheQuant, cut",
+    "CacheQuant, blocks",
 )
 """Published methods with plans, tokens, surrogates or schedules of their own for each place."""
+VARIANTS = ("FEB-Cache, noise as it is",)
+"""Other settings of them, which have studies of their own; only `erta bench policies` has these."""
 COMPOSED = ("CFG-Cache, no bands + DeepCache",)
 """Recombinations of them."""
 WHOLE = (
