@@ -63,6 +63,7 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
+    "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
 }

@@ -28,6 +28,7 @@ from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.scale import render_scale, render_simulation
 from tables.support import render_checks, render_pipelines, render_schedulers
+from tables.surrogates import describe_surrogates, render_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,8 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
+    "findings:surrogates": make_section(describe_surrogates, "study_surrogates_shapes-flux"),
+    "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

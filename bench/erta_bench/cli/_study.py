@@ -26,8 +26,10 @@ def study_command(
     """One question asked of a small trained model, such as which plan is best at equal work.
 
     `plans`: plans of full steps with long gaps first, last or spread evenly, with and without
-    refreshed tokens. PSNR compares with the full run from the same noise. Held-out prompts, and
-    prompts and noise of calibration, are apart.
+    refreshed tokens. `surrogates`: what stands in for a block, at the same decisions.
+
+    PSNR compares with the full run from the same noise. Held-out prompts, and prompts and noise of
+    calibration, are apart.
     """
     from erta_bench.studies import STUDIES, run_study
 
