@@ -64,6 +64,7 @@ COMMANDS = {
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
     "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",
+    "study_surrogates_shapes-wan": "erta bench study surrogates --model shapes-wan",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
 }

@@ -84,8 +84,11 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
-    "findings:surrogates": make_section(describe_surrogates, "study_surrogates_shapes-flux"),
+    "findings:surrogates": make_section(
+        describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
+    ),
     "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
+    "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),
