@@ -34,6 +34,7 @@ from tables.studies import (
     render_study,
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
+from tables.surrogates import describe_surrogates, render_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,10 @@ SECTIONS: dict[str, Section] = {
     "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
     "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes-wan"),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
+    "findings:surrogates": make_section(
+        describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
+    "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
+    "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

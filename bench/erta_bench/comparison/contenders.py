@@ -38,6 +38,7 @@ MEAN = calibrate_with("meancache_profiler")
 TEA = calibrate_with("teacache_profiler", signal="timestep_embedding")
 TEA_INPUT = calibrate_with("teacache_profiler", signal="modulated_input")
 TEA_PROMPT = calibrate_with("regression_profiler")
+BLOCK_SUMS = calibrate_with("surrogate_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
@@ -113,6 +114,11 @@ HALF_GUIDANCE: Spec = {"cfg_cache": {"bands": False}}
 def make_h2cache(**options: object) -> Spec:
     """H2-Cache with one threshold for both stages, since one number can be solved for."""
     return {"h2cache": {"tau1": SOLVED, "tau2": SOLVED, **options}}
+
+
+def make_fastcache(**options: object) -> Spec:
+    """FastCache with its threshold solved for."""
+    return {"fastcache": {"threshold": SOLVED, **options}}
 
 
 CONTENDERS: tuple[Contender, ...] = (
@@ -240,6 +246,17 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("H2-Cache", make_h2cache(), search=THRESHOLD),
     policy("H2-Cache, split after 3", make_h2cache(split=3), search=THRESHOLD),
     policy("first-block gate", {"first_block_gate": {"threshold": SOLVED}}, search=THRESHOLD),
+    policy("FastCache", make_fastcache(), search=THRESHOLD),
+    policy(
+        "FastCache, affine",
+        make_fastcache(surrogate="affine", profile=BLOCK_SUMS),
+        search=THRESHOLD,
+    ),
+    policy(
+        "FastCache, ridge",
+        make_fastcache(surrogate="ridge", profile=BLOCK_SUMS),
+        search=THRESHOLD,
+    ),
     policy("BlockCache", {"blockcache": {"skip_ratio": SOLVED}}, search=PART),
     policy(
         "PreciseCache, flash", {"precisecache": {"variant": "flash", "alpha": SOLVED}}, search=PART
@@ -354,6 +371,8 @@ UNLISTED: Mapping[str, str] = {
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
     "growing_window": "the schedule of spectrum, which has rows",
+    "drift_gate": "the gate of fastcache, which has rows",
+    "token_split": "the tokens of fastcache, which has rows, and nothing reused in whole blocks",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",

@@ -125,7 +125,14 @@ class DriftGate(Policy):
                 "give per_sample=False and surrogate='residual' with it"
             )
         check_ridge(self.ridge, self.rank)
-        _ = self.table, self.tests  # read and checked at once
+        self._make_test(SurrogateTable(None, "residual", self.ridge, self.rank))
+        needed = self.surrogate != "residual" or self.test == "calibrated"
+        if needed is (self.profile is None):
+            raise PolicyError(
+                f"DriftGate got profile={self.profile!r} with surrogate={self.surrogate!r} and "
+                f"test={self.test!r}; affine, ridge and calibrated need one from "
+                "`erta calibrate` or Sampler.calibrate, the others use none"
+            )
 
     @property
     def selects(self) -> Sequence[Select]:
@@ -135,26 +142,24 @@ class DriftGate(Policy):
     @cached_property
     def table(self) -> SurrogateTable:
         """The surrogates, and the profile that they are fitted to."""
-        needed = self.surrogate != "residual" or self.test == "calibrated"
-        if self.profile is not None and not needed:
-            raise PolicyError(
-                "DriftGate got a profile, and surrogate='residual' with another test than "
-                "'calibrated' uses none; leave it out, or give surrogate='ridge'"
-            )
         kinds = (SurrogateProfiler.kind,)
-        profile = load_profile(self, self.profile, kinds) if needed else None
+        profile = None if self.profile is None else load_profile(self, self.profile, kinds)
         return SurrogateTable(profile, self.surrogate, self.ridge, self.rank)
 
     @cached_property
     def tests(self) -> Test:
-        """The test that decides.
+        """The test that decides."""
+        return self._make_test(self.table)
+
+    def _make_test(self, table: SurrogateTable) -> Test:
+        """The test that is asked for.
 
         Raises:
-            PolicyError: There is no such test.
+            PolicyError: There is no such test, or a setting of it is out of range.
         """
         known: dict[str, Test] = {
             "threshold": ThresholdTest(self.threshold),
-            "calibrated": CalibratedTest(self.table, self.level, self.quantile, self.freedom),
+            "calibrated": CalibratedTest(table, self.level, self.quantile, self.freedom),
             "adaptive": AdaptiveTest(self.betas, self.floor, self.spread),
         }
         if self.test not in known:

@@ -291,10 +291,10 @@ def test_the_profile_must_be_of_this_run_and_of_these_blocks():
         ({"group": 2}, "per_sample=False"),
         ({"group": 2, "per_sample": False, "surrogate": "ridge", "profile": PROFILE}, "group of 2"),
         ({"surrogate": "spline"}, "residual, affine, ridge"),
-        ({"surrogate": "ridge"}, "needs profile"),
-        ({"test": "calibrated"}, "needs profile"),
+        ({"surrogate": "ridge"}, "affine, ridge and calibrated need one"),
+        ({"test": "calibrated"}, "affine, ridge and calibrated need one"),
         ({"test": "chi2"}, "threshold, calibrated, adaptive"),
-        ({"profile": PROFILE}, "uses none"),
+        ({"profile": PROFILE}, "the others use none"),
         ({"ridge": -1.0}, "ridge is -1"),
         ({"rank": 0}, "rank is 0"),
         ({"level": 1.0}, "level=1"),
@@ -340,3 +340,38 @@ def test_a_configuration_makes_it(tmp_path):
         [{"drift_gate": {"blocks": {"kind": ["block"], "depth": "1:"}, "threshold": 0.2}}]
     )
     assert repr(gate) == repr(DriftGate(blocks=Select(kind=("block",), depth="1:"), threshold=0.2))
+
+
+# -------------------------------------------------------------------------------- ranks
+class OtherRank(Policy):
+    """Stands in for a second rank, which has seen its inputs move as a function says."""
+
+    traits = Traits(collective=True)
+    moved: object
+
+    def agree(self, value, where):
+        return torch.maximum(value.double(), self.moved(value).double())
+
+    @hookimpl
+    def pre_step(self):
+        """Nothing."""
+
+
+@pytest.mark.parametrize("per_sample", [True, False])
+def test_ranks_reuse_what_all_of_them_would(per_sample):
+    policy = DriftGate(threshold=9.0, per_sample=per_sample)
+    still = run(OtherRank(moved=torch.zeros_like), policy)
+    assert torch.equal(still.sample, run(policy).sample)
+    moving = run(OtherRank(moved=lambda value: torch.full_like(value, 1.1)), policy)
+    assert torch.equal(moving.sample, PLAIN.sample)
+    lost = run(OtherRank(moved=lambda value: torch.full_like(value, torch.nan)), policy)
+    assert torch.equal(lost.sample, PLAIN.sample)
+
+
+def test_ranks_agree_on_each_sample():
+    """Where the other rank needs the second sample alone, the first one is replaced."""
+    network, sizes = BlockFlow(depth=DEPTH), []
+    network.blocks[0].attn.register_forward_pre_hook(lambda m, args: sizes.append(len(args[0])))
+    other = OtherRank(moved=lambda value: torch.tensor([0.0, 2.0]))
+    run(other, DriftGate(threshold=9.0, most=99), network=network)
+    assert sizes == [2] + [1] * (STEPS - 2) + [2]
