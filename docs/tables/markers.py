@@ -27,7 +27,7 @@ from tables.pipeline import render_pipeline
 from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
-from tables.quantised import render_layers, render_quantised
+from tables.quantised import render_layers
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
     NOISE_LENGTH,
@@ -102,11 +102,10 @@ SECTIONS: dict[str, Section] = {
     "study:noiselength": make_section(
         partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
     ),
-    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
-    "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes-wan"),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
+    ),
     "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
     "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
     "table:scale": make_section(render_scale, "scale"),
