@@ -39,17 +39,17 @@ def render_factors(*records: Record) -> str:
 
 
 def name_model(record: Record) -> str:
-    """The model of a record."""
-    return str(record["settings"]["model"])
+    """The model of a record, and how many samples stand behind its numbers."""
+    shared = record["settings"]
+    return f"{shared['model']}, {shared['samples']} samples"
 
 
 def describe_samples(records: Iterable[Record]) -> str:
-    """What stands behind the numbers."""
-    shared = next(iter(records))["settings"]
+    """What the numbers are of."""
+    steps = next(iter(records))["settings"]["steps"]
     return (
-        f"{shared['samples']} held-out samples of {shared['steps']} steps from one seed set, "
-        "through the own loop. PSNR in dB against the full run from the same noise, mean and "
-        "standard deviation."
+        f"Held-out samples of {steps} steps from one seed set, through the own loop. PSNR in dB "
+        "against the full run from the same noise, mean and standard deviation."
     )
 
 
