@@ -79,6 +79,8 @@ FLASH = OURS["precisecache"](
 )
 STACK = OURS["spectrum"](level="blocks", first=2)
 SHRUNK = {"check_reuse_at_equal_input_is_equal": "the ridge pulls a constant towards 0"}
+CLUSTERS = OURS["clusca"](sites=PARTS, interval=3, clusters=4, ratio=0.4)
+MIXED = {"check_reuse_at_equal_input_is_equal": "a token is mixed with another of its cluster"}
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 
 POLICIES: list[Policy] = [
@@ -186,6 +188,11 @@ POLICIES: list[Policy] = [
     OURS["freqca"](interval=3, transform="dct", order=1, cutoff=0.3),
     OURS["freqca"](level="blocks", interval=3, first=2),
     OURS["band_forecast"](),
+    CLUSTERS,
+    OURS["clusca"](sites=PARTS, interval=2, ratio=0.0),
+    OURS["cluster_refresh"](
+        of=OURS["at"](sites=PARTS, when=OURS["refresh_interval"](interval=3)), ratio=0.0
+    ),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
@@ -242,7 +249,9 @@ POLICIES: list[Policy] = [
 
 
 def expected_failed_checks(policy):
-    return WHOLE if policy in (H2, GATE, FLASH) else SHRUNK if policy is STACK else {}
+    if policy in (H2, GATE, FLASH):
+        return WHOLE
+    return SHRUNK if policy is STACK else MIXED if policy is CLUSTERS else {}
 
 
 @parametrize_with_checks(POLICIES, expected_failed_checks=expected_failed_checks)

@@ -41,7 +41,8 @@ TEA_PROMPT = calibrate_with("regression_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
-SMOOTH = calibrate_with("smoothcache_profiler")
+# published for 3 steps, which cannot reach a third of the work
+SMOOTH = calibrate_with("smoothcache_profiler", lookback=8)
 ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
@@ -204,7 +205,11 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
     policy("Spectrum, block stack", {"spectrum": {"level": "blocks", "budget": {"work": BUDGET}}}),
     policy("FreqCa, block stack", {"freqca": {"level": "blocks", "budget": {"work": BUDGET}}}),
-    policy("SmoothCache", {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}}),
+    policy("ClusCa", {"clusca": {"interval": SOLVED}}, search=INTERVAL),
+    policy(
+        "SmoothCache, up to 8 steps",
+        {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}},
+    ),
     policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
     policy(
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
@@ -335,6 +340,7 @@ UNLISTED: Mapping[str, str] = {
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
     "growing_window": "the schedule of spectrum, which has rows",
+    "cluster_refresh": "the part of clusca, which has a row",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",
