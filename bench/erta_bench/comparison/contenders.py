@@ -44,6 +44,10 @@ SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
 # published for 3 steps, which cannot reach a third of the work
 SMOOTH = calibrate_with("smoothcache_profiler", lookback=8)
 ALL_TIMES = (-1, 1001)
+# all blocks but the first and the last
+SPAN = {"kind": ["block"], "depth": "1:-1", "span": True, "by_list": True}
+FEATURES = calibrate_with("feature_profiler", interval=12)
+SPANS = calibrate_with("feature_profiler", sites=SPAN, interval=12)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
 EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
@@ -214,6 +218,16 @@ CONTENDERS: tuple[Contender, ...] = (
     policy(
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
     ),
+    policy(
+        "CacheQuant, cut",
+        {"cachequant": {"profile": FEATURES, "interval": SOLVED}},
+        search=INTERVAL,
+    ),
+    policy(
+        "CacheQuant, blocks",
+        {"cachequant": {"profile": SPANS, "sites": SPAN, "interval": SOLVED}},
+        search=INTERVAL,
+    ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
     policy(
@@ -336,6 +350,7 @@ CONTENDERS: tuple[Contender, ...] = (
 
 UNLISTED: Mapping[str, str] = {
     "at": "the places and times of a recipe with level modules, which has rows",
+    "grouped_steps": "the schedule of cachequant, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
