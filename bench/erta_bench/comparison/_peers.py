@@ -39,6 +39,7 @@ AS_PUBLISHED = (
     "TaylorSeer, whole output",
     "HiCache, whole output",
     "Spectrum, whole output",
+    "Spectrum, whole output, free mean",
     "FreqCa, whole output",
     "FORA, whole output",
     "FBCache",

@@ -42,8 +42,9 @@ BLOCK_SUMS = calibrate_with("surrogate_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
-SMOOTH = calibrate_with("smoothcache_profiler")
 TABLE = calibrate_with("febcache_profiler", budget={"work": BUDGET})
+# published for 3 steps, which cannot reach a third of the work
+SMOOTH = calibrate_with("smoothcache_profiler", lookback=8)
 ALL_TIMES = (-1, 1001)
 # all blocks but the first and the last
 SPAN = {"kind": ["block"], "depth": "1:-1", "span": True, "by_list": True}
@@ -215,7 +216,11 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
     policy("Spectrum, block stack", {"spectrum": {"level": "blocks", "budget": {"work": BUDGET}}}),
     policy("FreqCa, block stack", {"freqca": {"level": "blocks", "budget": {"work": BUDGET}}}),
-    policy("SmoothCache", {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}}),
+    policy("ClusCa", {"clusca": {"interval": SOLVED}}, search=INTERVAL),
+    policy(
+        "SmoothCache, up to 8 steps",
+        {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}},
+    ),
     policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
     policy(
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
@@ -373,6 +378,7 @@ UNLISTED: Mapping[str, str] = {
     "growing_window": "the schedule of spectrum, which has rows",
     "drift_gate": "the gate of fastcache, which has rows",
     "token_split": "the tokens of fastcache, which has rows, and nothing reused in whole blocks",
+    "cluster_refresh": "the part of clusca, which has a row",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",

@@ -23,13 +23,20 @@ MODULES = (
 PLANS = (
     "Spectrum, block stack",
     "FreqCa, block stack",
-    "SmoothCache",
+    "ClusCa",
+    "SmoothCache, up to 8 steps",
     "FEB-Cache",
+    "FastCache",
     "CacheQuant, cut",
     "CacheQuant, blocks",
 )
 """Published methods with plans, tokens, surrogates or schedules of their own for each place."""
-VARIANTS = ("FEB-Cache, noise as it is",)
+VARIANTS = (
+    "SmoothCache",
+    "FEB-Cache, noise as it is",
+    "FastCache, affine",
+    "FastCache, ridge",
+)
 """Other settings of them, which have studies of their own; only `erta bench policies` has these."""
 COMPOSED = ("CFG-Cache, no bands + DeepCache",)
 """Recombinations of them."""
