@@ -32,7 +32,6 @@ PLANS = (
 )
 """Published methods with plans, tokens, surrogates or schedules of their own for each place."""
 VARIANTS = (
-    "SmoothCache",
     "FEB-Cache, noise as it is",
     "FastCache, affine",
     "FastCache, ridge",
