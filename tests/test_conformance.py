@@ -46,6 +46,7 @@ RESIDUALS = OURS["at"](
 )
 FORECASTS = TaylorSeer(interval=3, level="modules", sites=PARTS)
 STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3))
+STATES = toy_profile(OURS["febcache_profiler"](budget={"work": 6.0}, rounds=3))
 EASY = EasyCache(threshold=0.5, warmup=2)
 
 PROFILE = toy_profile(ResidualProfiler())
@@ -76,7 +77,7 @@ FLASH = OURS["precisecache"](
 SPECA = OURS["speca"]()
 RESTING = OURS["l2c_profiler"]()
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
-TRYING = OURS["febcache_profiler"](work=0.6, metric="l2")
+TRYING = OURS["febcache_profiler"](budget={"work": 6.0}, metric="l2")
 NO_GATES = {
     name: "it tries other plans, and this check offers no trials through gates"
     for name in ("check_reuse_at_equal_input_is_equal", "check_branches_are_isolated")

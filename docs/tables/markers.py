@@ -27,6 +27,10 @@ from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.scale import render_scale, render_simulation
+from tables.studies import (
+    NOISE_LENGTH,
+    render_study,
+)
 from tables.support import render_checks, render_pipelines, render_schedulers
 
 
@@ -83,6 +87,9 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
+    "study:noiselength": make_section(
+        partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
+    ),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

@@ -41,6 +41,7 @@ TEA_PROMPT = calibrate_with("regression_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
+TABLE = calibrate_with("febcache_profiler", budget={"work": BUDGET})
 ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
@@ -200,6 +201,8 @@ CONTENDERS: tuple[Contender, ...] = (
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
     ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy("FEB-Cache", {"febcache": {"profile": TABLE}}),
+    policy("FEB-Cache, noise as it is", {"febcache": {"profile": TABLE, "noise": None}}),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
     policy(
         "CFG-Cache, no bands", {"cfg_cache": {"period": SOLVED, "bands": False}}, search=INTERVAL
@@ -321,6 +324,7 @@ CONTENDERS: tuple[Contender, ...] = (
 
 UNLISTED: Mapping[str, str] = {
     "at": "the places and times of a recipe with level modules, which has rows",
+    "module_table": "the table of febcache, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",

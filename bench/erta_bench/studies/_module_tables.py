@@ -12,7 +12,7 @@ from erta_policies.febcache import FEBCacheProfiler, ModuleTable, State, StateTa
 from erta_policies.noise_scale import NoiseScale
 from erta_policies.shared import StepPlan
 
-WORKS: Final = (0.7, 0.5)
+WORKS: Final = (0.7,)
 STATES: Final[tuple[State, ...]] = ("N", "B", "A", "M")
 
 
@@ -26,7 +26,9 @@ def study_tables(run: StudyRun) -> Sequence[Row]:
 
     for work in WORKS:
         for metric in ("norm", "l2"):
-            profile = run.calibrate(FEBCacheProfiler(work=work, metric=metric, rounds=6))
+            profile = run.calibrate(
+                FEBCacheProfiler(budget={"speedup": 1 / work}, metric=metric, rounds=5)
+            )
             measure(metric, read_table(profile), NoiseScale(scale=1.0))
             measure(f"{metric}, b(t)", read_table(profile), NoiseScale())
         full = find_full_steps(profile, work)

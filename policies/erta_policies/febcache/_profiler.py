@@ -17,7 +17,7 @@ from erta_policies.febcache._search import Search
 from erta_policies.febcache._statistics import KIND, choose_state, find_table_work
 from erta_policies.febcache._table import ATTENTION, BOTH, MLP, NONE, State
 from erta_policies.noise_scale import NoiseScale
-from erta_policies.shared import RunProfiler, require_computed
+from erta_policies.shared import BudgetLike, PlanBudget, RunProfiler, require_computed
 
 REUSE: Final = ReuseKept()
 SITES: Final = (Select(kind=("attention", "cross")), Select(kind=("mlp",)))
@@ -64,14 +64,15 @@ class FEBCacheProfiler(RunProfiler):
     the repository.
 
     Attributes:
-        work: The work of a run under the table, as a part of the full one.
+        budget: What a run under the table may cost: `work` in network calls of each branch, or
+            `speedup`.
         metric: `"norm"`, as published, compares the lengths of the predictions; `"l2"` measures
             the length of their difference, so that a wrong direction of the right length is not
             accepted.
         noise: The factor of the noise in the compared predictions, of networks that predict noise;
             None compares them as they are.
         late: The part of the run after which the single candidate is the attention; 0.6 is 1 - t*.
-        tolerance: How far the work may be from what was asked for.
+        tolerance: How far the work may be from what was asked for, as a part of the full run.
         rounds: Most rounds of the search.
         search: Where the search stands; left to the calibration.
 
@@ -80,7 +81,7 @@ class FEBCacheProfiler(RunProfiler):
         InputError: The run does not start at step 0.
 
     Example:
-        >>> profiler = FEBCacheProfiler(work=0.7)
+        >>> profiler = FEBCacheProfiler(budget={"work": 35.0})
         >>> Sampler().calibrate(model, prompts, profiler=profiler)  # doctest: +SKIP
     """
 
@@ -88,7 +89,7 @@ class FEBCacheProfiler(RunProfiler):
     traits = Traits(seams=frozenset({Seam.MODULE}), requires=frozenset({TRIAL, PLANNED}))
     selects = SITES
 
-    work: float = 0.7
+    budget: BudgetLike = PlanBudget(speedup=1.5)
     metric: Literal["norm", "l2"] = "norm"
     noise: NoiseScale | None = None
     late: float = 0.6
@@ -97,8 +98,13 @@ class FEBCacheProfiler(RunProfiler):
     search: Search = Search()
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.work < 1.0:
-            raise PolicyError(f"work of {self.name} is {self.work}; give a part of the full run")
+        budget = PlanBudget.of(self.budget)
+        if budget is None or (budget.work is None and budget.speedup is None):
+            raise PolicyError(
+                f"{self.name} got budget={self.budget!r}; give the work of a run, as in "
+                "budget={work: 35}, or a speedup"
+            )
+        object.__setattr__(self, "budget", budget)
         if self.metric not in ("norm", "l2"):
             raise PolicyError(f"metric of {self.name} is {self.metric!r}; give 'norm' or 'l2'")
         if not 0.0 <= self.late <= 1.0:
@@ -169,14 +175,25 @@ class FEBCacheProfiler(RunProfiler):
         return self.emit(session, statistics, provenance=facts)
 
     # ------------------------------------------------------------------------- the search
+    def find_share(self, num_steps: int) -> float:
+        """The requested work as a part of that of the full run."""
+        budget = PlanBudget.of(self.budget)
+        assert budget is not None
+        if budget.speedup is not None:
+            return 1.0 / budget.speedup
+        assert budget.work is not None
+        return min(1.0, budget.work / num_steps)
+
     def next_profiler(self, profile: Profile) -> Profiler | None:
+        wanted, steps = self.find_share(profile.num_steps), profile.num_steps
         least = find_least_work(profile)
-        if self.work < least:
+        if wanted < least:
             raise PolicyError(
-                f"{self.name} was asked for work={self.work}, but attention and MLPs reused at "
-                f"every step but the first leave {least:.3f}; ask for more"
+                f"{self.name} was asked for the work of {wanted * steps:.2f} network calls in "
+                f"{steps} steps, but attention and MLPs reused at every step but the first leave "
+                f"{least * steps:.2f}; ask for more"
             )
-        search = self.search.narrow(find_table_work(profile), self.work)
+        search = self.search.narrow(find_table_work(profile), wanted)
         assert search.gap is not None
         done = search.gap <= self.tolerance or search.rounds >= self.rounds
         if done and search.best == self.search.scale:

@@ -190,7 +190,7 @@ def test_half_of_the_rows_decide():
 # ------------------------------------------------------------------------- the calibration
 @pytest.fixture(scope="module")
 def profile():
-    return toy_profile(FEBCacheProfiler(work=0.6), seeds=(11,))
+    return toy_profile(FEBCacheProfiler(budget={"speedup": 1 / 0.6}), seeds=(11,))
 
 
 @pytest.mark.parametrize("metric", ["norm", "l2"])
@@ -248,15 +248,18 @@ def test_the_search_closes_in_on_any_falling_curve(wanted, steepness, middle):
 
 
 def test_less_work_than_there_can_be_is_refused():
-    with pytest.raises(PolicyError, match=r"asked for work=0.01, but .* leave 0\.1"):
-        toy_profile(FEBCacheProfiler(work=0.01), seeds=(1,))
+    with pytest.raises(
+        PolicyError, match=r"work of 1.00 network calls in 10 steps, but .* leave 1\.1"
+    ):
+        toy_profile(FEBCacheProfiler(budget={"work": 1.0}), seeds=(1,))
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"work": 1.0},
-        {"work": math.nan},
+        {"budget": None},
+        {"budget": {"calls": 20}},
+        {"budget": {"speedup": math.nan}},
         {"metric": "l1"},
         {"late": 1.5},
         {"rounds": 0},
@@ -280,4 +283,4 @@ def test_a_profile_moves_and_knows_its_run(profile, tmp_path):
         SamplingLoop(Engine([policy]), FlowEuler(), CFG(scale=3.0)).run(
             BLOCKS.toy(), BLOCKS.request()
         )
-    assert policy.calibrator().work == 0.7
+    assert policy.calibrator().find_share(50) == pytest.approx(1 / 1.5)
