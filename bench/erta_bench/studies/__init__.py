@@ -6,6 +6,7 @@ A study is a function from a `StudyRun` to rows, in a file of its own, and a lin
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from erta_bench.studies._corrections import CORRECTIONS
 from erta_bench.studies._module_tables import MODULE_TABLES
 from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
 from erta_bench.studies._plans import PLANS
@@ -24,6 +25,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "surrogates": SURROGATES,
         "quantised": QUANTISED,
         "quantised-layer": QUANTISED_LAYER,
+        "corrections": CORRECTIONS,
     }
 )
 """Every study by name."""
