@@ -51,7 +51,7 @@ COMMANDS = {
     "modules_flux": compare_rows("shapes-flux", 12, BESIDE),
     "modules_wan": compare_rows("shapes-wan", 12, BESIDE),
     **{
-        f"modules_plans_{name}": compare_rows(f"shapes-{name}", 12, WITH_PLANS)
+        f"modules_plans_{name}": compare_rows(f"shapes-{name}", 8, WITH_PLANS)
         for name in ("unet", "flux", "wan")
     },
     "modules_mild": 'erta bench peers --model shapes-flux --calls 45 --row "plain, same solver" '
