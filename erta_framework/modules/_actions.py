@@ -127,8 +127,13 @@ class Rows:
 class Tokens:
     """Run the module on some tokens; the others keep what is kept of them.
 
-    For modules that treat every token alike, such as an MLP. The stamps of the place stay those of
-    its last whole run.
+    For modules that treat every token alike, such as an MLP, and for cross-attention, where the
+    tokens are its queries. What the module gives of these tokens replaces what is kept of them, and
+    lasts until the place runs as a whole; the stamps of the place stay those of its last whole run.
+
+    Where a place is several modules, those before the last run on these tokens too, and give NaN
+    for the others. An attention among them, as in FLUX' single blocks, is a place of its own that
+    has to be reused.
 
     Attributes:
         index: Their places, `[K]` for all samples or `[B, K]`.

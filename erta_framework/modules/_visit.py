@@ -164,10 +164,11 @@ class Visit:
 
         def run_some() -> Tensor:
             output, self._owned.outcome = self._owned.output, "ran"
-            found, share = run_tokens(output, self._run, self.args, self.kwargs, index, [old])
+            cross, given = self.place.kind == "cross", (self.args, self.kwargs)
+            part = run_tokens(output, self._run, *given, index, [old.shape], reads_other=cross)
             output.enter()
-            output.share = share
-            return found
+            output.share = part.share
+            return part.put_into(old)
 
         return self._run_once(run_some)
 
