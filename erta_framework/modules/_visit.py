@@ -164,8 +164,7 @@ class Visit:
 
         def run_some() -> Tensor:
             output, self._owned.outcome = self._owned.output, "ran"
-            cross, given = self.place.kind == "cross", (self.args, self.kwargs)
-            part = run_tokens(output, self._run, *given, index, [old.shape], reads_other=cross)
+            part = run_tokens(output, self._run, self.args, self.kwargs, index, [old.shape])
             output.enter()
             output.share = part.share
             return part.put_into(old)
