@@ -28,14 +28,15 @@ class TokenSplit(Policy):
     each MLP. The first and the last step run everything.
 
     Attributes:
-        mlps: Which MLPs; each must be a single module that takes tokens one by one.
+        mlps: Which MLPs, which take tokens one by one; of a place of several modules the last one
+            is split.
         motion: Squared movement above which a token is in motion, relative to that of the token
             that moves most; 0.1 as released.
         full: Part of the tokens above which all run; 0.5 as released.
         most: Steps after which all tokens run again, which is ours.
 
     Raises:
-        PolicyError: A setting is out of range; in the first step, where a place is several modules.
+        PolicyError: A setting is out of range.
         CapabilityError: A module does not take tokens one by one.
 
     Example:
