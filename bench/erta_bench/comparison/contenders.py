@@ -371,6 +371,7 @@ CONTENDERS: tuple[Contender, ...] = (
 UNLISTED: Mapping[str, str] = {
     "at": "the places and times of a recipe with level modules, which has rows",
     "module_table": "the table of febcache, which has rows",
+    "channel_correction": "the correction of cachequant, which has rows",
     "grouped_steps": "the schedule of cachequant, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
