@@ -45,7 +45,6 @@ RESIDUALS = OURS["at"](
     sites=Select(kind=("block",)), when=OURS["refresh_interval"](interval=3), of="residual"
 )
 FORECASTS = TaylorSeer(interval=3, level="modules", sites=PARTS)
-STATES = toy_profile(OURS["febcache_profiler"](work=0.6, rounds=3))
 STATES = toy_profile(OURS["febcache_profiler"](budget={"work": 6.0}, rounds=3))
 EASY = EasyCache(threshold=0.5, warmup=2)
 

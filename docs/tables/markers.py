@@ -28,6 +28,7 @@ from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
+    CORRECTIONS,
     NOISE_LENGTH,
     render_study,
 )
@@ -89,6 +90,12 @@ SECTIONS: dict[str, Section] = {
     "table:modulesmild": make_section(render_modules, "modules_mild"),
     "study:noiselength": make_section(
         partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
+    ),
+    "study:corrections": make_section(
+        partial(render_study, columns=CORRECTIONS),
+        "study_corrections_shapes_unet",
+        "study_corrections_shapes_wan",
+        "study_corrections_shapes_flux",
     ),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),

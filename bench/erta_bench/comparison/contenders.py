@@ -42,6 +42,7 @@ CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
 TABLE = calibrate_with("febcache_profiler", budget={"work": BUDGET})
+RESTING = calibrate_with("l2c_profiler")
 ALL_TIMES = (-1, 1001)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
@@ -201,6 +202,17 @@ CONTENDERS: tuple[Contender, ...] = (
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
     ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy(
+        "AdaCorrection on FORA",
+        {"adacorrection": {"policy": make_module_recipe("fora")}},
+        search=INTERVAL,
+    ),
+    policy(
+        "SpeCa",
+        {"speca": {"threshold": SOLVED, "decay": 1.0, "floor": 0.0, "first": 1, "order": 1}},
+        search=THRESHOLD,
+    ),
+    policy("L2C, greedy", {"l2c": {"profile": RESTING, "budget": {"work": BUDGET}}}),
     policy("FEB-Cache", {"febcache": {"profile": TABLE}}),
     policy("FEB-Cache, noise as it is", {"febcache": {"profile": TABLE, "noise": None}}),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
