@@ -30,6 +30,7 @@ from tables.promises import render_promises
 from tables.quantised import render_layers
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
+    CORRECTIONS,
     NOISE_LENGTH,
     render_study,
 )
@@ -108,6 +109,12 @@ SECTIONS: dict[str, Section] = {
     ),
     "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
     "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
+    "study:corrections": make_section(
+        partial(render_study, columns=CORRECTIONS),
+        "study_corrections_shapes_unet",
+        "study_corrections_shapes_wan",
+        "study_corrections_shapes_flux",
+    ),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

@@ -45,6 +45,7 @@ SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
 TABLE = calibrate_with("febcache_profiler", budget={"work": BUDGET})
 # published for 3 steps, which cannot reach a third of the work
 SMOOTH = calibrate_with("smoothcache_profiler", lookback=8)
+RESTING = calibrate_with("l2c_profiler")
 ALL_TIMES = (-1, 1001)
 # all blocks but the first and the last
 SPAN = {"kind": ["block"], "depth": "1:-1", "span": True, "by_list": True}
@@ -236,6 +237,17 @@ CONTENDERS: tuple[Contender, ...] = (
         search=INTERVAL,
     ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy(
+        "AdaCorrection on FORA",
+        {"adacorrection": {"policy": make_module_recipe("fora")}},
+        search=INTERVAL,
+    ),
+    policy(
+        "SpeCa",
+        {"speca": {"threshold": SOLVED, "decay": 1.0, "floor": 0.0, "first": 1, "order": 1}},
+        search=THRESHOLD,
+    ),
+    policy("L2C, greedy", {"l2c": {"profile": RESTING, "budget": {"work": BUDGET}}}),
     policy("FEB-Cache", {"febcache": {"profile": TABLE}}),
     policy("FEB-Cache, noise as it is", {"febcache": {"profile": TABLE, "noise": None}}),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
