@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from erta_framework import Policy
+from functools import partial
+
+from erta_framework import CFG, FlowEuler, Policy
 from erta_framework.modules import Select
 from erta_framework.plugins import flatten, policies
-from erta_framework.testing import parametrize_with_checks, toy_profile
+from erta_framework.testing import BlockFlow, ToySetup, parametrize_with_checks, toy_profile
 
 OURS = {name: policies(only=()).load(name) for name in policies(only=()).names()}
 
@@ -51,6 +53,10 @@ MAGNITUDES = toy_profile(MagCacheProfiler())
 CHANGES = toy_profile(TeaCacheProfiler(signal="latents"))
 SENSITIVITIES = toy_profile(SensitivityProfiler())
 FITTED = toy_profile(FittedProfiler())
+BLOCKS = ToySetup(
+    toy=partial(BlockFlow, depth=4), solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=10
+)
+PLANS = toy_profile(OURS["procache_profiler"](full=(4, 3)), setup=BLOCKS)
 LINE = (1.0, 0.0)
 PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
 REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
@@ -156,6 +162,10 @@ POLICIES: list[Policy] = [
     OURS["constant"](modules="blocks[.][01][.].*[.](qkv|up|down)", compare="values"),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
+    OURS["procache_profiler"](full=(4,)),
+    OURS["procache"](plan="FcScFSSFcS", depth=0.0),
+    OURS["procache"](profile=PLANS, budget={"calls": 3}),
+    OURS["procache"](budget={"work": 5.0}, select=False),
     MagCacheProfiler(),
     MagCache(profile=MAGNITUDES, threshold=0.5, max_skips=3),
     MagCache(profile=MAGNITUDES, shared=True, max_skips=1),

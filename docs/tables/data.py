@@ -63,6 +63,10 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
+    **{
+        f"study_plans_shapes_{name}": f"erta bench study plans --model shapes-{name} --samples 8"
+        for name in ("flux", "wan", "unet")
+    },
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
 }
