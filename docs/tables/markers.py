@@ -25,6 +25,7 @@ from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
 from tables.places import render_places
+from tables.plans import render_plan_study
 from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.quantised import render_layers
@@ -115,6 +116,12 @@ SECTIONS: dict[str, Section] = {
         "study_corrections_shapes_wan",
         "study_corrections_shapes_flux",
     ),
+    **{
+        f"study:plans{name}": make_section(
+            render_plan_study, f"study_plans_shapes_{name}", optional=True
+        )
+        for name in ("flux", "wan", "unet")
+    },
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),
