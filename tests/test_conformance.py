@@ -82,6 +82,10 @@ FLASH = OURS["precisecache"](
 GROUPS = OURS["drift_gate"](threshold=0.3, per_sample=False, group=2)
 SPLIT = OURS["token_split"](motion=0.3, full=1.0)
 FAST_TOKENS = OURS["fastcache"](threshold=0.2, per_sample=False, motion=0.2)
+STACK = OURS["spectrum"](level="blocks", first=2)
+SHRUNK = {"check_reuse_at_equal_input_is_equal": "the ridge pulls a constant towards 0"}
+CLUSTERS = OURS["clusca"](sites=PARTS, interval=3, clusters=4, ratio=0.4)
+MIXED = {"check_reuse_at_equal_input_is_equal": "a token is mixed with another of its cluster"}
 WHOLE = {"check_rows_of_modules": "one decision for the whole batch"}
 
 POLICIES: list[Policy] = [
@@ -179,6 +183,21 @@ POLICIES: list[Policy] = [
     OURS["smoothcache"](profile=SMOOTH, threshold=0.2),
     OURS["smoothcache"](profile=SMOOTH, budget={"work": 7}),
     OURS["smoothcache"](schedule={"attn": (1, 0, 0, 1, 1, 0, 1, 1, 1, 0), "mlp": (1, 0) * 5}),
+    OURS["spectrum"](first=2, growth=1.0),
+    STACK,
+    OURS["spectrum"](level="blocks", first=2, free_mean=True, blend=1.0),
+    OURS["growing_window"](budget={"calls": 6}),
+    OURS["chebyshev_forecast"](),
+    OURS["chebyshev_forecast"](over="index", what="x0", free_mean=True),
+    OURS["freqca"](interval=3, first=2),
+    OURS["freqca"](interval=3, transform="dct", order=1, cutoff=0.3),
+    OURS["freqca"](level="blocks", interval=3, first=2),
+    OURS["band_forecast"](),
+    CLUSTERS,
+    OURS["clusca"](sites=PARTS, interval=2, ratio=0.0),
+    OURS["cluster_refresh"](
+        of=OURS["at"](sites=PARTS, when=OURS["refresh_interval"](interval=3)), ratio=0.0
+    ),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
     MagCacheProfiler(),
@@ -246,12 +265,13 @@ POLICIES: list[Policy] = [
 ]
 
 
-@parametrize_with_checks(
-    POLICIES,
-    expected_failed_checks=lambda policy: (
-        WHOLE if policy in (H2, GATE, FLASH, SPLIT, FAST_TOKENS) else {}
-    ),
-)
+def expected_failed_checks(policy):
+    if policy in (H2, GATE, FLASH, SPLIT, FAST_TOKENS):
+        return WHOLE
+    return SHRUNK if policy is STACK else MIXED if policy is CLUSTERS else {}
+
+
+@parametrize_with_checks(POLICIES, expected_failed_checks=expected_failed_checks)
 def test_first_party_policy(check, policy):
     check(policy)
 
@@ -277,7 +297,7 @@ COPIES = [FittedProfiler()]
 
 
 # it says what `at` does to what it reuses, and is refused on its own
-HELD = [OURS["channel_correction"](profile=FEATURES)]
+HELD = [OURS["channel_correction"](profile=FEATURES), OURS["band_correction"]()]
 
 
 def test_what_only_another_policy_holds_is_refused_on_its_own():

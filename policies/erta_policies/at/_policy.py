@@ -23,7 +23,7 @@ from erta_framework.modules import (
 )
 from erta_framework.session import Stamp
 from erta_policies.at._correction import Correction
-from erta_policies.forecast import Forecaster
+from erta_policies.forecast import LinearForecast
 from erta_policies.shared import FixedSchedule, PlanBudget, plan_newest, require_schedule
 
 Stamps = tuple[tuple[Stamp, ...], ...]
@@ -64,7 +64,7 @@ class At(Policy):
 
     sites: Select | Cut
     when: Policy
-    what: Forecaster | None = None
+    what: LinearForecast | None = None
     of: Literal["output", "residual"] = "output"
     max_age: int | None = None
     then: Correction | None = None
@@ -85,7 +85,7 @@ class At(Policy):
                 f"at keeps the {self.of} of its modules, but {self.what!r} continues "
                 f"{self.what.what!r}; give both the same"
             )
-        if self.what is not None and self.what.basis == "adams":
+        if self.what is not None and self.what.averages:
             raise PolicyError(
                 "at got a forecast on the adams basis, which is the mean of the network's output "
                 "over a step; of a module the value at the step is wanted: give basis='newton'"
@@ -98,7 +98,7 @@ class At(Policy):
 
     def keeps(self) -> int:
         """As many outputs as the forecast continues."""
-        return 1 if self.what is None else self.what.order + 1
+        return 1 if self.what is None else self.what.evaluations
 
     def prepare(self) -> None:
         self.when.prepare()
@@ -239,7 +239,7 @@ def count_calls(work: float, num_steps: int, share: float | None, who: str) -> i
     return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
 
 
-def weigh_sample(what: Forecaster, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:
+def weigh_sample(what: LinearForecast, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:
     """Weights of the kept outputs of one sample, from the steps at which they were kept."""
     used = [stamps[0], *(stamp for stamp in stamps[1:] if stamp[0] >= what.since)]
     if what.over == "sigma":

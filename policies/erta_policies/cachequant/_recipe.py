@@ -21,8 +21,7 @@ class CacheQuant(BudgetedRecipe):
     Stands for an `At` on a cut of a UNet, as DeepCache has it, or on a span of transformer blocks,
     with `GroupedSteps` in place of even ones, and `ChannelCorrection`, the paper's correction of
     the error of the cache. Nothing in it needs a quantised network. Quantise with torchao before
-    `attach`; the correction of the error of quantised layers is
-    `erta_integrations.quantization.OutputCorrections`.
+    `attach`; the correction of the error of quantised layers is `correct_outputs`.
 
     The paper's code has UNets only. Which blocks of a transformer are reused is ours, and so is
     adding up branches whose calls are separate.
@@ -38,7 +37,7 @@ class CacheQuant(BudgetedRecipe):
         each_branch: A line for each guidance branch; by default one for all, as published.
         shrink: Pulls slopes towards 1, see `fit_line`; ours.
         allow: Fingerprint fields of the profile that may differ from the run, such as
-            `model.weights` for a profile of the network before it was quantised.
+            `model.quantized` for a profile of the network before it was quantised.
 
     Raises:
         PolicyError: A setting is out of range, or no groups cover the steps.
