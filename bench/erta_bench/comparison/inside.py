@@ -25,16 +25,21 @@ PLANS = (
     "FreqCa, block stack",
     "ClusCa",
     "SmoothCache, up to 8 steps",
+    "L2C, greedy",
+    "SpeCa",
     "FEB-Cache",
+    "ProCache",
     "FastCache",
     "CacheQuant, cut",
     "CacheQuant, blocks",
+    "AdaCorrection on FORA",
 )
 """Published methods with plans, tokens, surrogates or schedules of their own for each place."""
 VARIANTS = (
     "FEB-Cache, noise as it is",
     "FastCache, affine",
     "FastCache, ridge",
+    "ProCache, nothing refreshed",
 )
 """Other settings of them, which have studies of their own; only `erta bench policies` has these."""
 COMPOSED = ("CFG-Cache, no bands + DeepCache",)
