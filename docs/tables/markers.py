@@ -26,6 +26,7 @@ from tables.pipeline import render_pipeline
 from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
+from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
     CORRECTIONS,
@@ -33,6 +34,7 @@ from tables.studies import (
     render_study,
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
+from tables.surrogates import describe_surrogates, render_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +99,14 @@ SECTIONS: dict[str, Section] = {
         "study_corrections_shapes_wan",
         "study_corrections_shapes_flux",
     ),
+    "findings:surrogates": make_section(
+        describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
+    ),
+    "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
+    "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
+    "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes-wan"),
+    "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

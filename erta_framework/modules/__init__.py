@@ -50,6 +50,7 @@ from erta_framework.modules._select import (
 from erta_framework.modules._streams import find_returned_names
 from erta_framework.modules._unet import find_branches, find_cut
 from erta_framework.modules._visit import Visit
+from erta_framework.modules._weighting import sum_kept
 
 __all__ = [
     "KEEP",
@@ -106,4 +107,5 @@ __all__ = [
     "resolve_places",
     "run_eagerly",
     "select_places",
+    "sum_kept",
 ]

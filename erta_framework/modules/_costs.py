@@ -154,9 +154,12 @@ def watch(
 
 
 def make_counter() -> FlopCounterMode:
-    """A counter that also knows the attention of CPUs, which torch's own leaves out."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={attention: count_attention})
+    """A counter that also knows what torch's own leaves out: attention on CPUs, int8 products."""
+    known = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention,
+        torch.ops.aten._int_mm: count_product,  # of quantised linears with int8 activations
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def count_attention(
@@ -164,6 +167,11 @@ def count_attention(
 ) -> int:
     """FLOPs of one attention, from shapes `[B, heads, tokens, channels]`."""
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def count_product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """FLOPs of a matrix product, from shapes `[M, K]` and `[K, N]`."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 @contextmanager

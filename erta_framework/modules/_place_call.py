@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,8 +16,9 @@ from erta_framework.modules._actions import Tokens as TokensAction
 from erta_framework.modules._cell import Cell
 from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gate import Handler, Run
+from erta_framework.modules._kinds import looks_like_attention
 from erta_framework.modules._module_call import ModuleCall
-from erta_framework.modules._partial import run_rows, run_tokens
+from erta_framework.modules._partial import TokenPart, run_rows, run_tokens
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._place_memory import PlaceMemory, take_rows
 from erta_framework.modules._places import Place
@@ -96,7 +98,10 @@ class PlaceCall(PlaceMemory):
         if self.members:
             inner = INNER.get((kind, of == "residual"), "run")
             for one in self.members:
-                handlers[one.path] = getattr(one, inner)
+                in_part = isinstance(action, TokensAction)
+                handlers[one.path] = (
+                    partial(self.run_member, one) if in_part else getattr(one, inner)
+                )
         plain = isinstance(action, ReuseKept) and action.is_newest and self.output.is_plain
         outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
 
@@ -207,9 +212,38 @@ class PlaceCall(PlaceMemory):
         self.outcome = "ran"
         call = self.output
         old = self.newest(call.visits)
-        output, call.share = run_tokens(call, run, args, kwargs, self.action.index, old)
+        part = self._run_tokens(call, run, args, kwargs, [tensor.shape for tensor in old])
+        output = part.put_into(old[0])
         self.remember([output])
         return call.form(call.enter(), "run in part").build([output])
+
+    def run_member(
+        self, call: ModuleCall, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Some tokens run through a module before the last; of the others comes out NaN."""
+        if looks_like_attention(call.module):
+            self.refuse(
+                "assigned Tokens to",
+                f"{call.path} before it mixes tokens; select that too, and reuse it",
+            )
+        form = call.form(call.enter(), "run in part")
+        whole = list_tensors(form.phantom(self.parts.batch, call.rows))
+        part = self._run_tokens(call, run, args, kwargs, [tensor.shape for tensor in whole])
+        return form.build([part.put_into(whole[0])])
+
+    def _run_tokens(
+        self,
+        call: ModuleCall,
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        shapes: Sequence[torch.Size],
+    ) -> TokenPart:
+        assert isinstance(self.action, TokensAction)
+        cross = self.place.kind == "cross"
+        part = run_tokens(call, run, args, kwargs, self.action.index, shapes, reads_other=cross)
+        call.share = part.share
+        return part
 
     def ask(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A function of the policy answers."""

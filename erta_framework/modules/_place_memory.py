@@ -93,8 +93,13 @@ class PlaceMemory:
         if action.rest is not None:
             after = [level[1:] for level in levels[: len(action.rest)]]
             made = [*made[:1], *sum_kept(after, action.rest)]
-        if action.then is not None:
-            return [action.then(tensor) for tensor in made]
+        then = action.then
+        if then is not None:
+            changes = then if isinstance(then, tuple) else (then,) * len(made)
+            if len(changes) != len(made):
+                who = f"changes {len(changes)} tensors of"
+                self.refuse(who, f"its {action.of} is {len(made)}; give one change for each")
+            return [change(tensor) for change, tensor in zip(changes, made, strict=True)]
         return [
             self.lend(tensor) if tensor is newest else tensor
             for tensor, newest in zip(made, levels[0], strict=True)

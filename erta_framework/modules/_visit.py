@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
 from erta_framework.modules._cells import FEATURE
-from erta_framework.modules._partial import run_rows, run_tokens
+from erta_framework.modules._partial import run_rows, run_tokens, take_rows
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._streams import bind_tensors
@@ -142,6 +142,14 @@ class Visit:
 
         return self._run_once(run_some)
 
+    def require_rows(self) -> None:
+        """Refuse a module that cannot run on some samples, before a decision needs it.
+
+        Raises:
+            CapabilityError: An argument does not say which of its rows belong to a sample.
+        """
+        take_rows(self._owned.output, self.args, self.kwargs, (0,), len(self.rows))
+
     def run_tokens(self, index: Tensor, old: Tensor) -> Tensor:
         """Run the module on some tokens; its output, with the others as they were.
 
@@ -156,10 +164,10 @@ class Visit:
 
         def run_some() -> Tensor:
             output, self._owned.outcome = self._owned.output, "ran"
-            found, share = run_tokens(output, self._run, self.args, self.kwargs, index, [old])
+            part = run_tokens(output, self._run, self.args, self.kwargs, index, [old.shape])
             output.enter()
-            output.share = share
-            return found
+            output.share = part.share
+            return part.put_into(old)
 
         return self._run_once(run_some)
 

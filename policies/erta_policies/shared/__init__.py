@@ -21,6 +21,7 @@ from erta_policies.shared._channel_affine import (
     LineFit,
     PairMoments,
     apply_line,
+    find_channels,
     fit_line,
     spread_channels,
 )
@@ -33,7 +34,7 @@ from erta_policies.shared._drift import (
     measure_spread_drift,
 )
 from erta_policies.shared._fixed_schedule import FixedSchedule
-from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
+from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._plan_family import PlanFamily
@@ -87,6 +88,7 @@ __all__ = [
     "DEGREE",
     "FULL",
     "REUSE",
+    "ROWS",
     "SAMPLES",
     "SELECT",
     "SURROGATES",
@@ -130,6 +132,7 @@ __all__ = [
     "check_probe_depth",
     "check_ridge",
     "find_bucket",
+    "find_channels",
     "find_cheapest_paths",
     "find_newest",
     "fit_line",

@@ -166,17 +166,27 @@ def spread_channels(values: Tensor, ndim: int, dim: int) -> Tensor:
     return values.reshape(*values.shape[:-1], *line)
 
 
+def find_channels(feature: Tensor) -> int:
+    """Where the channels of a feature are: last in tokens `[B, N, C]`, else behind the batch.
+
+    Example:
+        >>> find_channels(torch.zeros(2, 16, 8)), find_channels(torch.zeros(2, 8, 4, 4))
+        (-1, 1)
+    """
+    return -1 if feature.ndim == 3 else 1
+
+
 class ChannelAffine:
     """A line for each channel, applied to whole tensors: what `then` of a reuse takes.
 
     Args:
-        slope: `[C]`.
-        offset: `[C]`.
-        dim: Where the channels of the tensors are.
+        slope: `[C]`, or `[R, C]` with a line for each sample as well.
+        offset: Of the same shape.
+        dim: Where the channels of the tensors are; by default as `find_channels` says.
         who: Names its owner in errors.
 
     Raises:
-        ProfileError: A tensor has another number of channels, at the call.
+        ProfileError: A tensor has another number of channels or samples, at the call.
 
     Example:
         >>> double = ChannelAffine(torch.full((3,), 2.0), torch.zeros(3), dim=1, who="at")
@@ -184,25 +194,32 @@ class ChannelAffine:
         [2.0, 2.0]
     """
 
-    def __init__(self, slope: Tensor, offset: Tensor, dim: int, who: str) -> None:
+    def __init__(
+        self, slope: Tensor, offset: Tensor, dim: int | None = None, who: str = "a correction"
+    ) -> None:
         self.slope, self.offset, self.dim, self.who = slope.float(), offset.float(), dim, who
         self._placed: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """`slope * x + offset`."""
-        key = (x.device, x.ndim)
+        # what a line is placed for: channels are found by the number of dimensions
+        key = (x.device, x.ndim, x.shape[0])
         if key not in self._placed:
             self._placed[key] = self._place(x)
         return apply_line(x, *self._placed[key])
 
     def _place(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.shape[self.dim] != len(self.slope):
+        dim = find_channels(x) if self.dim is None else self.dim
+        *rows, channels = self.slope.shape
+        if x.shape[dim] != channels or (rows and rows[0] != x.shape[0]):
+            lines = f"{channels} channels" + (f" of {rows[0]} samples" if rows else "")
             raise ProfileError(
-                f"{self.who} has lines for {len(self.slope)} channels, but the reused tensor is "
-                f"{tuple(x.shape)} with {x.shape[self.dim]}; calibrate for this network and place"
+                f"{self.who} has lines for {lines}, but the reused tensor is {tuple(x.shape)} with "
+                f"{x.shape[dim]}; calibrate for this network and place"
             )
         slope, offset = (
-            spread_channels(values.to(x.device), x.ndim, self.dim)
+            spread_channels(values.to(x.device), x.ndim, dim)
             for values in (self.slope, self.offset)
         )
-        return slope, offset
+        # a line for each sample: in place of the batch
+        return (slope.squeeze(1), offset.squeeze(1)) if rows else (slope, offset)

@@ -247,6 +247,10 @@ class SurrogateTable:
         moves = self._sum(f"moves.{stream}", self.find_row(path)).sum(dim=0)
         return read_quantile(moves, quantile) ** 2
 
+    def count_dimensions(self, path: str, stream: int) -> float:
+        """How many directions of its channels the input of a block moves in."""
+        return self.sum_changes(self.find_row(path), stream).dimensions
+
     def _sum(self, name: str, row: int) -> Tensor:
         """One statistic of a block over all branches, `[K, ...]`.
 

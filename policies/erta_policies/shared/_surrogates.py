@@ -31,6 +31,11 @@ SURROGATES: tuple[SurrogateName, ...] = ("residual", "affine", "ridge")
 class Surrogate(Protocol):
     """Stands in for a block, on one of its streams."""
 
+    @property
+    def flops(self) -> int:
+        """Operations for each token, beside additions."""
+        ...
+
     def __call__(self, now: Tensor, entered: Tensor, residual: Tensor) -> Tensor:
         """What the block would return, about.
 
@@ -50,6 +55,8 @@ class ResidualReuse:
         tensor([[[2., 2.]]])
     """
 
+    flops = 0
+
     def __call__(self, now: Tensor, entered: Tensor, residual: Tensor) -> Tensor:
         return now + residual
 
@@ -63,6 +70,11 @@ class AffineResidual:
 
     def __init__(self, line: ChannelAffine) -> None:
         self.line = line
+
+    @property
+    def flops(self) -> int:
+        """A product and a sum for each channel."""
+        return 2 * len(self.line.slope)
 
     def __call__(self, now: Tensor, entered: Tensor, residual: Tensor) -> Tensor:
         return now + self.line(residual)
@@ -86,6 +98,11 @@ class RidgeResidual:
     def __init__(self, fit: LinearFit) -> None:
         self.fit = fit
         self._placed: dict[tuple[torch.device, torch.dtype], tuple[Tensor, ...]] = {}
+
+    @property
+    def flops(self) -> int:
+        """Those of the product with A."""
+        return self.fit.flops
 
     def __call__(self, now: Tensor, entered: Tensor, residual: Tensor) -> Tensor:
         stale, change = now + residual, now - entered
