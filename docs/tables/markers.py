@@ -26,7 +26,7 @@ from tables.pipeline import render_pipeline
 from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
-from tables.quantised import render_layers
+from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.support import render_checks, render_pipelines, render_schedulers
 
@@ -84,6 +84,7 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
