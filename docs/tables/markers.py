@@ -28,7 +28,7 @@ from tables.places import render_places
 from tables.plans import render_plan_study
 from tables.policies import render_policies
 from tables.promises import render_promises
-from tables.quantised import render_layers
+from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
     CORRECTIONS,
@@ -104,6 +104,7 @@ SECTIONS: dict[str, Section] = {
     "study:noiselength": make_section(
         partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
     ),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
