@@ -63,6 +63,8 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
+    "study_gates_shapes-flux": "erta bench study gates --model shapes-flux",
+    "study_gates_shapes-wan": "erta bench study gates --model shapes-wan",
     "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",
     "study_surrogates_shapes-wan": "erta bench study surrogates --model shapes-wan",
     "study_quantised_shapes-unet": "erta bench study quantised --model shapes-unet",

@@ -26,7 +26,8 @@ def study_command(
     """One question asked of a small trained model, such as which plan is best at equal work.
 
     `plans`: plans of full steps with long gaps first, last or spread evenly, with and without
-    refreshed tokens. `surrogates`: what stands in for a block, at the same decisions.
+    refreshed tokens. `surrogates`: what stands in for a block, at the same decisions. `gates`:
+    tests of a block's input.
 
     PSNR compares with the full run from the same noise. Held-out prompts, and prompts and noise of
     calibration, are apart.

@@ -6,6 +6,7 @@ A study is a function from a `StudyRun` to rows, in a file of its own, and a lin
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from erta_bench.studies._gates import GATES
 from erta_bench.studies._plans import PLANS
 from erta_bench.studies._quantisation import QUANTISATIONS, count_weight_bytes, quantise
 from erta_bench.studies._quantised import QUANTISED
@@ -15,6 +16,7 @@ from erta_bench.studies._surrogates import SURROGATES
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
+        "gates": GATES,
         "plans": PLANS,
         "quantised": QUANTISED,
         "quantised-layer": QUANTISED_LAYER,
