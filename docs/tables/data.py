@@ -63,6 +63,8 @@ COMMANDS = {
     "--calibration 1 --steps 4",
     "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",
     "study_surrogates_shapes-wan": "erta bench study surrogates --model shapes-wan",
+    "study_gates_shapes-flux": "erta bench study gates --model shapes-flux",
+    "study_gates_shapes-wan": "erta bench study gates --model shapes-wan",
     **{
         f"study_plans_shapes_{name}": f"erta bench study plans --model shapes-{name} --samples 8"
         for name in ("flux", "wan", "unet")

@@ -36,7 +36,7 @@ from tables.studies import (
     render_study,
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
-from tables.surrogates import describe_surrogates, render_surrogates
+from tables.surrogates import describe_surrogates, render_gates, render_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,7 @@ SECTIONS: dict[str, Section] = {
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
     ),
+    "table:gates": make_section(render_gates, "study_gates_shapes-flux", "study_gates_shapes-wan"),
     "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
     "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
     "study:corrections": make_section(

@@ -28,8 +28,9 @@ def study_command(
     `plans`: plans of full steps with long gaps first, last or spread evenly, with and without
     refreshed tokens. `noise-scale`: a factor on the noise of cached runs. `noise-length`: how long
     cached noise is against that without reuse. `module-tables`: tables of attention and MLPs at
-    equal work. `surrogates`: what stands in for a block, at the same decisions. `corrections`:
-    modules that are corrected, verified or chosen, at equal work.
+    equal work. `surrogates`: what stands in for a block, at the same decisions. `gates`:
+    tests of a block's input. `corrections`: modules that are corrected, verified or chosen, at
+    equal work.
 
     PSNR compares with the full run from the same noise. Held-out prompts, and prompts and noise of
     calibration, are apart.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from erta_bench.studies._corrections import CORRECTIONS
+from erta_bench.studies._gates import GATES
 from erta_bench.studies._module_tables import MODULE_TABLES
 from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
 from erta_bench.studies._plans import PLANS
@@ -23,6 +24,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "noise-length": NOISE_LENGTH,
         "module-tables": MODULE_TABLES,
         "surrogates": SURROGATES,
+        "gates": GATES,
         "quantised": QUANTISED,
         "quantised-layer": QUANTISED_LAYER,
         "corrections": CORRECTIONS,
