@@ -204,6 +204,7 @@ def test_roles_follow_from_hooks():
     assert find_role(ResidualProfiler) is Role.OBSERVER
     assert find_role(ERTACache) is Role.RECIPE
     assert find_role(At) is Role.INSIDE
+    assert find_role(CLASSES["noise_scale"]) is Role.GUIDED
 
 
 def test_every_registered_policy_has_a_role_and_none_is_lost():

@@ -44,6 +44,16 @@ def compare_modules(model: str, samples: int) -> str:
     )
 
 
+STUDIES = ("noise-length", "noise-scale", "module-tables")
+
+
+def command_study(name: str, model: str) -> tuple[str, str]:
+    """The file of a study on a model, and the command that measures it."""
+    file = f"study_{name}_{model}".replace("-", "_")
+    samples = 2 if (name, model) == ("noise-scale", "shapes-wan") else 8
+    return file, f"erta bench study {name} --model {model} --samples {samples}"
+
+
 COMMANDS = {
     "accuracy": "python -m erta_bench.shapes_wan.check",
     "accuracy_image": "python -m erta_bench.shapes_image.check",
@@ -73,6 +83,13 @@ COMMANDS = {
     "--calibration 1 --steps 4",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
+    **dict(
+        command_study(name, model) for name in STUDIES for model in ("shapes-unet", "shapes-wan")
+    ),
+    **dict(
+        command_study("corrections", model)
+        for model in ("shapes-unet", "shapes-wan", "shapes-flux")
+    ),
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 

@@ -28,6 +28,11 @@ from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
+from tables.studies import (
+    CORRECTIONS,
+    NOISE_LENGTH,
+    render_study,
+)
 from tables.support import render_checks, render_pipelines, render_schedulers
 from tables.surrogates import describe_surrogates, render_gates, render_surrogates
 
@@ -85,6 +90,15 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
+    "study:noiselength": make_section(
+        partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
+    ),
+    "study:corrections": make_section(
+        partial(render_study, columns=CORRECTIONS),
+        "study_corrections_shapes_unet",
+        "study_corrections_shapes_wan",
+        "study_corrections_shapes_flux",
+    ),
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
     ),

@@ -13,8 +13,9 @@ class Role(StrEnum):
 
     `WHEN` answers `decide`, `WHAT` answers `forward` (or replaces computed outputs as well),
     `CORRECTION` wraps `forward`, `TIME` answers `adjust_interval`. `LIMIT` wraps `decide`,
-    `OBSERVER` emits a profile, `RECIPE` stands for several policies and `INSIDE` answers `assign`,
-    inside the network, beside anything: those four take no place in a combination.
+    `OBSERVER` emits a profile, `RECIPE` stands for several policies, `INSIDE` answers `assign`,
+    inside the network, and `GUIDED` adjusts the guided prediction, both beside anything: those
+    five take no place in a combination.
     """
 
     WHEN = "when"
@@ -25,6 +26,7 @@ class Role(StrEnum):
     OBSERVER = "observer"
     RECIPE = "recipe"
     INSIDE = "inside"
+    GUIDED = "guided"
 
 
 PLACES = (Role.WHEN, Role.CORRECTION, Role.WHAT, Role.TIME)
@@ -61,6 +63,8 @@ def find_role(cls: type[Policy]) -> Role | None:
     if "adjust_interval" in found:
         return Role.TIME
     if "forward" not in found:
-        return Role.INSIDE if "assign" in found else None
+        if "assign" in found:
+            return Role.INSIDE
+        return Role.GUIDED if "adjust_prediction" in found else None
     replaces = "forward" not in wraps or read_default_traits(cls).corrects_computed
     return Role.WHAT if replaces else Role.CORRECTION

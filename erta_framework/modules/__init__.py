@@ -38,7 +38,7 @@ from erta_framework.modules._memory import (
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
 from erta_framework.modules._parts import MODULES, Agree, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
-from erta_framework.modules._seam import ModuleRun, ModuleSeam
+from erta_framework.modules._seam import ModuleRun, ModuleSeam, check_planned
 from erta_framework.modules._select import (
     Cut,
     Named,
@@ -90,6 +90,7 @@ __all__ = [
     "Weights",
     "check_memory",
     "check_owners",
+    "check_planned",
     "count_output_bytes",
     "count_state_bytes",
     "describe_places",

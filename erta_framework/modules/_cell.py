@@ -141,6 +141,17 @@ class Cell:
         newest, *before = self.held
         self._held = (replace(newest, tensors=name_tensors(of, visits)), *before)
 
+    def copy(self, changes: Changes) -> Cell:
+        """Another cell that keeps the same tensors; what it comes to keep is its own.
+
+        Args:
+            changes: Counts its changes of kind.
+        """
+        twin = Cell(self.depth, changes)
+        for name in set(Cell.__slots__) - {"_changes", "depth"}:
+            setattr(twin, name, getattr(self, name))
+        return twin
+
     def forget(self) -> None:
         """Forget what is kept."""
         self._changes.number += 1

@@ -103,6 +103,13 @@ class Cells:
                 return own.path
         return ""
 
+    def copy(self) -> Cells:
+        """Cells that keep the same tensors now, for a call of which nothing is to be kept."""
+        twin = Cells()
+        twin._cells = {key: cell.copy(twin.changes) for key, cell in self._cells.items()}
+        twin._learned, twin._shapes = dict(self._learned), dict(self._shapes)
+        return twin
+
     def clear(self) -> None:
         """Forget everything."""
         for cell in self._cells.values():

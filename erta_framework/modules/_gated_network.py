@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from erta_framework.modules._seam import ModuleRun
-from erta_framework.session import Network, Site
+from erta_framework.modules._seam import ModuleRun, check_planned
+from erta_framework.session import Network, Site, TrialPlan
 
 
 class GatedNetwork:
@@ -45,6 +45,18 @@ class GatedNetwork:
     def run_at(self, x: Tensor, timestep: float | None) -> Tensor:
         """A trial: the gates are at rest."""
         return self._call.run_at(x, timestep)
+
+    def run_planned(self, plan: TrialPlan, x: Tensor, timestep: float | None) -> Tensor:
+        """A trial through the gates, with a plan of its own; nothing is kept.
+
+        Raises:
+            CapabilityError: The latents have another shape than those of the call.
+        """
+        check_planned(x, self._x, self._name)
+        output: Tensor = self._run.run_planned(
+            self._name, self._site, self._x, plan, lambda: self._call.run_at(x, timestep)
+        )
+        return output
 
     def offers(self, name: str) -> bool:
         """As the call."""

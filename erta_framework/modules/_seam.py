@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from erta_framework.errors import ProtocolError
+from erta_framework.errors import CapabilityError, ProtocolError
 from erta_framework.modules._cells import Cells, Shape
 from erta_framework.modules._costs import Measurement
 from erta_framework.modules._gated_call import GatedCall
@@ -15,7 +16,7 @@ from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import check_memory, count_state_bytes, parse_bytes
 from erta_framework.modules._opened import measure_run, opened
 from erta_framework.modules._owners import Owner
-from erta_framework.session import Session, Site
+from erta_framework.session import Session, Site, TrialPlan
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -144,6 +145,39 @@ class ModuleRun:
         places = tuple(rows.tolist())
         return self._run(name, site, x.index_select(0, rows), network, x.shape[0], places)
 
+    def run_planned(
+        self, name: str, site: Site, x: Tensor, plan: TrialPlan, network: Callable[[], Any]
+    ) -> Any:
+        """Run a network through its gates with another plan; what is kept is read, and stays.
+
+        Args:
+            name: Name of the network.
+            site: Network and branch, of which kept outputs are read.
+            x: The latents of the whole batch, `[B, C, ...]`.
+            plan: What the places of each policy do.
+            network: Runs it.
+
+        Raises:
+            CapabilityError: No policy owns places in this network.
+            PolicyError: The plan is impossible.
+        """
+        gates, session = self.seam.gates.get(name), self.session
+        if gates is None:
+            raise CapabilityError(
+                f"no trial with a plan: no policy owns places in {name}; a policy that asks for "
+                "one selects some"
+            )
+        shape, cells = Shape.of(x, x.shape[0]), self.cells.copy()
+        cells.fit(site, shape)
+        gates.refuse_intruders()
+        owners = [replace(o, assign=lambda _, __, own: plan(own)) for o in self.seam.owners[name]]
+        call = GatedCall(owners, gates, cells, site, shape.batch)
+        call.begin(session.step, x, self._costs.get((name, shape)), session.engine.agree)
+        with opened(gates, call, session):
+            output = network()
+            gates.settle()
+        return output
+
     def find_undivided(self, site: Site, batch: int) -> str:
         """Why part of the batch cannot run with what is kept; empty if it can."""
         path = self.cells.find_undivided(site, batch)
@@ -260,3 +294,16 @@ class ModuleRun:
             for one in call.places:
                 if one.action is not None:
                     self._never[one.owner].pop(one.place.path, None)
+
+
+def check_planned(x: Tensor, own: Tensor, name: str) -> None:
+    """Refuse a trial with a plan on latents of another shape, which nothing is kept for.
+
+    Raises:
+        CapabilityError: Names both shapes.
+    """
+    if x.shape != own.shape:
+        raise CapabilityError(
+            f"no trial of {name} with a plan on latents {tuple(x.shape)}, because what is kept is "
+            f"of {tuple(own.shape)}; try a plan on latents of the shape of the call"
+        )

@@ -38,12 +38,14 @@ from erta_framework.plugins._hooks import check_hooks, find_raiser, is_wrapper
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
 from erta_framework.plugins._policy import Policy, find_owners, flatten
 from erta_framework.session import (
+    GUIDED,
     PREFIX,
     STOCHASTIC,
     TWO_BRANCHES,
     Call,
     Compute,
     Decision,
+    Guided,
     Seam,
     Session,
     SessionInfo,
@@ -67,6 +69,11 @@ class CoreDefaults:
     def forward(self, step: Step, call: Call) -> Tensor:
         """The network's output, or the newest residual or output; see `SessionInfo.reused`."""
         return compute_default(step, call)
+
+    @hookimpl
+    def adjust_prediction(self, guided: Guided) -> Tensor:
+        """The guided prediction as it is."""
+        return guided.prediction
 
 
 class Engine:
@@ -113,11 +120,13 @@ class Engine:
 
     def _demand(self, policy: Policy) -> tuple[frozenset[Seam], frozenset[str]]:
         """Seams and capabilities that a driver must offer to a policy."""
-        traits = policy.traits
+        traits, requires = policy.traits, policy.traits.requires
+        if "adjust_prediction" in self._implemented[id(policy)]:
+            requires |= {GUIDED}
         if policy not in self.selecting:
-            return traits.seams, traits.requires
+            return traits.seams, requires
         # places lie inside the network, whatever a step rule beside them leaves out
-        return frozenset(Seam), traits.requires | {MODULES}
+        return frozenset(Seam), requires | {MODULES}
 
     def _register(self, position: int, policy: Policy) -> None:
         hooks = check_hooks(policy)

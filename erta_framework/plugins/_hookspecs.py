@@ -1,4 +1,4 @@
-"""The eight hooks: the manual of erta_framework.
+"""The nine hooks: the manual of erta_framework.
 
 One step, as nested hook calls:
 
@@ -11,7 +11,9 @@ One step, as nested hook calls:
     * `forward(step, call)`: predictors answer, then core (what it reuses, or the network);
       wrappers correct and observe
 * `adjust_interval(step, answers)`
-* guidance combines the branches and the solver integrates over the settled interval
+* guidance combines the branches
+* `adjust_prediction(step, guided)`
+* the solver integrates over the settled interval
 * `post_step(step, sample)`
 
 `on_session_start(session)` comes before the first step and `on_session_end(session, error)` after
@@ -31,7 +33,15 @@ if TYPE_CHECKING:
 
     from erta_framework.calibration import Profile
     from erta_framework.modules import Action, Parts, Place
-    from erta_framework.session import Answer, Call, Decision, Interval, SessionInfo, Step
+    from erta_framework.session import (
+        Answer,
+        Call,
+        Decision,
+        Guided,
+        Interval,
+        SessionInfo,
+        Step,
+    )
 
 PROJECT = "erta_framework"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -39,7 +49,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 class HookSpecs:
-    """Specifications of the eight hooks; a policy implements any of them."""
+    """Specifications of the nine hooks; a policy implements any of them."""
 
     @hookspec
     def on_session_start(self, session: SessionInfo) -> None:
@@ -90,6 +100,16 @@ class HookSpecs:
 
         At most one policy of an engine may implement it. It may move `end` and `end_time`; the
         last interval must end where the schedule ends.
+        """
+
+    @hookspec(firstresult=True)
+    def adjust_prediction(self, step: Step, guided: Guided) -> Tensor | None:
+        """The guided prediction, as the solver is to get it; called once a step.
+
+        If all return None, it stays as it is. Wrappers (`@hookimpl(wrapper=True)`) change what
+        those that they enclose return. It is called at computed and at reused steps, and what it
+        returns is never stored in the history. A driver that does not hand the prediction over,
+        and so offers no `GUIDED`, is refused.
         """
 
     @hookspec

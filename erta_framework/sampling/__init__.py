@@ -12,7 +12,13 @@ from erta_framework.sampling._callbacks import (
 from erta_framework.sampling._catalogues import open_guidance_catalogue, open_solver_catalogue
 from erta_framework.sampling._device import resolve_device
 from erta_framework.sampling._inputs import repeat_batches
-from erta_framework.sampling._loop import Request, Result, SamplingLoop, list_capabilities
+from erta_framework.sampling._loop import (
+    Request,
+    Result,
+    SamplingLoop,
+    adjust_guided,
+    list_capabilities,
+)
 from erta_framework.sampling._network_call import (
     Denoiser,
     DenoiserCall,
@@ -51,6 +57,7 @@ __all__ = [
     "TextModel",
     "TextSampler",
     "TraceLogger",
+    "adjust_guided",
     "as_times",
     "call_denoiser",
     "list_capabilities",

@@ -22,15 +22,20 @@ from erta_framework.modules import (
 from erta_framework.plugins import Engine
 from erta_framework.sampling._network_call import Denoiser, DenoiserCall
 from erta_framework.sampling.guidance import Guidance, NoGuidance
-from erta_framework.sampling.solvers import Schedule, Solver
+from erta_framework.sampling.solvers import KnowsScales, Schedule, Solver
 from erta_framework.session import (
+    GUIDED,
+    PLANNED,
     PREFIX,
     RESIZED,
     TEXT,
     TRIAL,
     TWO_BRANCHES,
+    Guided,
+    Interval,
     Network,
     NetworkSignal,
+    Session,
     SessionInfo,
     StepTrace,
     Trace,
@@ -156,7 +161,10 @@ class SamplingLoop:
                         call = GatedNetwork(call, modules, MODEL, site, latents)
                     outputs[branch.name] = session.forward(site, latents, call)
                 settled = session.settle()
-                x, state = self.solver.step(x, self.guidance.combine(outputs), settled, state)
+                guided = self.guidance.combine(outputs)
+                if session.adjusts:
+                    guided = adjust_guided(session, self.solver, x, guided, settled)
+                x, state = self.solver.step(x, guided, settled, state)
                 session.end(x)
                 if observe is not None:
                     observe(session.trace.steps[-1])
@@ -206,11 +214,22 @@ class SamplingLoop:
 def list_capabilities(solver: Solver, guidance: Guidance | None = None) -> frozenset[str]:
     """The capabilities of the loop with a solver: its own, trials of any size, text, modules.
 
-    And two branches, unless the guidance has one.
+    And two branches, unless the guidance has one; and the guided prediction, where the solver has
+    `scales`.
     """
     two = guidance is None or len(guidance.names) > 1
-    branches = frozenset({TWO_BRANCHES} if two else ())
-    return solver.capabilities | {TRIAL, RESIZED, MODULES} | branches | TEXT
+    own = frozenset({TWO_BRANCHES} if two else ())
+    if isinstance(solver, KnowsScales):
+        own |= {GUIDED}
+    return solver.capabilities | {TRIAL, RESIZED, PLANNED, MODULES} | own | TEXT
+
+
+def adjust_guided(
+    session: Session, solver: Solver, x: Tensor, prediction: Tensor, settled: Interval
+) -> Tensor:
+    """The guided prediction as the policies want the solver to get it, of the shape of `x`."""
+    assert isinstance(solver, KnowsScales)  # else the policy was refused
+    return session.adjust(Guided(x, prediction, *solver.scales(settled.start)))
 
 
 def check_request(request: Request) -> None:

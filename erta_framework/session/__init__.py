@@ -6,8 +6,9 @@ from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
 from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._guided import GUIDED, Guided
 from erta_framework.session._history import History
-from erta_framework.session._network import UNDIVIDED, Network
+from erta_framework.session._network import UNDIVIDED, Network, PlannedNetwork, TrialPlan
 from erta_framework.session._selection import drop_partial, get_stamp, merge_rows, select_rows
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
@@ -25,6 +26,7 @@ from erta_framework.session._site import TRUNK, Seam, Site, make_site
 from erta_framework.session._state import StateStore
 from erta_framework.session._step import (
     DDIM_LEVELS,
+    PLANNED,
     RESIZED,
     STOCHASTIC,
     TRIAL,
@@ -40,6 +42,8 @@ from erta_framework.session._trace_records import CallTrace, StepTrace
 __all__ = [
     "AHEAD",
     "DDIM_LEVELS",
+    "GUIDED",
+    "PLANNED",
     "PREFIX",
     "PROMPT",
     "PROMPT_MASK",
@@ -59,12 +63,14 @@ __all__ = [
     "Evaluation",
     "Evaluations",
     "FunctionNetwork",
+    "Guided",
     "History",
     "Interval",
     "Memory",
     "Needs",
     "Network",
     "NetworkSignal",
+    "PlannedNetwork",
     "Reuse",
     "Reused",
     "Seam",
@@ -76,6 +82,7 @@ __all__ = [
     "Step",
     "StepTrace",
     "Trace",
+    "TrialPlan",
     "as_tokens",
     "compute_default",
     "drop_partial",

@@ -79,7 +79,7 @@ class Answerer:
         return Computation(
             network,
             lambda output: self._record(site, x, output, keep, inner, rows),
-            lambda other, at: self._trace.run_trial(network.run_at, x.numel(), other, at),
+            lambda run, other, at: self._trace.run_trial(run, x.numel(), other, at),
             inner,
         )
 

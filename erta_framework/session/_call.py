@@ -13,6 +13,7 @@ from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Decision, Reuse
 from erta_framework.session._evaluation import Evaluations
 from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._network import TrialPlan
 from erta_framework.session._site import Seam, Site
 from erta_framework.session._state import StateStore
 
@@ -115,17 +116,29 @@ class Call:
         """
         return self.compute.signal(name)
 
-    def trial(self, x: Tensor | None = None, time: float | None = None) -> Tensor:
+    def trial(
+        self,
+        x: Tensor | None = None,
+        time: float | None = None,
+        plan: TrialPlan | None = None,
+    ) -> Tensor:
         """The network's raw output on other latents or at another timestep, under this condition.
 
         The output is neither the prediction of the step nor kept in the history. The trace counts
         it in `trial_calls`, not in `network_calls`. A policy that uses trials requires `"trial"`
         in its traits.
 
+        In a trial every place inside the network runs, unless there is a plan. With one, places
+        may be reused from what is kept, so that several plans can be compared on the same latents.
+        What is kept stays as it is, and `KEEP` means that a place runs. The trace counts such a
+        trial as a whole one. A policy that gives a plan requires `"trial:places"` as well.
+
         Args:
             x: Latents with the batch of this call, `[B, C, ...]`; by default those of this call.
             time: The timestep; by default that of this step. In a pipeline it must be the
                 timestep of this or of an earlier step.
+            plan: Called once for each policy that owns places, with the `Parts` that its `assign`
+                would see: what these places do in the trial.
 
         Raises:
             CapabilityError: The driver cannot run the network on this.
@@ -133,6 +146,9 @@ class Call:
 
         Example:
             >>> moved = call.trial(call.x + 0.01)  # doctest: +SKIP
+        >>> reused = call.trial(
+        ...     plan=lambda parts: dict.fromkeys(parts.sites, ReuseKept())
+        ... )  # doctest: +SKIP
         """
         x = self.x if x is None else x
         if x.shape[:1] != self.x.shape[:1]:
@@ -141,7 +157,7 @@ class Call:
                 f"{tuple(self.x.shape)}; the condition needs the batch of the call"
             )
         try:
-            return self.compute.run_at(x, time)
+            return self.compute.run_at(x, time, plan)
         except CapabilityError as error:
             error.add_note(f"asked by a policy for a trial of branch {self.branch!r}")
             raise

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_framework.session._network import UNDIVIDED, Network
+from erta_framework.session._network import UNDIVIDED, Network, PlannedNetwork, TrialPlan
+from erta_framework.session._step import PLANNED
+
+RunAt = Callable[[Tensor, float | None], Tensor]
 
 
 class Computation:
@@ -17,7 +21,7 @@ class Computation:
     Args:
         network: What the driver offers.
         on_output: Called with the raw output at once, before any policy can touch it.
-        on_trial: Runs a trial, from its latents and timestep, and counts it.
+        on_trial: Runs a trial, from what runs it, its latents and timestep, and counts it.
         inner: Whether it runs within another call, and so counts as no network call.
 
     Attributes:
@@ -45,7 +49,7 @@ class Computation:
         self,
         network: Network,
         on_output: Callable[[Tensor], None] | None = None,
-        on_trial: Callable[[Tensor, float | None], Tensor] | None = None,
+        on_trial: Callable[[RunAt, Tensor, float | None], Tensor] | None = None,
         inner: bool = False,
     ) -> None:
         self.network, self.inner = network, inner
@@ -87,10 +91,25 @@ class Computation:
             self.asked += (name,)
         return self.network.signal(name)
 
-    def run_at(self, x: Tensor, timestep: float | None) -> Tensor:
-        """The raw output for other latents or another timestep; nothing of it is kept."""
+    def run_at(self, x: Tensor, timestep: float | None, plan: TrialPlan | None = None) -> Tensor:
+        """The raw output for other latents, timestep or plan of places; nothing of it is kept.
+
+        Raises:
+            CapabilityError: The driver cannot do that.
+        """
+        run: RunAt = self.network.run_at
+        if plan is not None:
+            if not isinstance(self.network, PlannedNetwork):
+                raise CapabilityError(
+                    f"no trial with a plan: a {type(self.network).__name__} has no gates on places "
+                    "inside the network; a policy that asks for one selects places, and requires "
+                    f"{PLANNED!r} in its traits"
+                )
+            run = partial(self.network.run_planned, plan)
         try:
-            output = (self._on_trial or self.network.run_at)(x, timestep)
+            output = (
+                run(x, timestep) if self._on_trial is None else self._on_trial(run, x, timestep)
+            )
         except BaseException as error:
             self.failure = error
             raise

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from erta_framework.modules import Action, Parts, Place
+
+TrialPlan = Callable[["Parts"], "Mapping[Place, Action] | None"]
+"""What the places of each policy do in a trial; called as `assign` is, for each owner of places."""
 
 UNDIVIDED = "the driver cannot run the network on part of it"
 
@@ -53,5 +59,18 @@ class Network(Protocol):
         """What to remember of a computed call, by name; None for the residual `output - x`.
 
         Sites whose output is not like their input keep something else, such as keys and values.
+        """
+        ...
+
+
+@runtime_checkable
+class PlannedNetwork(Protocol):
+    """A network call whose trials can run places inside the network by another plan."""
+
+    def run_planned(self, plan: TrialPlan, x: Tensor, timestep: float | None) -> Tensor:
+        """As `Network.run_at`, with a plan for the places that policies own; nothing is kept.
+
+        Raises:
+            CapabilityError: The driver cannot do that.
         """
         ...

@@ -20,6 +20,7 @@ from erta_framework.session._call import Call
 from erta_framework.session._decider import Decider
 from erta_framework.session._decisions import Answer, Compute, Reuse
 from erta_framework.session._function_network import FunctionNetwork
+from erta_framework.session._guided import Guided, check_adjusted
 from erta_framework.session._history import History
 from erta_framework.session._network import Network
 from erta_framework.session._notes import list_notes
@@ -99,6 +100,8 @@ class Session:
         self._open: list[OpenCall] = []
         self._places: dict[tuple[str, str], tuple[float, PlaceCounts, float]] = {}
         self._held: list[Held] = []
+        self._adjusts = "adjust_prediction" in engine.active
+        self._adjusted = False
 
     # ----------------------------------------------------------------- life
     def __enter__(self) -> Self:
@@ -427,12 +430,51 @@ class Session:
                 tuple(self._inner),
             )
         )
-        self._stage = SETTLED
+        self._stage, self._adjusted = SETTLED, False
         return settled
 
+    @property
+    def adjusts(self) -> bool:
+        """Whether a policy wants the guided prediction: `adjust` must then come before `end`."""
+        return self._adjusts
+
+    def adjust(self, guided: Guided) -> Tensor:
+        """The guided prediction as the solver must get it; between `settle` and `end`.
+
+        Only where `adjusts`: else a driver need not make the record.
+
+        Args:
+            guided: The prediction that guidance made of the branches, with its latents.
+
+        Returns:
+            prediction (Tensor): Of the shape of `guided.prediction`.
+
+        Raises:
+            ProtocolError: The step is not settled, or its prediction was adjusted already.
+            PolicyError: A policy raised, or returned something impossible.
+        """
+        self._require(SETTLED, verb="adjust")
+        if self._adjusted:
+            raise ProtocolError(f"adjust was called twice in step {self._expected}; call it once")
+        self._adjusted = True
+        if not self._adjusts:
+            return guided.prediction
+        output = self.engine.call_hook("adjust_prediction", self._where, self._step, guided)
+        return check_adjusted(guided, output, self._where.owner, self._where)
+
     def end(self, sample: Tensor) -> None:
-        """Close the step with the latents after the solver, `[B, C, ...]`."""
+        """Close the step with the latents after the solver, `[B, C, ...]`.
+
+        Raises:
+            ProtocolError: The step is not settled, or `adjust` is missing.
+        """
         self._require(SETTLED, verb="end")
+        if self._adjusts and not self._adjusted:
+            raise ProtocolError(
+                f"step {self._expected} ended without adjust, which "
+                f"{self._where.owner('adjust_prediction')} needs: pass the guided prediction "
+                "through session.adjust before the solver's step"
+            )
         if "post_step" in self.engine.active:
             self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1

@@ -22,6 +22,9 @@ TRIAL = "trial"
 RESIZED = "trial:resized"
 """Capability of drivers whose trials take latents of another size than those of the call."""
 
+PLANNED = "trial:places"
+"""Capability of drivers whose trials can run places inside the network by another plan."""
+
 TWO_BRANCHES = "two_branches"
 """Capability of drivers whose network is not distilled for guidance, so that runs evaluate it with
 and without the prompt."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erta_framework.modules import KEEP, GatedNetwork, ModuleRun, ModuleSeam, PlaceFinder
-from erta_framework.sampling import Denoiser, DenoiserCall, Request, Result
+from erta_framework.sampling import Denoiser, DenoiserCall, Request, Result, adjust_guided
 from erta_framework.session import Network, Session, Site
 from erta_framework.testing._setup import ToySetup
 
@@ -85,7 +85,10 @@ def drive_by_hand(
                 outputs[branch.name] = answered
                 yield Verb("forward", index, (x_in, *watched.raw, answered))
             settled = session.settle()
-            x, state = setup.solver.step(x, setup.guidance.combine(outputs), settled, state)
+            guided = setup.guidance.combine(outputs)
+            if session.adjusts:
+                guided = adjust_guided(session, setup.solver, x, guided, settled)
+            x, state = setup.solver.step(x, guided, settled, state)
             session.end(x)
             yield Verb("end", index, (x,))
     return Result(x, session.trace, tuple(session.emitted))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erta_framework.plugins import Engine, Policy
-from erta_framework.sampling import Branch, DenoiserCall, Request, Result
+from erta_framework.sampling import Branch, DenoiserCall, Request, Result, adjust_guided
 from erta_framework.session import Site, Trace
 from erta_framework.testing._compare import STATE, fail, find_difference, list_decisions
 from erta_framework.testing._drivers import Verb, drive_by_hand, run_to_end
@@ -160,6 +160,8 @@ def _run_branches(
                 answered = session.forward(Site(branch=name), x, call)
                 outputs[name].append(answered.clone())
             settled = session.settle()
+            if session.adjusts:
+                adjust_guided(session, setup.solver, x, answered, settled)
             session.end(x)
     return outputs, session.trace
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from erta_framework.errors import ConflictError, InputError
 from erta_framework.modules import ModuleRun, ModuleSeam, PlaceFinder
 from erta_framework.plugins import Engine, Policy, Profiler, Traits, flatten, hookimpl
-from erta_framework.sampling import Request
+from erta_framework.sampling import Request, adjust_guided
 from erta_framework.session import Call, Decision, Reuse, Step, make_site
 from erta_framework.testing._compare import fail
 from erta_framework.testing._setup import (
@@ -70,8 +70,10 @@ def check_reuse_at_equal_input_is_equal(policy: Policy) -> None:
         for index in range(request.schedule.num_steps):
             session.begin(request.schedule.interval(index))
             outputs.append(run.run("model", site, request.latents, call))
-            session.forward(request.latents, lambda: outputs[-1])
-            session.settle()
+            answer = session.forward(request.latents, lambda: outputs[-1])
+            settled = session.settle()
+            if session.adjusts:
+                adjust_guided(session, BLOCKS.solver, request.latents, answer, settled)
             session.end(request.latents)
     for index, output in enumerate(outputs):
         gap = float((output - plain).abs().max())

@@ -117,11 +117,11 @@ def choose_setup(policy: Policy) -> ToySetup:
 def make_engine(policy: Policy, before: Sequence[Policy] = ()) -> Engine:
     """The engine that the checks run: `before`, the policy, and `AlternateSteps` if it helps.
 
-    A policy that decides nothing itself, emits nothing and implements `forward` or
-    `adjust_interval` is a predictor, corrector or adjuster: alone it would have nothing to do.
+    A policy that decides nothing itself, emits nothing and implements `forward` or adjusts
+    something is a predictor, corrector or adjuster: alone it would have nothing to do.
     """
     alone = Engine([policy])
-    acts = alone.implementers("forward") or alone.implementers("adjust_interval")
+    acts = {"forward", "adjust_interval", "adjust_prediction"} & alone.active
     busy = alone.implementers("decide") or alone.implementers("on_session_end")
     if acts and not busy:
         return Engine([*before, policy, AlternateSteps()])

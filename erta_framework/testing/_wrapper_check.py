@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from erta_framework.plugins import UNITS, Policy, Traits, find_hooks, find_owners, flatten
 from erta_framework.testing._compare import fail
 
-ASKED = frozenset({"decide", "forward", "adjust_interval"})
+ASKED = frozenset({"decide", "forward", "adjust_interval", "adjust_prediction"})
 """Hooks that a wrapper asks of the policy that it holds."""
 ANY = (
     "corrects_computed",

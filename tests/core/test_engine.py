@@ -157,6 +157,7 @@ def test_explain_lists_the_real_call_order(reuse_on):
             "  assign            -",
             "  forward           [corrector] -> predictor -> core",
             "  adjust_interval   adjusting",
+            "  adjust_prediction -",
             "  post_step         -",
             "  on_session_end    -",
             "remembered per branch: 3 evaluations with inputs and outputs; "

@@ -42,6 +42,8 @@ BLOCK_SUMS = calibrate_with("surrogate_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
+TABLE = calibrate_with("febcache_profiler", budget={"work": BUDGET})
+RESTING = calibrate_with("l2c_profiler")
 # published for 3 steps, which cannot reach a third of the work
 SMOOTH = calibrate_with("smoothcache_profiler", lookback=8)
 ALL_TIMES = (-1, 1001)
@@ -235,6 +237,19 @@ CONTENDERS: tuple[Contender, ...] = (
         search=INTERVAL,
     ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy(
+        "AdaCorrection on FORA",
+        {"adacorrection": {"policy": make_module_recipe("fora")}},
+        search=INTERVAL,
+    ),
+    policy(
+        "SpeCa",
+        {"speca": {"threshold": SOLVED, "decay": 1.0, "floor": 0.0, "first": 1, "order": 1}},
+        search=THRESHOLD,
+    ),
+    policy("L2C, greedy", {"l2c": {"profile": RESTING, "budget": {"work": BUDGET}}}),
+    policy("FEB-Cache", {"febcache": {"profile": TABLE}}),
+    policy("FEB-Cache, noise as it is", {"febcache": {"profile": TABLE, "noise": None}}),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
     policy(
         "CFG-Cache, no bands", {"cfg_cache": {"period": SOLVED, "bands": False}}, search=INTERVAL
@@ -367,6 +382,7 @@ CONTENDERS: tuple[Contender, ...] = (
 
 UNLISTED: Mapping[str, str] = {
     "at": "the places and times of a recipe with level modules, which has rows",
+    "module_table": "the table of febcache, which has rows",
     "grouped_steps": "the schedule of cachequant, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",

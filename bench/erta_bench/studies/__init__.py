@@ -6,7 +6,10 @@ A study is a function from a `StudyRun` to rows, in a file of its own, and a lin
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from erta_bench.studies._corrections import CORRECTIONS
 from erta_bench.studies._gates import GATES
+from erta_bench.studies._module_tables import MODULE_TABLES
+from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
 from erta_bench.studies._plans import PLANS
 from erta_bench.studies._quantisation import QUANTISATIONS, count_weight_bytes, quantise
 from erta_bench.studies._quantised import QUANTISED
@@ -18,6 +21,10 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "gates": GATES,
         "plans": PLANS,
+        "noise-scale": NOISE_SCALE,
+        "noise-length": NOISE_LENGTH,
+        "module-tables": MODULE_TABLES,
+        "corrections": CORRECTIONS,
         "quantised": QUANTISED,
         "quantised-layer": QUANTISED_LAYER,
         "surrogates": SURROGATES,

@@ -44,6 +44,7 @@ from erta_framework.sampling.solvers._processes import (
     VarianceExploding,
 )
 from erta_framework.sampling.solvers._protocol import (
+    KnowsScales,
     Prediction,
     Schedule,
     Solver,
@@ -71,6 +72,7 @@ __all__ = [
     "Grid",
     "Integrator",
     "Karras",
+    "KnowsScales",
     "Parametrisation",
     "Prediction",
     "Process",

@@ -83,6 +83,10 @@ class ComposedSolver:
         """The network's timestep at `sigma`."""
         return self.form.process.time_of(sigma)
 
+    def scales(self, sigma: float) -> tuple[float, float]:
+        """`(alpha, level)` of `x = alpha * clean + level * noise` at `sigma`."""
+        return self.form.process.scales(sigma)
+
     def noised(self, clean: Tensor | None, noise: Tensor, sigma: float) -> Tensor:
         """Latents at `sigma`: of a clean sample (img2img), or where sampling begins."""
         return self.form.process.noised(clean, noise, sigma)
@@ -132,6 +136,10 @@ class SolverRecipe(ABC):
     def time_of(self, sigma: float) -> float:
         """As `ComposedSolver.time_of`."""
         return self.parts.time_of(sigma)
+
+    def scales(self, sigma: float) -> tuple[float, float]:
+        """As `ComposedSolver.scales`."""
+        return self.parts.scales(sigma)
 
     def noised(self, clean: Tensor | None, noise: Tensor, sigma: float) -> Tensor:
         """As `ComposedSolver.noised`."""

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -110,6 +110,15 @@ class Solver(Protocol):
             interval: The interval to integrate; sigma falls from its start to its end.
             state: What the step before returned; None at the first step that runs.
         """
+        ...
+
+
+@runtime_checkable
+class KnowsScales(Protocol):
+    """A solver that also says how its latents are mixed, which policies that scale noise need."""
+
+    def scales(self, sigma: float) -> tuple[float, float]:
+        """`(alpha, level)` of `x = alpha * clean + level * noise` at sigma."""
         ...
 
 

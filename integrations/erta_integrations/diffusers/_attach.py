@@ -26,6 +26,7 @@ from erta_integrations.diffusers.pipeline import (
     Driver,
     capabilities,
     explain_noise,
+    find_level_capabilities,
 )
 from erta_integrations.diffusers.trunk import check_signals
 
@@ -60,7 +61,7 @@ class Attachment:
         if seam is Seam.LATENT:
             check_trials(engine.policies, networks)
         scheduler = parts.scheduler
-        offered = capabilities(scheduler) | parts.offered
+        offered = capabilities(scheduler) | find_level_capabilities(scheduler) | parts.offered
         engine.check(offered, explain_noise(scheduler) or type(scheduler).__name__, seam)
         self._entered = False
 

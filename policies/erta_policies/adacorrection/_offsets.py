@@ -30,6 +30,7 @@ def measure_offset(now: Tensor, kept: Tensor, spread: float = 1.0, channels: int
         channels: The dimension of the channels.
 
     Example:
+        >>> import torch
         >>> measure_offset(torch.full((1, 2, 4), 1.5), torch.ones(1, 2, 4))
         tensor([0.2500])
     """
@@ -57,6 +58,7 @@ def measure_paper_offset(
         channels: The dimension of the channels.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[[1.0, -1.0]]])  # of unit variance
         >>> measure_paper_offset(x, x)
         tensor([1.])

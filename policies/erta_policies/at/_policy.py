@@ -143,7 +143,7 @@ class At(Policy):
             # planned where something is kept: then the share of the modules is known
             newest = self._find_newest(step.session, call)[step.index]
             if not self._is_due(step.index, age, newest):
-                weights = self._weigh(step, call.stamps(place))
+                weights = weigh_kept(self.what, step, call.stamps(place))
                 if self.then is not None:
                     then = self.then.correct(step.index, call, place, self.of)
                     return ReuseKept(weights, self.of, then)
@@ -184,21 +184,6 @@ class At(Policy):
             planned[key] = plan_newest(when, session.num_steps)
         return planned[key]
 
-    def _weigh(
-        self, step: Step, stamps: Stamps
-    ) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
-        """Weights of the kept outputs, newest first; for each sample, where their steps differ."""
-        what = self.what
-        if what is None:
-            return (1.0,)
-        rows = [tuple(level[row] for level in stamps) for row in range(len(stamps[0]))]
-        found = [weigh_sample(what, step, own) for own in dict.fromkeys(rows)]
-        if len(found) == 1:
-            return found[0]
-        known = dict(zip(dict.fromkeys(rows), found, strict=True))
-        depth = max(map(len, found))
-        return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
-
 
 @lru_cache(maxsize=64)
 def divide_places(sites: tuple[Place, ...]) -> tuple[list[Place], list[tuple[Place, Place]]]:
@@ -237,6 +222,27 @@ def count_calls(work: float, num_steps: int, share: float | None, who: str) -> i
             "of a call; give more, or select more modules"
         )
     return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
+
+
+def weigh_kept(
+    what: LinearForecast | None, step: Step, stamps: Stamps
+) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    """Weights of the kept outputs, newest first; for each sample, where their steps differ.
+
+    Args:
+        what: The forecast; None for the newest as it is.
+        step: The step that is forecast.
+        stamps: When they were kept, as `call.stamps` says.
+    """
+    if what is None:
+        return (1.0,)
+    rows = [tuple(level[row] for level in stamps) for row in range(len(stamps[0]))]
+    found = [weigh_sample(what, step, own) for own in dict.fromkeys(rows)]
+    if len(found) == 1:
+        return found[0]
+    known = dict(zip(dict.fromkeys(rows), found, strict=True))
+    depth = max(map(len, found))
+    return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
 
 
 def weigh_sample(what: LinearForecast, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:

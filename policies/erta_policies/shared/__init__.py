@@ -64,7 +64,11 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
-from erta_policies.shared._surrogate_profile import SurrogateProfiler, SurrogateTable, find_bucket
+from erta_policies.shared._surrogate_profile import (
+    SurrogateProfiler,
+    SurrogateTable,
+    find_bucket,
+)
 from erta_policies.shared._surrogates import (
     SURROGATES,
     AffineResidual,

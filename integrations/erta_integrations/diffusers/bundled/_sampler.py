@@ -26,7 +26,7 @@ from erta_framework.sampling import (
     repeat_batches,
     resolve_device,
 )
-from erta_framework.session import RESIZED, TEXT, TRIAL, TWO_BRANCHES
+from erta_framework.session import PLANNED, RESIZED, TEXT, TRIAL, TWO_BRANCHES
 from erta_integrations.diffusers import Attachment, attach
 from erta_integrations.diffusers.bundled._pipeline_model import (
     BundledModel,
@@ -34,7 +34,7 @@ from erta_integrations.diffusers.bundled._pipeline_model import (
     pipeline,
     request,
 )
-from erta_integrations.diffusers.pipeline import capabilities
+from erta_integrations.diffusers.pipeline import capabilities, find_level_capabilities
 
 
 class PipelineSampler:
@@ -97,8 +97,9 @@ class PipelineSampler:
         # signals of blocks, places and branches are checked when the model is attached
         inside = self.engine.signals | {MODULES, TWO_BRANCHES}
         if self.seam is Seam.LATENT:
-            inside = TEXT | {TRIAL, RESIZED, MODULES, TWO_BRANCHES}
-        self.engine.check(capabilities(made) | inside, type(made).__name__, self.seam)
+            inside = TEXT | {TRIAL, RESIZED, PLANNED, MODULES, TWO_BRANCHES}
+        offered = capabilities(made) | find_level_capabilities(made) | inside
+        self.engine.check(offered, type(made).__name__, self.seam)
         self._class = type(made).__name__
 
     @property

@@ -6,6 +6,7 @@ Nothing here knows of steps, requests or policies; those are the business of `pi
 from erta_integrations.diffusers.network._arguments import (
     bind_arguments,
     find_argument,
+    find_argument_place,
     find_latents,
     find_timestep,
     first_of,
@@ -56,6 +57,7 @@ __all__ = [
     "copy_value",
     "explain_undivided",
     "find_argument",
+    "find_argument_place",
     "find_channel_dim",
     "find_guidance_capabilities",
     "find_latents",

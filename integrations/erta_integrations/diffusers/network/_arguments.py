@@ -112,12 +112,16 @@ def find_argument(
     """One argument of a method's call; None if it was not passed."""
     if name in kwargs:
         return kwargs[name]
+    place = find_argument_place(name, method)
+    return args[place] if place is not None and place < len(args) else None
+
+
+def find_argument_place(name: str, method: Callable[..., Any]) -> int | None:
+    """Position of an argument of a bound method or a function; None if there is none."""
     function = getattr(method, "__func__", None)
     if function is None:
-        place = find_place(inspect.signature(method), name)
-    else:
-        place = find_method_place(function, name)
-    return args[place] if place is not None and place < len(args) else None
+        return find_place(inspect.signature(method), name)
+    return find_method_place(function, name)
 
 
 @lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from torch import nn
 
 from erta_framework import Policy
 from erta_framework.errors import CapabilityError
-from erta_framework.session import RESIZED, TRIAL
+from erta_framework.session import PLANNED, RESIZED, TRIAL
 from erta_integrations.diffusers.network._arguments import get_network_signature
 
 POSITIONS = re.compile(
@@ -22,7 +22,7 @@ POSITIONS = re.compile(
 def find_trial_capabilities(networks: Mapping[str, nn.Module]) -> frozenset[str]:
     """What trials of these networks can do, at the latent seam."""
     fixed = any(find_position_argument(network) for network in networks.values())
-    return frozenset({TRIAL} if fixed else {TRIAL, RESIZED})
+    return frozenset({TRIAL, PLANNED} if fixed else {TRIAL, PLANNED, RESIZED})
 
 
 def check_trials(policies: Sequence[Policy], networks: Mapping[str, nn.Module]) -> None:

@@ -7,6 +7,7 @@ from erta_integrations.diffusers.pipeline._capabilities import (
     capabilities,
 )
 from erta_integrations.diffusers.pipeline._driver import Driver
+from erta_integrations.diffusers.pipeline._levels import find_level_capabilities
 from erta_integrations.diffusers.pipeline._prediction import explain_noise
 from erta_integrations.diffusers.pipeline._request_log import KEEP_TRACES
 
@@ -18,4 +19,5 @@ __all__ = [
     "Support",
     "capabilities",
     "explain_noise",
+    "find_level_capabilities",
 ]

@@ -16,6 +16,7 @@ from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame, WatchedBar, iter_loops
 from erta_integrations.diffusers.pipeline._checks import check_clock, refuse_unknown_thread
 from erta_integrations.diffusers.pipeline._gated import make_module_seam
+from erta_integrations.diffusers.pipeline._levels import StepArguments, find_levels
 from erta_integrations.diffusers.pipeline._named_context import NamedContext
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
@@ -243,6 +244,10 @@ class Driver:
         if settled.end != request.schedule.sigmas[settled.index + 1]:
             for scheduler in self._find_schedulers(request):
                 move_interval(scheduler, settled)
+        if session.adjusts:
+            levels, step = find_levels(request.scheduler), StepArguments(original, args, kwargs)
+            assert levels is not None  # else the request was refused
+            args, kwargs = step.replaced(session.adjust(step.read(levels, settled)))
         result = original(*args, **kwargs)
         session.end(get_prev_sample(result))
         return settled, result

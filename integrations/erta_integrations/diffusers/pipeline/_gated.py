@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from erta_framework import Engine, Seam, Site
 from erta_framework.errors import CapabilityError
 from erta_framework.modules import ModuleRun, ModuleSeam, Owner, PlaceFinder
+from erta_framework.session import TrialPlan
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 
 
@@ -87,6 +88,10 @@ class GateRunner:
     def run_rows(self, rows: Tensor, network: Callable[[], Any]) -> Any:
         """Run it on the samples at some places of the batch."""
         return self._run.run_rows(*self._where, rows, network)
+
+    def run_planned(self, plan: TrialPlan, network: Callable[[], Any]) -> Any:
+        """Run it with another plan for the places inside; nothing is kept."""
+        return self._run.run_planned(*self._where, plan, network)
 
     @property
     def undivided(self) -> str:

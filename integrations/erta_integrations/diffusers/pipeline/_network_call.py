@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from erta_framework.session import Site
+from erta_framework.errors import CapabilityError
+from erta_framework.modules import check_planned
+from erta_framework.session import Site, TrialPlan
 from erta_integrations.diffusers.network import (
     CallArguments,
     OutputSpec,
@@ -128,6 +130,22 @@ class NetworkCall:
             self.request.timestep,
         )
         return runner.run(x, timestep)
+
+    def run_planned(self, plan: TrialPlan, x: Tensor, timestep: float | None) -> Tensor:
+        """A trial through the gates, with a plan of its own; nothing is kept.
+
+        Raises:
+            CapabilityError: No policy owns places in this network, or the latents have another
+                shape than those of the call.
+        """
+        if self._gates is None:
+            raise CapabilityError(
+                f"no trial with a plan: no policy owns places in {self.name}; a policy that asks "
+                "for one selects some"
+            )
+        check_planned(x, self.input, self.name)
+        output: Tensor = self._gates.run_planned(plan, lambda: self.run_at(x, timestep))
+        return output
 
     def offers(self, name: str) -> bool:
         """Whether it is a signal of the text."""

@@ -19,6 +19,7 @@ from erta_integrations.diffusers.pipeline._fingerprint import (
     describe_network,
     describe_solver,
 )
+from erta_integrations.diffusers.pipeline._levels import find_level_capabilities
 from erta_integrations.diffusers.pipeline._open_requests import OpenRequests
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._prediction import read_prediction
@@ -164,7 +165,9 @@ class RequestLife:
             solver=describe_solver(scheduler, eta),
             prediction=read_prediction(scheduler),
             guidance=describe_guidance(request.pipe),
-            capabilities=capabilities(scheduler, eta) | parts.offered,
+            capabilities=capabilities(scheduler, eta)
+            | find_level_capabilities(scheduler)
+            | parts.offered,
             first=request.index,
             request_id=f"request-{request.number}",
             time_of=lambda sigma: sigma * unit,
