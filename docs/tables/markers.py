@@ -27,10 +27,7 @@ from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.scale import render_scale, render_simulation
-from tables.studies import (
-    NOISE_LENGTH,
-    render_study,
-)
+from tables.studies import MODULE_TABLES, NOISE_LENGTH, render_factors, render_study
 from tables.support import render_checks, render_pipelines, render_schedulers
 
 
@@ -88,7 +85,17 @@ SECTIONS: dict[str, Section] = {
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
     "study:noiselength": make_section(
-        partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
+        partial(render_study, columns=NOISE_LENGTH),
+        "study_noise_length_shapes_unet",
+        "study_noise_length_shapes_wan",
+    ),
+    "study:noisescale": make_section(
+        render_factors, "study_noise_scale_shapes_unet", "study_noise_scale_shapes_wan"
+    ),
+    "study:moduletables": make_section(
+        partial(render_study, columns=MODULE_TABLES),
+        "study_module_tables_shapes_unet",
+        "study_module_tables_shapes_wan",
     ),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
