@@ -117,7 +117,7 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         "typer",
     }
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert {"diffusers", "fabric", "report", "demo", "docs", "dev"} == extras
+    assert {"diffusers", "fabric", "report", "demo", "quantization", "docs", "dev"} == extras
 
 
 def test_the_wheel_carries_the_declared_entry_points(wheel: zipfile.ZipFile) -> None:

@@ -51,6 +51,9 @@ STUDIES = {
     ("noise-scale", "shapes-wan"): "--samples 2",
     ("module-tables", "shapes-unet"): "--samples 4 --calibration 2",
     ("module-tables", "shapes-wan"): "--samples 4 --calibration 2",
+    ("corrections", "shapes-unet"): "--samples 8",
+    ("corrections", "shapes-wan"): "--samples 8",
+    ("corrections", "shapes-flux"): "--samples 8",
 }
 """Studies on models, with their options."""
 
@@ -80,6 +83,14 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
+    "study_gates_shapes-flux": "erta bench study gates --model shapes-flux",
+    "study_gates_shapes-wan": "erta bench study gates --model shapes-wan",
+    "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",
+    "study_surrogates_shapes-wan": "erta bench study surrogates --model shapes-wan",
+    "study_quantised_shapes-unet": "erta bench study quantised --model shapes-unet",
+    "study_quantised_shapes-wan": "erta bench study quantised --model shapes-wan",
+    "study_quantised_layer": "erta bench study quantised-layer --model shapes-unet --samples 1 "
+    "--calibration 1 --steps 4",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
     **dict(command_study(name, model) for name, model in STUDIES),

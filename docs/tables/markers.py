@@ -26,9 +26,17 @@ from tables.pipeline import render_pipeline
 from tables.places import render_places
 from tables.policies import render_policies
 from tables.promises import render_promises
+from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
-from tables.studies import MODULE_TABLES, NOISE_LENGTH, render_factors, render_study
+from tables.studies import (
+    CORRECTIONS,
+    MODULE_TABLES,
+    NOISE_LENGTH,
+    render_factors,
+    render_study,
+)
 from tables.support import render_checks, render_pipelines, render_schedulers
+from tables.surrogates import describe_surrogates, render_gates, render_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,21 @@ SECTIONS: dict[str, Section] = {
         "study_module_tables_shapes_unet",
         "study_module_tables_shapes_wan",
     ),
+    "study:corrections": make_section(
+        partial(render_study, columns=CORRECTIONS),
+        "study_corrections_shapes_unet",
+        "study_corrections_shapes_wan",
+        "study_corrections_shapes_flux",
+    ),
+    "findings:surrogates": make_section(
+        describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
+    ),
+    "table:gates": make_section(render_gates, "study_gates_shapes-flux", "study_gates_shapes-wan"),
+    "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
+    "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
+    "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes-wan"),
+    "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

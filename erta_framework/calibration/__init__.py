@@ -11,6 +11,7 @@ from erta_framework.calibration._entries import Entry, ProfileKind, StepSeries
 from erta_framework.calibration._fingerprint import make_fingerprint
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
+from erta_framework.calibration._quantized import describe_quantized
 
 __all__ = [
     "MEASURED",
@@ -19,6 +20,7 @@ __all__ = [
     "ProfileKind",
     "StepSeries",
     "calibrate",
+    "describe_quantized",
     "describe_run",
     "describe_samples",
     "find_period",

@@ -25,6 +25,7 @@ from erta_framework.modules._costs import (
 )
 from erta_framework.modules._discovery import OUTSIDE, find_places
 from erta_framework.modules._finder import Finder, PlaceFinder
+from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gated_network import GatedNetwork
 from erta_framework.modules._gates import Gates
 from erta_framework.modules._memory import (
@@ -49,6 +50,7 @@ from erta_framework.modules._select import (
 from erta_framework.modules._streams import find_returned_names
 from erta_framework.modules._unet import find_branches, find_cut
 from erta_framework.modules._visit import Visit
+from erta_framework.modules._weighting import sum_kept
 
 __all__ = [
     "KEEP",
@@ -97,6 +99,7 @@ __all__ = [
     "find_places",
     "find_returned_names",
     "format_bytes",
+    "list_tensors",
     "measure",
     "measure_costs",
     "measure_once",
@@ -104,4 +107,5 @@ __all__ = [
     "resolve_places",
     "run_eagerly",
     "select_places",
+    "sum_kept",
 ]

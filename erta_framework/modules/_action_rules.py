@@ -53,7 +53,7 @@ def find_misfit(
     assigned = f"assigned {type(action).__name__} to"
     if isinstance(action, Rows | Tokens) and not kept:
         return assigned, "nothing is kept; KEEP it first"
-    if isinstance(action, Rows | Tokens | Ask) and modules > 1:
+    if isinstance(action, Rows) and modules > 1:
         return assigned, f"it is {modules} modules; select single modules"
     return None
 

@@ -19,6 +19,9 @@ Of = Literal["output", "residual"]
 Weights = tuple[float, ...] | tuple[tuple[float, ...], ...]
 """One weight for each kept output, newest first; or such weights for each sample."""
 
+Change = Callable[[Tensor], Tensor]
+"""What becomes of a reused tensor."""
+
 
 def check_of(of: str) -> None:
     """Refuse a quantity that is neither output nor residual.
@@ -53,7 +56,8 @@ class ReuseKept:
         weights: One for each kept output, newest first, `(1.0,)` for the newest as it is; or a
             tuple of such weights for each sample.
         of: What was kept. A residual is added to the input of this visit.
-        then: Changes each tensor of the sum, such as a per-channel correction.
+        then: Changes each tensor of the sum, such as a per-channel correction; or one such change
+            for each tensor, where the output is several.
         rest: Weights of the tensors after the first, such as the text's of a joint attention; by
             default those of the first.
         is_newest: Whether it is the newest output as it is, the reuse that needs no arithmetic.
@@ -68,7 +72,7 @@ class ReuseKept:
 
     weights: Weights = (1.0,)
     of: Of = "output"
-    then: Callable[[Tensor], Tensor] | None = None
+    then: Change | tuple[Change, ...] | None = None
     rest: tuple[float, ...] | None = None
     is_newest: bool = field(init=False, repr=False, compare=False)
 
@@ -123,8 +127,13 @@ class Rows:
 class Tokens:
     """Run the module on some tokens; the others keep what is kept of them.
 
-    For modules that treat every token alike, such as an MLP. The stamps of the place stay those of
-    its last whole run.
+    For modules that treat every token alike, such as an MLP, and for cross-attention, where the
+    tokens are its queries. What the module gives of these tokens replaces what is kept of them, and
+    lasts until the place runs as a whole; the stamps of the place stay those of its last whole run.
+
+    Where a place is several modules, those before the last run on these tokens too, and give NaN
+    for the others. An attention among them, as in FLUX' single blocks, is a place of its own that
+    has to be reused.
 
     Attributes:
         index: Their places, `[K]` for all samples or `[B, K]`.
@@ -136,6 +145,9 @@ class Tokens:
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
     """Call a function when the network reaches the module; what it returns is the output.
+
+    At a place of several modules, such as a cut, the others run, and the function is called at the
+    last one.
 
     Attributes:
         answer: Gets the `Visit`, whose `run()` runs the module.

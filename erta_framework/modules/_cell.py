@@ -17,6 +17,9 @@ from erta_framework.session import (
     select_rows,
 )
 
+INPUT = "input"
+"""What an input is called that is kept beside an output."""
+
 
 class Changes:
     """Counts when cells came to keep something of another kind, or nothing: plans are stale then.
@@ -47,12 +50,13 @@ class Cell:
         nbytes: Memory held now.
     """
 
-    __slots__ = ("_changes", "_fresh", "_held", "_of", "depth", "nbytes", "stamp")
+    __slots__ = ("_changes", "_fresh", "_held", "_input", "_of", "depth", "nbytes", "stamp")
 
     def __init__(self, depth: int, changes: Changes) -> None:
         self.depth, self._changes = depth, changes
         self._held: Evaluations = ()
         self._fresh: Sequence[Sequence[Tensor]] = ()
+        self._input: Sequence[Tensor] = ()
         self._of = ""
         self.stamp: Stamp | None = None
         self.nbytes = 0
@@ -61,8 +65,9 @@ class Cell:
     def held(self) -> Evaluations:
         """Everything that is kept, newest first, also what only some samples have."""
         if self._fresh and self.stamp is not None:
-            tensors = name_tensors(self._of, self._fresh)
-            self._fresh, self._held = (), (Evaluation(*self.stamp, tensors),)
+            named = name_tensors(self._of, self._fresh) | name_tensors(INPUT, [self._input])
+            self._fresh, self._input = (), ()
+            self._held = (Evaluation(*self.stamp, named),)
         return self._held
 
     @property
@@ -94,6 +99,7 @@ class Cell:
         visits: Sequence[Sequence[Tensor]],
         batch: int,
         rows: Sequence[int] | None,
+        before: Sequence[Tensor] = (),
     ) -> None:
         """Keep an output of a place, of all samples or of some.
 
@@ -103,27 +109,30 @@ class Cell:
             visits: The tensors of each visit of the network call.
             batch: Samples of the whole batch.
             rows: The samples; None for all.
+            before: Inputs that are kept beside it.
         """
         if rows is None and self.depth == 1 and visits[0]:
             if self.stamp is None or of != self._of:
                 self._changes.number += 1
             self.stamp, self._of, self._fresh, self._held = stamp, of, visits, ()
+            self._input = before
             nbytes = 0
-            for tensors in visits:
+            for tensors in (*visits, before):
                 for tensor in tensors:
                     nbytes += tensor.nbytes
             self.nbytes = nbytes
             return
-        before, fresh = self.held, Evaluation(*stamp, name_tensors(of, visits))
-        if rows is not None or not before or before[0].tensors.keys() != fresh.tensors.keys():
+        named = name_tensors(of, visits) | name_tensors(INPUT, [before])
+        held, fresh = self.held, Evaluation(*stamp, named)
+        if rows is not None or not held or held[0].tensors.keys() != fresh.tensors.keys():
             self._changes.number += 1
-        if before and before[0].tensors.keys() != fresh.tensors.keys():
-            before = ()
+        if held and held[0].tensors.keys() != fresh.tensors.keys():
+            held = ()
         if rows is None:
-            self._hold((fresh, *before)[: self.depth])
-        elif before:
-            size = before[0].example.shape[0]
-            self._hold(merge_rows(before, fresh, rows, size, self.depth))
+            self._hold((fresh, *held)[: self.depth])
+        elif held:
+            size = held[0].example.shape[0]
+            self._hold(merge_rows(held, fresh, rows, size, self.depth))
         else:
             self._hold((spread_rows(fresh, batch, rows),))
 
@@ -149,7 +158,7 @@ class Cell:
         self._hold(())
 
     def _hold(self, held: Evaluations) -> None:
-        self._held, self._fresh, self.stamp = held, (), None
+        self._held, self._fresh, self._input, self.stamp = held, (), (), None
         self.nbytes = sum(evaluation.nbytes for evaluation in held)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from erta_framework.errors import CapabilityError
+from erta_framework.modules._streams import bind_tensors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,11 +27,13 @@ class Measurement:
             visits, where a module runs several times.
         output_bytes: Size of the output, or of all outputs.
         visits: How often each module ran.
+        input_bytes: Size of the first tensor among the arguments.
     """
 
     flops: Mapping[str, int]
     output_bytes: Mapping[str, int]
     visits: Mapping[str, int]
+    input_bytes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
@@ -97,11 +100,12 @@ def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
     flops: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     visits: Counter[str] = Counter()
+    inputs: Counter[str] = Counter()
     with ExitStack() as stack:
         counter = stack.enter_context(make_counter())
         stack.enter_context(run_eagerly())
         for path, module in inner.named_modules():
-            stack.enter_context(watch(path, module, counter, flops, sizes, visits))
+            stack.enter_context(watch(path, module, counter, flops, sizes, visits, inputs))
         run()
         if "" not in flops and flops:  # its `forward` was called, not the network
             flops[""] = counter.get_total_flops()
@@ -112,7 +116,7 @@ def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
             f"the costs of {cls} cannot be measured: it {reason} in the measured run; measure the "
             "network itself, in a call that computes it"
         )
-    return Measurement(dict(flops), dict(sizes), dict(visits))
+    return Measurement(dict(flops), dict(sizes), dict(visits), dict(inputs))
 
 
 @contextmanager
@@ -123,11 +127,14 @@ def watch(
     flops: Counter[str],
     sizes: Counter[str],
     visits: Counter[str],
+    inputs: Counter[str],
 ) -> Iterator[None]:
-    """Add what a module costs, what it returns, and that it ran, to three counters."""
+    """Add what a module costs, returns and gets, and that it ran, to four counters."""
     begun: list[int] = []
 
-    def begin(*_: Any) -> None:
+    def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        first = [*bind_tensors(module, args, kwargs).values()][:1]
+        inputs[path] += count_bytes(first)
         begun.append(counter.get_total_flops())
 
     def end(_: nn.Module, __: Any, output: Any) -> None:
@@ -135,7 +142,10 @@ def watch(
         sizes[path] += count_bytes(output)
         visits[path] += 1
 
-    handles = [module.register_forward_pre_hook(begin), module.register_forward_hook(end)]
+    handles = [
+        module.register_forward_pre_hook(begin, with_kwargs=True),
+        module.register_forward_hook(end),
+    ]
     try:
         yield
     finally:
@@ -144,9 +154,12 @@ def watch(
 
 
 def make_counter() -> FlopCounterMode:
-    """A counter that also knows the attention of CPUs, which torch's own leaves out."""
-    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return FlopCounterMode(display=False, custom_mapping={attention: count_attention})
+    """A counter that also knows what torch's own leaves out: attention on CPUs, int8 products."""
+    known = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: count_attention,
+        torch.ops.aten._int_mm: count_product,  # of quantised linears with int8 activations
+    }
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def count_attention(
@@ -154,6 +167,11 @@ def count_attention(
 ) -> int:
     """FLOPs of one attention, from shapes `[B, heads, tokens, channels]`."""
     return 2 * prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
+def count_product(left: tuple[int, ...], right: tuple[int, ...], *_: Any, **__: Any) -> int:
+    """FLOPs of a matrix product, from shapes `[M, K]` and `[K, N]`."""
+    return 2 * left[0] * left[1] * right[1]
 
 
 @contextmanager

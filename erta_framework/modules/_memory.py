@@ -16,7 +16,12 @@ SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
 
 
 def count_state_bytes(
-    places: Sequence[Place], costs: Measurement, *, branches: int = 1, keeps: int = 1
+    places: Sequence[Place],
+    costs: Measurement,
+    *,
+    branches: int = 1,
+    keeps: int = 1,
+    inputs: int | None = None,
 ) -> int:
     """Count the bytes that a run holds whose policies keep the outputs of some places.
 
@@ -25,6 +30,8 @@ def count_state_bytes(
         costs: Of one network call at the shape and type of the run, with its batch.
         branches: Network calls a step; each keeps its own outputs.
         keeps: Outputs that are kept of each place.
+        inputs: Bytes of the network's input, where an input is kept beside each output; a place of
+            several modules keeps that of the network. None where none is kept.
 
     Raises:
         InputError: A place did not run in the measured call.
@@ -35,7 +42,11 @@ def count_state_bytes(
         >>> count_state_bytes(blocks, costs, branches=2, keeps=3)  # doctest: +SKIP
         18432000
     """
-    return branches * keeps * sum(count_output_bytes(place, costs) for place in places)
+    once = sum(count_output_bytes(place, costs) for place in places)
+    if inputs is not None:
+        own = costs.input_bytes
+        once += sum(inputs if place.members else own[place.path] for place in places)
+    return branches * keeps * once
 
 
 def count_output_bytes(place: Place, costs: Measurement) -> int:

@@ -27,12 +27,14 @@ class Owner:
         places: Its places, in the order of execution.
         depth: How many outputs of each it keeps.
         assign: Asks it for its plan.
+        keeps_inputs: Whether it keeps an input beside each output.
     """
 
     name: str
     places: tuple[Place, ...]
     depth: int
     assign: Assign
+    keeps_inputs: bool = False
 
 
 def resolve_places(

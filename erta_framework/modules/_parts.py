@@ -9,14 +9,15 @@ from typing import TypeVar
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
-from erta_framework.modules._cell import Cell
+from erta_framework.modules._cell import INPUT, Cell, read_tensors
+from erta_framework.modules._cells import FEATURE
 from erta_framework.modules._costs import Measurement
 from erta_framework.modules._places import Place
 from erta_framework.session import Evaluations, Site, Stamp, StateStore, get_stamp, make_site
 
 S = TypeVar("S")
 Agree = Callable[[Tensor, str], Tensor]
-"""The largest of a value over ranks that share a sample; the second argument says where."""
+"""The largest of each value over ranks that share a sample; the second argument says where."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,6 +81,30 @@ class Parts:
             found = self._seen[place] = self._cell(place).kept(self.batch, self.rows)
         return found
 
+    def features(self, place: Place) -> Sequence[Tensor]:
+        """The tensors of its own that the policy kept last at a place; empty if there are none."""
+        kept = self.kept(place)
+        return read_tensors(kept[0], FEATURE, 0) if kept else ()
+
+    def kept_input(self, place: Place) -> Tensor | None:
+        """The input that was kept beside the newest output, of the samples that run."""
+        kept = self.kept(place)
+        found = read_tensors(kept[0], INPUT, 0) if kept else []
+        return found[0] if found else None
+
+    def agree_each(self, values: Tensor, where: str) -> list[float]:
+        """Values that decide, such as one for each sample, as numbers; read back from the device.
+
+        Ranks that share a sample must decide alike, so each is the largest of all of them there; a
+        policy that reads every value so declares `agrees_inside=True` in its traits.
+
+        Args:
+            values: `[N]`; ranks that share samples have as many.
+            where: What is decided, for messages.
+        """
+        found: list[float] = (values if self.agree is None else self.agree(values, where)).tolist()
+        return found
+
     def age(self, place: Place) -> int | None:
         """Steps since the output of a place was kept; None if it never was.
 
@@ -98,9 +123,9 @@ class Parts:
         if stamp is not None:
             alike = self._alike.get(stamp)
             if alike is None:
-                alike = self._alike[stamp] = ((stamp,) * self._width,)
+                alike = self._alike[stamp] = ((stamp,) * self.width,)
             return alike
-        kept, rows = self.kept(place), range(self._width)
+        kept, rows = self.kept(place), range(self.width)
         times = tuple([(e.index, e.sigma, e.time, e.stamps) for e in kept])
         alike = self._alike.get(times)
         if alike is None:
@@ -133,7 +158,8 @@ class Parts:
             ) from None
 
     @property
-    def _width(self) -> int:
+    def width(self) -> int:
+        """How many samples run."""
         return self.batch if self.rows is None else len(self.rows)
 
 

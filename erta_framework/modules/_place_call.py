@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,15 +11,16 @@ from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ErtaError, PolicyError
 from erta_framework.modules._action_rules import HANDLERS, INNER, find_misfit
-from erta_framework.modules._actions import Action, Ask, Keep, Pass, ReuseKept, Rows, Skip
+from erta_framework.modules._actions import Action, Ask, Keep, Of, Pass, ReuseKept, Rows, Skip
 from erta_framework.modules._actions import Tokens as TokensAction
 from erta_framework.modules._cell import Cell
 from erta_framework.modules._forms import list_tensors
 from erta_framework.modules._gate import Handler, Run
+from erta_framework.modules._kinds import looks_like_attention
 from erta_framework.modules._module_call import ModuleCall
-from erta_framework.modules._partial import run_rows, run_tokens
+from erta_framework.modules._partial import TokenPart, run_rows, run_tokens
 from erta_framework.modules._parts import Parts
-from erta_framework.modules._place_memory import PlaceMemory
+from erta_framework.modules._place_memory import PlaceMemory, take_rows
 from erta_framework.modules._places import Place
 from erta_framework.modules._visit import Visit
 from erta_framework.session import Step
@@ -64,6 +66,8 @@ class PlaceCall(PlaceMemory):
         self.parts, self.step, self.outcome = parts, step, "skipped"
         if self.fresh:
             self.fresh = []
+        if self.before:
+            self.before = []
         if self._lent:
             self._lent = []
 
@@ -94,7 +98,10 @@ class PlaceCall(PlaceMemory):
         if self.members:
             inner = INNER.get((kind, of == "residual"), "run")
             for one in self.members:
-                handlers[one.path] = getattr(one, inner)
+                in_part = isinstance(action, TokensAction)
+                handlers[one.path] = (
+                    partial(self.run_member, one) if in_part else getattr(one, inner)
+                )
         plain = isinstance(action, ReuseKept) and action.is_newest and self.output.is_plain
         outputs[self.output.path] = self.hand_out if plain else self._handlers[kind]
 
@@ -126,17 +133,39 @@ class PlaceCall(PlaceMemory):
         first = self.members[0] if self.members else self.output
         names = self.output.learned.streams or ()
         before = first.inputs[visit] if visit < len(first.inputs) else {}
-        found: list[Tensor] = []
-        for name, tensor in zip(names, list_tensors(output), strict=True):
+        after = dict(zip(names, list_tensors(output), strict=True))
+        self.fresh.append(self._subtract(before, after, first.path))
+        return output
+
+    def _subtract(
+        self, before: Mapping[str, Tensor], after: Mapping[str, Tensor], first: str
+    ) -> list[Tensor]:
+        """What is added to each stream between its first module and its output."""
+        for name, tensor in after.items():
             if name not in before or before[name].shape != tensor.shape:
                 raise CapabilityError(
                     f"{self.place} has no residual: {self.output.path} returns {name} "
-                    f"{tuple(tensor.shape)}, and {first.path} gets no such input; keep its output, "
+                    f"{tuple(tensor.shape)}, and {first} gets no such input; keep its output, "
                     "or select a span within one list of blocks"
                 )
-            found.append(tensor - before[name])
-        self.fresh.append(found)
-        return output
+        return [tensor - before[name] for name, tensor in after.items()]
+
+    def keep_made(
+        self, output: Any, of: Of, inputs: Mapping[str, Tensor], rows: Sequence[int] | None
+    ) -> None:
+        """Keep an output that a policy made of this visit, or what it adds to these inputs."""
+        self.check_residual(of)
+        self.of, made = of, list_tensors(output)
+        if of == "residual":
+            after = self.output.name_streams(inputs, output)
+            made = self._subtract(inputs, after, self.output.path)
+        if rows is not None:
+            if any(tensor.shape[:1] != (self.parts.width,) for tensor in made):
+                self.refuse("keeps some samples of", "its output has no row for each")
+            running = self.parts.rows or range(self.parts.batch)
+            self.kept_rows = tuple(running[row] for row in rows)
+            made = take_rows(made, rows)
+        self.remember(made)
 
     def reuse(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """It does not run: its output is made of what is kept."""
@@ -183,9 +212,38 @@ class PlaceCall(PlaceMemory):
         self.outcome = "ran"
         call = self.output
         old = self.newest(call.visits)
-        output, call.share = run_tokens(call, run, args, kwargs, self.action.index, old)
+        part = self._run_tokens(call, run, args, kwargs, [tensor.shape for tensor in old])
+        output = part.put_into(old[0])
         self.remember([output])
         return call.form(call.enter(), "run in part").build([output])
+
+    def run_member(
+        self, call: ModuleCall, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Some tokens run through a module before the last; of the others comes out NaN."""
+        if looks_like_attention(call.module):
+            self.refuse(
+                "assigned Tokens to",
+                f"{call.path} before it mixes tokens; select that too, and reuse it",
+            )
+        form = call.form(call.enter(), "run in part")
+        whole = list_tensors(form.phantom(self.parts.batch, call.rows))
+        part = self._run_tokens(call, run, args, kwargs, [tensor.shape for tensor in whole])
+        return form.build([part.put_into(whole[0])])
+
+    def _run_tokens(
+        self,
+        call: ModuleCall,
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        shapes: Sequence[torch.Size],
+    ) -> TokenPart:
+        assert isinstance(self.action, TokensAction)
+        cross = self.place.kind == "cross"
+        part = run_tokens(call, run, args, kwargs, self.action.index, shapes, reads_other=cross)
+        call.share = part.share
+        return part
 
     def ask(self, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """A function of the policy answers."""
@@ -210,13 +268,27 @@ class PlaceCall(PlaceMemory):
             form.check(shapes, self.parts.batch, self.output.rows, f"{self.owner} at {self.place}")
         return output
 
+    def check_residual(self, of: Of) -> None:
+        """Refuse the residual of several modules, where a function answers at the last."""
+        if of == "residual" and self.members:
+            self.refuse("asks for a residual of", "it is several modules; take its output")
+
     def answer_from(
-        self, action: ReuseKept, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        action: ReuseKept,
+        visit: int,
+        run: Run,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> Any:
-        """The output as if this action had been assigned."""
+        """The output in a visit as if this action had been assigned; it is no visit of its own."""
+        self.check_residual(action.of)
         self._check(action)
-        asked, self.action = self.action, action
+        output = self.output
+        before = self.action, self.outcome, output.visits, len(output.inputs)
+        self.action, output.visits = action, visit
         try:
             return self.reuse(run, args, kwargs)
         finally:
-            self.action = asked
+            self.action, self.outcome, output.visits, known = before
+            del output.inputs[known:]

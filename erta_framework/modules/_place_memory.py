@@ -33,12 +33,14 @@ class PlaceMemory:
         action: What was assigned; None runs it.
         fresh: What is to be kept of each visit.
         of: What `fresh` is.
+        before: Inputs that are to be kept beside it.
         kept_rows: The samples that `fresh` is of; None for all.
     """
 
     __slots__ = (
         "_lent",
         "action",
+        "before",
         "cell",
         "fresh",
         "kept_rows",
@@ -59,6 +61,7 @@ class PlaceMemory:
         self.owner, self.cell = owner, cell
         self.action: Action | None = None
         self.fresh: list[list[Tensor]] = []
+        self.before: list[Tensor] = []
         self.of: str = "output"
         self.kept_rows: tuple[int, ...] | None = None
         self._lent: list[tuple[Tensor, int]] = []
@@ -90,8 +93,13 @@ class PlaceMemory:
         if action.rest is not None:
             after = [level[1:] for level in levels[: len(action.rest)]]
             made = [*made[:1], *sum_kept(after, action.rest)]
-        if action.then is not None:
-            return [action.then(tensor) for tensor in made]
+        then = action.then
+        if then is not None:
+            changes = then if isinstance(then, tuple) else (then,) * len(made)
+            if len(changes) != len(made):
+                who = f"changes {len(changes)} tensors of"
+                self.refuse(who, f"its {action.of} is {len(made)}; give one change for each")
+            return [change(tensor) for change, tensor in zip(changes, made, strict=True)]
         return [
             self.lend(tensor) if tensor is newest else tensor
             for tensor, newest in zip(made, levels[0], strict=True)
@@ -114,6 +122,10 @@ class PlaceMemory:
 
     def remember(self, tensors: list[Tensor]) -> None:
         """Keep the output of a visit once the network has run."""
+        self.fresh.append(self.guard(tensors))
+
+    def guard(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Tensors that are to be kept; copies where the network may write into them."""
         lent: list[tuple[Tensor, int]] = []
         copies = self.output.learned.copies
         try:
@@ -122,10 +134,9 @@ class PlaceMemory:
         except RuntimeError:  # made in inference mode, where nobody counts what is written
             copies = True
         if copies:
-            self.fresh.append([tensor.clone() for tensor in tensors])
-        else:
-            self.fresh.append(tensors)
-            self._lent += lent
+            return [tensor.clone() for tensor in tensors]
+        self._lent += lent
+        return tensors
 
     def lend(self, tensor: Tensor) -> Tensor:
         """A kept tensor for the network to use; a copy where it may be written into."""
@@ -156,5 +167,14 @@ class PlaceMemory:
             return
         if isinstance(self.action, TokensAction):
             self.cell.replace(self.of, self.fresh)
-        else:
-            self.cell.keep(stamp, self.of, self.fresh, self.parts.batch, self.kept_rows)
+            return
+        before, running = self.before, self.parts.rows
+        if before and self.kept_rows is not None and self.kept_rows != running:
+            places = range(self.parts.batch) if running is None else running
+            before = take_rows(before, [places.index(row) for row in self.kept_rows])
+        self.cell.keep(stamp, self.of, self.fresh, self.parts.batch, self.kept_rows, before)
+
+
+def take_rows(tensors: Sequence[Tensor], rows: Sequence[int]) -> list[Tensor]:
+    """Some samples of each tensor."""
+    return [tensor[list(rows)] for tensor in tensors]

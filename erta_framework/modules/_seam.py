@@ -224,7 +224,7 @@ class ModuleRun:
                 output = through()  # of some samples the shares are those of all
         if rows is None and costs is not None:
             self._costs[name, shape] = costs
-            self._weigh(site, owners, costs)
+            self._weigh(site, owners, x, costs)
             gates.check_visits(costs.visits)
         call.close()
         self._report(call, site, owners, x, costs)
@@ -247,7 +247,7 @@ class ModuleRun:
             known = self._calls[site] = (shape, made)
         return known[1]
 
-    def _weigh(self, site: Site, owners: Sequence[Owner], costs: Measurement) -> None:
+    def _weigh(self, site: Site, owners: Sequence[Owner], x: Tensor, costs: Measurement) -> None:
         """Say what the places will keep, at the first call of a branch, and check the bound.
 
         Raises:
@@ -260,6 +260,7 @@ class ModuleRun:
                 [p for p in owner.places if p.modules[-1] in costs.output_bytes],
                 costs,
                 keeps=owner.depth,
+                inputs=x.nbytes if owner.keeps_inputs else None,
             )
             for owner in owners
         }

@@ -15,6 +15,7 @@ from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.modules._finder import Finder
 from erta_framework.modules._places import KINDS, Kind, Place
 
+IN_BLOCKS = frozenset(("block", "attention", "cross", "mlp"))
 SELECTABLE = tuple(kind for kind in KINDS if kind not in ("span", "cut", "named"))
 OUTSIDE = -1
 """Depth of what is outside of the trunk, or has none."""
@@ -162,7 +163,10 @@ def select_places(network: nn.Module, selection: Selection, finder: Finder) -> t
     if isinstance(selection, Named):
         return find_named(network, selection.path)
     places = finder.find_places(network)
-    depths = selection.depths(max((place.depth for place in places), default=-1) + 1)
+    # stages of a UNet may lie behind its last block
+    within = IN_BLOCKS if IN_BLOCKS.issuperset(selection.kind) else frozenset(KINDS)
+    known = [place.depth for place in places if place.kind in within]
+    depths = selection.depths(max(known, default=-1) + 1)
     matching = [
         place
         for place in places

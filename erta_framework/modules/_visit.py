@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
-from erta_framework.modules._cell import read_tensors
 from erta_framework.modules._cells import FEATURE
+from erta_framework.modules._partial import run_rows, run_tokens, take_rows
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._streams import bind_tensors
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from erta_framework.modules._place_call import PlaceCall
 
 S = TypeVar("S")
+R = TypeVar("R")
 
 
 class Visit:
@@ -33,6 +34,8 @@ class Visit:
         args: The positional arguments of the module.
         kwargs: The keyword arguments.
         failure: What the module raised.
+        ran_whole: Whether the module has run in this visit, on all samples and tokens.
+        reassigned: Whether the plan of another place was changed in this visit.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class Visit:
         self.call: Parts = owned.parts
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
-        self._ran = False
+        self._ran = self._kept = False
+        self.ran_whole = self.reassigned = False
+        self._number = owned.output.visits  # of those in this network call
 
     @property
     def module(self) -> nn.Module:
@@ -60,6 +65,29 @@ class Visit:
     def x(self) -> Tensor:
         """The first tensor among the arguments, such as the hidden states `[B, N, C]`."""
         return next(iter(self.streams.values()))
+
+    @property
+    def ran(self) -> bool:
+        """Whether the module has run in this visit."""
+        return self._ran
+
+    @property
+    def rows(self) -> Sequence[int]:
+        """Places in the whole batch of the samples of this call, in order."""
+        return range(self.call.batch) if self.call.rows is None else self.call.rows
+
+    @property
+    def continued(self) -> Mapping[str, Tensor]:
+        """The inputs that the tensors of the output continue, by name, in the output's order.
+
+        Known once the module has run in the request.
+
+        Raises:
+            CapabilityError: One continues no input, or several could be meant.
+        """
+        owned, inputs = self._owned.output, self.streams
+        tensors = owned.list_streams(inputs)
+        return dict(zip(owned.learned.streams or (), tensors, strict=True))
 
     @property
     def kept(self) -> Evaluations:
@@ -81,17 +109,87 @@ class Visit:
             PolicyError: It ran already.
         """
         owned = self._owned
-        if self._ran:
-            raise PolicyError(f"{owned.owner} ran {self.place} twice in one visit; run it once")
-        self._ran = True
-        try:
+
+        def run_all() -> Any:
             if keep is None:
                 return owned.run(self._run, self.args, self.kwargs)
+            owned.check_residual(keep)
+            self._begin_to_keep()
             owned.of = keep
             return owned.keep(self._run, self.args, self.kwargs)
+
+        self.ran_whole = True
+        return self._run_once(run_all)
+
+    def run_rows(self, rows: Sequence[int]) -> list[Tensor]:
+        """Run the module on some samples; the tensors of its output, of these samples.
+
+        Args:
+            rows: Their places among the samples of this call.
+
+        Raises:
+            CapabilityError: An argument does not say which of its rows belong to a sample.
+            PolicyError: It ran already.
+        """
+        width = len(self.rows)
+
+        def run_some() -> list[Tensor]:
+            output, self._owned.outcome = self._owned.output, "ran"
+            found = run_rows(output, self._run, self.args, self.kwargs, rows, width)
+            output.enter()
+            output.share = len(rows) / width
+            return found
+
+        return self._run_once(run_some)
+
+    def require_rows(self) -> None:
+        """Refuse a module that cannot run on some samples, before a decision needs it.
+
+        Raises:
+            CapabilityError: An argument does not say which of its rows belong to a sample.
+        """
+        take_rows(self._owned.output, self.args, self.kwargs, (0,), len(self.rows))
+
+    def run_tokens(self, index: Tensor, old: Tensor) -> Tensor:
+        """Run the module on some tokens; its output, with the others as they were.
+
+        Args:
+            index: Places of the tokens, `[K]` or `[B, K]`.
+            old: What the others have, `[B, N, D]`.
+
+        Raises:
+            CapabilityError: It does not map one tensor of tokens to another.
+            PolicyError: It ran already.
+        """
+
+        def run_some() -> Tensor:
+            output, self._owned.outcome = self._owned.output, "ran"
+            part = run_tokens(output, self._run, self.args, self.kwargs, index, [old.shape])
+            output.enter()
+            output.share = part.share
+            return part.put_into(old)
+
+        return self._run_once(run_some)
+
+    def _run_once(self, run: Callable[[], R]) -> R:
+        if self._ran:
+            raise PolicyError(
+                f"{self._owned.owner} ran {self.place} twice in one visit; run it once"
+            )
+        self._ran = True
+        try:
+            return run()
         except BaseException as error:
             self.failure = error
             raise
+
+    def build(self, tensors: Sequence[Tensor]) -> Any:
+        """An output of the module made of these tensors, such as a tuple of two streams.
+
+        Raises:
+            PolicyError: The module has never run on the whole batch.
+        """
+        return self._owned.output.form(self._number, "answered").build(tensors)
 
     def name_streams(self, output: Any) -> Mapping[str, Tensor]:
         """The tensors of what the module returned, by the name of the input each continues.
@@ -104,33 +202,78 @@ class Visit:
     @property
     def features(self) -> Sequence[Tensor]:
         """What `keep` kept last, of the samples that run; empty if nothing."""
-        return read_tensors(self.kept[0], FEATURE, 0) if self.kept else ()
+        return self.call.features(self.place)
 
-    def keep(self, *features: Tensor) -> None:
+    def keep(self, *features: Tensor, of: Sequence[int] | None = None) -> None:
         """Keep tensors of the policy's own at this place, instead of an output.
 
         Kept like an output: by branch, with steps, and counted as memory. A call on some samples
-        sees and replaces theirs alone.
+        sees and replaces theirs alone. One that the network writes into later is forgotten.
 
         Args:
             features: One row for each sample that runs, `[R, ...]`.
+            of: Places among the samples of this call that they are of; None for all.
 
         Raises:
             PolicyError: One has other rows.
         """
-        call, owned = self.call, self._owned
-        rows = call.batch if call.rows is None else len(call.rows)
+        owned = self._owned
+        rows = self.rows if of is None else [self.rows[row] for row in of]
         for one in features:
-            if not one.ndim or one.shape[0] != rows:
+            if not one.ndim or one.shape[0] != len(rows):
                 raise PolicyError(
-                    f"{owned.owner} keeps a feature {tuple(one.shape)} at {self.place}, but {rows} "
-                    "samples run; give it a row for each"
+                    f"{owned.owner} keeps a feature {tuple(one.shape)} at {self.place}, but "
+                    f"{len(rows)} samples run; give it a row for each"
                 )
-        owned.of, owned.fresh = FEATURE, [list(features)]
+        if of is not None:
+            owned.kept_rows = tuple(rows)
+        owned.of, owned.fresh = FEATURE, []
+        owned.remember(list(features))
+
+    @property
+    def kept_input(self) -> Tensor | None:
+        """What `keep_input` kept last, of the samples that run; None if nothing."""
+        return self.call.kept_input(self.place)
+
+    def keep_input(self, x: Tensor | None = None) -> None:
+        """Keep the input of this visit beside the output that is kept in it.
+
+        Counted as memory. A place that keeps several outputs keeps an input with each.
+
+        Args:
+            x: The input, where that is another one than `x` of the visit.
+        """
+        self._owned.before = self._owned.guard([self.x if x is None else x])
+
+    def keep_output(
+        self, output: Any, of: Of = "output", rows: Sequence[int] | None = None
+    ) -> None:
+        """Keep an output that the function has made, as if the module had returned it.
+
+        Args:
+            output: What the function answers.
+            of: Whether the output is kept, or what it adds to the inputs of this visit.
+            rows: The samples of which it is kept, as places among those that run; None for all.
+
+        Raises:
+            PolicyError: Something is kept of this visit already, the output has no row for each
+                sample and only some are kept, or the place is several modules and has no residual.
+        """
+        owned = self._owned
+        self._begin_to_keep()
+        owned.keep_made(output, of, self.streams, rows)
+
+    def _begin_to_keep(self) -> None:
+        if self._kept:
+            self._owned.refuse("keeps two outputs of", "one visit has one")
+        self._kept = True
 
     def reuse(self, action: ReuseKept) -> Any:
-        """The output made of what is kept, as if this action had been assigned."""
-        return self._owned.answer_from(action, self._run, self.args, self.kwargs)
+        """The output made of what is kept, as if this action had been assigned.
+
+        The module may run as well, where an answer is made of both.
+        """
+        return self._owned.answer_from(action, self._number, self._run, self.args, self.kwargs)
 
     def assign(self, place: Place, action: Action) -> None:
         """Change the plan of another place of the same policy, which the network has not reached.
@@ -139,6 +282,7 @@ class Visit:
             PolicyError: It is no place of the policy, or the network has passed it.
         """
         self._owned.reassign(place, action)
+        self.reassigned = True
 
     def agree(self, value: Tensor) -> float:
         """A value that decides, as one number; it is read back from the device.
@@ -147,12 +291,16 @@ class Visit:
         largest of all of them there; a policy that reads every value through this declares
         `agrees_inside=True` in its traits.
         """
-        agree = self.call.agree
-        largest = value.max()
-        if agree is None:
-            return float(largest)
+        return self.agree_each(value.max().reshape(1))[0]
+
+    def agree_each(self, values: Tensor) -> list[float]:
+        """Several values that decide, such as one a sample, each as in `agree`.
+
+        Args:
+            values: `[B]`; ranks that share samples have as many.
+        """
         where = f"at {self.place} in step {self.step.index}"
-        return float(agree(largest, f"{where} of request {self.step.session.request_id!r}"))
+        return self.call.agree_each(values, f"{where} of request {self.step.session.request_id!r}")
 
     def state_of(self, policy: object, factory: Callable[[], S]) -> S:
         """This policy's own state for this place and branch; `factory` makes it once."""

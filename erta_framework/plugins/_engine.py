@@ -196,6 +196,7 @@ class Engine:
                 resolve_places(name, network, policy.selects, finder, repr(policy)),
                 policy.keeps(),
                 self._bind_assign(policy),
+                policy.keeps_inputs(),
             )
             for policy in self.selecting
         )

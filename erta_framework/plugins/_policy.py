@@ -53,6 +53,10 @@ class Policy:
         """How many outputs of each of these places are kept; they are what costs memory."""
         return 1
 
+    def keeps_inputs(self) -> bool:
+        """Whether an input is kept beside each of these outputs, by `visit.keep_input`."""
+        return False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         refuse_renamed_members(cls)

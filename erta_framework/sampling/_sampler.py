@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from erta_framework.calibration import (
     Profile,
     calibrate,
+    describe_quantized,
     describe_run,
     describe_samples,
     find_profiler,
@@ -307,7 +308,7 @@ class Sampler:
             uncond=uncond,
             schedule=self.schedule,
             first=first,
-            model=model.fingerprint(),
+            model={**model.fingerprint(), **describe_quantized(model)},
             request_id=f"batch-{number}",
             prompts=tuple(names),
         )

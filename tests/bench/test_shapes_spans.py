@@ -11,6 +11,7 @@ from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_framework import attach
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.shapes_wan import ShapesWan
+from erta_policies.fastcache import FastCache, SurrogateProfiler
 from erta_policies.h2cache import FirstBlockGate, H2Cache
 from erta_policies.precisecache import BlockCache
 
@@ -19,11 +20,13 @@ MODELS = {"wan": ShapesWan, "flux": ShapesFlux, "unet": ShapesUNet}
 NOTHING = {
     "gate": FirstBlockGate(threshold=0.0),
     "blocks": BlockCache(skip_ratio=0.4, length=0),
+    "fastcache": FastCache(threshold=0.0),
+    "sums": SurrogateProfiler(),
     "h2": H2Cache(tau1=0.0, tau2=0.0),
     "split": H2Cache(tau1=0.0, tau2=0.0, split=3),
 }
-CASES = [(model, name) for model in MODELS for name in ("gate", "blocks")]
-CASES += [("flux", "h2"), ("flux", "split"), ("wan", "split")]
+CASES = [(model, name) for model in MODELS for name in ("gate", "blocks", "fastcache")]
+CASES += [("wan", "sums"), ("flux", "sums"), ("flux", "h2"), ("flux", "split"), ("wan", "split")]
 
 
 def build(name):
@@ -69,3 +72,18 @@ def test_what_is_left_out_does_not_run(name):
     assert first == trace.network_calls
     assert set(others) == {trace.network_calls // STEPS}
     assert trace.work < trace.network_samples
+
+
+@pytest.mark.parametrize("name", ["wan", "flux"])
+def test_a_ridge_fit_is_made_and_used_through_the_pipeline(name):
+    """One stream and two: what was summed replaces blocks, which then do not run."""
+    model, pipe = build(name)
+    asked = request(model, ["a red circle left"], seeds=[3], num_steps=STEPS)
+    with torch.no_grad(), attach(pipe, "surrogate_profiler") as run:
+        pipe(**asked)
+    counts = count_blocks(model.transformer)
+    gate = FastCache(threshold=9.0, surrogate="ridge", profile=run.profile())
+    found, trace = sample(model, pipe, gate)
+    assert found.isfinite().all()
+    # the first step and the last one, which is also the one after three reuses
+    assert set(counts.values()) == {2 * trace.network_calls // STEPS}

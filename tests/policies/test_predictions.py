@@ -204,7 +204,7 @@ def test_profiles_hold_the_errors_of_what_is_reused() -> None:
     expected = ((first - later).abs().mean(1) / later.abs().mean(1)).mean()
     assert float(pair_errors(profile)[3, 7]) == pytest.approx(float(expected), rel=1e-5)
     fit = affine_fit(profile, per_channel=False)
-    assert float(fit.mean_v[0, 3, 7]) == pytest.approx(float(first.mean()), abs=1e-5)
+    assert float(fit.mean_x[0, 3, 7]) == pytest.approx(float(first.mean()), abs=1e-5)
     assert profile.fingerprint["reused"] == "output"
 
 

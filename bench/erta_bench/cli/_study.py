@@ -26,10 +26,14 @@ def study_command(
     """One question asked of a small trained model, such as which plan is best at equal work.
 
     `plans`: plans of full steps with long gaps first, last or spread evenly, with and without
-    refreshed tokens. `noise-scale`: a factor on the noise of cached runs. `noise-length`: how long
-    cached noise is against that without reuse. `module-tables`: tables of attention and MLPs at
-    equal work. PSNR compares with the full run from the same noise. Held-out prompts, and
-    prompts and noise of calibration, are apart.
+    refreshed tokens. `surrogates`: what stands in for a block, at the same decisions.
+    `noise-scale`: a factor on the noise of cached runs. `noise-length`: how long cached noise is
+    against that without reuse. `module-tables`: tables of attention and MLPs at equal work.
+    `corrections`: modules that are corrected, verified or chosen, at equal work.
+    `gates`: tests of a block's input.
+
+    PSNR compares with the full run from the same noise. Held-out prompts, and prompts and noise of
+    calibration, are apart.
     """
     from erta_bench.studies import STUDIES, run_study
 

@@ -38,11 +38,19 @@ MEAN = calibrate_with("meancache_profiler")
 TEA = calibrate_with("teacache_profiler", signal="timestep_embedding")
 TEA_INPUT = calibrate_with("teacache_profiler", signal="modulated_input")
 TEA_PROMPT = calibrate_with("regression_profiler")
+BLOCK_SUMS = calibrate_with("surrogate_profiler")
 CODEBOOK = calibrate_with("codebook_profiler")
 # at the latent seam, which serves the trunk as well
 SENSITIVITY = calibrate_with("sensitivity_profiler", seam="latent")
 TABLE = calibrate_with("febcache_profiler", budget={"work": BUDGET})
+RESTING = calibrate_with("l2c_profiler")
+# published for 3 steps, which cannot reach a third of the work
+SMOOTH = calibrate_with("smoothcache_profiler", lookback=8)
 ALL_TIMES = (-1, 1001)
+# all blocks but the first and the last
+SPAN = {"kind": ["block"], "depth": "1:-1", "span": True, "by_list": True}
+FEATURES = calibrate_with("feature_profiler", interval=12)
+SPANS = calibrate_with("feature_profiler", sites=SPAN, interval=12)
 
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
 EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
@@ -110,6 +118,11 @@ def make_h2cache(**options: object) -> Spec:
     return {"h2cache": {"tau1": SOLVED, "tau2": SOLVED, **options}}
 
 
+def make_fastcache(**options: object) -> Spec:
+    """FastCache with its threshold solved for."""
+    return {"fastcache": {"threshold": SOLVED, **options}}
+
+
 CONTENDERS: tuple[Contender, ...] = (
     plain("plain, same solver"),
     plain("plain UniPC", "unipc"),
@@ -140,6 +153,12 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     policy("TaylorSeer, whole output", make_forecast_recipe("taylorseer")),
     policy("HiCache, whole output", make_forecast_recipe("hicache")),
+    policy("Spectrum, whole output", {"spectrum": {"budget": {"calls": BUDGET}}}),
+    policy(
+        "Spectrum, whole output, free mean",
+        {"spectrum": {"budget": {"calls": BUDGET}, "free_mean": True}},
+    ),
+    policy("FreqCa, whole output", {"freqca": {"budget": {"calls": BUDGET}}}),
     policy("FORA, whole output", {"fora": {"budget": {"calls": BUDGET}}}),
     policy(
         "FBCache",
@@ -196,11 +215,39 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("FORA, modules", make_module_recipe("fora"), search=INTERVAL),
     policy("TaylorSeer, modules", make_module_recipe("taylorseer", first=1), search=INTERVAL),
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
+    policy("Spectrum, block stack", {"spectrum": {"level": "blocks", "budget": {"work": BUDGET}}}),
+    policy("FreqCa, block stack", {"freqca": {"level": "blocks", "budget": {"work": BUDGET}}}),
+    policy("ClusCa", {"clusca": {"interval": SOLVED}}, search=INTERVAL),
+    policy(
+        "SmoothCache, up to 8 steps",
+        {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}},
+    ),
     policy("DeepCache", {"deepcache": {"interval": SOLVED}}, search=INTERVAL),
     policy(
         "DeepCache, branch 1", {"deepcache": {"interval": SOLVED, "branch": 1}}, search=INTERVAL
     ),
+    policy(
+        "CacheQuant, cut",
+        {"cachequant": {"profile": FEATURES, "interval": SOLVED}},
+        search=INTERVAL,
+    ),
+    policy(
+        "CacheQuant, blocks",
+        {"cachequant": {"profile": SPANS, "sites": SPAN, "interval": SOLVED}},
+        search=INTERVAL,
+    ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy(
+        "AdaCorrection on FORA",
+        {"adacorrection": {"policy": make_module_recipe("fora")}},
+        search=INTERVAL,
+    ),
+    policy(
+        "SpeCa",
+        {"speca": {"threshold": SOLVED, "decay": 1.0, "floor": 0.0, "first": 1, "order": 1}},
+        search=THRESHOLD,
+    ),
+    policy("L2C, greedy", {"l2c": {"profile": RESTING, "budget": {"work": BUDGET}}}),
     policy("FEB-Cache", {"febcache": {"profile": TABLE}}),
     policy("FEB-Cache, noise as it is", {"febcache": {"profile": TABLE, "noise": None}}),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
@@ -216,6 +263,17 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("H2-Cache", make_h2cache(), search=THRESHOLD),
     policy("H2-Cache, split after 3", make_h2cache(split=3), search=THRESHOLD),
     policy("first-block gate", {"first_block_gate": {"threshold": SOLVED}}, search=THRESHOLD),
+    policy("FastCache", make_fastcache(), search=THRESHOLD),
+    policy(
+        "FastCache, affine",
+        make_fastcache(surrogate="affine", profile=BLOCK_SUMS),
+        search=THRESHOLD,
+    ),
+    policy(
+        "FastCache, ridge",
+        make_fastcache(surrogate="ridge", profile=BLOCK_SUMS),
+        search=THRESHOLD,
+    ),
     policy("BlockCache", {"blockcache": {"skip_ratio": SOLVED}}, search=PART),
     policy(
         "PreciseCache, flash", {"precisecache": {"variant": "flash", "alpha": SOLVED}}, search=PART
@@ -325,9 +383,14 @@ CONTENDERS: tuple[Contender, ...] = (
 UNLISTED: Mapping[str, str] = {
     "at": "the places and times of a recipe with level modules, which has rows",
     "module_table": "the table of febcache, which has rows",
+    "grouped_steps": "the schedule of cachequant, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
+    "drift_gate": "the gate of fastcache, which has rows",
+    "token_split": "the tokens of fastcache, which has rows, and nothing reused in whole blocks",
+    "growing_window": "the schedule of spectrum, which has rows",
+    "cluster_refresh": "the part of clusca, which has a row",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",

@@ -6,19 +6,41 @@ A study is a function from a `StudyRun` to rows, in a file of its own, and a lin
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from erta_bench.studies._corrections import CORRECTIONS
+from erta_bench.studies._gates import GATES
 from erta_bench.studies._module_tables import MODULE_TABLES
 from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
 from erta_bench.studies._plans import PLANS
+from erta_bench.studies._quantisation import QUANTISATIONS, count_weight_bytes, quantise
+from erta_bench.studies._quantised import QUANTISED
+from erta_bench.studies._quantised_layer import LAYERS, QUANTISED_LAYER, draw_inputs, measure_layer
 from erta_bench.studies._run import Study, StudyRun, run_study
+from erta_bench.studies._surrogates import SURROGATES
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
+        "gates": GATES,
         "plans": PLANS,
         "noise-scale": NOISE_SCALE,
         "noise-length": NOISE_LENGTH,
         "module-tables": MODULE_TABLES,
+        "corrections": CORRECTIONS,
+        "quantised": QUANTISED,
+        "quantised-layer": QUANTISED_LAYER,
+        "surrogates": SURROGATES,
     }
 )
 """Every study by name."""
 
-__all__ = ["STUDIES", "Study", "StudyRun", "run_study"]
+__all__ = [
+    "LAYERS",
+    "QUANTISATIONS",
+    "STUDIES",
+    "Study",
+    "StudyRun",
+    "count_weight_bytes",
+    "draw_inputs",
+    "measure_layer",
+    "quantise",
+    "run_study",
+]

@@ -22,8 +22,9 @@ from erta_framework.modules import (
     Selection,
 )
 from erta_framework.session import Stamp
-from erta_policies.forecast import Forecaster
-from erta_policies.shared import PlanBudget, plan_newest, require_schedule
+from erta_policies.at._correction import Correction
+from erta_policies.forecast import LinearForecast
+from erta_policies.shared import FixedSchedule, PlanBudget, plan_newest, require_schedule
 
 Stamps = tuple[tuple[Stamp, ...], ...]
 NEWEST = ReuseKept()
@@ -49,6 +50,7 @@ class At(Policy):
         what: How the kept outputs are continued, such as `forecaster`; None reuses the newest.
         of: What is kept: the output, or what a block adds to its input.
         max_age: Steps after which a module runs whatever the schedule says.
+        then: Corrects what is reused, such as `channel_correction`; what is kept stays as it is.
 
     Raises:
         PolicyError: `when` has no plan, a setting is out of range, or `max_age` is given beside a
@@ -62,9 +64,10 @@ class At(Policy):
 
     sites: Select | Cut
     when: Policy
-    what: Forecaster | None = None
+    what: LinearForecast | None = None
     of: Literal["output", "residual"] = "output"
     max_age: int | None = None
+    then: Correction | None = None
 
     traits = Traits(static=True, seams=frozenset({Seam.MODULE}))
 
@@ -82,7 +85,7 @@ class At(Policy):
                 f"at keeps the {self.of} of its modules, but {self.what!r} continues "
                 f"{self.what.what!r}; give both the same"
             )
-        if self.what is not None and self.what.basis == "adams":
+        if self.what is not None and self.what.averages:
             raise PolicyError(
                 "at got a forecast on the adams basis, which is the mean of the network's output "
                 "over a step; of a module the value at the step is wanted: give basis='newton'"
@@ -95,13 +98,18 @@ class At(Policy):
 
     def keeps(self) -> int:
         """As many outputs as the forecast continues."""
-        return 1 if self.what is None else self.what.order + 1
+        return 1 if self.what is None else self.what.evaluations
 
     def prepare(self) -> None:
         self.when.prepare()
+        if self.then is not None:
+            self.then.prepare()
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
+        for part in (self.when, self.then):
+            if isinstance(part, FixedSchedule | Correction):
+                part.check_session(session)
         if self._work is None:  # else when the share of the modules is known
             self._find_newest(session, None)
 
@@ -115,6 +123,9 @@ class At(Policy):
         own, feeding = divide_places(call.sites)
         for place in own:
             stamps = call.stamps(place)
+            if self.then is not None:
+                plan[place] = self._choose(step, call, place)
+                continue
             if stamps is not before:
                 if stamps not in made:
                     made[stamps] = self._choose(step, call, place)
@@ -132,7 +143,10 @@ class At(Policy):
             # planned where something is kept: then the share of the modules is known
             newest = self._find_newest(step.session, call)[step.index]
             if not self._is_due(step.index, age, newest):
-                weights = self._weigh(step, call.stamps(place))
+                weights = weigh_kept(self.what, step, call.stamps(place))
+                if self.then is not None:
+                    then = self.then.correct(step.index, call, place, self.of)
+                    return ReuseKept(weights, self.of, then)
                 return (
                     NEWEST
                     if (weights, self.of) == ((1.0,), "output")
@@ -169,21 +183,6 @@ class At(Policy):
                 when = found
             planned[key] = plan_newest(when, session.num_steps)
         return planned[key]
-
-    def _weigh(
-        self, step: Step, stamps: Stamps
-    ) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
-        """Weights of the kept outputs, newest first; for each sample, where their steps differ."""
-        what = self.what
-        if what is None:
-            return (1.0,)
-        rows = [tuple(level[row] for level in stamps) for row in range(len(stamps[0]))]
-        found = [weigh_sample(what, step, own) for own in dict.fromkeys(rows)]
-        if len(found) == 1:
-            return found[0]
-        known = dict(zip(dict.fromkeys(rows), found, strict=True))
-        depth = max(map(len, found))
-        return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
 
 
 @lru_cache(maxsize=64)
@@ -225,7 +224,28 @@ def count_calls(work: float, num_steps: int, share: float | None, who: str) -> i
     return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
 
 
-def weigh_sample(what: Forecaster, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:
+def weigh_kept(
+    what: LinearForecast | None, step: Step, stamps: Stamps
+) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:
+    """Weights of the kept outputs, newest first; for each sample, where their steps differ.
+
+    Args:
+        what: The forecast; None for the newest as it is.
+        step: The step that is forecast.
+        stamps: When they were kept, as `call.stamps` says.
+    """
+    if what is None:
+        return (1.0,)
+    rows = [tuple(level[row] for level in stamps) for row in range(len(stamps[0]))]
+    found = [weigh_sample(what, step, own) for own in dict.fromkeys(rows)]
+    if len(found) == 1:
+        return found[0]
+    known = dict(zip(dict.fromkeys(rows), found, strict=True))
+    depth = max(map(len, found))
+    return tuple(known[own] + (0.0,) * (depth - len(known[own])) for own in rows)
+
+
+def weigh_sample(what: LinearForecast, step: Step, stamps: Sequence[Stamp]) -> tuple[float, ...]:
     """Weights of the kept outputs of one sample, from the steps at which they were kept."""
     used = [stamps[0], *(stamp for stamp in stamps[1:] if stamp[0] >= what.since)]
     if what.over == "sigma":

@@ -23,7 +23,13 @@ from erta_framework import (
 )
 from erta_framework.errors import ProfileError
 from erta_policies.ertacache._statistics import KIND, AffineFit, affine_fit
-from erta_policies.shared import load_profile, read_branches, require_match
+from erta_policies.shared import (
+    apply_line,
+    load_profile,
+    read_branches,
+    require_match,
+    spread_channels,
+)
 
 Line = tuple[Sequence[Any], Sequence[Any]]
 """Slopes and offsets, `[source][step]`: numbers, or tensors that broadcast along the channels."""
@@ -122,10 +128,10 @@ class ErrorLinearizer(Policy):
         if channels == 1:
             return dict(zip(rows, self._numbers, strict=True))
         first, second = self._coefficients
-        line = [1] * len(session.shape)
-        line[session.channel_dim] = channels
         slopes, offsets = (
-            table.to(session.device, torch.float32).reshape(*table.shape[:3], *line)
+            spread_channels(
+                table.to(session.device, torch.float32), len(session.shape), session.channel_dim
+            )
             for table in (first, second)
         )
         return {
@@ -146,17 +152,15 @@ class ErrorLinearizer(Policy):
             )
         source = call.history[0].index
         slopes, offsets = tables[call.branch]
-        # a cast that changes nothing still costs a microsecond
         full = output.dtype is torch.float32 or output.dtype is torch.float64
-        wide = output if full else output.float()
+        wide = output.dtype if full else torch.float32
         slope, offset = slopes[source][step.index], offsets[source][step.index]
         if not isinstance(slope, Tensor):
-            slope, offset = self._scalar(
-                (call.branch, source, step.index, wide.dtype), slope, offset
-            )
-        corrected: Tensor = slope * wide + offset
-        if self.form == "sigmoid":
-            corrected = wide - torch.sigmoid(corrected)
+            slope, offset = self._scalar((call.branch, source, step.index, wide), slope, offset)
+        if self.form == "affine":
+            return apply_line(output, slope, offset)
+        value = output if full else output.float()
+        corrected: Tensor = value - torch.sigmoid(apply_line(value, slope, offset))
         return corrected if full else corrected.to(output.dtype)
 
     def _scalar(self, place: Place, slope: float, offset: float) -> tuple[Tensor, Tensor]:

@@ -8,11 +8,16 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile, SessionInfo, Step, hookimpl
-from erta_policies.ertacache._statistics import KIND
-from erta_policies.shared import RunProfiler, order_branches, read_reference, require_computed
+from erta_policies.ertacache._statistics import KIND, MOMENTS
+from erta_policies.shared import (
+    PairMoments,
+    RunProfiler,
+    order_branches,
+    read_reference,
+    require_computed,
+)
 
 PAIRS = ("ratio", "phi_velocity", "phi_difference", "distance", "velocity")
-REGRESSION = ("v", "vv", "e", "ee", "ve")
 
 
 class PairSums:
@@ -32,7 +37,7 @@ class PairSums:
         }
         self.regression = {
             k: torch.zeros(num_steps, num_steps, channels, dtype=wide, device=device)
-            for k in REGRESSION
+            for k in MOMENTS
         }
         self._earlier: list[tuple[int, Tensor, Tensor]] = []
         self._before: tuple[int, Tensor, dict[int, Tensor]] | None = None
@@ -58,14 +63,11 @@ class PairSums:
             self.pairs["velocity"][source, index] += (velocity - v).square().mean(dim=(1, 2)).sum()
             self.pairs["ratio"][source, index] += relative_error(earlier, residual).sum()
             self.pairs["phi_velocity"][source, index] += sum_phi(errors[source], size_v)
-            # products in the wide type: a variance from rounded squares would not vanish
-            reused, error = reused.to(self.elements.dtype), error.to(self.elements.dtype)
+            found = PairMoments.of(reused, error, dim=1)
             for name, value in zip(
-                REGRESSION,
-                (reused, reused * reused, error, error * error, reused * error),
-                strict=True,
+                MOMENTS, (found.x, found.xx, found.y, found.yy, found.xy), strict=True
             ):
-                self.regression[name][source, index] += value.sum(dim=(0, 2))
+                self.regression[name][source, index] += value
         self.samples[index] += x.shape[0]
         self.elements[index] += x.shape[0] * x.shape[2]
         self._earlier.append((index, residual, v))
@@ -155,7 +157,7 @@ class ResidualProfiler(RunProfiler):
         }
         for name in PAIRS:
             statistics[name] = torch.stack([sums.pairs[name] for sums in ordered])
-        for name in REGRESSION:
+        for name in MOMENTS:
             statistics[name] = torch.stack([sums.regression[name] for sums in ordered])
         found = {name: value.double().cpu() for name, value in statistics.items()}
         return self.emit(session, found, {"branches": ",".join(branches)})

@@ -28,7 +28,7 @@ Profiles of earlier versions lack `distance`, `velocity` and `sigma`; what needs
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -36,9 +36,11 @@ from torch import Tensor
 
 from erta_framework import Profile
 from erta_framework.calibration import Entry, ProfileKind, StepSeries
+from erta_policies.shared import LineFit, PairMoments, fit_line
 
 __all__ = [
     "KIND",
+    "MOMENTS",
     "REPLAY",
     "AffineFit",
     "Form",
@@ -48,6 +50,8 @@ __all__ = [
     "phi_table",
 ]
 
+MOMENTS = ("v", "vv", "e", "ee", "ve")
+"""The tensors of `PairMoments` of v~ and eps, in its order."""
 _PAIR = Entry(shape="b T T")
 _MOMENT = Entry(shape="b T T C")
 KIND = ProfileKind(
@@ -144,25 +148,16 @@ def combine_branches(values: Tensor, present: Tensor, signal: Signal) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class AffineFit:
+class AffineFit(LineFit):
     """Least squares `eps ~ slope * v~ + offset` for every pair, `[b, T, T, C]`.
 
-    `r2` is the share of the variance of eps that it explains, `left` the root mean square of what
-    it leaves, `mean` and `mean_v` the averages of eps and v~. In the notation of ERTACache (arXiv
-    2508.21091), K = 4 * slope and B = 4 * (mean - 1/2) - K * mean_v, so that K v~ / 4 + B / 4 + 1/2
-    is this line.
+    x is v~ and y is eps. In the notation of ERTACache (arXiv 2508.21091), K = 4 * slope and
+    B = 4 * (mean_y - 1/2) - K * mean_x, so that K v~ / 4 + B / 4 + 1/2 is this line.
 
     Example:
         >>> affine_fit(profile, per_channel=True).slope.shape  # doctest: +SKIP
         torch.Size([2, 50, 50, 4])
     """
-
-    slope: Tensor
-    offset: Tensor
-    mean: Tensor
-    mean_v: Tensor
-    r2: Tensor
-    left: Tensor
 
     @property
     def k(self) -> Tensor:
@@ -172,7 +167,7 @@ class AffineFit:
     @property
     def b(self) -> Tensor:
         """B of the paper's sigmoid form."""
-        return 4 * (self.mean - 0.5) - self.k * self.mean_v
+        return 4 * (self.mean_y - 0.5) - self.k * self.mean_x
 
 
 def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
@@ -191,20 +186,6 @@ def affine_fit(profile: Profile, per_channel: bool) -> AffineFit:
         -0.0213
     """
     count = profile.statistics["elements"][:, None, :, None]
-    sums = {name: profile.statistics[name] for name in ("v", "vv", "e", "ee", "ve")}
-    if not per_channel:
-        count = count * sums["v"].shape[-1]
-        sums = {name: value.sum(dim=-1, keepdim=True) for name, value in sums.items()}
-    count = count.clamp(min=1)
-    # least squares of eps on v~ from moments, everything [b, T, T, C or 1]; K and B of the paper
-    # are this line seen through sigmoid(z) = z / 4 + 1 / 2, see `AffineFit`
-    mean_v, mean = sums["v"] / count, sums["e"] / count
-    variance = sums["vv"] / count - mean_v**2
-    error_variance = sums["ee"] / count - mean**2
-    covariance = sums["ve"] / count - mean_v * mean
-    slope = torch.where(variance > 1e-12, covariance / variance.clamp(min=1e-12), 0.0)
-    r2 = torch.where(
-        error_variance > 1e-12, slope * covariance / error_variance.clamp(min=1e-12), 0.0
-    )
-    left = (error_variance - slope * covariance).clamp(min=0).sqrt()
-    return AffineFit(slope, mean - slope * mean_v, mean, mean_v, r2, left)
+    moments = PairMoments(count, *(profile.statistics[name] for name in MOMENTS))
+    line = fit_line(moments if per_channel else moments.pool(), flat=0.0, least=1e-12)
+    return AffineFit(*(getattr(line, each.name) for each in fields(line)))

@@ -16,7 +16,72 @@ Quantity = Literal["residual", "output", "x0", "reused"]
 MOST = 6
 
 
-class Forecaster(Policy):
+class LinearForecast(Policy):
+    """Base of predictors whose forecast is a weighted sum of the newest computed evaluations.
+
+    A subclass says how many it sums in `evaluations`, and gives their `weights`. Such a forecast
+    also continues modules of the network, see `At`.
+
+    Source: ours.
+
+    Attributes:
+        over: What the evaluations are a function of.
+        what: Which quantity is continued: the `residual` output - input, the `output`, or for
+            velocity predictions `x0`, the clean sample `x - sigma * velocity`. `reused` is what
+            core reuses: the residual, or for networks that predict no velocity the output.
+        since: First step whose evaluations are used; the newest is used in any case.
+    """
+
+    over: Literal["sigma", "index"] = "sigma"
+    what: Quantity = "output"
+    since: int = 0
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations it sums at most."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many it sums")
+
+    @property
+    def averages(self) -> bool:
+        """Whether it gives the mean over a step, and not the value at its start."""
+        return False
+
+    def weights(self, nodes: Sequence[float], start: float, end: float) -> tuple[float, ...]:
+        """Weights of evaluations at `nodes`, newest first, for the interval from `start`."""
+        raise NotImplementedError(f"{type(self).__name__} does not weigh evaluations")
+
+    @property
+    def traits(self) -> Traits:
+        pairs = self.what in ("output", "x0")
+        memory = Needs(evaluations=self.evaluations, pairs=pairs)
+        if self.what != "x0":
+            return Traits(static=True, memory=memory, reads_residual=self.what == "residual")
+        # a clean sample follows from latents and a velocity only
+        requires, seams = frozenset({"velocity"}), frozenset({Seam.LATENT})
+        return Traits(static=True, requires=requires, seams=seams, memory=memory)
+
+    @hookimpl
+    def forward(self, step: Step, call: Call) -> Tensor | None:
+        if not call.reused:
+            return None
+        newest, *older = call.history[: self.evaluations]
+        used = [newest, *(e for e in older if e.index >= self.since)]
+        interval = step.interval
+        if self.over == "sigma":
+            nodes, start, end = [e.sigma for e in used], interval.start, interval.end
+        else:
+            nodes, start, end = [float(e.index) for e in used], float(step.index), step.index + 1.0
+        weights = self.weights(nodes, start, end)
+        what = step.session.reused if self.what == "reused" else self.what
+        forecast = sum_weighted([read_quantity(e, what) for e in used], weights)
+        if what == "residual":
+            return call.x + forecast
+        if what == "x0":
+            return (call.x - forecast) / interval.start
+        return forecast
+
+
+class Forecaster(LinearForecast):
     """Predicts a reused output from the newest `order + 1` computed evaluations.
 
     One family for the published forecasts: `taylor` is TaylorSeer's (arXiv 2503.06923), `hermite`
@@ -47,10 +112,7 @@ class Forecaster(Policy):
 
     basis: Basis = "newton"
     order: int = 1
-    over: Literal["sigma", "index"] = "sigma"
-    what: Quantity = "output"
     scale: float = 0.5
-    since: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.order <= MOST:
@@ -64,37 +126,14 @@ class Forecaster(Policy):
             raise PolicyError(f"the scale of Forecaster is {self.scale}, it must be positive")
 
     @property
-    def traits(self) -> Traits:
-        pairs = self.what in ("output", "x0")
-        memory = Needs(evaluations=self.order + 1, pairs=pairs)
-        if self.what != "x0":
-            return Traits(static=True, memory=memory, reads_residual=self.what == "residual")
-        # a clean sample follows from latents and a velocity only
-        requires, seams = frozenset({"velocity"}), frozenset({Seam.LATENT})
-        return Traits(static=True, requires=requires, seams=seams, memory=memory)
+    def evaluations(self) -> int:
+        return self.order + 1
 
-    @hookimpl
-    def forward(self, step: Step, call: Call) -> Tensor | None:
-        if not call.reused:
-            return None
-        newest, *older = call.history[: self.order + 1]
-        used = [newest, *(e for e in older if e.index >= self.since)]
-        interval = step.interval
-        if self.over == "sigma":
-            nodes, start, end = [e.sigma for e in used], interval.start, interval.end
-        else:
-            nodes, start, end = [float(e.index) for e in used], float(step.index), step.index + 1.0
-        weights = self.weights(nodes, start, end)
-        what = step.session.reused if self.what == "reused" else self.what
-        forecast = sum_weighted([read_quantity(e, what) for e in used], weights)
-        if what == "residual":
-            return call.x + forecast
-        if what == "x0":
-            return (call.x - forecast) / interval.start
-        return forecast
+    @property
+    def averages(self) -> bool:
+        return self.basis == "adams"
 
     def weights(self, nodes: Sequence[float], start: float, end: float) -> tuple[float, ...]:
-        """Weights of evaluations at `nodes`, newest first, for the interval from `start`."""
         if self.basis == "hermite":
             return coefficients.hermite(nodes, start, end, self.scale)
         rule: Callable[[Sequence[float], float, float], tuple[float, ...]] = getattr(

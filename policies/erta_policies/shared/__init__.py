@@ -16,9 +16,25 @@ from erta_policies.shared._change_profiler import (
     read_calibrated_range,
 )
 from erta_policies.shared._change_rules import ChangeRule, FittedChangeRule, resolve_threshold
+from erta_policies.shared._channel_affine import (
+    ChannelAffine,
+    LineFit,
+    PairMoments,
+    apply_line,
+    find_channels,
+    fit_line,
+    spread_channels,
+)
 from erta_policies.shared._decisions import Accumulator, FirstBranch, reuse_below
+from erta_policies.shared._drift import (
+    blend,
+    measure_drift,
+    measure_norms,
+    measure_spread,
+    measure_spread_drift,
+)
 from erta_policies.shared._fixed_schedule import FixedSchedule
-from erta_policies.shared._module_profiler import SAMPLES, ModuleProfiler, Seen, read_rows
+from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
 from erta_policies.shared._plan_family import PlanFamily
@@ -48,28 +64,56 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._surrogate_profile import (
+    SurrogateProfiler,
+    SurrogateTable,
+    find_bucket,
+)
+from erta_policies.shared._surrogates import (
+    SURROGATES,
+    AffineResidual,
+    ChangeMoments,
+    LinearFit,
+    ResidualReuse,
+    RidgeResidual,
+    Surrogate,
+    SurrogateName,
+    check_ridge,
+    fit_ridge,
+    make_affine,
+)
 from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
     "DEGREE",
     "FULL",
     "REUSE",
+    "ROWS",
     "SAMPLES",
     "SELECT",
+    "SURROGATES",
     "Accumulator",
+    "AffineResidual",
     "BudgetLike",
     "BudgetedPlanner",
     "BudgetedRecipe",
+    "ChangeMoments",
     "ChangeProfiler",
     "ChangeRule",
+    "ChannelAffine",
     "FirstBranch",
     "FittedChangeRule",
     "FixedSchedule",
+    "LineFit",
+    "LinearFit",
     "Mixing",
     "ModuleProfiler",
+    "PairMoments",
     "PlanBudget",
     "PlanFamily",
     "ProfileSource",
+    "ResidualReuse",
+    "RidgeResidual",
     "RuleWrapper",
     "RunProfiler",
     "Seen",
@@ -77,17 +121,33 @@ __all__ = [
     "SpanGate",
     "SpanGates",
     "StepPlan",
+    "Surrogate",
+    "SurrogateName",
+    "SurrogateProfiler",
+    "SurrogateTable",
     "TokenScore",
+    "apply_line",
+    "blend",
     "call_hook",
     "check_probe_depth",
+    "check_ridge",
+    "find_bucket",
+    "find_channels",
     "find_cheapest_paths",
     "find_newest",
+    "fit_line",
+    "fit_ridge",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",
     "load_profile",
+    "make_affine",
     "make_change_kind",
     "mean_magnitude",
+    "measure_drift",
+    "measure_norms",
+    "measure_spread",
+    "measure_spread_drift",
     "order_branches",
     "plan_newest",
     "pool_squares",
@@ -110,5 +170,6 @@ __all__ = [
     "resolve_threshold",
     "reuse_below",
     "solve_setting",
+    "spread_channels",
     "to_band",
 ]

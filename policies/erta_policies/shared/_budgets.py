@@ -250,7 +250,7 @@ class BudgetedRecipe(BudgetedPlanner):
 
 
 def solve_setting(
-    candidates: Iterable[float], count: Callable[[float], int], calls: int, owner: str
+    candidates: Iterable[float], count: Callable[[float], float], calls: float, owner: str
 ) -> float:
     """The value of a setting whose schedule comes closest to `calls` without exceeding them.
 
@@ -259,7 +259,7 @@ def solve_setting(
 
     Args:
         candidates: One value for every schedule there can be.
-        count: Network calls at a value.
+        count: Network calls at a value, or work in network calls.
         calls: Most calls.
         owner: Name of the policy, for the message.
 
@@ -274,8 +274,9 @@ def solve_setting(
     fitting = {value: number for value, number in counts.items() if number <= calls}
     if not fitting:
         raise ProfileError(
-            f"{owner} cannot be scheduled in {calls} network calls: at least "
-            f"{min(counts.values())} are forced by its other settings; relax those, or ask for more"
+            f"{owner} cannot be scheduled in {calls:.4g} network calls: at least "
+            f"{min(counts.values()):.4g} are forced by its other settings; relax those, or ask "
+            "for more"
         )
     most = max(fitting.values())
     return min(value for value, number in fitting.items() if number == most)

@@ -59,6 +59,21 @@ def read_calibrated_range(profile: Profile) -> tuple[float, float]:
     return LOWEST * math.exp(step * filled[0]), LOWEST * math.exp(step * (filled[-1] + 1))
 
 
+def read_quantile(bins: Tensor, quantile: float) -> float:
+    """A quantile of what `count_bins` counted, to half the width of a bin; NaN of nothing.
+
+    Example:
+        >>> bins = count_bins(torch.tensor([0.01, 0.1, 0.1]))
+        >>> round(read_quantile(bins, 0.5), 2)
+        0.1
+    """
+    total = bins.cumsum(dim=0)
+    if not total[-1]:
+        return math.nan
+    place = int((total < quantile * total[-1]).sum())
+    return LOWEST * math.exp((place + 0.5) * math.log(HIGHEST / LOWEST) / BINS)
+
+
 @dataclass(slots=True)
 class ChangeSums:
     """Running sums of one branch of one request, in float64 on the host.

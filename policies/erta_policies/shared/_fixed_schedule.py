@@ -43,8 +43,12 @@ class FixedSchedule(Policy, Planner):
         """The schedule for this number of steps."""
         return self.predict(StepSchedule.of(self.computed_steps(num_steps), num_steps))
 
+    def check_session(self, session: SessionInfo) -> None:
+        """Refuse a run that the schedule was not made for; by default none."""
+
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
+        self.check_session(session)
         # without predictions, which no request needs
         schedule = StepSchedule.of(self.steps_of(session), session.num_steps)
         session.state_of(self, lambda: frozenset(schedule.computed))

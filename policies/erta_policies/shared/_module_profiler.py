@@ -29,6 +29,8 @@ Sums = dict[tuple[str, int], dict[str, Tensor]]
 """Sums of one branch, by row of the statistics and period."""
 SAMPLES = "samples"
 """Name of the statistic that says how many samples were summed, of every place of a row."""
+ROWS = "rows"
+"""Field of the fingerprint that names the rows; no run has it, so `require_match` must allow it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +198,8 @@ class ModuleProfiler(RunProfiler):
 
     def summarise(self, session: SessionInfo) -> Profile | None:
         watched = session.state_of(self, Watched)
-        if watched.newest != session.num_steps - 1:
-            return None
+        if watched.newest != session.num_steps - 1 or not watched.calls:
+            return None  # it stopped early, or no network with gates ran
         branches = order_branches(session, watched.sums, {})
         periods = {self.find_period(k, session.num_steps) for k in range(session.num_steps)}
         keys = [(row, k) for row in watched.rows for k in range(1 + max(periods))]
@@ -208,7 +210,7 @@ class ModuleProfiler(RunProfiler):
             )
             for name, example in examples.items()
         }
-        facts = {"branches": ",".join(branches), "rows": ",".join(watched.rows)}
+        facts = {"branches": ",".join(branches), ROWS: ",".join(watched.rows)}
         return self.emit(session, statistics, {**facts, **self.facts()})
 
     def facts(self) -> Mapping[str, str]:
@@ -234,4 +236,4 @@ def stack_sums(
 
 def read_rows(profile: Profile) -> tuple[str, ...]:
     """Names of the rows of a profile of a `ModuleProfiler`, in order."""
-    return tuple(profile.fingerprint["rows"].split(","))
+    return tuple(profile.fingerprint[ROWS].split(","))

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from erta_bench.families import EXACT, INEXACT, judge_places
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_framework.errors import CapabilityError
-from erta_framework.modules import Place, find_places
+from erta_framework.modules import Place, PlaceFinder, Select, find_places, select_places
 from erta_integrations.shapes_wan import ShapesWan
 from tiny_pipelines import FAMILIES
 
@@ -160,6 +160,23 @@ def test_depth_counts_blocks_over_all_lists_in_the_order_of_execution() -> None:
     }
     for place in find_places(network_of("latte")):
         assert place.depth == latte[".".join(place.path.split(".")[:2])]
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "flux", "wan-unipc"])
+def test_the_last_depth_of_blocks_is_that_of_the_last_block(name: str) -> None:
+    # stages of a UNet without attention lie behind it
+    network = getattr(built(name), FAMILIES[name].inner[0].partition(".")[0])
+
+    def select(depth: str, pick: str = ":", *, block: bool = False) -> tuple[str, ...]:
+        kind: Any = ("block",) if block else ("attention", "cross", "mlp")
+        found = select_places(network, Select(kind=kind, depth=depth, pick=pick), PlaceFinder())
+        return tuple(place.path for place in found)
+
+    (last,) = select("-1:", block=True)
+    assert (last,) == select(":", "-1", block=True)
+    inside = [path for path in select(":") if path.startswith(f"{last}.")]
+    assert inside == [*select("-1:")]
+    assert [*select(":-1"), *inside] == [*select(":")]
 
 
 def test_a_text_refiner_is_outside_of_the_trunk() -> None:

@@ -119,7 +119,7 @@ def test_k_and_b_linearised_are_the_line(world: SimpleNamespace, per_channel: bo
     fit = affine_fit(world.calibrate(guidance=world.cfg), per_channel=per_channel)
     for v in (-2.0, 0.0, 0.7, 3.0):
         paper = fit.k * v / 4 + fit.b / 4 + 0.5
-        torch.testing.assert_close(paper, fit.mean + fit.slope * (v - fit.mean_v))
+        torch.testing.assert_close(paper, fit.mean_y + fit.slope * (v - fit.mean_x))
         torch.testing.assert_close(paper, fit.slope * v + fit.offset)
     assert fit.slope.abs().max() > 0.01  # the identity is not one of zeros
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from erta_framework.calibration import describe_quantized
+
 
 def hash_config(config: Mapping[str, Any]) -> str:
     """Hash a configuration, without its private entries such as where it was loaded from."""
@@ -19,10 +21,10 @@ def hash_config(config: Mapping[str, Any]) -> str:
 
 
 def describe_network(name: str, network: nn.Module) -> dict[str, str]:
-    """Component name, class, configuration and LoRA adapters of a network.
+    """Component name, class, configuration, LoRA adapters and quantised weights of a network.
 
-    `adapters` is missing if none is active. Adapters that were fused and then unloaded, and other
-    changes of weights, cannot be seen.
+    `adapters` is missing if none is active, `quantized` if no weight is. Adapters that were fused
+    and then unloaded, and other changes of weights, cannot be seen.
     """
     inner = getattr(network, "_orig_mod", network)
     facts = {"component": name, "network": type(inner).__name__}
@@ -32,7 +34,7 @@ def describe_network(name: str, network: nn.Module) -> dict[str, str]:
     adapters = describe_adapters(inner)
     if adapters:
         facts["adapters"] = adapters
-    return facts
+    return facts | describe_quantized(inner)
 
 
 def describe_adapters(network: nn.Module) -> str:

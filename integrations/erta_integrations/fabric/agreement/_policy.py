@@ -140,12 +140,12 @@ class Agreement(Policy):
         return output
 
     def agree(self, value: Tensor, where: str) -> Tensor:
-        """The largest of a value over the ranks; NaN on all of them where it is NaN on one.
+        """The largest of each value over the ranks; NaN on all of them where it is NaN on one.
 
         A policy that decides inside the network asks through `visit.agree`: one reduction each.
 
         Args:
-            value: One number.
+            value: One number, or `[N]`, as many on every rank.
             where: What is decided, for the error.
 
         Raises:
