@@ -145,10 +145,10 @@ class Visit:
 
         def run_some() -> Tensor:
             output, self._owned.outcome = self._owned.output, "ran"
-            found, share = run_tokens(output, self._run, self.args, self.kwargs, index, [old])
+            part = run_tokens(output, self._run, self.args, self.kwargs, index, [old.shape])
             output.enter()
-            output.share = share
-            return found
+            output.share = part.share
+            return part.put_into(old)
 
         return self._run_once(run_some)
 
