@@ -30,6 +30,7 @@ from erta_framework.session import (
     Call,
     Compute,
     Decision,
+    Kind,
     Seam,
     Session,
     SessionInfo,
@@ -90,7 +91,7 @@ class Engine:
         self.owners = find_owners(self.policies)
         self.signals = frozenset(r for r in self.traits.requires if r.startswith(PREFIX))
         self._revising = tuple(p for p in self.policies if p.traits.sees_every_branch)
-        self._demands = [(p, p.traits.seams, p.traits.requires) for p in self.policies]
+        self._demands = [(p, p.traits) for p in self.policies]
         self.active = frozenset(hook for hook in HOOKS if self.implementers(hook))
         self._callers = {hook: compile_hook(getattr(self._manager.hook, hook)) for hook in HOOKS}
         self._revisers = self._enclosing_revisers()
@@ -113,19 +114,30 @@ class Engine:
         """The hooks that one of this engine's policies implements."""
         return self._implemented[id(policy)]
 
-    def check(self, capabilities: frozenset[str], driver: str, seam: Seam = Seam.LATENT) -> None:
-        """Refuse a driver that lacks what a policy requires, or works at another seam.
+    def check(
+        self,
+        capabilities: frozenset[str],
+        driver: str,
+        seam: Seam = Seam.LATENT,
+        kind: Kind = "latents",
+    ) -> None:
+        """Refuse a driver that lacks what a policy requires, or works on something else.
 
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
         """
-        for policy, seams, requires in self._demands:
-            if seam not in seams:
+        for policy, traits in self._demands:
+            if kind not in traits.serves:
                 raise CapabilityError(
-                    f"{policy!r} works at the {' and '.join(sorted(seams))} seam, not at "
+                    f"{policy!r} decides for {' and '.join(sorted(traits.serves))}, but {driver} "
+                    f"samples {kind}; choose a policy that serves {kind}"
+                )
+            if seam not in traits.seams:
+                raise CapabilityError(
+                    f"{policy!r} works at the {' and '.join(sorted(traits.seams))} seam, not at "
                     f"the {seam.value} seam; attach at that seam or remove the policy"
                 )
-            missing = requires - capabilities
+            missing = traits.requires - capabilities
             if missing:
                 signal = any(name.startswith("signal:") for name in missing)
                 remedy = "a network that offers this signal" if signal else "another solver"
@@ -137,7 +149,7 @@ class Engine:
 
     def session(self, info: SessionInfo) -> Session:
         """A session for one request; use it as a context manager."""
-        self.check(info.capabilities, info.solver or "this driver", info.seam)
+        self.check(info.capabilities, info.solver or "this driver", info.seam, info.kind)
         return Session(self, info)
 
     def call_hook(self, hook: str, where: Callable[[], str], *arguments: Any) -> Any:

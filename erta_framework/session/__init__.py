@@ -6,7 +6,7 @@ from erta_framework.session._computation import Computation
 from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
 from erta_framework.session._function_network import FunctionNetwork
-from erta_framework.session._network import UNDIVIDED, Network
+from erta_framework.session._network import UNDIVIDED, Network, TokenNetwork
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
     AHEAD,
@@ -26,6 +26,7 @@ from erta_framework.session._step import (
     RESIZED,
     TRIAL,
     Interval,
+    Kind,
     SessionInfo,
     Step,
 )
@@ -53,6 +54,7 @@ __all__ = [
     "Evaluations",
     "FunctionNetwork",
     "Interval",
+    "Kind",
     "Memory",
     "Needs",
     "Network",
@@ -66,6 +68,7 @@ __all__ = [
     "StateStore",
     "Step",
     "StepTrace",
+    "TokenNetwork",
     "Trace",
     "as_tokens",
     "compute_default",

@@ -30,9 +30,12 @@ if TYPE_CHECKING:
 
 def compute_default(call: Call) -> Tensor:
     """The output without a predictor: the input plus the newest residual, or the network's."""
-    if isinstance(call.decision, Reuse):
-        return call.x + call.history[0].residual
-    return call.compute()
+    decision = call.decision
+    if not isinstance(decision, Reuse):
+        return call.compute()
+    if decision.positions is not None:
+        return call.compute.reuse(decision.positions, decision.first_layer)
+    return call.x + call.history[0].residual
 
 
 class Answerer:
@@ -75,6 +78,7 @@ class Answerer:
             lambda output: self._record(site, x, output, keep, inner, rows),
             lambda other, at: self._trace.run_trial(network.run_at, x.numel(), other, at),
             inner,
+            lambda _: None if inner else self._trace.count(x),
         )
 
     def answer(self, call: Call) -> tuple[Tensor, tuple[int, ...] | None, str]:

@@ -39,6 +39,9 @@ class Trace:
         history_bytes: Largest memory held for earlier evaluations.
         driver_bytes: Largest memory that the driver held beside them, for outputs and streams
             that have no residual of their own.
+        token_rows: On tokens, positions that the network ran on, counted where it runs.
+        token_total: On tokens, the positions of as many full calls.
+        token_work: On tokens, layers times positions that ran, in positions of a whole network.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
     """
@@ -55,6 +58,9 @@ class Trace:
     batch: int = 0
     history_bytes: int = 0
     driver_bytes: int = 0
+    token_rows: int = 0
+    token_total: int = 0
+    token_work: float = 0.0
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
 
     def count(self, x: Tensor) -> None:
@@ -147,6 +153,8 @@ class Trace:
         ]
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
+        if self.token_total:
+            lines[0] += f", {self.token_rows} of {self.token_total} tokens computed"
         if self.trial_calls:
             lines[0] += (
                 f", {self.trial_calls} trial calls beside them (on the latents of "
@@ -176,6 +184,9 @@ class Trace:
                 "reused_calls": self.reused_calls,
                 "history_bytes": self.history_bytes,
                 "driver_bytes": self.driver_bytes,
+                "token_rows": self.token_rows,
+                "token_total": self.token_total,
+                "token_work": self.token_work,
                 "steps": [asdict(step) for step in self.steps],
             }
         )

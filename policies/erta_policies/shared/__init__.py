@@ -35,9 +35,17 @@ from erta_policies.shared._signals import (
     read_mixing,
     read_probe,
 )
+from erta_policies.shared._token_rules import (
+    TOKENS,
+    Restart,
+    TokenRule,
+    check_at_least,
+    find_full,
+)
 
 __all__ = [
     "DEGREE",
+    "TOKENS",
     "Accumulator",
     "BudgetLike",
     "BudgetedPlanner",
@@ -50,12 +58,16 @@ __all__ = [
     "Mixing",
     "PlanBudget",
     "ProfileSource",
+    "Restart",
     "RuleWrapper",
     "RunProfiler",
     "Signal",
+    "TokenRule",
     "call_hook",
+    "check_at_least",
     "check_probe_depth",
     "find_cheapest_paths",
+    "find_full",
     "forbid_growing_gaps",
     "grid_dims",
     "list_thresholds",

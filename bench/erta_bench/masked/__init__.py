@@ -1,0 +1,1 @@
+"""Caches for masked language models, compared: `erta bench masked`."""
