@@ -108,10 +108,11 @@ class TokenCall:
         self._count(count, total, first_layer)
         self.branch.held.record(self.ids, where, self.positions.index)
         placed = self.model.place_logits(logits, rows, length)
-        self.branch.fresh = where
+        fresh = None if where is None else self.model.tokens_for(where)
+        self.branch.fresh = fresh
         if self.branch.keeps_logits:
-            if where is not None and self.branch.logits is not None:
-                placed = torch.where(where[..., None], placed, self.branch.logits)
+            if fresh is not None and self.branch.logits is not None:
+                placed = torch.where(fresh[..., None], placed, self.branch.logits)
             self.branch.logits, self.branch.fresh = placed, None
         return placed
 

@@ -132,6 +132,10 @@ class TokenModel(Protocol):
         """
         ...
 
+    def tokens_for(self, ran: Tensor) -> Tensor:
+        """The tokens that the rows which `ran`, `[B, L]`, predict; the reverse of `rows_for`."""
+        ...
+
     def run(
         self,
         ids: Tensor,

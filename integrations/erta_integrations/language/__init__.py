@@ -1,5 +1,7 @@
 """Masked language models: keys and values by position, and adapters of unmodified models."""
 
+from erta_integrations.language._hugging_face import HuggingFaceModel, Shift, make_cache
+from erta_integrations.language._llada import LLaDAModel
 from erta_integrations.language._store import (
     KeyValueStore,
     compare_values,
@@ -7,4 +9,13 @@ from erta_integrations.language._store import (
     place_rows,
 )
 
-__all__ = ["KeyValueStore", "compare_values", "find_places", "place_rows"]
+__all__ = [
+    "HuggingFaceModel",
+    "KeyValueStore",
+    "LLaDAModel",
+    "Shift",
+    "compare_values",
+    "find_places",
+    "make_cache",
+    "place_rows",
+]
