@@ -1,6 +1,14 @@
 """Masked language models: a loop of its own over the same sessions, engines and traces."""
 
-from erta_framework.masked._call import ATTENTION, KEPT_LOGITS, SIMILARITY, TokenCall, list_signals
+from erta_framework.masked._call import (
+    ATTENTION,
+    KEPT_LOGITS,
+    SIMILARITY,
+    Branch,
+    TokenCall,
+    Tracker,
+    list_signals,
+)
 from erta_framework.masked._decoder import ORDERS, Decoder, Order
 from erta_framework.masked._loop import MaskedLoop
 from erta_framework.masked._model import (
@@ -10,7 +18,7 @@ from erta_framework.masked._model import (
     TokenStore,
     select_rows,
 )
-from erta_framework.masked._positions import LONG
+from erta_framework.masked._positions import LONG, Held
 from erta_framework.masked._request import MaskedRequest, MaskedResult
 from erta_framework.masked._sampler import MaskedSampler, MaskedSamples, pad_prompts
 from erta_framework.masked._schedule import MaskedPlan, MaskedSchedule
@@ -22,7 +30,9 @@ __all__ = [
     "LONG",
     "ORDERS",
     "SIMILARITY",
+    "Branch",
     "Decoder",
+    "Held",
     "MaskedLoop",
     "MaskedPlan",
     "MaskedRequest",
@@ -35,6 +45,7 @@ __all__ = [
     "TokenCall",
     "TokenModel",
     "TokenStore",
+    "Tracker",
     "list_signals",
     "pad_prompts",
     "select_rows",

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError
-from erta_framework.masked._decoder import Decoder
 from erta_framework.masked._model import Rows, TokenModel, TokenStore, select_rows
-from erta_framework.masked._positions import Held, Positions
+from erta_framework.masked._positions import Held
 from erta_framework.session import PREFIX, Trace
 
-TRACKED = ("masked", "given", "known_for", "age", "in_block", "block_step", "confidence")
-"""Signals that the loop itself offers at every step."""
-NEXT = "next"
+AGE = "age"
 KEPT_LOGITS = "kept_logits"
 """Capability: a position that does not run keeps its logits, and may be decoded from them."""
 SIMILARITY, ATTENTION = "value_similarity", "attention"
+
+
+class Tracker(Protocol):
+    """What a driver knows of every position, by name, for the rules that ask."""
+
+    @property
+    def index(self) -> int:
+        """The step that is open."""
+        ...
+
+    @property
+    def offers(self) -> frozenset[str]:
+        """Names of the signals."""
+        ...
+
+    def signal(self, name: str) -> Tensor:
+        """One of them, `[B, L]`, or `[B]` for a number a sample."""
+        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -57,8 +72,7 @@ class TokenCall:
         ids: What it is given, `[B, L]`: in the unconditional branch the prompt is masked.
         seen: Which positions may be attended to; None for all.
         branch: What the branch holds.
-        positions: What is known of every position.
-        decoder: How tokens are chosen.
+        tracker: What is known of every position.
         trace: Counts tokens where the network runs.
         copies: How often the batch is repeated in `ids`.
         undivided: Why no part of the batch runs alone.
@@ -68,8 +82,7 @@ class TokenCall:
     ids: Tensor
     seen: Tensor | None
     branch: Branch
-    positions: Positions
-    decoder: Decoder
+    tracker: Tracker
     trace: Trace
     copies: int = 1
     undivided: str = "keys and values are held for the whole batch"
@@ -106,7 +119,7 @@ class TokenCall:
         count = total if rows is None else rows.count
         where = None if rows is None else rows.as_mask(length)
         self._count(count, total, first_layer)
-        self.branch.held.record(self.ids, where, self.positions.index)
+        self.branch.held.record(self.ids, where, self.tracker.index)
         placed = self.model.place_logits(logits, rows, length)
         fresh = None if where is None else self.model.tokens_for(where)
         self.branch.fresh = fresh
@@ -135,7 +148,7 @@ class TokenCall:
 
     def offers(self, name: str) -> bool:
         """Whether there is a signal of this name."""
-        return PREFIX + name in list_signals(self.model, self.decoder)
+        return PREFIX + name in list_signals(self.model, self.tracker.offers)
 
     def signal(self, name: str) -> Tensor:
         """What the loop tracks of every position, or what the model offers.
@@ -149,26 +162,18 @@ class TokenCall:
             return similarity
         if name == ATTENTION and self.branch.store is not None:
             return self.branch.store.attention()
-        if name == "age":
-            return self.branch.held.age(self.positions.index)
-        return torch.cat([self._track(name)] * self.copies)
-
-    def _track(self, name: str) -> Tensor:
-        if name == NEXT:
-            return self.positions.find_next(self.decoder)
-        if name not in TRACKED:
+        if name == AGE:
+            return self.branch.held.age(self.tracker.index)
+        if name not in self.tracker.offers:
             raise KeyError(name)
-        found: Tensor = getattr(self.positions, name)
-        return found
+        return torch.cat([self.tracker.signal(name)] * self.copies)
 
     def keep(self, x: Tensor, output: Tensor) -> Mapping[str, Any]:
         """Nothing but the step at which the network ran: tokens have no residual."""
         return {}
 
 
-def list_signals(model: TokenModel, decoder: Decoder) -> frozenset[str]:
-    """What a masked loop offers: the signals of every position, and what the model offers."""
-    names = {PREFIX + name for name in TRACKED} | {KEPT_LOGITS}
-    if decoder.is_order_known:
-        names.add(PREFIX + NEXT)
+def list_signals(model: TokenModel, tracked: frozenset[str]) -> frozenset[str]:
+    """What a driver offers: the signals that it tracks, and what the model offers."""
+    names = {PREFIX + name for name in (AGE, *tracked)} | {KEPT_LOGITS}
     return frozenset(names) | model.capabilities

@@ -13,7 +13,7 @@ from erta_framework.masked._call import ATTENTION, KEPT_LOGITS, Branch, TokenCal
 from erta_framework.masked._decoder import Decoder
 from erta_framework.masked._decoding import advance_blocks, decode_tokens, list_masked_shares
 from erta_framework.masked._model import TokenModel
-from erta_framework.masked._positions import Held, Positions
+from erta_framework.masked._positions import Held, Positions, list_tracked
 from erta_framework.masked._request import MaskedRequest, MaskedResult, check_request
 from erta_framework.masked._schedule import MaskedSchedule
 from erta_framework.plugins import Engine
@@ -58,7 +58,7 @@ class MaskedLoop:
         Raises:
             CapabilityError: Names the policy and what is missing.
         """
-        offered = list_signals(model, self.decoder)
+        offered = list_signals(model, list_tracked(self.decoder))
         self.engine.check(offered, type(self).__name__, kind="tokens")
         return offered
 
@@ -118,7 +118,6 @@ class MaskedLoop:
         self, model: TokenModel, request: MaskedRequest, generators: list[torch.Generator]
     ) -> Positions:
         ids, start = request.ids, request.start
-        masked = ids == model.mask_id
         answer = ids.shape[1] - start
         if self.decoder.order == "random":
             # for the answer alone, so that padding before it changes nothing
@@ -126,8 +125,8 @@ class MaskedLoop:
         else:
             drawn = -torch.arange(answer, dtype=torch.float32).expand(len(ids), answer)
         priority = functional.pad(drawn.to(ids.device), (start, 0))
-        plan = self.schedule.plan(masked[:, start:])
-        return Positions.of(ids, ~masked, model.mask_id, plan, start, priority)
+        plan = self.schedule.plan(ids[:, start:] == model.mask_id)
+        return Positions.of(ids, model.mask_id, plan, start, self.decoder, priority)
 
     def _predict(
         self,
@@ -152,9 +151,7 @@ class MaskedLoop:
             held = branches.get(one.name)
             if held is None:
                 held = branches[one.name] = self._open(model, ids)
-            call = TokenCall(
-                model, ids, seen, held, positions, self.decoder, session.trace, one.copies
-            )
+            call = TokenCall(model, ids, seen, held, positions, session.trace, one.copies)
             outputs[one.name] = session.forward(make_site("model", one.name), ids, call)
             found = None if held.fresh is None else held.fresh[: len(positions.ids)]
             fresh = found if fresh is None else fresh if found is None else fresh & found

@@ -12,6 +12,13 @@ from erta_framework.masked._schedule import MaskedPlan
 
 LONG = 1 << 30
 """Steps since a token of the prompt became known, or since a row was computed that never was."""
+NEXT = "next"
+
+
+def list_tracked(decoder: Decoder) -> frozenset[str]:
+    """Names of the signals that `Positions` offers with a decoder."""
+    names = {"masked", "given", "known_for", "in_block", "block_step", "confidence"}
+    return frozenset(names | {NEXT} if decoder.is_order_known else names)
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +32,7 @@ class Positions:
         mask_id: The mask.
         plan: What each step decodes.
         start: Where the answer begins.
+        decoder: How tokens are chosen.
         changed: Step at whose end a token became what it is, `[B, L]`.
         confidence: Probability of the token that was last drawn for a position, `[B, L]`.
         priority: The order of decoding where it is known; the highest comes first, `[B, L]`.
@@ -38,6 +46,7 @@ class Positions:
     mask_id: int
     plan: MaskedPlan
     start: int
+    decoder: Decoder
     changed: Tensor
     confidence: Tensor
     priority: Tensor
@@ -47,16 +56,22 @@ class Positions:
 
     @staticmethod
     def of(
-        ids: Tensor, given: Tensor, mask_id: int, plan: MaskedPlan, start: int, priority: Tensor
+        ids: Tensor,
+        mask_id: int,
+        plan: MaskedPlan,
+        start: int,
+        decoder: Decoder,
+        priority: Tensor,
     ) -> Positions:
         """The state before the first step."""
         zeros = torch.zeros(len(ids), dtype=torch.long, device=ids.device)
         found = Positions(
             ids=ids,
-            given=given,
+            given=ids != mask_id,
             mask_id=mask_id,
             plan=plan,
             start=start,
+            decoder=decoder,
             changed=torch.full_like(ids, -LONG),
             confidence=torch.zeros(ids.shape, device=ids.device),
             priority=priority,
@@ -90,7 +105,17 @@ class Positions:
         step = self.block_step.clamp(max=self.plan.steps - 1)
         return self.plan.left[torch.arange(len(block), device=block.device), block, step]
 
-    def find_next(self, decoder: Decoder) -> Tensor:
+    @property
+    def offers(self) -> frozenset[str]:
+        """Names of the signals."""
+        return list_tracked(self.decoder)
+
+    def signal(self, name: str) -> Tensor:
+        """One of the signals, by name."""
+        found: Tensor = self.find_next() if name == NEXT else getattr(self, name)
+        return found
+
+    def find_next(self) -> Tensor:
         """The positions that the open step will decode, in an order that is known, `[B, L]`."""
         candidates = self.masked & self.in_block & ~self.given
         count = candidates.sum(1) - self.left_after()

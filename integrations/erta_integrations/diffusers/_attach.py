@@ -9,9 +9,9 @@ from typing import Any, Self
 
 from torch import nn
 
-from erta_framework import Engine, Policy, Profile, Seam, Trace
+from erta_framework import Engine, Profile, Seam, Trace
 from erta_framework.budgets import promise
-from erta_framework.config import build_policies, build_policy, load_config
+from erta_framework.config import PolicyLike, build_engine
 from erta_framework.errors import CapabilityError, ConflictError, InputError
 from erta_integrations.diffusers.network import (
     check_trials,
@@ -21,8 +21,6 @@ from erta_integrations.diffusers.network import (
 )
 from erta_integrations.diffusers.pipeline import Driver, capabilities
 from erta_integrations.diffusers.trunk import check_signals
-
-Policies = str | Path | Policy | Engine | Sequence[Any]
 
 
 class Attachment:
@@ -161,7 +159,7 @@ class Attachment:
 
 def attach(
     pipe: Any,
-    policies: Policies,
+    policies: PolicyLike,
     *,
     networks: Sequence[str] | None = None,
     seam: str = Seam.LATENT,
@@ -205,18 +203,3 @@ def attach(
         raise InputError(f"seam is {seam!r}, it must be 'latent' or 'trunk'")
     capabilities(scheduler)  # refuses a scheduler that cannot be driven, first of all
     return Attachment(pipe, engine, find_networks(pipe, networks), Seam(seam))
-
-
-def build_engine(policies: Policies, options: dict[str, Any]) -> Engine:
-    """Build an engine from the policies that `attach` takes."""
-    if isinstance(policies, Engine):
-        return policies
-    if isinstance(policies, Policy):
-        return Engine([policies])
-    if isinstance(policies, Path) or (
-        isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
-    ):
-        return Engine(load_config(policies).policies)
-    if isinstance(policies, str):
-        return Engine([build_policy({policies: options}, where="attach")])
-    return Engine(build_policies(policies))

@@ -2,6 +2,7 @@
 
 from erta_integrations.language._hugging_face import HuggingFaceModel, Shift, make_cache
 from erta_integrations.language._llada import LLaDAModel
+from erta_integrations.language._pipeline import LanguageAttachment, attach_language
 from erta_integrations.language._store import (
     KeyValueStore,
     compare_values,
@@ -13,7 +14,9 @@ __all__ = [
     "HuggingFaceModel",
     "KeyValueStore",
     "LLaDAModel",
+    "LanguageAttachment",
     "Shift",
+    "attach_language",
     "compare_values",
     "find_places",
     "make_cache",

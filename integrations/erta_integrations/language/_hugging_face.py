@@ -183,7 +183,7 @@ class HuggingFaceModel(nn.Module):
                 f"{type(self.model).__name__} cannot run its first {first_layer} layers on every "
                 'position; a policy that asks for it requires "first_layer" in its traits'
             )
-        length, places = ids.shape[1], find_places(seen, ids)
+        length, places = ids.shape[1], self._find_places(seen, ids)
         if rows is not None:
             ids, places = rows.gather(ids), rows.gather(places)
         more: dict[str, Any] = {}
@@ -206,6 +206,9 @@ class HuggingFaceModel(nn.Module):
                 store.record(layer, weights)
         found: Tensor = output.logits
         return found
+
+    def _find_places(self, seen: Tensor | None, ids: Tensor) -> Tensor:
+        return find_places(seen, ids)
 
     def _make_mask(self, seen: Tensor | None, batch: int, count: int, length: int) -> Tensor:
         """An additive mask `[B, 1, M, L]` that hides padding alone."""
@@ -231,7 +234,7 @@ class HuggingFaceModel(nn.Module):
         assert isinstance(store, KeyValueStore)
         inner = find_llama_layers(self.model)
         assert inner is not None
-        x, places = inner.embed_tokens(ids), find_places(seen, ids)
+        x, places = inner.embed_tokens(ids), self._find_places(seen, ids)
         turned = inner.rotary_emb(x, position_ids=places)
         batch, length = ids.shape
         mask = self._make_mask(seen, batch, length, length)

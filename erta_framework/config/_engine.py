@@ -1,0 +1,42 @@
+"""An engine from whatever names policies: a name, a file, a list, or policies themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erta_framework.config._build import build_policies, build_policy
+from erta_framework.config._load import load_config
+from erta_framework.plugins import Engine, Policy
+
+PolicyLike = str | Path | Policy | Engine | Sequence[Any]
+"""A policy's name, a policy, a list of either, a path to a configuration file, or an engine."""
+
+
+def build_engine(policies: PolicyLike, options: dict[str, Any]) -> Engine:
+    """Build an engine from the policies that `attach` takes.
+
+    Args:
+        policies: What names them.
+        options: Options of the policy, where `policies` is a name.
+
+    Raises:
+        ConfigError: An option is unknown.
+        RegistryError: A policy is not installed.
+
+    Example:
+        >>> build_engine([], {}).explain()
+        'no policies: every step is computed'
+    """
+    if isinstance(policies, Engine):
+        return policies
+    if isinstance(policies, Policy):
+        return Engine([policies])
+    if isinstance(policies, Path) or (
+        isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
+    ):
+        return Engine(load_config(policies).policies)
+    if isinstance(policies, str):
+        return Engine([build_policy({policies: options}, where="attach")])
+    return Engine(build_policies(policies))
