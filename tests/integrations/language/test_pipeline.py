@@ -198,7 +198,7 @@ def test_what_cannot_work_is_refused():
         attach_language(pipe, DKVCacheDecode(), mask_id=MASK, post_steps=0),
         pytest.raises(ProtocolError, match="attach with post_steps above 0"),
     ):
-        sample(pipe, editing_threshold=0.01, max_post_steps=4, num_inference_steps=1)
+        sample(pipe, editing_threshold=0.01, sampling_method="multinomial", temperature=1.0)
     ids = torch.zeros(1, 4, dtype=torch.long)
     with (
         attach_language(pipe, DKVCacheDecode(), mask_id=MASK),
