@@ -136,7 +136,6 @@ class LanguageAttachment:
         sigmas = session.info.sigmas
         session.begin(Interval(index, *sigmas[index : index + 2], *sigmas[index : index + 2]))
         self._model.given = (mask, places)
-        self._answered = False
         call = BlockCall(self._model, watched.ids, mask.bool(), branch, watched, session.trace)
         logits = session.forward(make_site("model", "cond"), watched.ids, call)
         self._answered = True
@@ -175,6 +174,7 @@ class LanguageAttachment:
     def _settle(self, ids: Tensor) -> None:
         """Close the step of the last call with the tokens that came of it."""
         assert self._session is not None
+        self._answered = False
         self._session.settle()
         self._session.end(ids)
 
