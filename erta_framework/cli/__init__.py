@@ -13,6 +13,7 @@ __all__ = [
     "BenchGroup",
     "InstalledCommand",
     "app",
+    "find_own_demo",
     "find_shipped_profile",
     "get_demo_prompts",
     "load_model",
