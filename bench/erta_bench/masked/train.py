@@ -28,7 +28,8 @@ from erta_integrations.words import (
     save_network,
 )
 
-STEPS = {"words": 14_000, "permutations": 7_400}
+STEPS = {"words": 10_000, "permutations": 7_400}
+WIDTHS = {"words": 96, "permutations": 64}
 
 
 def compute_masked_loss(
@@ -51,7 +52,7 @@ def train(task: Task, options: TrainingOptions) -> None:
     """Train or continue, and write the weights at the end."""
     train_model(
         options,
-        lambda: WordsNetwork(Size(symbols=task.mask_id + 1)),
+        lambda: WordsNetwork(Size(symbols=task.mask_id + 1, width=WIDTHS[task.name])),
         partial(compute_masked_loss, task),
         save_network,
         torch.device("cpu"),
