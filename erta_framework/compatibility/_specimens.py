@@ -70,7 +70,11 @@ def collect_specimens(
         except ErtaError as error:
             absent[name] = str(error)
             continue
-        groups[role][name] = cls(**options)
+        policy = cls(**options)
+        if "latents" not in policy.traits.serves:
+            absent[name] = f"{policy!r} decides for tokens, and combinations are of latents"
+            continue
+        groups[role][name] = policy
         for label, changed in list_variants(cls) if role in vary else ():
             try:
                 policy = cls(**{**options, **changed})

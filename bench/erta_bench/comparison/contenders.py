@@ -285,6 +285,19 @@ UNLISTED: Mapping[str, str] = {
     "probe_rule": "the rule of dicache, which has a row",
     "refresh_interval": "the rule of taylorseer, hicache and fora, which have rows",
     "teacache_rule": "the rule of teacache, which has rows",
+    **dict.fromkeys(
+        (
+            "d2cache",
+            "dkvcache",
+            "dkvcache_greedy",
+            "dkvcache_pd",
+            "dkvcache_prefill",
+            "dllmcache",
+            "fastdllm_dual",
+            "fastdllm_prefix",
+        ),
+        "for masked language models, which `erta bench masked` compares",
+    ),
     "teacache_schedule": "the same steps as teacache on the timestep's embedding, known beforehand",
 }
 """Installed skip rules and recipes without a row, and why."""

@@ -28,7 +28,7 @@ from erta_integrations.words import (
     save_network,
 )
 
-STEPS = {"words": 10_000, "permutations": 7_400}
+STEPS = {"words": 7_000, "permutations": 7_400}
 WIDTHS = {"words": 96, "permutations": 64}
 
 

@@ -43,6 +43,12 @@ class DKVCachePD(DKVCacheDecode):
     Source: dKV-Cache-PD (arXiv 2505.15781), published for Dream, with a refresh of 4. Its code
     keeps the prompt from step 0.
 
+    Attributes:
+        delay: As in `DKVCacheDecode`.
+        refresh: Steps from one run on all but the prompt to the next; None never.
+        first: Steps at the start that run on every position but, after step 0, the prompt.
+        restart: What steps are counted from.
+
     Example:
         >>> DKVCachePD(refresh=16).first
         1
