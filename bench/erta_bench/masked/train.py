@@ -28,8 +28,7 @@ from erta_integrations.words import (
     save_network,
 )
 
-STEPS = {"words": 7_000, "permutations": 7_400}
-WIDTHS = {"words": 96, "permutations": 64}
+STEPS = {"words": 14_000, "permutations": 7_400}
 
 
 def compute_masked_loss(
@@ -52,7 +51,7 @@ def train(task: Task, options: TrainingOptions) -> None:
     """Train or continue, and write the weights at the end."""
     train_model(
         options,
-        lambda: WordsNetwork(Size(symbols=task.mask_id + 1, width=WIDTHS[task.name])),
+        lambda: WordsNetwork(Size(symbols=task.mask_id + 1)),
         partial(compute_masked_loss, task),
         save_network,
         torch.device("cpu"),
