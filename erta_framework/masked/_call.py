@@ -29,6 +29,11 @@ class Tracker(Protocol):
         ...
 
     @property
+    def finished(self) -> Tensor | None:
+        """Samples that are done and need not run, `[B]`; None if the driver cannot tell."""
+        ...
+
+    @property
     def offers(self) -> frozenset[str]:
         """Names of the signals."""
         ...
@@ -104,6 +109,9 @@ class TokenCall:
             )
         usable = self.branch.held.find_usable(self.ids, self.model.mask_id)
         wanted = self.model.rows_for(~positions) | ~usable
+        finished = self.tracker.finished
+        if finished is not None:
+            wanted = wanted & ~torch.cat([finished] * self.copies)[:, None]
         return self._run(select_rows(wanted), first_layer)
 
     def _run(self, rows: Rows | None, first_layer: int) -> Tensor:

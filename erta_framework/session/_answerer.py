@@ -35,6 +35,11 @@ def compute_default(call: Call) -> Tensor:
         return call.compute()
     if decision.positions is not None:
         return call.compute.reuse(decision.positions, decision.first_layer)
+    if not call.history[0].tensors:  # tokens have no residual
+        raise PolicyError(
+            f"Reuse({decision.reason!r}) says not which tokens are reused; give it "
+            "positions=..., [B, L] booleans"
+        )
     return call.x + call.history[0].residual
 
 

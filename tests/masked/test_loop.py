@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from erta_framework import CFG, Engine, Policy, Reuse, hookimpl
+from erta_framework import CFG, Callback, Engine, Policy, Reuse, TraceLogger, hookimpl
+from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError, InputError, PolicyError
 from erta_framework.masked import (
     Decoder,
@@ -344,3 +345,83 @@ def test_the_sampler_splits_into_batches_without_changing_a_sample():
 def test_dual_runs_on_the_block_alone():
     result = decode([FastDLLMDual()], schedule=MaskedSchedule(block=4), seeds=(0,))
     assert result.trace.token_rows == 2 * (9 + 3 * 4)
+
+
+class Recorder(Callback):
+    """Notes what callbacks are told."""
+
+    def __init__(self):
+        self.events = []
+
+    def on_run_start(self, run):
+        self.events.append(("start", run.samples, run.batches, run.steps))
+
+    def on_step(self, step):
+        self.events.append(("step", step.index, step.calls[0].reason))
+
+    def on_batch_end(self, batch):
+        self.events.append(("batch", tuple(batch.samples.shape), batch.seeds))
+        batch.samples.fill_(-1)  # a copy
+
+    def on_run_end(self, error):
+        self.events.append(("end", error))
+
+
+def test_callbacks_are_those_of_the_other_samplers(tmp_path):
+    model, watch = make_model(), Recorder()
+    rule = DKVCacheDecode(refresh=4)
+    sampler = MaskedSampler([rule], [watch, TraceLogger(tmp_path / "log.jsonl")], batch_size=2)
+    samples = sampler.sample(model, model.make_ids(3), start=1)
+    kinds = [event[0] for event in watch.events]
+    assert kinds == ["start", *["step"] * 8, "batch", *["step"] * 8, "batch", "end"]
+    assert watch.events[0] == ("start", 3, 2, 8)
+    assert watch.events[1] == ("step", 0, "cold")
+    assert watch.events[2] == ("step", 1, "known for more than 1 steps")
+    assert (samples.ids >= 0).all()
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == len(kinds)
+
+
+def test_a_rule_is_made_from_a_configuration():
+    (policy,) = build_policies([{"dkvcache": {"delay": 2, "refresh": None}}])
+    assert repr(policy) == repr(DKVCacheDecode(delay=2, refresh=None))
+
+
+def test_a_reuse_without_positions_is_refused():
+    class All(Policy):
+        traits = DKVCacheDecode().traits
+
+        @hookimpl
+        def decide(self):
+            return Reuse("all of it")
+
+    with pytest.raises(PolicyError, match=r"Reuse\('all of it'\) says not which tokens"):
+        decode([All()])
+
+
+def test_positions_of_another_shape_are_refused():
+    class Wrong(Policy):
+        traits = DKVCacheDecode().traits
+
+        @hookimpl
+        def decide(self):
+            return Reuse("some", positions=torch.ones(1, 2, dtype=torch.bool))
+
+    with pytest.raises(CapabilityError, match=r"positions to reuse are \(1, 2\)"):
+        decode([Wrong()])
+
+
+def test_a_sample_that_is_done_makes_no_other_run_on_more():
+    model = make_model()
+    ids = model.make_ids(2)
+    ids[0, 1:5] = torch.arange(4)  # four masks are left of it, eight of the other
+    result = decode(
+        [FastDLLMDual()],
+        ids=ids,
+        seeds=(0, 1),
+        schedule=MaskedSchedule(block=4),
+        decoder=Decoder(threshold=0.999, temperature=1.0),
+    )
+    steps = len(result.trace.steps)
+    assert steps == 8
+    # both samples begin a block at steps 0 and 4; the second block of the first sample is step 0
+    assert result.trace.token_rows == 2 * (2 * 9 + (steps - 2) * 4)

@@ -30,6 +30,7 @@ class Watched:
         block: Tokens of a block; the last ones of the window.
         changed: Step at whose end a token became what it is, `[B, W]`.
         index: The step that is open.
+        finished: The pipeline says not which samples are done.
     """
 
     ids: Tensor
@@ -38,6 +39,7 @@ class Watched:
     block: int
     changed: Tensor
     index: int = 0
+    finished: None = None
 
     @property
     def offers(self) -> frozenset[str]:
