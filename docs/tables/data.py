@@ -21,6 +21,7 @@ COMMANDS = {
     "--calls 8",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
+    "masked_permutations": "erta bench masked --model permutations",
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 

@@ -29,6 +29,7 @@ from erta_integrations.words import (
 )
 
 STEPS = {"words": 14_000, "permutations": 7_400}
+SIZES = {"words": Size(symbols=27, places=16), "permutations": Size(symbols=14)}
 
 
 def compute_masked_loss(
@@ -51,7 +52,7 @@ def train(task: Task, options: TrainingOptions) -> None:
     """Train or continue, and write the weights at the end."""
     train_model(
         options,
-        lambda: WordsNetwork(Size(symbols=task.mask_id + 1)),
+        lambda: WordsNetwork(SIZES[task.name]),
         partial(compute_masked_loss, task),
         save_network,
         torch.device("cpu"),

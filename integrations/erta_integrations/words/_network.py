@@ -22,12 +22,15 @@ class Size:
         width: Features of a position.
         heads: Attention heads.
         layers: Transformer layers.
+        places: Positions with a learned embedding; 0 for rotary embeddings alone, which know
+            distances only.
     """
 
     symbols: int
     width: int = 64
     heads: int = 4
     layers: int = 3
+    places: int = 0
 
 
 class Attention(nn.Module):
@@ -102,6 +105,14 @@ class WordsNetwork(nn.Module):
         self.norm = nn.RMSNorm(size.width)
         self.head = nn.Linear(size.width, size.symbols, bias=False)
         nn.init.normal_(self.symbols.weight, std=0.02)
+        self.places: nn.Embedding | None = None
+        if size.places:
+            self.places = nn.Embedding(size.places, size.width)
+            nn.init.normal_(self.places.weight, std=0.02)
+
+    def _embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        x: Tensor = self.symbols(ids)
+        return x if self.places is None else x + self.places(positions)
 
     def forward(
         self,
@@ -123,7 +134,7 @@ class WordsNetwork(nn.Module):
             positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
         rotation = find_rotations(positions, self.size.width // self.size.heads)
         keys = None if seen is None else seen[:, None, None, :]
-        x = self.symbols(ids)
+        x = self._embed(ids, positions)
         for number, layer in enumerate(self.layers):
             if kept is not None and number == kept.first_layer > 0:
                 x, rotation = narrow_rows(x, rotation, kept)
@@ -137,7 +148,7 @@ class WordsNetwork(nn.Module):
         """The values of a layer, `[B, L, H, D]`; the layers below run on every position."""
         rotation = find_rotations(positions, self.size.width // self.size.heads)
         keys = None if seen is None else seen[:, None, None, :]
-        x = self.symbols(ids)
+        x = self._embed(ids, positions)
         for below in self.layers[:layer]:
             x = below(x, rotation, keys, None)
         last = self.layers[layer]
