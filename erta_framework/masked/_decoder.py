@@ -75,12 +75,13 @@ class Decoder:
             logits: `[B, K, V]`; the mask itself must have -inf.
             generators: One a sample, so that a sample does not depend on its neighbours.
         """
-        logits = logits.double()
+        # double, as LLaDA's sampler: rounded Gumbel noise is not fair; Apple's GPUs have none
+        logits = logits.float() if logits.device.type == "mps" else logits.double()
         noisy = logits
         if self.temperature > 0:
             uniform = torch.stack(
                 [torch.rand(logits.shape[1:], generator=g, dtype=torch.float64) for g in generators]
-            ).to(logits.device)
+            ).to(logits)
             gumbel = -torch.log(-torch.log(uniform.clamp_min(1e-30)))
             noisy = logits + self.temperature * gumbel
         tokens = noisy.argmax(-1)

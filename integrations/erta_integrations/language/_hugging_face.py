@@ -15,6 +15,7 @@ from erta_framework.errors import CapabilityError, InputError
 from erta_framework.masked import ATTENTION, SIMILARITY, Rows, TokenStore
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.session import PREFIX
+from erta_integrations.language._position_cache import make_cache
 from erta_integrations.language._store import (
     KeyValueStore,
     compare_values,
@@ -23,29 +24,6 @@ from erta_integrations.language._store import (
 )
 
 Shift = Literal["un", "un_right"]
-
-
-def make_cache(store: KeyValueStore) -> Any:
-    """A `transformers.Cache` whose `update` scatters the rows of a call into a store.
-
-    Raises:
-        MissingExtraError: transformers is not installed.
-    """
-    require_extra("transformers", extra="language", wanted_by="models of transformers")
-    from transformers import Cache
-
-    class PositionCache(Cache):
-        """Keys and values by position; the class of the model never learns of it."""
-
-        def update(
-            self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any
-        ) -> tuple[Tensor, Tensor]:
-            return store.update(key_states, value_states, layer_idx)
-
-        def get_seq_length(self, *_: Any, **__: Any) -> int:
-            return 0
-
-    return PositionCache(layers=[])
 
 
 class HuggingFaceModel(nn.Module):

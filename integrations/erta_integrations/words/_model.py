@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erta_framework.masked import ATTENTION, FIRST_LAYER, SIMILARITY, Rows, TokenStore
 from erta_framework.session import PREFIX
@@ -17,7 +17,7 @@ from erta_integrations.words._network import WordsNetwork
 from erta_integrations.words._tasks import Permutations, Task, load_words
 
 
-class WordsModel:
+class WordsModel(nn.Module):
     """A network of this package and the task that it was trained on.
 
     Attributes:
@@ -31,6 +31,7 @@ class WordsModel:
     """
 
     def __init__(self, network: WordsNetwork, task: Task, weights: str = "untrained") -> None:
+        super().__init__()
         self.network, self.task, self._weights = network, task, weights
 
     @property
