@@ -425,3 +425,17 @@ def test_a_sample_that_is_done_makes_no_other_run_on_more():
     assert steps == 8
     # both samples begin a block at steps 0 and 4; the second block of the first sample is step 0
     assert result.trace.token_rows == 2 * (2 * 9 + (steps - 2) * 4)
+
+
+def test_the_first_layers_may_run_on_every_position_and_count_as_work():
+    class Above(Policy):
+        traits = DKVCacheDecode().traits
+
+        @hookimpl
+        def decide(self, call):
+            return Reuse("above", positions=call.feature("known_for") > 1, first_layer=1)
+
+    trace = decode([Above()], seeds=(0,)).trace
+    assert trace.token_rows < trace.token_total
+    # one layer of two on all, the other on the rows
+    assert trace.token_work == pytest.approx((trace.token_total + trace.token_rows) / 2)

@@ -211,3 +211,8 @@ def test_a_store_refuses_rows_that_do_not_fit():
     store.begin(select_rows(torch.tensor([[True, False, False, False]])), length=4)
     with pytest.raises(ProtocolError, match="holds no keys"):
         store.update(torch.ones(1, 1, 1, 2), torch.ones(1, 1, 1, 2), 0)
+
+
+def test_first_layers_on_every_position_are_refused_where_they_cannot_run(model):
+    with pytest.raises(CapabilityError, match="cannot run its first"):
+        model.run(draw_ids(), store=model.open(), first_layer=1)
