@@ -65,6 +65,7 @@ COMMANDS = {
     "--calibration 4 --batch-size 12",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
+    "masked_permutations": "erta bench masked --model permutations",
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 

@@ -19,6 +19,7 @@ from tables.combinations import render_combinations
 from tables.data import MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
+from tables.masked import render_masked, render_masked_speed
 from tables.modules import render_modules
 from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_peers, render_peers_summary
@@ -83,6 +84,9 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
+    "table:masked": make_section(render_masked, "masked"),
+    "permutations:masked": make_section(render_masked, "masked_permutations"),
+    "speed:masked": make_section(render_masked_speed, "masked_speed"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

@@ -7,7 +7,7 @@ from erta_framework.session._decisions import Answer, Compute, Decision, Reuse
 from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, Stamp
 from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._history import History
-from erta_framework.session._network import UNDIVIDED, Network
+from erta_framework.session._network import UNDIVIDED, Network, TokenNetwork
 from erta_framework.session._selection import drop_partial, get_stamp, merge_rows, select_rows
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
@@ -30,6 +30,7 @@ from erta_framework.session._step import (
     TRIAL,
     TWO_BRANCHES,
     Interval,
+    Kind,
     Reused,
     SessionInfo,
     Step,
@@ -61,6 +62,7 @@ __all__ = [
     "FunctionNetwork",
     "History",
     "Interval",
+    "Kind",
     "Memory",
     "Needs",
     "Network",
@@ -75,6 +77,7 @@ __all__ = [
     "StateStore",
     "Step",
     "StepTrace",
+    "TokenNetwork",
     "Trace",
     "as_tokens",
     "compute_default",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -53,5 +53,19 @@ class Network(Protocol):
         """What to remember of a computed call, by name; None for the residual `output - x`.
 
         Sites whose output is not like their input keep something else, such as keys and values.
+        """
+        ...
+
+
+@runtime_checkable
+class TokenNetwork(Network, Protocol):
+    """A network call on tokens, which can reuse the keys and values of some positions."""
+
+    def run_reusing(self, positions: Tensor, first_layer: int) -> Tensor:
+        """Logits `[B, L, V]`, from a run on the positions that are not reused.
+
+        Args:
+            positions: Whose keys and values are reused where they are held, `[B, L]` booleans.
+            first_layer: Layers below it run on every position.
         """
         ...

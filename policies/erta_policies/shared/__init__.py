@@ -45,9 +45,17 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
+from erta_policies.shared._token_rules import (
+    TOKENS,
+    Restart,
+    TokenRule,
+    check_at_least,
+    find_full,
+)
 
 __all__ = [
     "DEGREE",
+    "TOKENS",
     "Accumulator",
     "BudgetLike",
     "BudgetedPlanner",
@@ -60,14 +68,18 @@ __all__ = [
     "Mixing",
     "PlanBudget",
     "ProfileSource",
+    "Restart",
     "RuleWrapper",
     "RunProfiler",
     "Signal",
     "SpanGate",
     "SpanGates",
+    "TokenRule",
     "call_hook",
+    "check_at_least",
     "check_probe_depth",
     "find_cheapest_paths",
+    "find_full",
     "find_newest",
     "forbid_growing_gaps",
     "grid_dims",
