@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-Json = Annotated[Path | None, typer.Option("--json", help="File for the flat records.")]
+from erta_bench.cli._options import Json
+from erta_framework.console import make_console
 
 
 def masked_command(
@@ -49,7 +48,7 @@ def masked_command(
     bench = compare_rules(
         setting,
         orders=order or (),
-        console=Console(stderr=True),
+        console=make_console(stderr=True),
         command=command,
         keep=lambda so_far: None if json is None else so_far.write(json),
     )

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError, InputError
-from erta_framework.masked import ATTENTION, SIMILARITY, Rows, TokenStore
+from erta_framework.masked import ATTENTION, FIRST_LAYER, SIMILARITY, Rows, TokenStore
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.session import PREFIX
+from erta_integrations.language._llama_layers import find_llama_layers, narrow_layers
 from erta_integrations.language._position_cache import make_cache
 from erta_integrations.language._store import (
     KeyValueStore,
@@ -110,12 +111,12 @@ class HuggingFaceModel(nn.Module):
 
     @property
     def capabilities(self) -> frozenset[str]:
-        """Attention weights under eager attention, values where the layers are those of Llama."""
+        """Attention weights under eager attention; first layers and values if they are Llama's."""
         found = set()
         if getattr(self.config, "_attn_implementation", None) == "eager":
             found.add(PREFIX + ATTENTION)
-        if self._layers > 1 and find_llama_layers(self.model) is not None:
-            found.add(PREFIX + SIMILARITY)
+        if find_llama_layers(self.model) is not None:
+            found |= {FIRST_LAYER, PREFIX + SIMILARITY} if self._layers > 1 else {FIRST_LAYER}
         return frozenset(found)
 
     def fingerprint(self) -> Mapping[str, str]:
@@ -157,17 +158,46 @@ class HuggingFaceModel(nn.Module):
             CapabilityError: The first layers are to run on every position.
         """
         if first_layer:
+            return self._run_above(ids, seen, store, rows, first_layer)
+        length, places = ids.shape[1], self._find_places(seen, ids)
+        if rows is not None:
+            ids, places = rows.gather(ids), rows.gather(places)
+        if isinstance(store, KeyValueStore):
+            store.begin(rows, length)
+        mask = self._make_mask(seen, len(ids), ids.shape[1], length)
+        return self._call(ids, mask, places, store)
+
+    def _run_above(
+        self,
+        ids: Tensor,
+        seen: Tensor | None,
+        store: TokenStore | None,
+        rows: Rows | None,
+        first_layer: int,
+    ) -> Tensor:
+        """A run on every position up to a layer, and on the rows from there on."""
+        inner = find_llama_layers(self.model)
+        if inner is None:
             raise CapabilityError(
                 f"{type(self.model).__name__} cannot run its first {first_layer} layers on every "
                 'position; a policy that asks for it requires "first_layer" in its traits'
             )
-        length, places = ids.shape[1], self._find_places(seen, ids)
-        if rows is not None:
-            ids, places = rows.gather(ids), rows.gather(places)
+        batch, length = ids.shape
+        if isinstance(store, KeyValueStore):
+            store.begin(rows, length, first_layer)
+        # a mask with a line for every position, whatever a subclass gives a whole call
+        mask = HuggingFaceModel._make_mask(self, seen, batch, length, length)
+        places = self._find_places(seen, ids)
+        if rows is None:
+            return self._call(ids, mask, places, store)
+        with narrow_layers(inner, rows, first_layer):
+            logits = self._call(ids, mask, places, store)
+        return rows.gather(logits) if first_layer >= self._layers else logits
+
+    def _call(self, ids: Tensor, mask: Tensor, places: Tensor, store: TokenStore | None) -> Tensor:
         more: dict[str, Any] = {}
         if store is not None:
             assert isinstance(store, KeyValueStore)
-            store.begin(rows, length)
             more = {"past_key_values": make_cache(store), "use_cache": True}
             if store.keeps_attention:
                 more["output_attentions"] = True
@@ -175,7 +205,7 @@ class HuggingFaceModel(nn.Module):
             more["use_cache"] = False
         output = self.model(
             input_ids=ids,
-            attention_mask=self._make_mask(seen, len(ids), ids.shape[1], length),
+            attention_mask=mask,
             position_ids=places,
             **more,
         )
@@ -223,16 +253,3 @@ class HuggingFaceModel(nn.Module):
         held = store.values(1)
         fresh = above.self_attn.v_proj(above.input_layernorm(x)).view(held.shape)
         return compare_values(fresh, held), 1.0
-
-
-def find_llama_layers(model: nn.Module) -> Any | None:
-    """The decoder inside a model whose layers are built as Llama's; None if they are not."""
-    inner = getattr(model, "model", None)
-    names = ("embed_tokens", "layers", "rotary_emb")
-    if inner is None or not all(hasattr(inner, name) for name in names):
-        return None
-    first = inner.layers[0]
-    fits = hasattr(first, "input_layernorm") and hasattr(
-        getattr(first, "self_attn", None), "v_proj"
-    )
-    return inner if fits else None

@@ -60,7 +60,10 @@ class LLaDAModel(HuggingFaceModel):
             CapabilityError: The first layers are to run on every position.
         """
         if first_layer:
-            raise CapabilityError("LLaDAModel cannot run its first layers on every position")
+            raise CapabilityError(
+                f"{type(self.model).__name__} cannot run its first {first_layer} layers on every "
+                'position; a policy that asks for it requires "first_layer" in its traits'
+            )
         if store is None and seen is None:
             plain: Tensor = self.model(input_ids=ids).logits
             return plain

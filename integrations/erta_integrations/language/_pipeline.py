@@ -6,6 +6,7 @@ is one block: its first call runs on every position.
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from erta_framework import Engine, Interval, Profile, Session, SessionInfo, Trace
 from erta_framework.config import PolicyLike, build_engine
-from erta_framework.errors import CapabilityError, ConflictError, ProtocolError
+from erta_framework.errors import CapabilityError, ConflictError, ProtocolError, UnusedWarning
 from erta_framework.masked import LONG, Branch, Held, list_signals
 from erta_framework.session import make_site
+from erta_integrations.language._usage import explain_unentered, explain_unused
 from erta_integrations.language._window import (
     TRACKED,
     BlockCall,
@@ -47,12 +49,14 @@ class LanguageAttachment:
         self.traces: list[Trace] = []
         self.emitted: list[Profile] = []
         self._steps, self._block, self._checked, self._answered = 0, 0, False, False
+        self._entered, self._timesteps = False, getattr(pipe.scheduler, "timesteps", None)
         self._session: Session | None = None
         self._watched: Watched | None = None
         self._branch: Branch | None = None
 
     def __enter__(self) -> Self:
         pipe = self._pipe
+        self._entered = True
         if isinstance(pipe.model, ModelProxy) or "set_timesteps" in vars(pipe.scheduler):
             raise ConflictError(
                 f"the model or the scheduler of {type(pipe).__name__} is replaced already; leave "
@@ -81,6 +85,14 @@ class LanguageAttachment:
     ) -> None:
         self._close(error)
         self.detach()
+        if error is None and (fault := explain_unused(self.engine, self.traces, self._pipe)):
+            warnings.warn(fault, UnusedWarning, stacklevel=2)
+
+    def __del__(self) -> None:
+        # an error in `__init__` speaks for itself
+        scheduler = self._pipe.scheduler if not getattr(self, "_entered", True) else None
+        if scheduler is not None and getattr(scheduler, "timesteps", None) is not self._timesteps:
+            warnings.warn(explain_unentered(self._pipe), UnusedWarning, stacklevel=2)
 
     def detach(self) -> None:
         """Put the model and the scheduler back and drop all state; safe to call twice."""
@@ -138,7 +150,11 @@ class LanguageAttachment:
         self._model.given = (mask, places)
         site = make_site("model", "cond")
         call = BlockCall(self._model, watched.ids, mask.bool(), branch, watched, session, site)
-        logits = session.forward(site, watched.ids, call)
+        try:
+            logits = session.forward(site, watched.ids, call)
+        except BaseException as error:
+            self._close(error)  # whoever catches it holds nothing of this request
+            raise
         self._answered = True
         return keep_tokens(logits, branch.fresh, watched.ids)
 
@@ -216,6 +232,10 @@ def attach_language(
         CapabilityError: The pipeline has no model or scheduler of this kind, or a policy serves
             latents only.
         ConflictError: On entering, if something is attached already.
+
+    Warns:
+        UnusedWarning: On leaving the block, if every call ran on every token although a rule may
+            reuse. When the attachment is dropped, if the pipeline ran and it was never entered.
 
     Example:
         >>> with attach_language(pipe, "dkvcache", refresh=4) as run:  # doctest: +SKIP

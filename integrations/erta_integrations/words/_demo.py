@@ -12,6 +12,8 @@ from rich.text import Text
 from torch import Tensor
 
 from erta_framework.config import build_policies
+from erta_framework.console import make_console
+from erta_framework.files import require_writable_folder
 from erta_framework.masked import Decoder, MaskedSampler, MaskedSamples
 from erta_integrations.words._files import find_weights, load_network
 from erta_integrations.words._model import WordsModel
@@ -51,6 +53,7 @@ class WordsDemo(WordsModel):
         """
         task = self.task
         assert isinstance(task, Words)
+        require_writable_folder(output)
         parts: list[Table] = []
         frames = [self._collect_frames(method) for method in METHODS]
         parts.append(make_frames(task, frames))
@@ -61,7 +64,7 @@ class WordsDemo(WordsModel):
         with path.open("w", encoding="utf-8") as file:
             for part in parts:
                 console.print(part)
-                Console(file=file, width=100).print(part)
+                make_console(file=file, width=100).print(part)
         console.print(f"as text  {path}", markup=False, soft_wrap=True)
 
     def _sampler(self, method: DemoMethod) -> MaskedSampler:

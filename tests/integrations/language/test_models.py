@@ -8,6 +8,7 @@ import torch
 from erta_framework import Engine
 from erta_framework.errors import CapabilityError, InputError, ProtocolError
 from erta_framework.masked import (
+    FIRST_LAYER,
     Decoder,
     MaskedLoop,
     MaskedRequest,
@@ -214,5 +215,56 @@ def test_a_store_refuses_rows_that_do_not_fit():
 
 
 def test_first_layers_on_every_position_are_refused_where_they_cannot_run(model):
+    if FIRST_LAYER in model.capabilities:
+        return
     with pytest.raises(CapabilityError, match="cannot run its first"):
         model.run(draw_ids(), store=model.open(), first_layer=1)
+
+
+@pytest.mark.parametrize("first_layer", [1, 2, 3])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("make", [make_llama, lambda: make_llama("eager"), make_qwen])
+def test_the_first_layers_may_run_on_every_position(make, padded, first_layer):
+    """Against fresh keys the rows equal the full pass; below the layer, old keys do not matter."""
+    model, ids = HuggingFaceModel(make(), MASK), draw_ids(length=9)
+    assert FIRST_LAYER in model.capabilities
+    seen = torch.ones_like(ids, dtype=torch.bool)
+    seen[0, :3] = not padded
+    wanted = torch.rand(ids.shape, generator=torch.Generator().manual_seed(5)) < 0.4
+    wanted[0, 4:] = True  # the samples need different numbers of rows
+    rows = select_rows(wanted)
+    counted = []
+    for layer in model.model.model.layers:
+        layer.register_forward_hook(lambda _, args, out: counted.append(out.shape[1]))
+    with torch.no_grad():
+        full = model.run(ids, seen=seen)
+        store = model.open(attention="signal:attention" in model.capabilities)
+        model.run(ids, seen=seen, store=store)
+        # all held of the first layers is wrong: they run on every position, and so write it anew
+        for layer in range(first_layer):
+            store._values[layer].fill_(7.0)
+        counted.clear()
+        part = model.run(ids, seen=seen, store=store, rows=rows, first_layer=first_layer)
+    assert counted == [9] * first_layer + [rows.index.shape[1]] * (3 - first_layer)
+    assert part.shape[1] == rows.index.shape[1]
+    keep = ~rows.padding & rows.gather(seen)
+    torch.testing.assert_close(part[keep], rows.gather(full)[keep], atol=1e-5, rtol=1e-4)
+    assert not any(layer._forward_pre_hooks for layer in model.model.model.layers)
+
+
+def test_hooks_of_the_first_layers_are_removed_after_an_exception():
+    model = HuggingFaceModel(make_llama(), MASK)
+    ids, store = draw_ids(), model.open()
+
+    def fail(*_):
+        raise RuntimeError("enough")
+
+    with torch.no_grad():
+        model.run(ids, store=store)
+        layers = model.model.model.layers
+        handle = layers[2].register_forward_hook(fail)
+        rows = select_rows(torch.arange(12).expand(2, 12) < 4)
+        with pytest.raises(RuntimeError, match="enough"):
+            model.run(ids, store=store, rows=rows, first_layer=1)
+        handle.remove()
+        assert not any(layer._forward_pre_hooks for layer in layers)

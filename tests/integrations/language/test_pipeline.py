@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 
 from erta_framework import Policy, Reuse, hookimpl
-from erta_framework.errors import CapabilityError, ConflictError, ProtocolError
+from erta_framework.errors import CapabilityError, ConflictError, ProtocolError, UnusedWarning
 from erta_integrations.language import attach_language
 from erta_policies.adapters import WarmUp
 from erta_policies.dkvcache import DKVCacheDecode
@@ -180,6 +181,52 @@ def test_a_request_after_an_aborted_one_starts_afresh():
         with pytest.raises(RuntimeError, match="enough"):
             sample(pipe, callback_on_step_end=stop)
         assert torch.equal(sample(pipe), first)
+
+
+def test_a_call_that_is_interrupted_leaves_nothing_and_says_why():
+    pipe, calls = make_pipe(), []
+
+    def stop(module, args, given):
+        calls.append(given["input_ids"].shape)
+        if len(calls) == 5:  # the first two try whether it attends ahead
+            raise KeyboardInterrupt
+
+    with attach_language(pipe, DKVCacheDecode(refresh=None), mask_id=MASK):
+        first = sample(pipe)
+    handle = pipe.model.model.register_forward_pre_hook(stop, with_kwargs=True)
+    with attach_language(pipe, DKVCacheDecode(refresh=None), mask_id=MASK) as run:
+        with pytest.raises(KeyboardInterrupt):
+            sample(pipe)
+        assert run.traces[-1].stopped == "KeyboardInterrupt"
+        assert run.traces[-1].driver_bytes > 0
+        assert (run._session, run._watched, run._branch) == (None, None, None)
+        handle.remove()
+        assert torch.equal(sample(pipe), first)
+    assert not any(trace.stopped for trace in run.traces[1:])
+
+
+def test_a_cache_that_was_never_used_says_so():
+    pipe = make_pipe()
+
+    def forget_to_enter():
+        attached = attach_language(pipe, DKVCacheDecode(), mask_id=MASK)
+        sample(pipe)
+        assert attached.traces == []
+
+    with pytest.warns(UnusedWarning, match="attachment to LLaDA2Pipeline was never entered"):
+        forget_to_enter()
+    message = "nothing was reused in 3 requests of LLaDA2Pipeline, although dkv_cache_decode may"
+    with (
+        pytest.warns(UnusedWarning, match=message),
+        attach_language(pipe, DKVCacheDecode(refresh=1), mask_id=MASK),
+    ):
+        sample(pipe)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for policies in ([], [DKVCacheDecode()]):
+            with attach_language(pipe, policies, mask_id=MASK):
+                sample(pipe)
+        attach_language(pipe, DKVCacheDecode(), mask_id=MASK)  # who only asks is not warned
 
 
 def test_what_cannot_work_is_refused():
