@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from erta_framework.errors import CapabilityError
 from erta_framework.masked import Rows, TokenStore
-from erta_integrations.language._hugging_face import HuggingFaceModel
+from erta_integrations.language._hugging_face import HuggingFaceModel, Shift
 from erta_integrations.language._store import KeyValueStore, find_places
 
 PARTS = ("rotary_emb", "attn_out", "_scaled_dot_product_attention", "config")
@@ -28,6 +28,7 @@ class LLaDAModel(HuggingFaceModel):
     Args:
         model: The model, in evaluation mode; it takes `input_ids` and returns `logits`.
         mask_id: The mask; 126336 in LLaDA-8B.
+        shift: As in `HuggingFaceModel`; LLaDA has none.
 
     Raises:
         CapabilityError: No block has such attention.
@@ -36,8 +37,8 @@ class LLaDAModel(HuggingFaceModel):
         >>> model = LLaDAModel(network, mask_id=126336)  # doctest: +SKIP
     """
 
-    def __init__(self, model: nn.Module, mask_id: int) -> None:
-        super().__init__(model, mask_id)
+    def __init__(self, model: nn.Module, mask_id: int, shift: Shift | None = None) -> None:
+        super().__init__(model, mask_id, shift)
         self._blocks = find_blocks(model)
 
     @property

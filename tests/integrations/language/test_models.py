@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from erta_framework import Engine
 from erta_framework.errors import CapabilityError, InputError, ProtocolError
@@ -202,6 +203,20 @@ def test_a_model_is_loaded_from_a_folder(tmp_path):
         assert torch.equal(model.run(ids), HuggingFaceModel(original, MASK).run(ids))
     with pytest.raises(InputError, match="names no mask_token_id"):
         HuggingFaceModel.from_folder(tmp_path)
+
+
+def test_a_model_of_lladas_kind_is_loaded_from_a_folder(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
+    asked = []
+
+    def load(path, **options):
+        asked.append((path, options["local_files_only"]))
+        return LLaDALike()
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", load)
+    model = LLaDAModel.from_folder(tmp_path, mask_id=MASK, trust_remote_code=True)
+    assert type(model) is LLaDAModel
+    assert asked == [(tmp_path, True)]
 
 
 def test_a_store_refuses_rows_that_do_not_fit():
