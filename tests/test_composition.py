@@ -131,7 +131,7 @@ def test_every_allowed_combination_runs_on_the_toy(rule):
     reason = unserved(world, rule)
     if reason is not None:
         # the toy offers no signals of its own; those rules run at the trunk seam below
-        assert "requires signal:" in reason
+        assert "requires signal:" in reason or "decides for tokens" in reason
         return
     assert runs(world, rule) >= 4
 

@@ -312,6 +312,17 @@ POLICIES: list[Policy] = [
     OURS["fitted_velocity"](profile=FITTED),
     OURS["fitted_velocity"](profile=FITTED, guard=True),
     OURS["fitted"](profile=FITTED),
+    OURS["dkvcache"](refresh=3),
+    OURS["dkvcache"](delay=0, refresh=None),
+    OURS["dkvcache"](delay=2, refresh=None, restart="request"),
+    OURS["dkvcache_greedy"](),
+    OURS["dkvcache_greedy"](window=0, centre="previous", refresh=None),
+    OURS["dkvcache_prefill"](),
+    OURS["dkvcache_pd"](),
+    OURS["fastdllm_prefix"](),
+    OURS["fastdllm_dual"](),
+    OURS["dllmcache"](response_interval=3),
+    OURS["d2cache"](masked=2),
 ]
 
 

@@ -91,8 +91,9 @@ def test_the_wheel_holds_the_weights_within_their_limit(wheel: zipfile.ZipFile) 
     held: Counter[str] = Counter()
     for name in names:
         held[name.split("/")[1]] += wheel.getinfo(name).file_size
-    assert set(held) == {"shapes_wan"}, "the image models come with erta-bench"
-    assert max(held.values()) < 6e6
+    assert set(held) == {"shapes_wan", "words"}, "the image models come with erta-bench"
+    assert held["shapes_wan"] < 6e6
+    assert held["words"] < 1e6
 
 
 def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
@@ -117,7 +118,16 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         "typer",
     }
     extras = set(metadata.get_all("Provides-Extra") or [])
-    assert {"diffusers", "fabric", "report", "demo", "quantization", "docs", "dev"} == extras
+    assert {
+        "diffusers",
+        "fabric",
+        "language",
+        "report",
+        "demo",
+        "quantization",
+        "docs",
+        "dev",
+    } == extras
 
 
 def test_the_wheel_carries_the_declared_entry_points(wheel: zipfile.ZipFile) -> None:

@@ -83,6 +83,7 @@ COMMANDS = {
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
     **dict(command_study(name, model) for name, model in STUDIES),
+    "masked_permutations": "erta bench masked --model permutations",
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 

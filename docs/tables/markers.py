@@ -19,6 +19,7 @@ from tables.combinations import render_combinations
 from tables.data import DATA, MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
+from tables.masked import render_masked, render_masked_speed
 from tables.methods import render_methods
 from tables.modules import render_modules, render_plans
 from tables.overhead import render_attached, render_overhead, render_sites
@@ -139,6 +140,9 @@ SECTIONS: dict[str, Section] = {
         )
         for name in ("flux", "wan", "unet")
     },
+    "table:masked": make_section(render_masked, "masked"),
+    "permutations:masked": make_section(render_masked, "masked_permutations"),
+    "speed:masked": make_section(render_masked_speed, "masked_speed"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

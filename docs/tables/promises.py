@@ -86,6 +86,11 @@ PROMISES = (
         ),
     ),
     Promise(
+        "On tokens, nothing reused gives the same text, and a batch what its samples give alone",
+        "every kind of model, edited and masked tokens, padding, guidance, interrupts",
+        ("masked/test_*.py", "integrations/language/test_*.py", "policies/dkvcache/test_rules.py"),
+    ),
+    Promise(
         "A file is sound or refused, and nothing in it is executed",
         "flipped bits, truncation, edited headers, edited and signed again",
         ("fuzz/test_profiles.py", "core/test_profile.py"),

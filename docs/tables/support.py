@@ -11,11 +11,11 @@ from tables.markdown import render_words
 
 def render_checks() -> str:
     """The checks of the conformance kit with what each asks for."""
-    from erta_framework.testing import CHECKS
+    from erta_framework.testing import CHECKS, CHECKS_ON_TOKENS
 
     rows = [
         [f"`{check.__name__}`", inspect.cleandoc(check.__doc__ or "").splitlines()[0]]
-        for check in CHECKS
+        for check in dict.fromkeys((*CHECKS, *CHECKS_ON_TOKENS))
     ]
     return render_words(["Check", "Holds when"], rows)
 

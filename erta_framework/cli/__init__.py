@@ -6,13 +6,19 @@ a function or a `typer.Typer`.
 
 from erta_framework.cli._app import app, main
 from erta_framework.cli._installed import BenchGroup, InstalledCommand
-from erta_framework.cli._models import find_shipped_profile, get_demo_prompts, load_model
+from erta_framework.cli._models import (
+    find_own_demo,
+    find_shipped_profile,
+    get_demo_prompts,
+    load_model,
+)
 from erta_framework.console import make_console
 
 __all__ = [
     "BenchGroup",
     "InstalledCommand",
     "app",
+    "find_own_demo",
     "find_shipped_profile",
     "get_demo_prompts",
     "load_model",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from rich.console import Console
 
 from erta_framework.errors import InputError, RegistryError
 from erta_framework.plugins import Policy, models
@@ -23,6 +25,18 @@ def load_model(name: str) -> TextModel:
             "erta_framework.sampling.TextModel (latent_shape, fingerprint, encode, call)"
         )
     return model
+
+
+def find_own_demo(name: str) -> Callable[[Path, Console], None] | None:
+    """The demo that a model of the catalogue brings, or None where it is shown as others are.
+
+    Such a model offers `run_demo(output, console)`; it may be of another kind than `TextModel`.
+
+    Raises:
+        RegistryError: Nobody provides the model.
+    """
+    own: Callable[[Path, Console], None] | None = getattr(models().load(name)(), "run_demo", None)
+    return own
 
 
 def get_demo_prompts(model: TextModel) -> tuple[list[str], list[str]] | None:

@@ -73,6 +73,9 @@ def collect_specimens(
         except Exception as error:  # a policy of others may raise anything
             absent[name] = describe_failure(error)
             continue
+        if "latents" not in made[name].traits.serves:
+            absent[name] = f"{made[name]!r} decides for tokens, and combinations are of latents"
+            continue
         for label, changed in variants:
             try:
                 policy = cls(**{**options, **changed})

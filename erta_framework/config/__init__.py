@@ -8,13 +8,16 @@ from erta_framework.config._build import (
     build_solver,
 )
 from erta_framework.config._convert import construct, convert
+from erta_framework.config._engine import PolicyLike, build_engine
 from erta_framework.config._load import apply_override, load_config, options_from
 from erta_framework.config._options import options_of, registered_name
 from erta_framework.config._run_config import RunConfig
 
 __all__ = [
+    "PolicyLike",
     "RunConfig",
     "apply_override",
+    "build_engine",
     "build_guidance",
     "build_policies",
     "build_policy",

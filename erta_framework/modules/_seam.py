@@ -286,7 +286,7 @@ class ModuleRun:
         if self.seam.memory is not None:  # where nothing could be measured beforehand
             names = " and ".join(owner.name for owner in owners)
             check_memory(trace.module_bytes, self.seam.memory, names)
-        self.session.note_places(site, share, call.counts, x.shape[0])
+        self.session.note_work(site, share, x.shape[0], call.counts)
         for owner in owners:
             if owner.name not in self._never:
                 self._never[owner.name] = {place.path: None for place in owner.places}

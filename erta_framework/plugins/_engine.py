@@ -46,6 +46,7 @@ from erta_framework.session import (
     Compute,
     Decision,
     Guided,
+    Kind,
     Seam,
     Session,
     SessionInfo,
@@ -118,15 +119,15 @@ class Engine:
         self._callers = {hook: compile_hook(getattr(self._manager.hook, hook)) for hook in HOOKS}
         self._revisers = self._enclosing_revisers()
 
-    def _demand(self, policy: Policy) -> tuple[frozenset[Seam], frozenset[str]]:
-        """Seams and capabilities that a driver must offer to a policy."""
+    def _demand(self, policy: Policy) -> tuple[frozenset[Kind], frozenset[Seam], frozenset[str]]:
+        """Kinds of state, seams and capabilities that a driver must offer to a policy."""
         traits, requires = policy.traits, policy.traits.requires
         if "adjust_prediction" in self._implemented[id(policy)]:
             requires |= {GUIDED}
         if policy not in self.selecting:
-            return traits.seams, requires
+            return traits.serves, traits.seams, requires
         # places lie inside the network, whatever a step rule beside them leaves out
-        return frozenset(Seam), requires | {MODULES}
+        return traits.serves, frozenset(Seam), requires | {MODULES}
 
     def _register(self, position: int, policy: Policy) -> None:
         hooks = check_hooks(policy)
@@ -146,15 +147,26 @@ class Engine:
         """The hooks that one of this engine's policies implements."""
         return self._implemented[id(policy)]
 
-    def check(self, capabilities: frozenset[str], driver: str, seam: Seam = Seam.LATENT) -> None:
-        """Refuse a driver that lacks what a policy requires, or works at another seam.
+    def check(
+        self,
+        capabilities: frozenset[str],
+        driver: str,
+        seam: Seam = Seam.LATENT,
+        kind: Kind = "latents",
+    ) -> None:
+        """Refuse a driver that lacks what a policy requires, or works on something else.
 
         Raises:
             CapabilityError: Names the policy, what is missing and what the driver offers.
         """
         if STOCHASTIC in capabilities:
             refuse_noise(self.policies, driver)
-        for policy, seams, requires in self._demands:
+        for policy, serves, seams, requires in self._demands:
+            if kind not in serves:
+                raise CapabilityError(
+                    f"{policy!r} decides for {' and '.join(sorted(serves))}, but {driver} "
+                    f"samples {kind}; choose a policy that serves {kind}"
+                )
             if seam not in seams:
                 raise CapabilityError(
                     f"{policy!r} works at the {' and '.join(sorted(seams))} seam, not at "
@@ -175,7 +187,7 @@ class Engine:
 
     def session(self, info: SessionInfo) -> Session:
         """A session for one request; use it as a context manager."""
-        self.check(info.capabilities, info.solver or "this driver", info.seam)
+        self.check(info.capabilities, info.solver or "this driver", info.seam, info.kind)
         return Session(self, info)
 
     def own_places(self, name: str, network: object, finder: Finder) -> tuple[Owner, ...]:

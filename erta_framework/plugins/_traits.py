@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from erta_framework.session import Needs, Seam
+from erta_framework.session import Kind, Needs, Seam
 
 Unit = Literal["step", "branch", "sample"]
 NOTHING = Needs()
+KINDS: frozenset[Kind] = frozenset({"latents", "tokens"})
 UNITS: tuple[Unit, ...] = ("step", "branch", "sample")
 """From the coarsest to the finest; each may decide for those before it as well."""
 
@@ -37,6 +38,8 @@ class Traits:
             `"signal:prompt"`; checked before sampling.
         seams: Where it works. A policy that integrates latents works at `LATENT` only. One that
             works on submodules names `MODULE`.
+        serves: Which kinds of state it can decide for: `"latents"`, or the `"tokens"` of a masked
+            language model.
         memory: How many earlier evaluations it needs, and what of them.
         decides: What one of its decisions holds for: all branches and samples of a `"step"`; a
             `"branch"`, where it may give `scope="branch"`; or a `"sample"`, where it may give a
@@ -66,6 +69,7 @@ class Traits:
 
     requires: frozenset[str] = frozenset()
     seams: frozenset[Seam] = frozenset({Seam.LATENT, Seam.TRUNK})
+    serves: frozenset[Kind] = frozenset({"latents"})
     memory: Needs = NOTHING
     decides: Unit = "step"
     static: bool = False
@@ -95,6 +99,7 @@ class Traits:
         return Traits(
             requires=frozenset().union(*(one.requires for one in traits)),
             seams=frozenset.intersection(*seams) if seams else frozenset(Seam),
+            serves=KINDS.intersection(*(one.serves for one in traits)),
             memory=Needs(
                 evaluations=max((one.memory.evaluations for one in traits), default=0),
                 pairs=any(one.memory.pairs for one in traits),

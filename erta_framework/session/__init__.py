@@ -8,7 +8,13 @@ from erta_framework.session._evaluation import Evaluation, Evaluations, Needs, S
 from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._guided import GUIDED, Guided
 from erta_framework.session._history import History
-from erta_framework.session._network import UNDIVIDED, Network, PlannedNetwork, TrialPlan
+from erta_framework.session._network import (
+    UNDIVIDED,
+    Network,
+    PlannedNetwork,
+    TokenNetwork,
+    TrialPlan,
+)
 from erta_framework.session._selection import drop_partial, get_stamp, merge_rows, select_rows
 from erta_framework.session._session import Session
 from erta_framework.session._signals import (
@@ -32,6 +38,7 @@ from erta_framework.session._step import (
     TRIAL,
     TWO_BRANCHES,
     Interval,
+    Kind,
     Reused,
     SessionInfo,
     Step,
@@ -66,6 +73,7 @@ __all__ = [
     "Guided",
     "History",
     "Interval",
+    "Kind",
     "Memory",
     "Needs",
     "Network",
@@ -81,6 +89,7 @@ __all__ = [
     "StateStore",
     "Step",
     "StepTrace",
+    "TokenNetwork",
     "Trace",
     "TrialPlan",
     "as_tokens",

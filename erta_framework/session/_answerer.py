@@ -33,9 +33,17 @@ def compute_default(step: Step, call: Call) -> Tensor:
 
     What is reused of an evaluation follows from the prediction; see `SessionInfo.reused`.
     """
-    if not isinstance(call.decision, Reuse):
+    decision = call.decision
+    if not isinstance(decision, Reuse):
         return call.compute()
+    if decision.positions is not None:
+        return call.compute.reuse(decision.positions, decision.first_layer)
     newest = call.history[0]
+    if not newest.tensors:  # tokens have no residual
+        raise PolicyError(
+            f"Reuse({decision.reason!r}) says not which tokens are reused; give it "
+            "positions=..., [B, L] booleans"
+        )
     if step.session.reused == "output" and call.seam is Seam.LATENT:
         return newest.tensor(OUTPUT).clone()  # a pipeline may write into what it gets
     return call.x + newest.residual
@@ -81,6 +89,7 @@ class Answerer:
             lambda output: self._record(site, x, output, keep, inner, rows),
             lambda run, other, at: self._trace.run_trial(run, x.numel(), other, at),
             inner,
+            lambda _: None if inner else self._trace.count(x),
         )
 
     def answer(self, call: Call) -> tuple[Tensor, tuple[int, ...] | None, str]:

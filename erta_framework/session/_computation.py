@@ -9,7 +9,13 @@ from functools import partial
 from torch import Tensor
 
 from erta_framework.errors import CapabilityError, ProtocolError
-from erta_framework.session._network import UNDIVIDED, Network, PlannedNetwork, TrialPlan
+from erta_framework.session._network import (
+    UNDIVIDED,
+    Network,
+    PlannedNetwork,
+    TokenNetwork,
+    TrialPlan,
+)
 from erta_framework.session._step import PLANNED
 
 RunAt = Callable[[Tensor, float | None], Tensor]
@@ -23,6 +29,7 @@ class Computation:
         on_output: Called with the raw output at once, before any policy can touch it.
         on_trial: Runs a trial, from what runs it, its latents and timestep, and counts it.
         inner: Whether it runs within another call, and so counts as no network call.
+        on_part: Called instead of `on_output` where the network ran on part of the tokens.
 
     Attributes:
         output: The raw output, once the network ran.
@@ -34,6 +41,7 @@ class Computation:
 
     __slots__ = (
         "_on_output",
+        "_on_part",
         "_on_trial",
         "_version",
         "asked",
@@ -51,9 +59,10 @@ class Computation:
         on_output: Callable[[Tensor], None] | None = None,
         on_trial: Callable[[RunAt, Tensor, float | None], Tensor] | None = None,
         inner: bool = False,
+        on_part: Callable[[Tensor], None] | None = None,
     ) -> None:
         self.network, self.inner = network, inner
-        self._on_output, self._on_trial = on_output, on_trial
+        self._on_output, self._on_part, self._on_trial = on_output, on_part, on_trial
         self._version: int | None = None
         self.output: Tensor | None = None
         self.failure: BaseException | None = None
@@ -67,9 +76,26 @@ class Computation:
         Raises:
             ProtocolError: The network returned something that is no tensor.
         """
+        return self._run(self.network.run, self._on_output)
+
+    def reuse(self, positions: Tensor, first_layer: int) -> Tensor:
+        """The raw output where the network ran on part of the tokens; see `Reuse.positions`.
+
+        Raises:
+            CapabilityError: The driver samples no tokens.
+        """
+        network = self.network
+        if not isinstance(network, TokenNetwork):
+            raise CapabilityError(
+                "a decision reuses keys and values by position, which this driver does not have; "
+                "it works for masked language models"
+            )
+        return self._run(lambda: network.run_reusing(positions, first_layer), self._on_part)
+
+    def _run(self, run: Callable[[], Tensor], on_output: Callable[[Tensor], None] | None) -> Tensor:
         if self.output is None:
             try:
-                output = self.network.run()
+                output = run()
             except BaseException as error:
                 self.failure = error
                 raise
@@ -81,8 +107,8 @@ class Computation:
             # inference tensors do not count writes
             self._version = None if output.is_inference() else output._version
             self.output = output
-            if self._on_output is not None:
-                self._on_output(output)
+            if on_output is not None:
+                on_output(output)
         return self.output
 
     def signal(self, name: str) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -36,6 +36,9 @@ class Reuse:
             policies whose traits say `decides="sample"` may give one.
         branch: Another branch whose history is used instead of the call's own. It needs the scope
             `"branch"`.
+        positions: On tokens, the positions whose keys and values are reused, `[B, L]` booleans; the
+            network runs on the others. Policies that give them declare `serves={"tokens"}`.
+        first_layer: On tokens, the layers below this one run on every position.
 
     Raises:
         PolicyError: The mask does not hold booleans, or `branch` is given with scope `"step"`.
@@ -49,6 +52,8 @@ class Reuse:
     scope: str = "step"
     mask: Sequence[bool] | Tensor | None = None
     branch: str | None = None
+    positions: Tensor | None = field(default=None, compare=False, repr=False)
+    first_layer: int = 0
 
     def __post_init__(self) -> None:
         if self.branch is not None and self.scope != "branch":

@@ -65,9 +65,10 @@ class Evaluation:
         try:
             return self.tensors[name]
         except KeyError:
+            kept = ", ".join(sorted(self.tensors)) or "nothing, as of tokens"
             raise PolicyError(
-                f"the evaluation of step {self.index} keeps {', '.join(sorted(self.tensors))}, "
-                f"no {name!r}; ask for it in traits, or read what is kept"
+                f"the evaluation of step {self.index} keeps {kept}, no {name!r}; ask for it in "
+                "traits, or read what is kept"
             ) from None
 
     @property

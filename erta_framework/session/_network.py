@@ -74,3 +74,17 @@ class PlannedNetwork(Protocol):
             CapabilityError: The driver cannot do that.
         """
         ...
+
+
+@runtime_checkable
+class TokenNetwork(Network, Protocol):
+    """A network call on tokens, which can reuse the keys and values of some positions."""
+
+    def run_reusing(self, positions: Tensor, first_layer: int) -> Tensor:
+        """Logits `[B, L, V]`, from a run on the positions that are not reused.
+
+        Args:
+            positions: Whose keys and values are reused where they are held, `[B, L]` booleans.
+            first_layer: Layers below it run on every position.
+        """
+        ...

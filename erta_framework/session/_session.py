@@ -42,7 +42,8 @@ from erta_framework.session._validation import check_interval
 from erta_framework.session._where import Where
 
 PlaceCounts = Mapping[str, tuple[int, int, int]]
-WHOLE: tuple[float, PlaceCounts, float] = (1.0, {}, 0.0)
+NO_PLACES: PlaceCounts = {}
+WHOLE: tuple[float, PlaceCounts, float] = (1.0, NO_PLACES, 0.0)
 
 
 class Held(Protocol):
@@ -98,7 +99,7 @@ class Session:
         self._calls: list[CallTrace] = []
         self._inner: list[CallTrace] = []
         self._open: list[OpenCall] = []
-        self._places: dict[tuple[str, str], tuple[float, PlaceCounts, float]] = {}
+        self._partial: dict[tuple[str, str], tuple[float, PlaceCounts, float]] = {}
         self._held: list[Held] = []
         self._adjusts = "adjust_prediction" in engine.active
         self._adjusted = False
@@ -162,19 +163,21 @@ class Session:
         """Says which step and request this is, for messages."""
         return self._where
 
-    def note_places(self, site: Site, share: float, counts: PlaceCounts, samples: int) -> None:
-        """Note for the trace what became of places inside a network in the call that runs now.
+    def note_work(
+        self, site: Site, share: float, samples: int, counts: PlaceCounts = NO_PLACES
+    ) -> None:
+        """Note for the trace how much of a network ran in the call that runs now.
 
         Args:
             site: Network and branch.
             share: The part of the network's work that ran.
-            counts: Places that ran, were reused and were skipped, by kind.
             samples: Samples that it ran on.
+            counts: Places inside it that ran, were reused and were skipped, by kind.
         """
         key, spared = (site.model, site.branch), (1.0 - share) * samples
         if site.branch not in self._answers:
-            before = self._places.get(key, WHOLE)[2]  # of other samples of the same call
-            self._places[key] = (share, counts, before + spared)
+            before = self._partial.get(key, WHOLE)[2]  # of other samples of the same call
+            self._partial[key] = (share, counts, before + spared)
             return
         # at the trunk the network ends after the call of its block stack was answered
         self._calls = [
@@ -219,7 +222,7 @@ class Session:
         self._answerer.begin(step)
         self._answers, self._calls, self._inner = {}, [], []
         self._inside.clear()
-        self._places.clear()
+        self._partial.clear()
         self._stage = RUNNING
         if "pre_step" in self.engine.active:
             self.engine.call_hook("pre_step", self._where, step)
@@ -340,7 +343,7 @@ class Session:
         compute, decision, site = call.compute, call.decision, call.site
         computed = compute.ran if rows is None else bool(rows)
         source = call.history[0].index if call.history and not computed else None
-        share, sites, spared = self._places.pop((site.model, site.branch), WHOLE)
+        share, sites, spared = self._partial.pop((site.model, site.branch), WHOLE)
         self.trace.spare(spared)
         lent = decision.branch if isinstance(decision, Reuse) and not computed else None
         trace = CallTrace(

@@ -12,6 +12,7 @@ from erta_framework.session._site import Seam
 from erta_framework.session._state import StateStore
 
 S = TypeVar("S")
+Kind = Literal["latents", "tokens"]
 
 DDIM_LEVELS = "ddim_levels"
 """Capability: steps are DDIM's with eta 0 on predicted noise, and sigma is the noise's factor."""
@@ -74,6 +75,7 @@ class SessionInfo:
         channel_dim: Dimension of the latents that holds the channels.
         model: Facts that identify the network (class, hash of its configuration).
         seam: What a reused step skips in this request.
+        kind: What is sampled: `"latents"`, or the `"tokens"` of a masked language model.
         solver: Description of the solver, with its settings.
         prediction: What the network predicts: `"velocity"`, `"epsilon"`, `"sample"` or
             `"v_prediction"`; empty where the driver does not know. It decides `reused`.
@@ -98,6 +100,7 @@ class SessionInfo:
     channel_dim: int = 1
     model: Mapping[str, str] = field(default_factory=dict)
     seam: Seam = Seam.LATENT
+    kind: Kind = "latents"
     solver: str = ""
     prediction: str = ""
     guidance: str = "none"

@@ -44,6 +44,8 @@ class Trace:
         state_bytes: The most that they will hold, known from the first network call of each branch.
         spared_samples: Samples' worth of work inside computed network calls that was left out.
         unassigned: Places that a policy owned and never assigned an action, by policy.
+        token_rows: On tokens, positions that the network ran on, counted where it runs.
+        token_total: On tokens, the positions of as many full calls.
         extremes: Smallest and largest value of each reused output of a static schedule, by step
             and branch, still on the device; a pair for each group of samples reused alike.
         notes: What a user should know of the request before its numbers are trusted.
@@ -66,6 +68,8 @@ class Trace:
     state_bytes: int = 0
     spared_samples: float = 0.0
     unassigned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    token_rows: int = 0
+    token_total: int = 0
     extremes: dict[tuple[int, str], tuple[Tensor, ...]] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
@@ -132,7 +136,8 @@ class Trace:
     def work(self) -> float:
         """The work of all network calls, in samples: the sum of their shares times their samples.
 
-        Without places inside the networks it is `network_samples`.
+        It is `network_samples` where every call was whole: on every token, with every place inside
+        the network.
         """
         return self.network_samples - self.spared_samples
 
@@ -188,6 +193,8 @@ class Trace:
             lines[0] += f", {self.module_bytes / 1e6:.2f} MB kept of modules"
         if self.driver_bytes:
             lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
+        if self.token_total:
+            lines[0] += f", {self.token_rows} of {self.token_total} tokens computed"
         if self.trial_calls:
             lines[0] += (
                 f", {self.trial_calls} trial calls beside them (on the latents of "
@@ -237,6 +244,8 @@ class Trace:
                 "state_bytes": self.state_bytes,
                 "work": self.work,
                 "unassigned": self.unassigned,
+                "token_rows": self.token_rows,
+                "token_total": self.token_total,
                 "steps": [asdict(step) for step in self.steps],
             }
         )

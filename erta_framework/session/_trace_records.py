@@ -25,7 +25,8 @@ class CallTrace:
         source_branch: Branch whose evaluation it was reused from, where it is another one's.
         path: Place inside the network; empty for the whole network.
         share: The part of the network's work that ran, where places inside it were left out and
-            what they cost is known; of the samples that it ran on.
+            what they cost is known, or where it ran on part of the tokens; of the samples that it
+            ran on.
         sites: Places inside the network that ran, were reused and were skipped, by kind, where
             policies own some.
     """

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, TypeVar
 from erta_framework.errors import PolicyError, suggest
 from erta_framework.plugins import Policy
 from erta_framework.testing._compare import Check, CheckError
-from erta_framework.testing._contract_checks import CONTRACT_CHECKS
+from erta_framework.testing._contract_checks import (
+    CONTRACT_CHECKS,
+    check_documented,
+    check_frozen,
+    check_hook_arguments_exist,
+)
 from erta_framework.testing._isolation_checks import ISOLATION_CHECKS
 from erta_framework.testing._module_checks import MODULE_CHECKS
 from erta_framework.testing._output_checks import OUTPUT_CHECKS
@@ -17,6 +22,7 @@ from erta_framework.testing._planner_check import check_plan_is_what_runs
 from erta_framework.testing._sampling_checks import SAMPLING_CHECKS
 from erta_framework.testing._side_effect_checks import SIDE_EFFECT_CHECKS
 from erta_framework.testing._static_check import check_static_reads_nothing_back
+from erta_framework.testing._token_checks import TOKEN_CHECKS, serves_tokens_alone
 from erta_framework.testing._wrapper_check import check_wrappers_forward_traits
 
 if TYPE_CHECKING:
@@ -33,7 +39,15 @@ CHECKS: tuple[Check, ...] = (
     *ISOLATION_CHECKS,
     *SIDE_EFFECT_CHECKS,
 )
-"""Every check: `check_xxx(policy)` raises if the policy fails it."""
+"""Every check of a policy on latents: `check_xxx(policy)` raises if the policy fails it."""
+CHECKS_ON_TOKENS: tuple[Check, ...] = (
+    check_hook_arguments_exist,
+    check_frozen,
+    check_documented,
+    check_wrappers_forward_traits,
+    *TOKEN_CHECKS,
+)
+"""Every check of a policy that serves tokens alone."""
 
 NO_FAILURES: Mapping[str, str] = {}
 Expected = Mapping[str, str] | Callable[[Policy], Mapping[str, str]]
@@ -46,6 +60,11 @@ class Outcome:
 
     check: str
     expected_failure: str | None = None
+
+
+def list_checks(policy: Policy) -> tuple[Check, ...]:
+    """The checks of a policy, by what it serves."""
+    return CHECKS_ON_TOKENS if serves_tokens_alone(policy) else CHECKS
 
 
 def check_policy(
@@ -73,7 +92,8 @@ def check_policy(
     require_instance(policy)
     require_known(expected_failed_checks)
     outcomes, problems, causes = [], [], []
-    for check in CHECKS:
+    checks = list_checks(policy)
+    for check in checks:
         name = get_name(check)
         reason = expected_failed_checks.get(name)
         try:
@@ -88,7 +108,7 @@ def check_policy(
         outcomes.append(Outcome(name, reason))
     if problems:
         raise CheckError(
-            f"{policy!r} failed {len(problems)} of {len(CHECKS)} checks:\n  "
+            f"{policy!r} failed {len(problems)} of {len(checks)} checks:\n  "
             + "\n  ".join(problems)
         ) from (causes[0] if causes else None)
     return tuple(outcomes)
@@ -122,7 +142,7 @@ def parametrize_with_checks(
         known = expected_failed_checks
         expected = known if isinstance(known, Mapping) else known(policy)
         require_known(expected)
-        for check in CHECKS:
+        for check in list_checks(policy):
             name = get_name(check)
             marks: list[pytest.MarkDecorator] = []
             if name in expected:
@@ -172,7 +192,7 @@ def require_known(expected: Mapping[str, str]) -> None:
     Raises:
         PolicyError: Names the entry.
     """
-    known = [get_name(check) for check in CHECKS]
+    known = [get_name(check) for check in dict.fromkeys((*CHECKS, *CHECKS_ON_TOKENS))]
     for name, reason in expected.items():
         if name not in known:
             raise PolicyError(

@@ -47,6 +47,8 @@ def compare_traits(outer: Traits, inner: Traits) -> Iterator[str]:
         yield f"its traits do not require {', '.join(sorted(missing))}"
     if more := outer.seams - inner.seams:
         yield f"its traits allow the seam {', '.join(sorted(more))} against those"
+    if more_kinds := outer.serves - inner.serves:
+        yield f"its traits serve {', '.join(sorted(more_kinds))} against those"
     if outer.memory.evaluations < inner.memory.evaluations or (
         inner.memory.pairs and not outer.memory.pairs
     ):
@@ -62,5 +64,5 @@ def compare_traits(outer: Traits, inner: Traits) -> Iterator[str]:
 
 
 assert {field.name for field in dataclasses.fields(Traits)} == {
-    "requires", "seams", "memory", "decides", *PROMISES, *ANY,
+    "requires", "seams", "serves", "memory", "decides", *PROMISES, *ANY,
 }, "a trait is not compared"  # fmt: skip

@@ -407,6 +407,19 @@ UNLISTED: Mapping[str, str] = {
     "every_branch_agrees": "an adapter of another rule, which changes nothing where one decides",
     "probe_rule": "the rule of dicache, which has a row",
     "teacache_rule": "the rule of teacache, which has rows",
+    **dict.fromkeys(
+        (
+            "d2cache",
+            "dkvcache",
+            "dkvcache_greedy",
+            "dkvcache_pd",
+            "dkvcache_prefill",
+            "dllmcache",
+            "fastdllm_dual",
+            "fastdllm_prefix",
+        ),
+        "for masked language models, which `erta bench masked` compares",
+    ),
     "teacache_schedule": "the same steps as teacache on the timestep's embedding, known beforehand",
 }
 """Installed skip rules and recipes without a row, and why."""

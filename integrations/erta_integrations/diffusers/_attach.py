@@ -10,9 +10,9 @@ from typing import Any, Self
 
 from torch import nn
 
-from erta_framework import Engine, Policy, Profile, Seam, Trace
+from erta_framework import Engine, Profile, Seam, Trace
 from erta_framework.budgets import promise
-from erta_framework.config import build_policies, build_policy, load_config
+from erta_framework.config import PolicyLike, build_engine
 from erta_framework.errors import CapabilityError, ConflictError, InputError, UnusedWarning
 from erta_integrations.diffusers.network import (
     check_guidance,
@@ -29,8 +29,6 @@ from erta_integrations.diffusers.pipeline import (
     find_level_capabilities,
 )
 from erta_integrations.diffusers.trunk import check_signals
-
-Policies = str | Path | Policy | Engine | Sequence[Any]
 
 
 class Attachment:
@@ -193,7 +191,7 @@ class Attachment:
 
 def attach(
     pipe: Any,
-    policies: Policies,
+    policies: PolicyLike,
     *,
     networks: Sequence[str] | None = None,
     seam: str = Seam.LATENT,
@@ -258,19 +256,3 @@ def attach(
         keep_traces,
         bound if memory is None else memory,
     )
-
-
-def build_engine(policies: Policies, options: dict[str, Any]) -> tuple[Engine, str | None]:
-    """Build an engine from the policies that `attach` takes; the bound of a file comes with it."""
-    if isinstance(policies, Engine):
-        return policies, None
-    if isinstance(policies, Policy):
-        return Engine([policies]), None
-    if isinstance(policies, Path) or (
-        isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
-    ):
-        config = load_config(policies)
-        return Engine(config.policies), config.memory
-    if isinstance(policies, str):
-        return Engine([build_policy({policies: options}, where="attach")]), None
-    return Engine(build_policies(policies)), None

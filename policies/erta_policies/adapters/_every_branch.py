@@ -23,16 +23,30 @@ class EveryBranchAgrees(RuleWrapper):
         policy: The skip rule; one that decides from latents and history, at the latent seam.
 
     Raises:
-        PolicyError: The policy does not decide, stands for several, or runs at another seam.
+        PolicyError: The policy does not decide, stands for several, runs at another seam, or
+            decides for tokens, whose branches share their positions anyway.
 
     Example:
         >>> EveryBranchAgrees(policy=EasyCache())  # doctest: +SKIP
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "latents" not in self.policy.traits.serves:
+            raise PolicyError(
+                f"{type(self).__name__} got {self.policy!r}, which decides for tokens: there, the "
+                "branches share a decision by position; list it alone"
+            )
+
     @property
     def traits(self) -> Traits:
         own = self.policy.traits  # the branches share their input at the latent seam only
-        return replace(own, seams=own.seams & {Seam.LATENT}, reads_peers=True)
+        return replace(
+            own,
+            seams=own.seams & {Seam.LATENT},
+            serves=own.serves & {"latents"},
+            reads_peers=True,
+        )
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:

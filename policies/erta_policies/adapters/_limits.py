@@ -45,7 +45,7 @@ class WarmUp(Policy):
         10
     """
 
-    traits = Traits(static=True)
+    traits = Traits(static=True, serves=frozenset({"latents", "tokens"}))
     steps: int | None = None
     fraction: float | None = None
 
@@ -87,7 +87,7 @@ class LastStep(Policy):
         LastStep(steps=1)
     """
 
-    traits = Traits(static=True)
+    traits = Traits(static=True, serves=frozenset({"latents", "tokens"}))
     steps: int = 1
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class MaxConsecutive(Policy):
         MaxConsecutive(steps=2)
     """
 
-    traits = Traits(static=True)
+    traits = Traits(static=True, serves=frozenset({"latents", "tokens"}))
     steps: int
 
     def __post_init__(self) -> None:
@@ -150,7 +150,7 @@ class OnlyBetween(Policy):
         OnlyBetween(high=0.9, low=0.1)
     """
 
-    traits = Traits(static=True)
+    traits = Traits(static=True, serves=frozenset({"latents", "tokens"}))
     high: float = math.inf
     low: float = 0.0
 

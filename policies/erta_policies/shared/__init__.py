@@ -84,6 +84,13 @@ from erta_policies.shared._surrogates import (
     fit_ridge,
     make_affine,
 )
+from erta_policies.shared._token_rules import (
+    TOKENS,
+    Restart,
+    TokenRule,
+    check_at_least,
+    find_full,
+)
 from erta_policies.shared._token_score import TokenScore, refresh_tokens
 
 __all__ = [
@@ -94,6 +101,7 @@ __all__ = [
     "SAMPLES",
     "SELECT",
     "SURROGATES",
+    "TOKENS",
     "Accumulator",
     "AffineResidual",
     "BudgetLike",
@@ -115,6 +123,7 @@ __all__ = [
     "PlanFamily",
     "ProfileSource",
     "ResidualReuse",
+    "Restart",
     "RidgeResidual",
     "RuleWrapper",
     "RunProfiler",
@@ -127,16 +136,19 @@ __all__ = [
     "SurrogateName",
     "SurrogateProfiler",
     "SurrogateTable",
+    "TokenRule",
     "TokenScore",
     "apply_line",
     "blend",
     "call_hook",
+    "check_at_least",
     "check_probe_depth",
     "check_probe_rule",
     "check_ridge",
     "find_bucket",
     "find_channels",
     "find_cheapest_paths",
+    "find_full",
     "find_newest",
     "fit_line",
     "fit_ridge",

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from erta_framework import CFG, Engine, Policy, Reuse, Traits, hookimpl
-from erta_framework.errors import PolicyError
+from erta_framework.errors import CapabilityError, PolicyError
+from erta_framework.masked import MaskedLoop
 from erta_framework.sampling.solvers import FlowEuler
 from erta_framework.session import Compute
-from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_run
+from erta_framework.testing import GaussianMixtureFlow, TokenToy, ToySetup, toy_run
 from erta_policies.adapters import (
     Budget,
     EveryBranchAgrees,
@@ -20,6 +21,7 @@ from erta_policies.adapters import (
     OnlyBetween,
     WarmUp,
 )
+from erta_policies.dkvcache import DKVCacheDecode
 from erta_policies.ertacache import SkipPolicy
 
 
@@ -147,6 +149,14 @@ def test_every_branch_agrees_asks_each_with_its_own_history():
     assert both.steps[1].calls[0].reason == f"{large}: large"
     generous = EveryBranchAgrees(policy=ByBranch(limit=1e9))
     assert setup.run(Engine([generous]), request).trace.computed_steps == (0,)
+
+
+def test_every_branch_agrees_takes_no_rule_on_tokens():
+    with pytest.raises(PolicyError, match=r"DKVCacheDecode\(.*decides for tokens.*list it alone"):
+        EveryBranchAgrees(policy=DKVCacheDecode())
+    both = EveryBranchAgrees(policy=MaxConsecutive(steps=2))
+    with pytest.raises(CapabilityError, match="decides for latents, but MaskedLoop samples tokens"):
+        MaskedLoop(Engine([both])).check(TokenToy())
 
 
 def test_every_branch_agrees_combines_masks():

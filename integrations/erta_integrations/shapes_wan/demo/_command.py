@@ -19,6 +19,7 @@ from rich.table import Table
 from erta_framework.budgets import forecast
 from erta_framework.calibration import Profile
 from erta_framework.cli import (
+    find_own_demo,
     find_shipped_profile,
     get_demo_prompts,
     load_model,
@@ -61,7 +62,13 @@ def demo(
     ] = False,
     show: Annotated[bool, typer.Option("--open", help="Open the report in a browser.")] = False,
 ) -> None:
-    """Sample held-out prompts with and without ERTACache; writes pictures and a report."""
+    """Sample held-out prompts with and without ERTACache; writes pictures and a report.
+
+    A model with a demo of its own, such as words, shows that instead.
+    """
+    if (own := find_own_demo(model)) is not None:
+        own(output, make_console())
+        return
     for module in ("PIL", "jinja2", "matplotlib", "torchmetrics"):
         require_extra(module, extra="report", wanted_by="erta demo")
     if calls > steps:

@@ -1,0 +1,5 @@
+"""dLLM-Cache: tokens whose values changed most are computed again."""
+
+from erta_policies.dllmcache._policy import DLLMCache
+
+__all__ = ["DLLMCache"]
