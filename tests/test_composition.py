@@ -22,12 +22,14 @@ from erta_framework.compatibility import (
 )
 from erta_framework.compatibility._specimens import list_variants
 from erta_framework.errors import ErtaError, PolicyError
+from erta_framework.modules import Select
 from erta_framework.plugins import policies
 from erta_framework.sampling import _loop as loop
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
-from erta_framework.testing import GaussianMixtureFlow, ToySetup, toy_profile
+from erta_framework.testing import BlockFlow, GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
 from erta_policies.at import At
+from erta_policies.cachequant import FeatureProfiler
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ErrorLinearizer, ERTACache, ResidualProfiler, TimestepAdjuster
 from erta_policies.forecast import Forecaster, MeanVelocity
@@ -61,7 +63,23 @@ def settings(width):
     statistics = {"directions": directions, "samples": torch.ones(2, dtype=torch.float64)}
     references = Profile("prompt_profiler", {"tokens": "valid"}, statistics, samples=2)
     more = {"references": references, "allow": ("model.class", "model.network", "model.config")}
-    return {**SETTINGS, "prompt_threshold": {**SETTINGS["prompt_threshold"], **more}}
+    features = features_of_blocks()
+    # of another toy, but for the number of steps
+    other = tuple(set(features.fingerprint) - {"num_steps", "rows", "of"})
+    grouped = {"profile": features, "interval": 3, "allow": (*other, "reused", "model.seam")}
+    return {
+        **SETTINGS,
+        "prompt_threshold": {**SETTINGS["prompt_threshold"], **more},
+        "grouped_steps": grouped,
+    }
+
+
+@cache
+def features_of_blocks():
+    """A profile of what a span of blocks adds, which the toy without blocks cannot give."""
+    span = Select(kind=("block",), span=True)
+    setup = ToySetup(toy=BlockFlow, solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=8)
+    return toy_profile(FeatureProfiler(sites=span, interval=3), setup=setup, seeds=(11,))
 
 
 @cache

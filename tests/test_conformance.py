@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
-from erta_framework import Engine, Policy
+from erta_framework import CFG, Engine, FlowEuler, Policy
 from erta_framework.errors import PolicyError
 from erta_framework.modules import Select
 from erta_framework.plugins import flatten, policies
-from erta_framework.testing import parametrize_with_checks, toy_profile
+from erta_framework.testing import BlockFlow, ToySetup, parametrize_with_checks, toy_profile
 
 OURS = {name: policies(only=()).load(name) for name in policies(only=()).names()}
 
@@ -60,6 +62,10 @@ SPAN = Select(kind=("block",), depth="1:", span=True)
 FEATURES = toy_profile(OURS["feature_profiler"](sites=SPAN, interval=4))
 # it was made on the toy with blocks
 OTHER_TOY = tuple(k for k in FEATURES.fingerprint if k not in ("of", "rows", "num_steps"))
+BLOCKS = ToySetup(
+    toy=partial(BlockFlow, depth=4), solver=FlowEuler(), guidance=CFG(scale=2.0), num_steps=10
+)
+PLANS = toy_profile(OURS["procache_profiler"](full=(4, 3)), setup=BLOCKS)
 LINE = (1.0, 0.0)
 PLANE = (0.0, 1.0, 0.001, *(0.0,) * 9)
 REGRESSION = toy_profile(RegressionProfiler(signal="latents"))
@@ -195,6 +201,10 @@ POLICIES: list[Policy] = [
     ),
     OURS["pab"](spatial=3, window=(-1.0, 2000.0)),
     OURS["pab"](spatial=2, mlp_times=(923, 667), mlp_depth=":"),
+    OURS["procache_profiler"](full=(4,)),
+    OURS["procache"](plan="FcScFSSFcS", depth=0.0),
+    OURS["procache"](profile=PLANS, budget={"calls": 3}),
+    OURS["procache"](budget={"work": 5.0}, select=False),
     MagCacheProfiler(),
     MagCache(profile=MAGNITUDES, threshold=0.5, max_skips=3),
     MagCache(profile=MAGNITUDES, shared=True, max_skips=1),

@@ -63,10 +63,14 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
-    "study_quantised_shapes-unet": "erta bench study quantised --model shapes-unet",
-    "study_quantised_shapes-wan": "erta bench study quantised --model shapes-wan",
+    "study_quantised_shapes_unet": "erta bench study quantised --model shapes-unet",
+    "study_quantised_shapes_wan": "erta bench study quantised --model shapes-wan",
     "study_quantised_layer": "erta bench study quantised-layer --model shapes-unet --samples 1 "
     "--calibration 1 --steps 4",
+    **{
+        f"study_plans_shapes_{name}": f"erta bench study plans --model shapes-{name} --samples 8"
+        for name in ("flux", "wan", "unet")
+    },
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
 }

@@ -16,7 +16,7 @@ from tables.batch import render_batch
 from tables.budgets import render_budgets, render_lambda
 from tables.cli import render_cli
 from tables.combinations import render_combinations
-from tables.data import MissingDataError, find_command, load_record
+from tables.data import DATA, MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
 from tables.modules import render_modules
@@ -24,6 +24,7 @@ from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
 from tables.places import render_places
+from tables.plans import render_plan_study
 from tables.policies import render_policies
 from tables.promises import render_promises
 from tables.quantised import render_layers, render_quantised
@@ -38,19 +39,23 @@ class Section:
     Attributes:
         make: Takes one record a file.
         files: Names of files in `docs/data/`; none where the code itself is asked.
+        optional: Whether nothing is shown until the files are there.
     """
 
     make: Callable[..., str]
     files: tuple[str, ...]
+    optional: bool = False
 
     def __call__(self) -> str:
         """The Markdown that a page shows."""
+        if self.optional and not all((DATA / f"{name}.json").is_file() for name in self.files):
+            return ""
         return self.make(*map(load_record, self.files))
 
 
-def make_section(make: Callable[..., str], *files: str) -> Section:
+def make_section(make: Callable[..., str], *files: str, optional: bool = False) -> Section:
     """A section of a function and the names of its files."""
-    return Section(make, files)
+    return Section(make, files, optional)
 
 
 SECTIONS: dict[str, Section] = {
@@ -84,9 +89,17 @@ SECTIONS: dict[str, Section] = {
     "table:moduleswan": make_section(render_modules, "modules_wan"),
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
-    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
-    "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes-wan"),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes_unet"),
+    "study:quantisedwan": make_section(
+        render_quantised, "study_quantised_shapes_wan", optional=True
+    ),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
+    **{
+        f"study:plans{name}": make_section(
+            render_plan_study, f"study_plans_shapes_{name}", optional=True
+        )
+        for name in ("flux", "wan", "unet")
+    },
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),
     "table:pipeline": make_section(render_pipeline, "pipeline", "ablation"),

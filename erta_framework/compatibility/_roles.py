@@ -14,7 +14,8 @@ class Role(StrEnum):
     `WHEN` answers `decide`, `WHAT` answers `forward` (or replaces computed outputs as well),
     `CORRECTION` wraps `forward`, `TIME` answers `adjust_interval`. `LIMIT` wraps `decide`,
     `OBSERVER` emits a profile, `RECIPE` stands for several policies and `INSIDE` answers `assign`,
-    inside the network, beside anything: those four take no place in a combination.
+    inside the network, beside anything, or is held by a policy that does: those four take no place
+    in a combination.
     """
 
     WHEN = "when"
@@ -53,6 +54,8 @@ def find_role(cls: type[Policy]) -> Role | None:
     if cls.parts is not Policy.parts:
         return Role.RECIPE
     found = find_hooks(cls)
+    if not found:
+        return Role.INSIDE  # refused on its own
     wraps = {hook for hook in found if read_hook_options(object.__new__(cls), hook)["wrapper"]}
     if "on_session_end" in found:
         return Role.OBSERVER

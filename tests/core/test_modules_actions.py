@@ -173,6 +173,19 @@ def test_then_changes_what_is_reused():
     torch.testing.assert_close(outputs[1], twice[1])
 
 
+def test_then_may_be_one_change_for_each_tensor():
+    def double(tensor):
+        return 2.0 * tensor
+
+    each = plan(every(9, reuse=ReuseKept(then=(double,))), "block")
+    alike = plan(every(9, reuse=ReuseKept(then=double)), "block")
+    found, expected = constant_steps(each, BlockFlow()), constant_steps(alike, BlockFlow())
+    assert torch.equal(found[1], expected[1])
+    wrong = plan(every(9, reuse=ReuseKept(then=(double, double))), "block")
+    with pytest.raises(PolicyError, match=r"changes 2 tensors of blocks\.0 .* its output is 1"):
+        sample(wrong)
+
+
 def test_a_phantom_that_reaches_the_prediction_shows_as_nan():
     def make(step, call):
         first, *rest = call.sites

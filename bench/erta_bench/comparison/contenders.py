@@ -107,6 +107,11 @@ def make_module_recipe(name: str, **options: object) -> Spec:
     return {name: {"level": "modules", "interval": SOLVED, **options}}
 
 
+def make_procache(**options: object) -> Spec:
+    """ProCache with the most gradual plan of so much work; gaps as long as that needs."""
+    return {"procache": {"budget": {"work": BUDGET}, "shortest": 0, "longest": 6, **options}}
+
+
 HALF_GUIDANCE: Spec = {"cfg_cache": {"bands": False}}
 
 
@@ -229,6 +234,8 @@ CONTENDERS: tuple[Contender, ...] = (
         search=INTERVAL,
     ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
+    policy("ProCache", make_procache()),
+    policy("ProCache, nothing refreshed", make_procache(select=False)),
     policy("CFG-Cache", {"cfg_cache": {"period": SOLVED}}, search=INTERVAL),
     policy(
         "CFG-Cache, no bands", {"cfg_cache": {"period": SOLVED, "bands": False}}, search=INTERVAL
@@ -350,6 +357,7 @@ CONTENDERS: tuple[Contender, ...] = (
 
 UNLISTED: Mapping[str, str] = {
     "at": "the places and times of a recipe with level modules, which has rows",
+    "channel_correction": "the correction of cachequant, which has rows",
     "grouped_steps": "the schedule of cachequant, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",

@@ -6,34 +6,41 @@ from collections.abc import Sequence
 
 from erta_bench.core import Row
 from erta_bench.studies._run import Study, StudyRun
-from erta_framework import Policy
-from erta_framework.modules import Select
-from erta_policies.at import At
-from erta_policies.ertacache import SkipPolicy
-from erta_policies.shared import PlanFamily, StepPlan
+from erta_policies.procache import ProCache, ProCacheProfiler, plan_toca
+from erta_policies.shared import FULL, SELECT, PlanFamily, StepPlan
 
-FULL_STEPS = (21, 17, 13)
-MODULES = Select(kind=("attention", "cross", "mlp"))
-
-
-def reuse_modules(plan: StepPlan) -> Policy:
-    """Attention and MLPs run at the full steps of a plan, and are reused between."""
-    return At(sites=MODULES, when=SkipPolicy(steps=plan.full))
+SCORED = 4
+"""Plans of the family that are scored on calibration samples."""
 
 
 def study_plans(run: StudyRun) -> Sequence[Row]:
-    """Each kind of plan at several numbers of full steps."""
+    """Plans with full steps at a third, without and with refreshed tokens; the best of a family."""
+    full = round(run.steps / 3)
+    gradual = PlanFamily(run.steps, full).gradual
+    plans = {
+        "long gaps first": gradual,
+        "even": StepPlan.evenly(run.steps, full),
+        "long gaps last": gradual.reversed_segments(),
+    }
     rows: list[Row] = []
-    for full in FULL_STEPS:
-        gradual = PlanFamily(run.steps, full).gradual
-        plans = {
-            "long gaps first": gradual,
-            "even": StepPlan.evenly(run.steps, full),
-            "long gaps last": gradual.reversed_segments(),
-        }
-        for name, plan in plans.items():
-            rows.append(run.measure(name, [reuse_modules(plan)], full=full, plan=str(plan)))
+    for name, plan in plans.items():
+        rows += [measure_plan(run, name, plan), measure_plan(run, name, plan.with_select())]
+    rows.append(measure_plan(run, "long gaps first, all blocks", gradual.with_select(), depth=0.0))
+    toca = plan_toca(run.steps, 3)
+    rows.append(measure_plan(run, "ToCa's plan, all blocks", toca, depth=0.0))
+    alternate = toca.without_select().with_select()
+    rows.append(measure_plan(run, "DuCa's plan, all blocks", alternate, depth=0.0))
+    profile = run.calibrate(ProCacheProfiler(full=(full,), most=SCORED))
+    (chosen, *_) = ProCache(profile=profile, select=False).list_plans(run.steps)
+    rows.append(measure_plan(run, f"best of {SCORED} on calibration samples", chosen))
     return rows
+
+
+def measure_plan(run: StudyRun, name: str, plan: StepPlan, depth: float = 0.75) -> Row:
+    """One row."""
+    policy = ProCache(plan=plan.states, depth=depth)
+    full, refreshed = plan.count(FULL), plan.count(SELECT)
+    return run.measure(name, [policy], full=full, refreshed=refreshed, plan=str(plan))
 
 
 PLANS = Study(
@@ -41,12 +48,12 @@ PLANS = Study(
     run=study_plans,
     models=("shapes-wan", "shapes-flux", "shapes-unet"),
     columns={
-        "full": "full steps",
+        "full": "full",
+        "refreshed": "refreshed",
         "name": "",
         "work": "work",
         "psnr_mean": "PSNR",
         "psnr_std": "std",
-        "plan": "plan",
     },
     section="full",
 )

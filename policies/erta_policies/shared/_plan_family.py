@@ -75,14 +75,7 @@ class PlanFamily:
 
         Source: ours, for where nothing was measured.
         """
-        most, least, last = self.longest + 1, self.shortest + 1, max(1, self.full - 1)
-        line = [most + (least - most) * k / last for k in range(self.full)]
-        excess = (sum(line) - self.num_steps) / self.full
-
-        def distance(lengths: Iterable[int]) -> float:
-            return sum((a - b + excess) ** 2 for a, b in zip(lengths, line, strict=True))
-
-        return StepPlan.of_segments(min(self.segments, key=distance))
+        return find_gradual(self)
 
     def take(self, most: int) -> tuple[int, ...]:
         """Places of at most so many plans, spread over the family.
@@ -97,6 +90,19 @@ class PlanFamily:
         if most < 2:
             return (number // 2,)
         return tuple(round(k * (number - 1) / (most - 1)) for k in range(most))
+
+
+@lru_cache(maxsize=256)
+def find_gradual(family: PlanFamily) -> StepPlan:
+    """The gradual plan of a family; kept, since each request of a budget asks for several."""
+    most, least, last = family.longest + 1, family.shortest + 1, max(1, family.full - 1)
+    line = [most + (least - most) * k / last for k in range(family.full)]
+    excess = (sum(line) - family.num_steps) / family.full
+
+    def distance(lengths: Iterable[int]) -> float:
+        return sum((a - b + excess) ** 2 for a, b in zip(lengths, line, strict=True))
+
+    return StepPlan.of_segments(min(family.segments, key=distance))
 
 
 @lru_cache(maxsize=256)

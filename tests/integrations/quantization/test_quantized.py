@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from erta_framework import Policy, Profile
+from erta_bench.shapes_image import load_unet
+from erta_bench.studies import quantise
+from erta_framework import DDIM, Policy, Profile, Sampler
 from erta_framework.calibration import describe_quantized
 from erta_framework.errors import ProfileMismatchError
 from erta_framework.modules import Cut, Select, find_places, measure
@@ -132,6 +134,26 @@ def test_cachequant_calibrates_and_samples_on_the_quantised_network(name: str, c
     assert trace.work < trace.network_samples
     # nothing stays
     assert torch.equal(FAMILIES[name].run(pipe, STEPS), plain)
+
+
+def test_the_own_loop_tells_quantised_networks_apart_too() -> None:
+    model = load_unet()
+    options: dict[str, Any] = {"num_steps": 4, "solver": DDIM(), "batch_size": 1}
+
+    def calibrate_own() -> Profile:
+        profiler = FeatureProfiler(interval=2)
+        found = Sampler(**options).calibrate(model, ["a red circle left"], profiler=profiler)
+        assert isinstance(found, Profile)
+        return found
+
+    before = calibrate_own()
+    quantise(model, CONFIGS["int8 weights"])
+    after = calibrate_own()
+    assert "model.quantized" not in before.fingerprint
+    assert after.fingerprint["model.quantized"] == describe_quantized(model)["quantized"]
+    policy = CacheQuant(profile=before, interval=2)
+    with pytest.raises(ProfileMismatchError, match=r"model\.quantized: profile 'nothing'"):
+        Sampler([policy], **options).sample(model, ["a red circle left"])
 
 
 @pytest.mark.parametrize("config", CONFIGS)
