@@ -58,7 +58,8 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
-    "study_quantised_shapes-unet": "erta bench study quantised --model shapes-unet",
+    "study_quantised_shapes_unet": "erta bench study quantised --model shapes-unet",
+    "study_quantised_shapes_wan": "erta bench study quantised --model shapes-wan",
     "study_quantised_layer": "erta bench study quantised-layer --model shapes-unet --samples 1 "
     "--calibration 1 --steps 4",
     "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",

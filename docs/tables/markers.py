@@ -104,7 +104,10 @@ SECTIONS: dict[str, Section] = {
     "study:noiselength": make_section(
         partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
     ),
-    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes_unet"),
+    "study:quantisedwan": make_section(
+        render_quantised, "study_quantised_shapes_wan", optional=True
+    ),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
