@@ -70,7 +70,7 @@ class ClusterRefresh(Policy):
 
     of: At
     clusters: int = 16
-    ratio: float = 0.1
+    ratio: float = 0.03
     rounds: int = 10
     seed: int = 0
 
@@ -168,7 +168,7 @@ class ClusCa(Policy):
         first: Steps at the start that are computed.
         order: Highest difference of the forecast.
         clusters: K, as in `ClusterRefresh`, like all that follow.
-        ratio: Part of the fresh token; the paper's value is not known to us, 0.1 is ours.
+        ratio: Part of the fresh token; the paper's value is not known to us, 0.03 is ours.
         rounds: How often k-means assigns tokens.
         seed: Of the random tokens.
         sites: Which modules.
@@ -185,7 +185,7 @@ class ClusCa(Policy):
     first: int = 2
     order: int = 2
     clusters: int = 16
-    ratio: float = 0.1
+    ratio: float = 0.03
     rounds: int = 10
     seed: int = 0
     sites: Select = field(default_factory=lambda: PARTS)

@@ -159,6 +159,24 @@ def test_memory_is_bounded_by_the_window():
     assert short * 4 == long * 2 > 0
 
 
+class Scribbler(BlockFlow):
+    """Writes into what its blocks return."""
+
+    def __init__(self):
+        super().__init__()
+        for block in self.blocks:
+            block.register_forward_hook(lambda module, args, output: output.mul_(1.0))
+
+
+@pytest.mark.parametrize("kind", [Products, Residuals])
+def test_a_network_that_writes_into_its_outputs_is_not_changed(kind):
+    plain = sample(network=Scribbler())
+    found = sample(kind(), network=Scribbler())
+    assert torch.equal(found.sample, plain.sample)
+    (profile,) = found.emitted
+    assert profile.statistics["products"].isfinite().all()
+
+
 def test_a_run_with_reused_steps_is_refused():
     with pytest.raises(PolicyError, match=r"step 1 .* was reused"):
         sample(AlternateSteps(), Products())
