@@ -32,7 +32,9 @@ from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
     CORRECTIONS,
+    MODULE_TABLES,
     NOISE_LENGTH,
+    render_factors,
     render_study,
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
@@ -102,7 +104,17 @@ SECTIONS: dict[str, Section] = {
         for name in ("unet", "wan", "flux")
     },
     "study:noiselength": make_section(
-        partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
+        partial(render_study, columns=NOISE_LENGTH),
+        "study_noise_length_shapes_unet",
+        "study_noise_length_shapes_wan",
+    ),
+    "study:noisescale": make_section(
+        render_factors, "study_noise_scale_shapes_unet", "study_noise_scale_shapes_wan"
+    ),
+    "study:moduletables": make_section(
+        partial(render_study, columns=MODULE_TABLES),
+        "study_module_tables_shapes_unet",
+        "study_module_tables_shapes_wan",
     ),
     "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes_unet"),
     "study:quantisedwan": make_section(
