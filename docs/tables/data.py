@@ -25,14 +25,24 @@ BESIDE = (*WHOLE, *MODULES, *COMPOSED)
 """Rows inside the network, and whole outputs beside them."""
 WITH_PLANS = (*ANCHORS, *PLANS)
 """Rows with plans, tokens, surrogates and schedules of places, and some of the others."""
-STUDIES = ("noise-length", "noise-scale", "module-tables")
+STUDIES = {
+    ("noise-length", "shapes-unet"): "--samples 8",
+    ("noise-length", "shapes-wan"): "--samples 8",
+    ("noise-scale", "shapes-unet"): "--samples 8",
+    ("noise-scale", "shapes-wan"): "--samples 2",
+    ("module-tables", "shapes-unet"): "--samples 4 --calibration 2",
+    ("module-tables", "shapes-wan"): "--samples 4 --calibration 2",
+    ("corrections", "shapes-unet"): "--samples 8",
+    ("corrections", "shapes-wan"): "--samples 8",
+    ("corrections", "shapes-flux"): "--samples 8",
+}
+"""Studies on models, with their options."""
 
 
 def command_study(name: str, model: str) -> tuple[str, str]:
     """The file of a study on a model, and the command that measures it."""
     file = f"study_{name}_{model}".replace("-", "_")
-    samples = 2 if (name, model) == ("noise-scale", "shapes-wan") else 8
-    return file, f"erta bench study {name} --model {model} --samples {samples}"
+    return file, f"erta bench study {name} --model {model} {STUDIES[name, model]}"
 
 
 COMMANDS = {
@@ -72,13 +82,7 @@ COMMANDS = {
     },
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
-    **dict(
-        command_study(name, model) for name in STUDIES for model in ("shapes-unet", "shapes-wan")
-    ),
-    **dict(
-        command_study("corrections", model)
-        for model in ("shapes-unet", "shapes-wan", "shapes-flux")
-    ),
+    **dict(command_study(name, model) for name, model in STUDIES),
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 
