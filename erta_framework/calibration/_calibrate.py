@@ -39,8 +39,9 @@ def calibrate(
         PolicyError: A profiler emitted nothing, or is no `Profiler`.
         CapabilityError: A profiler wants to solve or to sample, where that cannot be done.
     """
-    current: Profiler | None = require_profiler(profiler)
-    last, merged = current, None
+    last = require_profiler(profiler)
+    current: Profiler | None = last
+    merged: Profile | None = None
     while current is not None:
         if current.substeps:
             if solve is None:

@@ -87,9 +87,7 @@ def find_edges(computed: Sequence[int], num_steps: int, depth: int) -> tuple[Edg
     return tuple(found)
 
 
-def refine_profile(
-    profile: Profile, sample: SampleWith, goal: Tensor, rounds: int
-) -> Profile:
+def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: int) -> Profile:
     """Refine the weights of a profile on the samples that it was fitted to.
 
     Args:

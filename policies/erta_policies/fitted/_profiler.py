@@ -79,8 +79,8 @@ class FittedProfiler(RunProfiler):
         granularity: One weight for all channels (`"scalar"`) or one a `"channel"`.
         bound: Largest weight of a velocity that is accepted.
         start: A profile whose schedule and weights are used and judged, instead of fitting.
-        refine: Rounds of an end-to-end refinement of the weights, see `refine_rows`; each costs about
-            as many cached runs as there are weights.
+        refine: Rounds of an end-to-end refinement of the weights, see `refine_rows`; each costs
+            about as many cached runs as there are weights.
         steps_within: With the target `"exact"`, steps of the solution for each step; even.
         solution: The solution of the samples; `calibrate` makes it.
 
@@ -155,14 +155,12 @@ class FittedProfiler(RunProfiler):
 
     def settings(self, one_step: bool) -> FitSettings:
         """The settings that profiles share, under a solver without or with memory."""
-        share = 1.0 if self.is_exact else self.target
-        if share is None:
-            share = SHARES[one_step]
+        share = SHARES[one_step] if self.target is None else self.target
         return FitSettings(
             velocities=self.velocities,
             latent=int(self.latent),
             displacement=int(self.displacement),
-            trajectory=share,
+            trajectory=1.0 if share == "exact" else share,
             ridge=self.ridge,
             toward=TOWARD.index(self.toward),
             bound=self.bound,
@@ -218,7 +216,9 @@ class FittedProfiler(RunProfiler):
         if self.is_exact:
             self._require_solution(session)
         per_channel = self.granularity == "channel"
-        session.state_of(self, lambda: PairedRun(session, steps, settings, per_channel, given, self.solution))
+        session.state_of(
+            self, lambda: PairedRun(session, steps, settings, per_channel, given, self.solution)
+        )
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
