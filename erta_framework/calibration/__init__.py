@@ -1,6 +1,7 @@
 """Calibration: runs a profiler on full runs and merges what it emits into a `Profile`."""
 
 from erta_framework.calibration._calibrate import (
+    SampleWith,
     calibrate,
     describe_run,
     describe_samples,
@@ -12,12 +13,15 @@ from erta_framework.calibration._fingerprint import make_fingerprint
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 from erta_framework.calibration._quantized import describe_quantized
+from erta_framework.calibration._solution import Solution
 
 __all__ = [
     "MEASURED",
     "Entry",
     "Profile",
     "ProfileKind",
+    "SampleWith",
+    "Solution",
     "StepSeries",
     "calibrate",
     "describe_quantized",

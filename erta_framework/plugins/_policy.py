@@ -12,7 +12,7 @@ from erta_framework.errors import PolicyError
 from erta_framework.plugins._traits import Traits
 
 if TYPE_CHECKING:
-    from erta_framework.calibration import Profile
+    from erta_framework.calibration import Profile, SampleWith, Solution
     from erta_framework.modules import Selection
 
 
@@ -105,6 +105,29 @@ class Profiler(Policy):
     def calibration_prompts(self) -> tuple[str, ...]:
         """The only prompts that this profiler can use; empty where any will do."""
         return ()
+
+    @property
+    def substeps(self) -> int:
+        """Steps of the exact solution for each step, if this profiler wants one; else 0."""
+        return 0
+
+    def with_solution(self, solution: Solution) -> Profiler:
+        """This profiler with the exact solution of its samples, see `substeps`."""
+        return self
+
+    @property
+    def tries_out(self) -> bool:
+        """Whether `finish` wants to sample with the profile."""
+        return False
+
+    def finish(self, profile: Profile, sample: SampleWith) -> Profile:
+        """The profile after its last round, tried out and made better; see `tries_out`.
+
+        Args:
+            profile: What the last round gave, merged.
+            sample: The calibration samples under policies, `[N, C, ...]` at the end of the run.
+        """
+        return profile
 
     def next_profiler(self, profile: Profile) -> Profiler | None:
         """The profiler that calibration runs next on the same samples, if it takes another round.

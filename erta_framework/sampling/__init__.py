@@ -27,6 +27,7 @@ from erta_framework.sampling._network_call import (
 )
 from erta_framework.sampling._sampler import Sampler
 from erta_framework.sampling._samples import Samples, TextSampler
+from erta_framework.sampling._solve import solve
 from erta_framework.sampling._text_model import TextModel, sample_noise
 from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
@@ -66,4 +67,5 @@ __all__ = [
     "repeat_batches",
     "resolve_device",
     "sample_noise",
+    "solve",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from erta_framework.calibration import (
     Profile,
+    Solution,
     calibrate,
     describe_quantized,
     describe_run,
@@ -46,6 +47,7 @@ from erta_framework.sampling._inputs import (
 )
 from erta_framework.sampling._loop import Request, SamplingLoop
 from erta_framework.sampling._samples import Samples
+from erta_framework.sampling._solve import solve
 from erta_framework.sampling._text_model import TextModel
 from erta_framework.sampling._workers import open_worker, use_one_device
 from erta_framework.sampling.guidance import CFG, Guidance
@@ -238,17 +240,28 @@ class Sampler:
             return load_launcher().calibrate(request)[0]
 
         def run(current: Profiler) -> Sequence[Profile]:
-            twin = copy.copy(self)  # the same run in everything but its policies
-            twin.policies = (current,)
-            twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
+            twin = self._with_policies((current,))
             copies = current.calibration_copies
             twin.batch_size = self.batch_size * copies
             names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
             return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
 
-        return calibrate(chosen, run).with_provenance(
+        def sample(policies: Sequence[Policy]) -> Tensor:
+            return self._with_policies(policies).sample(model, prompts, seed=seed).samples
+
+        def solve_samples(substeps: int) -> Solution:
+            return solve(self, model, prompts, seed=seed, substeps=substeps)
+
+        return calibrate(chosen, run, solve_samples, sample).with_provenance(
             **describe_samples(prompts, seed), **describe_run(self.device)
         )
+
+    def _with_policies(self, policies: Sequence[Policy]) -> Sampler:
+        """The same run in everything but its policies."""
+        twin = copy.copy(self)
+        twin.policies = tuple(policies)
+        twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
+        return twin
 
     def sample_job(
         self,

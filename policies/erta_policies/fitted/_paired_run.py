@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, SessionInfo, Step
+from erta_framework.calibration import Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import _features as features
 from erta_policies.fitted import _normal_equations as equations
@@ -43,11 +44,14 @@ class PairedRun:
         settings: How to fit.
         per_channel: Whether each channel has weights of its own.
         given: Weights of an earlier round by step, to use instead of solving.
+        solution: Where the samples really go, to lead to instead of the full run.
 
     Attributes:
         rows: n, samples of the batch without their copies.
         sums: Products of all pairs of quantities, `[FOLDS, T, C or 1, Q, Q]`.
         errors: Squared error of each cached run at the end, summed, `[R - 1]`.
+        exact: The samples' solution at every sigma, `[n, T + 1, C, ...]`, if it is the target.
+        full_error: Squared error of the full run at the end, summed, where `exact` is known.
         depths: Velocities that were available at each step, `[T]`.
         computed: Steps that were computed.
         finished: Whether the last step is done.
@@ -60,11 +64,15 @@ class PairedRun:
         settings: FitSettings,
         per_channel: bool,
         given: Mapping[int, StepChoice] | None,
+        solution: Solution | None = None,
     ) -> None:
         self.settings, self.per_channel, self.given = settings, per_channel, given
         self.planned = computed
         self.computed: list[int] = []
         count_samples(session.shape[0])
+        self.solution = solution
+        self.exact: Tensor | None = None
+        self.full_error = 0.0
         self.batch = 0
         self.rows = 0
         self.variable = SolverVariable.of(session)
@@ -113,6 +121,8 @@ class PairedRun:
         self.batch, self.rows = batch, count_samples(batch)
         self.x = self.x[:batch]
         check_copies(self.x, "latents")
+        if self.solution is not None:
+            self.exact = self.solution.find(self.x[: self.rows]).to(self.sums.dtype)
         for branch, (output,) in self.outputs.items():
             self.outputs[branch] = list(torch.split(output, batch))
             for piece in self.outputs[branch]:
@@ -133,8 +143,7 @@ class PairedRun:
         if computes:
             self._computed(step.index, network, xs)
         interval = self._interval(step)
-        gain = self.variable.scale(step.interval.start) / (interval[1] - interval[0])
-        target = network[0] + gain * (xs[0] - xs[1]).to(network[0])
+        target = self._find_target(step, network[0], xs)
         run = self.runs["fitted"]
         assert run.start is not None
         depth = self.settings.velocities
@@ -163,6 +172,21 @@ class PairedRun:
             for copy, name in enumerate(RUNS[2:], start=2)
         ]
         return torch.cat([network[0], wanted, *rivals])
+
+    def _find_target(self, step: Step, full: Tensor, xs: Sequence[Tensor]) -> Tensor:
+        """The velocity that leads copy 1 to where it should be at the end of the step.
+
+        Args:
+            step: The step.
+            full: The full run's velocity, `[n, C, ...]`.
+            xs: Latents of every copy.
+        """
+        first, last = self._interval(step)
+        starts = self.variable.scale(step.interval.start)
+        if self.exact is None:
+            return full + starts / (last - first) * (xs[0] - xs[1]).to(full)
+        ends = self.variable.scale(step.interval.end) * self.exact[:, step.index + 1]
+        return (ends - starts * xs[1].to(ends)) / (last - first)
 
     def _computed(self, index: int, network: Sequence[Tensor], xs: Sequence[Tensor]) -> None:
         self.computed.append(index)
@@ -208,6 +232,9 @@ class PairedRun:
         self.outputs = {}
         if step.index == step.num_steps - 1:
             full, *others = sample.to(self.sums.dtype).chunk(len(RUNS))
+            if self.exact is not None:
+                self.full_error = float(((full - self.exact[:, -1]) ** 2).sum())
+                full = self.exact[:, -1]
             self.errors += torch.stack([((other - full) ** 2).sum() for other in others])
             self.finished = True
 

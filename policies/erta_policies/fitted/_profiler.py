@@ -22,8 +22,10 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.budgets import as_planner, forecast
+from erta_framework.calibration import SampleWith, Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._cached_run import RUNS
+from erta_policies.fitted._end_to_end import refine_profile
 from erta_policies.fitted._normal_equations import TOWARD, FitSettings, Toward
 from erta_policies.fitted._paired_run import PairedRun
 from erta_policies.fitted._solver_variable import is_one_step
@@ -69,13 +71,18 @@ class FittedProfiler(RunProfiler):
         latent: Combine the latents as well.
         displacement: Combine their displacement since the newest computed step as well.
         target: Share of the trajectory target, 1 is all, 0 is the local target alone. By default 1
-            under a solver without memory, 0.3 under a multistep one.
+            under a solver without memory, 0.3 under a multistep one. `"exact"` leads to the exact
+            solution of the sample instead of its full run, which has an error of its own.
         ridge: Penalty relative to the mean square of each quantity.
         toward: The rule that the penalty pulls to.
         computed: Correct computed steps too.
         granularity: One weight for all channels (`"scalar"`) or one a `"channel"`.
         bound: Largest weight of a velocity that is accepted.
         start: A profile whose schedule and weights are used and judged, instead of fitting.
+        refine: Rounds of an end-to-end refinement of the weights, see `refine_rows`; each costs
+            about as many cached runs as there are weights.
+        steps_within: With the target `"exact"`, steps of the solution for each step; even.
+        solution: The solution of the samples; `calibrate` makes it.
 
     Raises:
         PolicyError: A setting is out of range; the batch does not hold copies; or guidance is no
@@ -97,21 +104,31 @@ class FittedProfiler(RunProfiler):
     velocities: int = 4
     latent: bool = True
     displacement: bool = False
-    target: float | None = None
+    target: float | Literal["exact"] | None = None
     ridge: float = 1e-4
     toward: Toward = "taylor"
     computed: bool = True
     granularity: Literal["scalar", "channel"] = "scalar"
     bound: float = 100.0
     start: str | Path | Profile | None = None
+    refine: int = 0
+    steps_within: int = 8
+    solution: Solution | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.velocities <= MOST:
             raise PolicyError(
                 f"FittedProfiler(velocities={self.velocities}): it must be 1 to {MOST}"
             )
-        if self.target is not None and not 0 <= self.target <= 1:
+        if isinstance(self.target, str):
+            if self.target != "exact":
+                raise PolicyError(
+                    f"FittedProfiler(target={self.target!r}): give a share in [0, 1], or 'exact'"
+                )
+        elif self.target is not None and not 0 <= self.target <= 1:
             raise PolicyError(f"FittedProfiler(target={self.target}): it must be in [0, 1]")
+        if self.refine < 0:
+            raise PolicyError(f"FittedProfiler(refine={self.refine}): give 0 or more rounds")
         if not self.ridge >= 0 or not self.bound > 0:
             raise PolicyError(
                 f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
@@ -143,13 +160,37 @@ class FittedProfiler(RunProfiler):
             velocities=self.velocities,
             latent=int(self.latent),
             displacement=int(self.displacement),
-            trajectory=share,
+            trajectory=1.0 if share == "exact" else share,
             ridge=self.ridge,
             toward=TOWARD.index(self.toward),
             bound=self.bound,
             computed=int(self.computed),
             averaged=int(one_step),
         )
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether the target is the exact solution."""
+        return self.target == "exact"
+
+    @property
+    def substeps(self) -> int:
+        """Steps of the solution for each step, where it is still wanted."""
+        return self.steps_within if self.is_exact and self.solution is None else 0
+
+    def with_solution(self, solution: Solution) -> Profiler:
+        """With the solution that it leads to."""
+        return replace(self, solution=solution)
+
+    @property
+    def tries_out(self) -> bool:
+        """Whether the weights are refined on whole runs."""
+        return self.refine > 0
+
+    def finish(self, profile: Profile, sample: SampleWith) -> Profile:
+        """Refine the weights end to end."""
+        goal = sample(()) if self.solution is None else self.solution.latents[:, -1]
+        return refine_profile(profile, sample, goal, self.refine)
 
     def steps(self, num_steps: int) -> frozenset[int]:
         """Computed steps of the schedule."""
@@ -172,8 +213,12 @@ class FittedProfiler(RunProfiler):
             require_match(profile, session, ())
             table = FittedTable.of(profile)
             given, steps = dict(enumerate(table.choices)), frozenset(table.computed)
+        if self.is_exact:
+            self._require_solution(session)
         per_channel = self.granularity == "channel"
-        session.state_of(self, lambda: PairedRun(session, steps, settings, per_channel, given))
+        session.state_of(
+            self, lambda: PairedRun(session, steps, settings, per_channel, given, self.solution)
+        )
 
     @hookimpl(wrapper=True)
     def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
@@ -185,6 +230,26 @@ class FittedProfiler(RunProfiler):
     @hookimpl
     def post_step(self, step: Step, sample: Tensor) -> None:
         self._run_of(step.session).end(step, sample)
+
+    def _require_solution(self, session: SessionInfo) -> None:
+        """Refuse a run whose exact solution is not known, or cannot be the target.
+
+        Raises:
+            PolicyError: There is none, or the solver has memory.
+            InputError: It is of another schedule.
+        """
+        if self.solution is None:
+            raise PolicyError(
+                f"{type(self).__name__} has the target 'exact' and no solution of these samples; "
+                "calibrate with Sampler.calibrate, or give solution=solve(sampler, model, prompts)"
+            )
+        if not is_one_step(session):
+            raise PolicyError(
+                f"{type(self).__name__} has the target 'exact', which one step leads to under a "
+                f"solver without memory only, and this is {session.solver}; calibrate with Euler "
+                "steps or DDIM"
+            )
+        self.solution.require_sigmas(session.sigmas)
 
     def _run_of(self, session: SessionInfo) -> PairedRun:
         def missing() -> PairedRun:
@@ -207,9 +272,11 @@ class FittedProfiler(RunProfiler):
         settings = run.settings.row()
         flags = torch.zeros(session.num_steps).double()
         flags[run.computed] = samples
+        exact = {} if run.exact is None else {"solution": self._describe_solution(run, samples)}
         return self.emit(
             session,
             {
+                **exact,
                 "moments": sums,
                 "computed": flags,
                 "depths": samples * depths,
@@ -223,3 +290,10 @@ class FittedProfiler(RunProfiler):
             },
             samples=samples,
         )
+
+    def _describe_solution(self, run: PairedRun, samples: int) -> Tensor:
+        """The statistic `solution`, `[3]`: error of the full run and of the solution, substeps."""
+        assert self.solution is not None
+        own = self.solution.error * samples * run.elements
+        numbers = [float(run.full_error), own, float(samples * self.solution.substeps)]
+        return torch.tensor(numbers, dtype=torch.float64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from erta_framework import Policy, Profile, Profiler
 from erta_policies.fitted._profiler import FittedProfiler
@@ -20,6 +21,9 @@ class FittedReuse(Policy):
     Attributes:
         profile: File or profile of a `FittedProfiler`.
         schedule: What `erta calibrate` fits to, as in `FittedProfiler`; sampling does not read it.
+        target: What `erta calibrate` leads to, as in `FittedProfiler`; `"exact"` is the exact
+            solution. Sampling does not read it.
+        refine: How often `erta calibrate` refines the weights end to end, likewise.
         judge: Let `erta calibrate` judge the profile, where it was added up from several batches,
             instead of making one; see `FittedProfiler.start`. Sampling does not read it.
         guard: As in `FittedVelocity`.
@@ -32,14 +36,16 @@ class FittedReuse(Policy):
 
     profile: str | Path | Profile | None = None
     schedule: Policy | None = None
+    target: float | Literal["exact"] | None = None
+    refine: int = 0
     judge: bool = False
     guard: bool = False
     allow: tuple[str, ...] = ()
 
     def calibrator(self) -> Profiler | None:
         if self.judge:
-            return FittedProfiler(start=self.profile)
-        return FittedProfiler(schedule=self.schedule)
+            return FittedProfiler(start=self.profile, target=self.target, refine=self.refine)
+        return FittedProfiler(schedule=self.schedule, target=self.target, refine=self.refine)
 
     def parts(self) -> Sequence[Policy]:
         return (

@@ -34,6 +34,8 @@ KIND = ProfileKind(
         "elements": Entry(shape="", least=1.0, counts=True),
         "batches": Entry(shape="", least=1.0, counts=True),
         "judged": Entry(shape="3", least=None),
+        "solution": Entry(shape="3", optional=True),
+        "refined": Entry(shape="T C K", least=None, optional=True),
     },
 )
 
@@ -50,6 +52,7 @@ class FittedTable:
         kept: The run that the profile stands for: `fitted`, or a rule that ended nearer to the
             full run.
         batches: How many batches were added up.
+        refined: Weights by step that were moved end to end, `[T, C, n + 2]`; None if none were.
         judged: Whether `errors` are those of these weights: of one batch, or of a profile that
             was made with `start`.
     """
@@ -61,6 +64,7 @@ class FittedTable:
     kept: str
     batches: int
     judged: bool
+    refined: Tensor | None = None
 
     @classmethod
     def of(cls, profile: Profile) -> FittedTable:
@@ -99,22 +103,32 @@ class FittedTable:
         kept = min(errors, key=lambda name: errors[name])
         batches = int(held["batches"])
         judged = batches == 1 or is_judged_together(held["judged"], batches)
-        return cls(computed, settings, tuple(choices), errors, kept, batches, judged)
+        refined = held["refined"] / samples if "refined" in held else None
+        return cls(computed, settings, tuple(choices), errors, kept, batches, judged, refined)
+
+    def weigh_steps(self) -> Tensor:
+        """Weights of velocities, latents and displacement by step, `[T, C, n + 2]`."""
+        if self.refined is not None:
+            return self.refined
+        depth = self.settings.velocities
+        rows = [
+            [features.to_raw_weights(row, depth) for row in choice.weights.tolist()]
+            for choice in self.choices
+        ]
+        return torch.tensor(rows).double()
 
     def rows(self) -> tuple[Tensor | None, ...]:
         """Weights of velocities, latents and displacement by step, `[C, n + 2]`.
 
         None leaves a step as it is. All are None where a rule ended nearer to the full run.
         """
-        depth = self.settings.velocities
         if self.kept != "fitted":
             return (None,) * len(self.choices)
-        found: list[Tensor | None] = []
-        for index, choice in enumerate(self.choices):
-            same = index in self.computed and choice.name == "velocity"
-            rows = [features.to_raw_weights(row, depth) for row in choice.weights.tolist()]
-            found.append(None if same else torch.tensor(rows).double())
-        return tuple(found)
+        unchanged = torch.tensor(features.velocity_weights(self.settings.velocities)).double()
+        return tuple(
+            None if index in self.computed and bool((row == unchanged).all()) else row
+            for index, row in enumerate(self.weigh_steps())
+        )
 
 
 def make_judged_statistic(moments: Tensor | None) -> Tensor:

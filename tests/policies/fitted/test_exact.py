@@ -1,0 +1,239 @@
+"""Fits that lead to the exact solution instead of the full run, and their refinement."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from erta_framework import NoGuidance, Profile
+from erta_framework.calibration import Solution
+from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileError
+from erta_framework.metrics import psnr
+from erta_framework.sampling import solve
+from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
+from erta_framework.testing import AffineFlow
+from erta_policies.ertacache import SkipPolicy
+from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
+from erta_policies.fitted._end_to_end import find_edges, refine_rows
+from noise_networks import SHAPE, MixtureNoise, exploding
+
+
+class NoiseModel(MixtureNoise):
+    """The mixture's noise as a model of its own."""
+
+    prediction = "epsilon"
+    latent_shape = SHAPE
+
+    def __init__(self, solver):
+        super().__init__(solver.form.process, "variance_exploding" not in solver.capabilities)
+
+    def encode(self, prompts):
+        return 0.3 * self.flow.encode(prompts)
+
+    def fingerprint(self):
+        return self.flow.fingerprint()
+
+
+HELD_OUT = [f"test {k}" for k in range(16)]
+TRAINING = [f"sample {k}" for k in range(16)]
+
+
+@pytest.fixture(scope="module")
+def exact(field):
+    """The solution of held-out samples at 12 steps."""
+    return solve(field.sampler(batch=16), field.mixture, HELD_OUT, seed=700)
+
+
+def measure(field, profiler, prompts=TRAINING):
+    """A profile, and how near to the solution of held-out samples it leads."""
+    profile = field.fit(profiler, prompts=prompts, batch=16)
+    result = field.sampler([FittedReuse(profile=profile)], batch=16).sample(
+        field.mixture, HELD_OUT, seed=700
+    )
+    return profile, result
+
+
+class TestSolution:
+    def test_it_is_where_ever_finer_plain_runs_lead(self, field, exact):
+        errors = [
+            float(psnr(run.samples, exact.latents[:, -1]).mean())
+            for steps in (12, 48, 192)
+            for run in [
+                field.sampler(steps=steps, batch=16).sample(field.mixture, HELD_OUT, seed=700)
+            ]
+        ]
+        # a first-order run: four times the steps, a quarter of the error or less
+        assert all(after - before > 9 for before, after in pairwise(errors)), errors
+
+    def test_it_passes_through_the_analytic_flow(self, field):
+        flow = AffineFlow(field.shape)
+        sampler = field.sampler(batch=2)
+        found = solve(sampler, flow, ["a", "b"], seed=3, substeps=32)
+        # guidance of scale 2 moves the condition, in which the flow is affine
+        embeds = 2 * flow.encode(["a", "b"])
+        for place, sigma in enumerate(found.sigmas):
+            wanted = flow.trajectory(found.latents[:, 0], 1.0, sigma, embeds)
+            assert torch.allclose(found.latents[:, place], wanted, atol=1e-4), sigma
+
+    def test_its_error_is_estimated_and_of_second_order(self, field):
+        flow = AffineFlow(field.shape)
+        embeds = 2 * flow.encode(["a", "b"])
+        errors = []
+        for count in (4, 8):
+            found = solve(field.sampler(batch=2), flow, ["a", "b"], seed=3, substeps=count)
+            true = flow.trajectory(found.latents[:, 0], 1.0, 0.0, embeds)
+            error = float((found.latents[:, -1] - true).double().square().mean())
+            # steps this large are better than of second order, so it is estimated too high
+            assert error < found.error < 8 * error
+            errors.append(error)
+        # half the step size is a quarter of the error, and these are squares
+        assert errors[0] / errors[1] > 8
+
+    def test_it_finds_samples_by_their_noise(self, exact):
+        rows = exact.latents[[3, 1], 0]
+        assert torch.equal(exact.find(rows), exact.latents[[3, 1]])
+        with pytest.raises(InputError, match="none that starts from the noise of sample 0"):
+            exact.find(rows + 1)
+
+    def test_other_schedules_and_solvers_are_refused(self, field, exact):
+        with pytest.raises(InputError, match="is at 12 steps, the run has 6"):
+            exact.require_sigmas(exact.sigmas[::2])
+        with pytest.raises(InputError, match="even number"):
+            solve(field.sampler(), field.mixture, HELD_OUT, substeps=3)
+        with pytest.raises(InputError, match="latents"):
+            Solution(exact.sigmas[:-1], exact.latents, 0.0, 8, 1)
+
+    @given(st.lists(st.floats(0.01, 80.0), min_size=1, max_size=5, unique=True), st.integers(1, 9))
+    def test_grids_are_divided_between_the_sigmas(self, sigmas, count):
+        from erta_framework.sampling._solve import divide_steps
+
+        whole = (*sorted(sigmas, reverse=True), 0.0)
+        fine = divide_steps(whole, count)
+        assert fine[::count] == whole
+        assert all(a > b for a, b in pairwise(fine)) or count > 1
+
+
+class TestExactTarget:
+    def test_fewer_calls_are_nearer_to_the_solution_than_the_full_run(self, field, exact):
+        full = field.sampler(batch=16).sample(field.mixture, HELD_OUT, seed=700)
+        goal = exact.latents[:, -1]
+        _, fitted = measure(field, FittedProfiler(schedule=SkipPolicy(evenly=8), target="exact"))
+        _, before = measure(field, FittedProfiler(schedule=SkipPolicy(evenly=8)))
+        own, rest, imitation = (
+            float(psnr(run.samples, goal).mean()) for run in (fitted, full, before)
+        )
+        assert fitted.network_calls == 2 * 8
+        assert own > rest + 3
+        assert own > imitation + 3
+
+    @pytest.mark.parametrize("solver", [DDIM().parts, exploding()], ids=["ddim", "exploding"])
+    def test_noise_predictions_lead_there_too(self, field, solver):
+        model = NoiseModel(solver)
+
+        def sampler(policies=()):
+            return field.sampler(policies, solver=solver, steps=20, batch=16, guidance=NoGuidance())
+
+        profiler = FittedProfiler(schedule=SkipPolicy(evenly=12), target="exact")
+        profile = sampler().calibrate(model, TRAINING, profiler=profiler)
+        goal = solve(sampler(), model, HELD_OUT, seed=700).latents[:, -1]
+        full = sampler().sample(model, HELD_OUT, seed=700).samples
+        own = sampler([FittedReuse(profile=profile)]).sample(model, HELD_OUT, seed=700)
+        assert own.network_calls == 12
+        assert float(psnr(own.samples, goal).mean()) > float(psnr(full, goal).mean())
+
+    def test_the_profile_says_how_far_the_full_run_is(self, field):
+        profile = field.fit(FittedProfiler(target="exact"), prompts=TRAINING, batch=16)
+        full, own, substeps = (profile.statistics["solution"] / profile.samples).tolist()
+        table = FittedTable.of(profile)
+        elements = profile.statistics["elements"] / profile.samples
+        assert full / float(elements) > 3 * table.errors["fitted"]
+        assert own < 1e-2 * full
+        assert substeps == 8
+
+    def test_several_batches_are_solved_and_judged(self, field):
+        profile = field.fit(FittedProfiler(target="exact"), prompts=TRAINING, batch=8)
+        assert FittedTable.of(profile).judged
+
+    def test_it_is_not_merged_with_a_fit_to_the_full_run(self, field):
+        parts = [
+            field.fit(FittedProfiler(target=target), prompts=TRAINING[:8])
+            for target in ("exact", None)
+        ]
+        with pytest.raises(ProfileError):
+            FittedTable.of(Profile.merge(parts))
+
+    def test_what_cannot_lead_there_is_refused(self, field, exact):
+        with pytest.raises(PolicyError, match="'exact'"):
+            FittedProfiler(target="exactly")
+        with pytest.raises(PolicyError, match="no solution of these samples"):
+            field.run([FittedProfiler(target="exact")], copies=4)
+        with pytest.raises(PolicyError, match="without memory only"):
+            field.sampler(solver=FlowAdamsBashforth2(), batch=16).calibrate(
+                field.mixture, TRAINING, profiler=FittedProfiler(target="exact")
+            )
+        with pytest.raises(InputError, match="solve the same samples"):
+            field.fit(FittedProfiler(target="exact", solution=exact), batch=16)
+
+
+class TestRefinement:
+    def test_it_is_exact_where_weights_can_be(self):
+        # the end is linear in the weights, so one Gauss-Newton step is least squares
+        torch.manual_seed(0)
+        features = torch.randn(12, 5, 2, dtype=torch.float64)
+        truth = torch.tensor([0.7, -0.4], dtype=torch.float64)
+        goal = features @ truth
+
+        def run(rows):
+            return torch.einsum("nef,f->ne", features, rows[1, 0, :2])
+
+        rows = torch.zeros(2, 1, 4, dtype=torch.float64)
+        edges = find_edges((0, 1), 2, depth=2)
+        found = refine_rows(rows, edges, run, goal, torch.arange(12) % 4 == 3, rounds=12)
+        assert torch.allclose(found.rows[1, 0, :2], truth, atol=1e-3)
+        assert found.after < found.before
+
+    def test_it_never_ends_worse_on_the_samples_that_judge(self):
+        def run(rows):
+            return torch.full((8, 3), 1.0 + float(rows.abs().sum()))  # every move is worse
+
+        rows = torch.zeros(2, 1, 4, dtype=torch.float64)
+        found = refine_rows(
+            rows, find_edges((0, 1), 2, 2), run, torch.zeros(8, 3), torch.arange(8) % 4 == 3
+        )
+        assert found.after == found.before
+        assert torch.equal(found.rows, rows)
+
+    def test_it_helps_on_samples_that_it_has_not_seen(self, field, exact):
+        goal = exact.latents[:, -1]
+        schedule = SkipPolicy(evenly=5)
+        before, after = (
+            measure(field, FittedProfiler(schedule=schedule, target="exact", refine=rounds))[1]
+            for rounds in (0, 2)
+        )
+        assert after.network_calls == before.network_calls == 2 * 5
+        gained = psnr(after.samples, goal).mean() - psnr(before.samples, goal).mean()
+        assert float(gained) > 1
+
+    def test_it_needs_samples_to_hold_out(self, field):
+        with pytest.raises(PolicyError, match="calibrate on 8 or more"):
+            field.fit(FittedProfiler(refine=1), prompts=TRAINING[:4], batch=4)
+        with pytest.raises(PolicyError, match="0 or more rounds"):
+            FittedProfiler(refine=-1)
+
+    def test_edges_are_the_steps_between_computed_ones(self):
+        assert [edge.steps for edge in find_edges((0, 1, 4), 6, 4)] == [(1, 2, 3), (4, 5)]
+        assert [edge.depth for edge in find_edges((0, 2, 4), 6, 2)] == [1, 2, 2]
+
+    def test_pipelines_that_cannot_sample_for_it_refuse(self, field):
+        from erta_framework.calibration import calibrate
+
+        with pytest.raises(CapabilityError, match="exact solution"):
+            calibrate(FittedProfiler(target="exact"), lambda profiler: ())
+        profile = field.fit(FittedProfiler(), prompts=TRAINING, batch=16)
+        with pytest.raises(CapabilityError, match="tries its profile out"):
+            calibrate(replace(FittedProfiler(), refine=1), lambda profiler: (profile,))
