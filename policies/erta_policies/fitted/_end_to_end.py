@@ -22,15 +22,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile
-from erta_framework.calibration import SampleWith
-from erta_framework.errors import PolicyError
-from erta_policies.fitted._schedule import FittedSchedule
-from erta_policies.fitted._table import FittedTable
-from erta_policies.fitted._velocity import FittedVelocity
 
-HELD_OUT = 4
-"""Every so many samples one is held out."""
-LEAST_SAMPLES = 2 * HELD_OUT
 NUDGE = 1e-3
 """By how much a weight is moved for its derivative."""
 DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -85,40 +77,6 @@ def find_edges(computed: Sequence[int], num_steps: int, depth: int) -> tuple[Edg
         if steps:
             found.append(Edge(steps, min(place + 1, depth)))
     return tuple(found)
-
-
-def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: int) -> Profile:
-    """Refine the weights of a profile on the samples that it was fitted to.
-
-    Args:
-        profile: Of a `FittedProfiler`.
-        sample: The samples under policies.
-        goal: Where they should end, `[N, C, ...]`.
-        rounds: Most Gauss-Newton steps.
-
-    Raises:
-        PolicyError: There are too few samples to hold some out.
-    """
-    if len(goal) < LEAST_SAMPLES:
-        raise PolicyError(
-            f"the end-to-end refinement holds out every {HELD_OUT}th sample, and there are "
-            f"{len(goal)}; calibrate on {LEAST_SAMPLES} or more, or with refine=0"
-        )
-    table = FittedTable.of(profile)
-    depth = table.settings.velocities
-    edges = find_edges(table.computed, len(table.choices), depth)
-    held_out = torch.arange(len(goal)) % HELD_OUT == HELD_OUT - 1
-
-    def run(rows: Tensor) -> Tensor:
-        moved = with_rows(profile, rows)
-        return sample((FittedSchedule(profile=moved), FittedVelocity(profile=moved)))
-
-    found = refine_rows(table.weigh_steps(), edges, run, goal, held_out, rounds)
-    ends = run(found.rows)
-    refined = with_rows(profile, found.rows)
-    errors = profile.statistics["errors"].clone()
-    errors[0] = (ends.double() - goal.double()).square().sum()
-    return replace(refined, statistics={**refined.statistics, "errors": errors})
 
 
 def refine_rows(

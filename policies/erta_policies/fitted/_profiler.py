@@ -22,10 +22,9 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.budgets import as_planner, forecast
-from erta_framework.calibration import SampleWith, Solution
+from erta_framework.calibration import Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._cached_run import RUNS
-from erta_policies.fitted._end_to_end import refine_profile
 from erta_policies.fitted._normal_equations import TOWARD, FitSettings, Toward
 from erta_policies.fitted._paired_run import PairedRun
 from erta_policies.fitted._solver_variable import is_one_step
@@ -79,8 +78,6 @@ class FittedProfiler(RunProfiler):
         granularity: One weight for all channels (`"scalar"`) or one a `"channel"`.
         bound: Largest weight of a velocity that is accepted.
         start: A profile whose schedule and weights are used and judged, instead of fitting.
-        refine: Rounds of an end-to-end refinement of the weights, see `refine_rows`; each costs
-            about as many cached runs as there are weights.
         steps_within: With the target `"exact"`, steps of the solution for each step; even.
         solution: The solution of the samples; `calibrate` makes it.
 
@@ -111,7 +108,6 @@ class FittedProfiler(RunProfiler):
     granularity: Literal["scalar", "channel"] = "scalar"
     bound: float = 100.0
     start: str | Path | Profile | None = None
-    refine: int = 0
     steps_within: int = 8
     solution: Solution | None = None
 
@@ -127,8 +123,6 @@ class FittedProfiler(RunProfiler):
                 )
         elif self.target is not None and not 0 <= self.target <= 1:
             raise PolicyError(f"FittedProfiler(target={self.target}): it must be in [0, 1]")
-        if self.refine < 0:
-            raise PolicyError(f"FittedProfiler(refine={self.refine}): give 0 or more rounds")
         if not self.ridge >= 0 or not self.bound > 0:
             raise PolicyError(
                 f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
@@ -181,16 +175,6 @@ class FittedProfiler(RunProfiler):
     def with_solution(self, solution: Solution) -> Profiler:
         """With the solution that it leads to."""
         return replace(self, solution=solution)
-
-    @property
-    def tries_out(self) -> bool:
-        """Whether the weights are refined on whole runs."""
-        return self.refine > 0
-
-    def finish(self, profile: Profile, sample: SampleWith) -> Profile:
-        """Refine the weights end to end."""
-        goal = sample(()) if self.solution is None else self.solution.latents[:, -1]
-        return refine_profile(profile, sample, goal, self.refine)
 
     def steps(self, num_steps: int) -> frozenset[int]:
         """Computed steps of the schedule."""

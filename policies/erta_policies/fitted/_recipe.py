@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from erta_framework import Policy, Profile, Profiler
 from erta_policies.fitted._profiler import FittedProfiler
+from erta_policies.fitted._refined import EndToEndProfiler
 from erta_policies.fitted._schedule import FittedSchedule
 from erta_policies.fitted._velocity import FittedVelocity
 
@@ -44,8 +45,13 @@ class FittedReuse(Policy):
 
     def calibrator(self) -> Profiler | None:
         if self.judge:
-            return FittedProfiler(start=self.profile, target=self.target, refine=self.refine)
-        return FittedProfiler(schedule=self.schedule, target=self.target, refine=self.refine)
+            return self._make_profiler(start=self.profile)
+        return self._make_profiler(schedule=self.schedule)
+
+    def _make_profiler(self, **options: Any) -> Profiler:
+        if self.refine:
+            return EndToEndProfiler(target=self.target, refine=self.refine, **options)
+        return FittedProfiler(target=self.target, **options)
 
     def parts(self) -> Sequence[Policy]:
         return (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -18,7 +17,7 @@ from erta_framework.sampling import solve
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import AffineFlow
 from erta_policies.ertacache import SkipPolicy
-from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
+from erta_policies.fitted import EndToEndProfiler, FittedProfiler, FittedReuse, FittedTable
 from erta_policies.fitted._end_to_end import find_edges, refine_rows
 from noise_networks import SHAPE, MixtureNoise, exploding
 
@@ -212,8 +211,8 @@ class TestRefinement:
         goal = exact.latents[:, -1]
         schedule = SkipPolicy(evenly=5)
         before, after = (
-            measure(field, FittedProfiler(schedule=schedule, target="exact", refine=rounds))[1]
-            for rounds in (0, 2)
+            measure(field, kind(schedule=schedule, target="exact"))[1]
+            for kind in (FittedProfiler, EndToEndProfiler)
         )
         assert after.network_calls == before.network_calls == 2 * 5
         gained = psnr(after.samples, goal).mean() - psnr(before.samples, goal).mean()
@@ -221,9 +220,15 @@ class TestRefinement:
 
     def test_it_needs_samples_to_hold_out(self, field):
         with pytest.raises(PolicyError, match="calibrate on 8 or more"):
-            field.fit(FittedProfiler(refine=1), prompts=TRAINING[:4], batch=4)
-        with pytest.raises(PolicyError, match="0 or more rounds"):
-            FittedProfiler(refine=-1)
+            field.fit(EndToEndProfiler(refine=1), prompts=TRAINING[:4], batch=4)
+        with pytest.raises(PolicyError, match="1 or more rounds"):
+            EndToEndProfiler(refine=0)
+
+    def test_the_recipe_calibrates_it(self):
+        chosen = FittedReuse(target="exact", refine=3).calibrator()
+        assert isinstance(chosen, EndToEndProfiler)
+        assert (chosen.target, chosen.refine) == ("exact", 3)
+        assert not FittedReuse(target="exact").calibrator().tries_out
 
     def test_edges_are_the_steps_between_computed_ones(self):
         assert [edge.steps for edge in find_edges((0, 1, 4), 6, 4)] == [(1, 2, 3), (4, 5)]
@@ -236,4 +241,4 @@ class TestRefinement:
             calibrate(FittedProfiler(target="exact"), lambda profiler: ())
         profile = field.fit(FittedProfiler(), prompts=TRAINING, batch=16)
         with pytest.raises(CapabilityError, match="tries its profile out"):
-            calibrate(replace(FittedProfiler(), refine=1), lambda profiler: (profile,))
+            calibrate(EndToEndProfiler(), lambda profiler: (profile,))
