@@ -133,6 +133,7 @@ SECTIONS: dict[str, Section] = {
         "study_corrections_shapes_unet",
         "study_corrections_shapes_wan",
         "study_corrections_shapes_flux",
+        optional=True,
     ),
     **{
         f"study:plans{name}": make_section(
