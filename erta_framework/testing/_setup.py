@@ -144,14 +144,14 @@ def toy_run(policies: Sequence[Policy] = (), *, seed: int = 0, setup: ToySetup =
 
 
 def toy_profile(
-    profiler: Policy, *, seeds: Sequence[int] = (11, 12, 13), setup: ToySetup = FLOW
+    profiler: Policy, *, seeds: Sequence[int] = (11, 12, 13), setup: ToySetup | None = None
 ) -> Profile:
     """Calibrate on the toy, so that a policy that needs a profile can be checked.
 
     Args:
         profiler: Emits a profile from `on_session_end`.
         seeds: One request of two samples each.
-        setup: The set-up of the checks.
+        setup: The set-up; by default the one that the checks would run the profiler on.
 
     Raises:
         PolicyError: The profiler emitted nothing.
@@ -162,12 +162,13 @@ def toy_profile(
     """
     if not seeds:
         raise PolicyError(f"toy_profile needs at least one seed, got {list(seeds)}")
+    chosen = choose_setup(profiler) if setup is None else setup
 
     def run(current: Profiler) -> list[Profile]:
         copies = current.calibration_copies
-        requests = [repeat_batch(setup.request(seed=seed), copies) for seed in seeds]
+        requests = [repeat_batch(chosen.request(seed=seed), copies) for seed in seeds]
         engine = Engine([current])
-        return [p for request in requests for p in setup.run(engine, request).emitted]
+        return [p for request in requests for p in chosen.run(engine, request).emitted]
 
     return calibrate(profiler, run)
 
