@@ -363,6 +363,7 @@ UNLISTED: Mapping[str, str] = {
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
     "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
     "growing_window": "the schedule of spectrum, which has rows",
+    "band_correction": "the correction of freqca at level blocks, which has a row",
     "cluster_refresh": "the part of clusca, which has a row",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
