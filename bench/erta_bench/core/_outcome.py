@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_bench.core.report import Row
-from erta_framework.metrics import psnr, ssim
+from erta_framework.metrics import SSIM_WINDOW, psnr, ssim
 from erta_framework.sampling import Samples
 
 
@@ -55,7 +55,7 @@ class Measurement:
         self.calls.append(made)
         self.work.append(made * measure_share(result))
         self.psnr.append(psnr(result.samples, reference.samples))
-        self.ssim.append(ssim(result.samples, reference.samples))
+        self.ssim.append(measure_structure(result.samples, reference.samples))
 
     def add_time(self, result: Samples, processor: float) -> None:
         """Take the time of one run, and nothing else of it."""
@@ -99,6 +99,13 @@ def make_record(
         "prompts": len(outcome.psnr[0]),
         **facts,
     }
+
+
+def measure_structure(samples: Tensor, reference: Tensor) -> Tensor:
+    """SSIM of each sample; NaN, which a record holds as None, where frames are too small for it."""
+    if min(samples.shape[-2:]) < SSIM_WINDOW:
+        return torch.full((len(samples),), torch.nan)
+    return ssim(samples, reference)
 
 
 def measure_share(result: Samples) -> float:

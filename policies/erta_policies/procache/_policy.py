@@ -23,7 +23,7 @@ from erta_framework.modules import (
 )
 from erta_policies.at import divide_places
 from erta_policies.procache._choice import PlanSource
-from erta_policies.procache._presets import DIT, PRESETS, Preset
+from erta_policies.procache._presets import DIT, MODULES, PRESETS, Preset
 from erta_policies.procache._ratio import TokenRatio
 from erta_policies.procache._scores import KIND, read_scores
 from erta_policies.procache._work import choose_plan, measure_work
@@ -39,7 +39,6 @@ from erta_policies.shared import (
 )
 
 NEWEST = ReuseKept()
-MODULES = Select(kind=("attention", "cross", "mlp"))
 Planned = tuple[StepPlan, tuple[int, ...]]
 
 

@@ -15,8 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from erta_framework.modules import Select
 from erta_policies.procache._ratio import TokenRatio
 from erta_policies.shared import FULL, SELECT, StepPlan, TokenScore
+
+MODULES = Select(kind=("attention", "cross", "mlp"))
+"""What plans are for, unless said otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

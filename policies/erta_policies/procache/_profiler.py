@@ -21,8 +21,10 @@ from erta_framework import (
     hookimpl,
 )
 from erta_framework.errors import PolicyError
-from erta_framework.modules import Action, Parts, Place, Select, Selection
-from erta_policies.procache._policy import MODULES, ProCache
+from erta_framework.modules import KEEP, Action, Parts, Place, Select, Selection
+from erta_policies.at import At
+from erta_policies.ertacache import SkipPolicy
+from erta_policies.procache._presets import MODULES
 from erta_policies.procache._scores import KIND, write_plans
 from erta_policies.shared import PlanFamily, RunProfiler, StepPlan, require_computed
 
@@ -145,8 +147,9 @@ class ProCacheProfiler(PlanObserver):
         Returns:
             At least 0, lower is better, `[B]`.
         """
-        difference: Tensor = (cached - full).flatten(1).double().norm(dim=1)
-        return difference / full.flatten(1).double().norm(dim=1).clamp_min(1e-12)
+        difference = (cached - full).flatten(1).double().norm(dim=1)
+        error: Tensor = difference / full.flatten(1).double().norm(dim=1).clamp_min(1e-12)
+        return error
 
     @cached_property
     def _trajectories(self) -> list[Trajectory]:
@@ -164,8 +167,9 @@ class ProCacheProfiler(PlanObserver):
         self.list_plans(session.num_steps)
 
     @hookimpl
-    def assign(self) -> None:
-        """In the full run every module runs."""
+    def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
+        # every module runs; kept once, so that it is known to fit what the rounds will keep
+        return dict.fromkeys(call.sites, KEEP) if step.index == 0 else {}
 
     def summarise(self, session: SessionInfo) -> Profile | None:
         ends = session.state_of(self, Ends)
@@ -215,11 +219,12 @@ class PlanRound(PlanObserver):
 
     def __post_init__(self) -> None:
         plan = self.of.list_plans(self.num_steps)[self.place]
-        object.__setattr__(self, "rule", ProCache(plan=plan.states, sites=self.of.sites))
+        rule = At(sites=self.of.sites, when=SkipPolicy(steps=plan.full))
+        object.__setattr__(self, "rule", rule)
 
     @property
-    def _cache(self) -> ProCache:
-        assert isinstance(self.rule, ProCache)
+    def _cache(self) -> At:
+        assert isinstance(self.rule, At)
         return self.rule
 
     @property
