@@ -348,7 +348,7 @@ CUTS = [OURS["deepcache"]()]
 
 # it wants each sample several times in a batch, which the kit's requests have once;
 # tests/policies/fitted runs it
-COPIES = [FittedProfiler()]
+COPIES = [FittedProfiler(), OURS["end_to_end_profiler"]()]
 
 
 # it says what `at` does to what it reuses, and is refused on its own
