@@ -84,10 +84,6 @@ COMMANDS = {
     **dict(
         command_study(name, model) for name in STUDIES for model in ("shapes-unet", "shapes-wan")
     ),
-    **dict(
-        command_study("corrections", model)
-        for model in ("shapes-unet", "shapes-wan", "shapes-flux")
-    ),
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 

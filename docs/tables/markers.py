@@ -29,7 +29,6 @@ from tables.promises import render_promises
 from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
-    CORRECTIONS,
     NOISE_LENGTH,
     render_study,
 )
@@ -92,12 +91,6 @@ SECTIONS: dict[str, Section] = {
     "table:modulesmild": make_section(render_modules, "modules_mild"),
     "study:noiselength": make_section(
         partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
-    ),
-    "study:corrections": make_section(
-        partial(render_study, columns=CORRECTIONS),
-        "study_corrections_shapes_unet",
-        "study_corrections_shapes_wan",
-        "study_corrections_shapes_flux",
     ),
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
