@@ -44,14 +44,21 @@ def compare_modules(model: str, samples: int) -> str:
     )
 
 
-STUDIES = ("noise-length", "noise-scale", "module-tables")
+STUDIES = {
+    ("noise-length", "shapes-unet"): "--samples 8",
+    ("noise-length", "shapes-wan"): "--samples 8",
+    ("noise-scale", "shapes-unet"): "--samples 8",
+    ("noise-scale", "shapes-wan"): "--samples 2",
+    ("module-tables", "shapes-unet"): "--samples 4 --calibration 2",
+    ("module-tables", "shapes-wan"): "--samples 4 --calibration 2",
+}
+"""Studies on models, with their options."""
 
 
 def command_study(name: str, model: str) -> tuple[str, str]:
     """The file of a study on a model, and the command that measures it."""
     file = f"study_{name}_{model}".replace("-", "_")
-    samples = 2 if (name, model) == ("noise-scale", "shapes-wan") else 8
-    return file, f"erta bench study {name} --model {model} --samples {samples}"
+    return file, f"erta bench study {name} --model {model} {STUDIES[name, model]}"
 
 
 COMMANDS = {
@@ -73,17 +80,17 @@ COMMANDS = {
     '--row "uniform reuse" --row "uniform + line" --row "PAB, spatial" '
     '--row "attention extrapolation" --row BlockCache --row FasterCache --samples 12 --seeds 1 '
     "--calibration 4 --batch-size 12",
+    "study_gates_shapes-flux": "erta bench study gates --model shapes-flux",
+    "study_gates_shapes-wan": "erta bench study gates --model shapes-wan",
     "study_surrogates_shapes-flux": "erta bench study surrogates --model shapes-flux",
     "study_surrogates_shapes-wan": "erta bench study surrogates --model shapes-wan",
-    "study_quantised_shapes-unet": "erta bench study quantised --model shapes-unet",
-    "study_quantised_shapes-wan": "erta bench study quantised --model shapes-wan",
+    "study_quantised_shapes_unet": "erta bench study quantised --model shapes-unet",
+    "study_quantised_shapes_wan": "erta bench study quantised --model shapes-wan",
     "study_quantised_layer": "erta bench study quantised-layer --model shapes-unet --samples 1 "
     "--calibration 1 --steps 4",
     "peersflux": "erta bench peers --model shapes-flux",
     "peersunet": "erta bench peers --model shapes-unet",
-    **dict(
-        command_study(name, model) for name in STUDIES for model in ("shapes-unet", "shapes-wan")
-    ),
+    **dict(command_study(name, model) for name, model in STUDIES),
 }
 """What writes a file where it is not the benchmark of its name with no options."""
 

@@ -29,11 +29,13 @@ from tables.promises import render_promises
 from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
+    MODULE_TABLES,
     NOISE_LENGTH,
+    render_factors,
     render_study,
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
-from tables.surrogates import describe_surrogates, render_surrogates
+from tables.surrogates import describe_surrogates, render_gates, render_surrogates
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +92,26 @@ SECTIONS: dict[str, Section] = {
     "table:modulesflux": make_section(render_modules, "modules_flux"),
     "table:modulesmild": make_section(render_modules, "modules_mild"),
     "study:noiselength": make_section(
-        partial(render_study, columns=NOISE_LENGTH), "study_noise_length_shapes_unet"
+        partial(render_study, columns=NOISE_LENGTH),
+        "study_noise_length_shapes_unet",
+        "study_noise_length_shapes_wan",
+    ),
+    "study:noisescale": make_section(
+        render_factors, "study_noise_scale_shapes_unet", "study_noise_scale_shapes_wan"
+    ),
+    "study:moduletables": make_section(
+        partial(render_study, columns=MODULE_TABLES),
+        "study_module_tables_shapes_unet",
+        "study_module_tables_shapes_wan",
     ),
     "findings:surrogates": make_section(
         describe_surrogates, "study_surrogates_shapes-flux", "study_surrogates_shapes-wan"
     ),
+    "table:gates": make_section(render_gates, "study_gates_shapes-flux", "study_gates_shapes-wan"),
     "surrogates:flux": make_section(render_surrogates, "study_surrogates_shapes-flux"),
     "surrogates:wan": make_section(render_surrogates, "study_surrogates_shapes-wan"),
-    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes-unet"),
-    "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes-wan"),
+    "study:quantisedunet": make_section(render_quantised, "study_quantised_shapes_unet"),
+    "study:quantisedwan": make_section(render_quantised, "study_quantised_shapes_wan"),
     "study:quantisedlayer": make_section(render_layers, "study_quantised_layer"),
     "table:scale": make_section(render_scale, "scale"),
     "table:simulate": make_section(render_simulation, "simulate"),

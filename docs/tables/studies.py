@@ -31,7 +31,11 @@ def render_factors(*records: Record) -> str:
     parts = []
     for record in records:
         rows = record["rows"]
-        runs, factors = list_values(rows, "name"), list_values(rows, "factor")
+        runs = list_values(rows, "name")
+        # the words first, then the numbers in order; the run without reuse has no row of 1
+        factors = sorted(
+            list_values(rows, "factor"), key=lambda f: (f[0].isdigit() and "/" not in f, f)
+        )
         found = {(row["factor"], row["name"]): format_quality(row) for row in rows}
         lines = [[factor, *(found.get((factor, run), "") for run in runs)] for factor in factors]
         parts += [render_table([name_model(record), *runs], lines), format_caption(record)]

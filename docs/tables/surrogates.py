@@ -1,4 +1,4 @@
-"""The tables of `erta bench study surrogates`: what stands in for a block."""
+"""The tables of the studies of FastCache: what stands in for a block, and when."""
 
 from __future__ import annotations
 
@@ -60,3 +60,19 @@ def format_surrogate(row: Row, base: Row) -> list[str]:
     fit = f"{row['fit_work']:.1%}" if row["fit_work"] else "0"
     shown = "" if row is base else f"{gain:+.1f}"
     return [name, f"{row['work']:.0%}", fit, format_quality(row), shown]
+
+
+def render_gates(*records: Record) -> str:
+    """The tests of a block's input, each at several bounds, a table a model."""
+    parts = []
+    for record in records:
+        settings = record["settings"]
+        lines = [
+            [f"{row['name']}, {row['bound']}", f"{row['work']:.0%}", format_quality(row)]
+            for row in record["rows"]
+        ]
+        parts += [
+            render_table([settings["model"], "work", "PSNR"], lines),
+            format_caption(record),
+        ]
+    return "\n\n".join(parts)

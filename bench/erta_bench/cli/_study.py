@@ -30,6 +30,7 @@ def study_command(
     `noise-scale`: a factor on the noise of cached runs. `noise-length`: how long cached noise is
     against that without reuse. `module-tables`: tables of attention and MLPs at equal work.
     `corrections`: modules that are corrected, verified or chosen, at equal work.
+    `gates`: tests of a block's input.
 
     PSNR compares with the full run from the same noise. Held-out prompts, and prompts and noise of
     calibration, are apart.

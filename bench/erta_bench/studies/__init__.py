@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from erta_bench.studies._corrections import CORRECTIONS
+from erta_bench.studies._gates import GATES
 from erta_bench.studies._module_tables import MODULE_TABLES
 from erta_bench.studies._noise_scale import NOISE_LENGTH, NOISE_SCALE
 from erta_bench.studies._plans import PLANS
@@ -18,6 +19,7 @@ from erta_bench.studies._surrogates import SURROGATES
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
+        "gates": GATES,
         "plans": PLANS,
         "noise-scale": NOISE_SCALE,
         "noise-length": NOISE_LENGTH,

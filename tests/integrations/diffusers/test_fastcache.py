@@ -72,6 +72,19 @@ def test_blocks_that_run_are_counted_by_hooks(name):
     assert sum(counts.values()) == sum(count_blocks(trace))
 
 
+@pytest.mark.parametrize("name", ["wan-euler", "flux", "hunyuan-video", "cogvideox"])
+def test_groups_replace_blocks_of_one_and_two_streams(name):
+    settings = {"per_sample": False, "most": 2}
+    never, _ = run(name, [DriftGate(threshold=0.0, group=3, **settings)])
+    assert torch.equal(never, plain(name))
+    grouped, attached = run(name, [DriftGate(threshold=9.0, group=3, **settings)])
+    assert grouped.isfinite().all()
+    alone = run(name, [DriftGate(threshold=9.0, **settings)])[1].traces[0]
+    (trace,) = attached.traces
+    assert trace.module_bytes < alone.module_bytes
+    assert count_blocks(trace) == count_blocks(alone)
+
+
 @pytest.mark.parametrize("name", ["wan-euler", "flux", "hunyuan-video", "qwen-image", "cogvideox"])
 @pytest.mark.parametrize("surrogate", ["affine", "ridge"])
 def test_fitted_surrogates_replace_blocks_of_one_and_two_streams(name, surrogate):
