@@ -32,9 +32,6 @@ STUDIES = {
     ("noise-scale", "shapes-wan"): "--samples 2",
     ("module-tables", "shapes-unet"): "--samples 4 --calibration 2",
     ("module-tables", "shapes-wan"): "--samples 4 --calibration 2",
-    ("corrections", "shapes-unet"): "--samples 8",
-    ("corrections", "shapes-wan"): "--samples 8",
-    ("corrections", "shapes-flux"): "--samples 8",
 }
 """Studies on models, with their options."""
 

@@ -19,6 +19,7 @@ from erta_framework.testing import AlternateSteps, BlockFlow
 from erta_policies.adacorrection import AdaCorrection, measure_offset, measure_paper_offset
 from erta_policies.adacorrection._weights import Offsets, weigh
 from erta_policies.at import At
+from erta_policies.fastcache import DriftGate
 from erta_policies.forecast import Forecaster
 from erta_policies.h2cache import FirstBlockGate
 from erta_policies.pab import PAB
@@ -378,6 +379,31 @@ def test_a_policy_that_keeps_tensors_of_its_own_renews_them():
     assert torch.equal(same.sample, again.sample)
     assert 1 < again.trace.work < STEPS
     assert again.trace.work == same.trace.work
+
+
+def test_fastcache_is_corrected_where_it_decides_for_all_samples():
+    gate = DriftGate(threshold=9.0, per_sample=False)
+    expected = sample(given=request(steps=STEPS), guidance=NoGuidance())
+    assert not torch.equal(run(gate).sample, expected.sample)
+    unweighed = run(AdaCorrection(policy=gate, gamma=0.0))
+    assert torch.equal(unweighed.sample, run(gate).sample)
+    assert unweighed.trace.work == run(gate).trace.work
+    found = run(AdaCorrection(policy=gate, reference=1e-30))
+    assert torch.equal(found.sample, expected.sample)
+    assert found.trace.work == 2 * STEPS
+    between = run(AdaCorrection(policy=gate, reference=0.5)).trace.work
+    assert unweighed.trace.work < between < 2 * STEPS
+
+
+def test_fastcache_that_runs_a_block_on_some_samples_is_refused():
+    messages = []
+    for threshold in (0.02, 0.05, 0.1, 0.15, 0.2, 0.3):  # at some the two samples differ
+        try:
+            run(AdaCorrection(policy=DriftGate(threshold=threshold), gamma=0.0))
+        except PolicyError as error:
+            messages.append(str(error))
+    assert messages
+    assert all("per_sample=False" in message for message in messages)
 
 
 def test_what_it_cannot_correct_is_refused():
