@@ -32,6 +32,7 @@ from tables.promises import render_promises
 from tables.quantised import render_layers, render_quantised
 from tables.scale import render_scale, render_simulation
 from tables.studies import (
+    CORRECTIONS,
     MODULE_TABLES,
     NOISE_LENGTH,
     render_factors,

@@ -85,6 +85,11 @@ NOISE_LENGTH: Mapping[str, Column] = {
     "error": format_share("error"),
     "with the best factor": format_share("left"),
 }
+CORRECTIONS: Mapping[str, Column] = {
+    "around": format_text("group"),
+    "work": format_share("work"),
+    "PSNR": format_quality,
+}
 MODULE_TABLES: Mapping[str, Column] = {
     "work": format_share("work"),
     "PSNR": format_quality,
