@@ -50,7 +50,6 @@ from erta_framework.modules._select import (
 from erta_framework.modules._streams import find_returned_names
 from erta_framework.modules._unet import find_branches, find_cut
 from erta_framework.modules._visit import Visit
-from erta_framework.modules._weighting import sum_kept
 
 __all__ = [
     "KEEP",
@@ -107,5 +106,4 @@ __all__ = [
     "resolve_places",
     "run_eagerly",
     "select_places",
-    "sum_kept",
 ]

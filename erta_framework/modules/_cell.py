@@ -136,10 +136,25 @@ class Cell:
         else:
             self._hold((spread_rows(fresh, batch, rows),))
 
-    def replace(self, of: str, visits: Sequence[Sequence[Tensor]]) -> None:
-        """Replace the newest kept tensors; their stamps stay."""
+    def replace(
+        self, of: str, visits: Sequence[Sequence[Tensor]], rows: Sequence[int] | None
+    ) -> None:
+        """Replace the newest kept tensors, of all samples or of some; their stamps stay.
+
+        Args:
+            of: What they are, such as `output`.
+            visits: The tensors of each visit of the network call.
+            rows: The samples; None for all.
+        """
         newest, *before = self.held
-        self._held = (replace(newest, tensors=name_tensors(of, visits)), *before)
+        made = name_tensors(of, visits)
+        if rows is not None:
+            index = torch.tensor(rows, device=newest.example.device)
+            made = {
+                name: newest.tensors[name].index_copy(0, index, tensor)
+                for name, tensor in made.items()
+            }
+        self._held = (replace(newest, tensors=made), *before)
 
     def copy(self, changes: Changes) -> Cell:
         """Another cell that keeps the same tensors; what it comes to keep is its own.

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from erta_framework.errors import CapabilityError
 from erta_framework.modules._streams import bind_tensors
+from erta_framework.modules._tally import Tally
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +88,8 @@ def measure_costs(network: nn.Module, run: Callable[[], object]) -> dict[str, fl
 def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
     """Count FLOPs and output bytes of every submodule in one network call.
 
-    Compiled parts run eagerly meanwhile. Nothing stays on the network.
+    Compiled parts run eagerly meanwhile. Nothing stays on the network. What policies compute
+    inside of it is not counted.
 
     Args:
         network: The network itself, not what holds it.
@@ -102,13 +104,14 @@ def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
     visits: Counter[str] = Counter()
     inputs: Counter[str] = Counter()
     with ExitStack() as stack:
-        counter = stack.enter_context(make_counter())
+        tally = Tally(stack.enter_context(make_counter()))
+        stack.enter_context(tally.current())
         stack.enter_context(run_eagerly())
         for path, module in inner.named_modules():
-            stack.enter_context(watch(path, module, counter, flops, sizes, visits, inputs))
+            stack.enter_context(watch(path, module, tally, flops, sizes, visits, inputs))
         run()
         if "" not in flops and flops:  # its `forward` was called, not the network
-            flops[""] = counter.get_total_flops()
+            flops[""] = tally.total
     if not flops[""]:
         cls = type(inner).__name__
         reason = "made no matrix product" if sizes else "was not called"
@@ -123,7 +126,7 @@ def measure(network: nn.Module, run: Callable[[], object]) -> Measurement:
 def watch(
     path: str,
     module: nn.Module,
-    counter: FlopCounterMode,
+    tally: Tally,
     flops: Counter[str],
     sizes: Counter[str],
     visits: Counter[str],
@@ -135,10 +138,10 @@ def watch(
     def begin(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         first = [*bind_tensors(module, args, kwargs).values()][:1]
         inputs[path] += count_bytes(first)
-        begun.append(counter.get_total_flops())
+        begun.append(tally.total)
 
     def end(_: nn.Module, __: Any, output: Any) -> None:
-        flops[path] += counter.get_total_flops() - begun.pop()
+        flops[path] += tally.total - begun.pop()
         sizes[path] += count_bytes(output)
         visits[path] += 1
 

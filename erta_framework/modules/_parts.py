@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from erta_framework.errors import PolicyError
+from erta_framework.modules._actions import Of
 from erta_framework.modules._cell import INPUT, Cell, read_tensors
 from erta_framework.modules._cells import FEATURE
 from erta_framework.modules._costs import Measurement
@@ -85,6 +86,15 @@ class Parts:
         """The tensors of its own that the policy kept last at a place; empty if there are none."""
         kept = self.kept(place)
         return read_tensors(kept[0], FEATURE, 0) if kept else ()
+
+    def newest(self, place: Place, of: Of = "output") -> Sequence[Tensor]:
+        """The tensors of the newest kept output or residual, of all visits; empty without one.
+
+        An input that is kept beside it is none of them.
+        """
+        kept = self.kept(place)
+        named = kept[0].tensors.items() if kept else ()
+        return [tensor for name, tensor in named if name.startswith(f"{of}.")]
 
     def kept_input(self, place: Place) -> Tensor | None:
         """The input that was kept beside the newest output, of the samples that run."""

@@ -22,6 +22,7 @@ from erta_framework.modules._partial import TokenPart, run_rows, run_tokens
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._place_memory import PlaceMemory, take_rows
 from erta_framework.modules._places import Place
+from erta_framework.modules._tally import count_everything, leave_out
 from erta_framework.modules._visit import Visit
 from erta_framework.session import Step
 
@@ -249,9 +250,10 @@ class PlaceCall(PlaceMemory):
         """A function of the policy answers."""
         assert isinstance(self.action, Ask)
         before = self.output.visits
-        visit = Visit(self, run, args, kwargs)
+        visit, begun = Visit(self, run, args, kwargs), count_everything()
         try:
             output = self.action.answer(visit)
+            leave_out(count_everything() - begun - visit.flops)
         except ErtaError:
             raise
         except Exception as error:

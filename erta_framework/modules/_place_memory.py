@@ -166,7 +166,7 @@ class PlaceMemory:
         if not self.fresh:
             return
         if isinstance(self.action, TokensAction):
-            self.cell.replace(self.of, self.fresh)
+            self.cell.replace(self.of, self.fresh, self.kept_rows)
             return
         before, running = self.before, self.parts.rows
         if before and self.kept_rows is not None and self.kept_rows != running:

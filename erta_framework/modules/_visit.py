@@ -14,6 +14,7 @@ from erta_framework.modules._partial import run_rows, run_tokens, take_rows
 from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
 from erta_framework.modules._streams import bind_tensors
+from erta_framework.modules._tally import count_everything
 from erta_framework.session import Evaluations, Step
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Visit:
         args: The positional arguments of the module.
         kwargs: The keyword arguments.
         failure: What the module raised.
+        flops: Those of the module, in a network call that is measured.
         ran_whole: Whether the module has run in this visit, on all samples and tokens.
         reassigned: Whether the plan of another place was changed in this visit.
     """
@@ -48,6 +50,7 @@ class Visit:
         self.args, self.kwargs = args, kwargs
         self.failure: BaseException | None = None
         self._ran = self._kept = False
+        self.flops = 0
         self.ran_whole = self.reassigned = False
         self._number = owned.output.visits  # of those in this network call
 
@@ -177,11 +180,14 @@ class Visit:
                 f"{self._owned.owner} ran {self.place} twice in one visit; run it once"
             )
         self._ran = True
+        begun = count_everything()
         try:
             return run()
         except BaseException as error:
             self.failure = error
             raise
+        finally:
+            self.flops = count_everything() - begun
 
     def build(self, tensors: Sequence[Tensor]) -> Any:
         """An output of the module made of these tensors, such as a tuple of two streams.

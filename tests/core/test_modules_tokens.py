@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from erta_framework import NoGuidance
+from erta_framework import NoGuidance, Policy, Reuse, Traits, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.modules import KEEP, ReuseKept, Select, Tokens
 from erta_framework.testing import BlockFlow
@@ -114,6 +114,42 @@ def test_tokens_that_ran_last_until_the_place_runs_as_a_whole():
     assert torch.equal(kept[3][0], wanted)
     assert torch.equal(kept[4][0], wanted)
     assert [age for _, age in kept] == [1, 2, 3, 4, 5]  # since the whole run
+
+
+class OnlyAt(Policy):
+    """At one step only some samples run."""
+
+    index: int
+    rows: tuple[int, ...]
+    traits = Traits(decides="sample")
+
+    @hookimpl
+    def decide(self, step, call):
+        alone = step.index == self.index
+        return Reuse("rows", mask=[alone and row not in self.rows for row in range(3)])
+
+
+@pytest.mark.parametrize("rows", [(1,), (2, 0)])
+def test_tokens_of_some_samples_leave_what_is_kept_of_the_others(rows):
+    network, outputs, kept = BlockFlow(), [], []
+    network.blocks[1].mlp.down.register_forward_hook(lambda *a: outputs.append(a[2].clone()))
+    chosen = torch.tensor([3, 8])
+    actions = [KEEP, Tokens(chosen), ReuseKept(), ReuseKept(), ReuseKept(), KEEP]
+
+    def make(step, call):
+        (place,) = call.sites
+        if step.index:
+            kept.append((call.kept(place)[0].example.clone(), call.age(place)))
+        return {place: actions[step.index]}
+
+    tokens = Plan(make=make, selected=(Select(kind=("mlp",), depth="1"),))
+    sample(OnlyAt(index=1, rows=rows), tokens, network=network, guidance=NoGuidance(), batch=3)
+    wanted, some, _ = outputs
+    ran = sorted(rows)
+    assert torch.equal(kept[0][0], wanted[ran])
+    wanted[torch.tensor(ran)[:, None], chosen] = some
+    assert torch.equal(kept[1][0], wanted)
+    assert [age for _, age in kept] == [1, 2, 3, 4, 5]
 
 
 class Reader(torch.nn.Module):

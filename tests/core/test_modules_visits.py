@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.modules import Ask, Select
+from erta_framework.modules import Ask, Select, measure
 from erta_framework.modules._cells import Learned
 from erta_framework.modules._module_call import ModuleCall
 from erta_framework.modules._partial import run_rows
@@ -147,3 +147,27 @@ def test_positions_belong_to_every_sample():
         run_rows(call, module, (x, tables), {"masks": (x,)}, (1,), 2)
     with pytest.raises(CapabilityError, match="image_rotary_emb"):
         run_rows(call, module, (x, (torch.ones(2, 2),)), {}, (1,), 2)
+
+
+def test_what_policies_compute_in_visits_is_no_cost_of_the_network():
+    """Not of the place, nor of a block around it that is asked as well; costs are remembered."""
+    network, seen = BlockFlow(), []
+
+    def answer(visit):
+        seen.append(visit.call.costs)
+        before = visit.x @ visit.x.mT  # the policy's own
+        output = visit.run()
+        assert before.isfinite().all()
+        assert (output @ output.mT).isfinite().all()
+        return output
+
+    def both(step, call):
+        return dict.fromkeys(call.sites, Ask(answer))
+
+    kinds = (Select(kind=("block",)), Select(kind=("mlp",)))
+    sample(Plan(make=both, selected=kinds), network=network)
+    given = request()
+    time = torch.zeros(len(given.latents))
+    expected = measure(network, lambda: network(given.latents, time, given.cond))
+    assert seen[0] is None
+    assert dict(seen[-1].flops) == dict(expected.flops)

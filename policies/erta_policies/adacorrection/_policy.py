@@ -198,8 +198,8 @@ class AdaCorrection(Policy):
                 )
             if visit.ran and not visit.ran_whole:
                 raise PolicyError(
-                    f"{self.policy!r} ran {visit.place} in part, and a module runs once; let it "
-                    "decide for all samples, such as with per_sample=False"
+                    f"{self.policy!r} ran {visit.place} in part, and a module runs once; use that "
+                    "policy alone, or if it decides for each sample, give it per_sample=False"
                 )
         elif isinstance(action, Keep):
             output = visit.run(keep=action.of)

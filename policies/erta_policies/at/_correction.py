@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from erta_framework import Policy, SessionInfo
-from erta_framework.modules import Parts, Place
+from erta_framework.modules import Of, Parts, Place
 
 
 class Correction(Policy):
@@ -20,7 +20,7 @@ class Correction(Policy):
         """Refuse a run that it does not fit; by default none."""
 
     def correct(
-        self, index: int, call: Parts, place: Place, of: str
+        self, index: int, call: Parts, place: Place, of: Of
     ) -> tuple[Callable[[Tensor], Tensor], ...]:
         """What becomes of each tensor of a place that is reused at a step.
 

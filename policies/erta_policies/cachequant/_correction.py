@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework import Profile, Profiler, SessionInfo
 from erta_framework.errors import ProfileError
-from erta_framework.modules import Parts, Place
+from erta_framework.modules import Of, Parts, Place
 from erta_policies.at import Correction
 from erta_policies.cachequant._profiler import KIND, FeatureProfiler, match_features, read_moments
 from erta_policies.shared import (
@@ -79,7 +79,7 @@ class ChannelCorrection(Correction):
         """Refuse a run that the profile was not made for."""
         match_features(self._profile, session, self.allow)
 
-    def correct(self, index: int, call: Parts, place: Place, of: str) -> tuple[ChannelAffine, ...]:
+    def correct(self, index: int, call: Parts, place: Place, of: Of) -> tuple[ChannelAffine, ...]:
         """The lines from the steps at which the place was kept, by sample, to this one."""
         measured = self._profile.fingerprint["of"]
         if place.path not in self._rows or of != measured:

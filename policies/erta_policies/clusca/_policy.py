@@ -22,7 +22,7 @@ from erta_framework.modules import (
     Select,
     Selection,
     Visit,
-    sum_kept,
+    list_tensors,
 )
 from erta_policies.at import At
 from erta_policies.clusca._clusters import (
@@ -146,12 +146,12 @@ class ClusterRefresh(Policy):
 
     def _refresh(self, action: ReuseKept, labels: Tensor, visit: Visit) -> Any:
         """The forecast of an MLP, with one fresh token a cluster."""
-        levels = [list(one.tensors.values()) for one in visit.kept[: action.depth]]
-        if visit.x.shape[:2] != labels.shape or len(levels[0]) != 1:
-            return visit.reuse(action)
-        (forecast,) = sum_kept(levels, action.weights)
+        forecast = visit.reuse(action)
+        tensors = list_tensors(forecast)
+        if visit.x.shape[:2] != labels.shape or len(tensors) != 1:
+            return forecast
         picked = pick_tokens(labels, self.clusters, self._draw(visit))
-        made = visit.run_tokens(picked, forecast)
+        made = visit.run_tokens(picked, tensors[0])
         return visit.build([spread_tokens(made, picked, labels, self.ratio)])
 
     def _draw(self, visit: Visit) -> torch.Generator:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erta_framework import Call, Needs, Policy, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError, PolicyError
-from erta_framework.modules import Parts, Place
+from erta_framework.modules import Of, Parts, Place
 from erta_policies.at import Correction
 from erta_policies.freqca._bands import HighPass, Transform
 from erta_policies.shared import grid_dims
@@ -99,9 +99,9 @@ class BandCorrection(Correction):
         return HighPass("fft", self.cutoff)
 
     def correct(
-        self, index: int, call: Parts, place: Place, of: str
+        self, index: int, call: Parts, place: Place, of: Of
     ) -> tuple[Callable[[Tensor], Tensor], ...]:
-        newest = call.kept(place)[0].tensors.values()
+        newest = call.newest(place, of)
         return tuple(partial(mix_tokens, newest=one, band=self.band) for one in newest)
 
 

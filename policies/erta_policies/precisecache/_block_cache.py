@@ -130,7 +130,7 @@ class BlockCache(Policy):
 
     def _rank(self, call: Parts) -> frozenset[Place]:
         """The blocks that added least in the profile step; reads back one value for each block."""
-        kept = [list(call.kept(place)[0].tensors.values()) for place in call.sites]
+        kept = [call.newest(place, "residual") for place in call.sites]
         added = torch.stack([measure_added(residuals) for residuals in kept])
         order: list[int] = added.argsort(stable=True).tolist()
         return frozenset(call.sites[k] for k in order[: self.count_skipped(len(order))])

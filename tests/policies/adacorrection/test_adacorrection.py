@@ -19,10 +19,13 @@ from erta_framework.testing import AlternateSteps, BlockFlow
 from erta_policies.adacorrection import AdaCorrection, measure_offset, measure_paper_offset
 from erta_policies.adacorrection._weights import Offsets, weigh
 from erta_policies.at import At
+from erta_policies.clusca import ClusCa
 from erta_policies.fastcache import DriftGate
 from erta_policies.forecast import Forecaster
+from erta_policies.freqca import FreqCa
 from erta_policies.h2cache import FirstBlockGate
 from erta_policies.pab import PAB
+from erta_policies.precisecache import BlockCache
 from erta_policies.shared import measure_drift, measure_spread_drift
 from erta_policies.taylorseer import FORA, RefreshInterval, TaylorSeer
 from module_plans import Plan, request, sample, visits
@@ -49,6 +52,8 @@ HOSTS = {
     "fora": FORA(interval=3, level="modules"),
     "taylorseer": TaylorSeer(interval=3, level="modules"),
     "pab": PAB(spatial=3, window=(-1.0, 2000.0)),
+    "bands": FreqCa(interval=3, first=2, level="blocks"),
+    "ranked": BlockCache(skip_ratio=0.5, length=2),
 }
 
 
@@ -424,6 +429,8 @@ def test_what_it_cannot_correct_is_refused():
         run(AdaCorrection(policy=host_of(tokens, Select(kind=("mlp",)))))
     with pytest.raises(PolicyError, match=r"ran blocks\.0\.mlp in part"):
         run(AdaCorrection(policy=host_of(in_part, Select(kind=("mlp",)))))
+    with pytest.raises(PolicyError, match=r"ran blocks\.0\.mlp in part"):
+        run(AdaCorrection(policy=ClusCa(sites=PARTS, interval=3, clusters=4)))
     own = host_of(lambda step, call: dict.fromkeys(call.sites, Ask(keep_features)))
     with pytest.raises(PolicyError, match="keeps tensors of its own"):
         run(AdaCorrection(policy=own, mode="paper"))
