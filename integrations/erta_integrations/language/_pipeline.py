@@ -1,4 +1,4 @@
-"""`attach_language`: diffusers' `LLaDA2Pipeline`, unmodified, through its model.
+"""`LanguageAttachment`: policies on diffusers' `LLaDA2Pipeline`, unmodified, through its model.
 
 The pipeline calls its model on all tokens up to the end of the block that it refines. One request
 is one block: its first call runs on every position.
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from erta_framework import Engine, Interval, Profile, Session, SessionInfo, Trace
-from erta_framework.config import PolicyLike, build_engine
 from erta_framework.errors import CapabilityError, ConflictError, ProtocolError, UnusedWarning
 from erta_framework.masked import LONG, Branch, Held, list_signals
 from erta_framework.session import make_site
@@ -209,47 +208,3 @@ class LanguageAttachment:
             session.__exit__(type(error) if error is not None else None, error, None)
             self.traces.append(session.trace)
             self.emitted.extend(session.emitted)
-
-
-def attach_language(
-    pipe: Any,
-    policies: PolicyLike,
-    *,
-    mask_id: int | None = None,
-    post_steps: int = 17,
-    **options: Any,
-) -> LanguageAttachment:
-    """Attach policies to an unmodified `LLaDA2Pipeline`, for as long as a `with` block lasts.
-
-    Args:
-        pipe: The pipeline; its model takes `past_key_values` as models of transformers do.
-        policies: As in `erta_framework.attach`.
-        mask_id: The mask; by default that of the pipeline's tokenizer.
-        post_steps: At least `max_post_steps + 1` of the call.
-        **options: Options of the policy, where `policies` is a name.
-
-    Raises:
-        CapabilityError: The pipeline has no model or scheduler of this kind, or a policy serves
-            latents only.
-        ConflictError: On entering, if something is attached already.
-
-    Warns:
-        UnusedWarning: On leaving the block, if every call ran on every token although a rule may
-            reuse. When the attachment is dropped, if the pipeline ran and it was never entered.
-
-    Example:
-        >>> with attach_language(pipe, "dkvcache", refresh=4) as run:  # doctest: +SKIP
-        ...     pipe(input_ids=ids, mask_token_id=156895)
-    """
-    engine, _ = build_engine(policies, options)
-    for part in ("model", "scheduler"):
-        if getattr(pipe, part, None) is None:
-            raise CapabilityError(
-                f"{type(pipe).__name__} has no {part}; the driver is for LLaDA2Pipeline"
-            )
-    chosen = getattr(pipe, "mask_token_id", None) if mask_id is None else mask_id
-    if chosen is None:
-        raise CapabilityError(
-            f"{type(pipe).__name__} has no tokenizer with a mask token; give mask_id"
-        )
-    return LanguageAttachment(pipe, engine, int(chosen), post_steps)
