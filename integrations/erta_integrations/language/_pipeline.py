@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Engine, Interval, Profile, Session, SessionInfo, Trace
+from erta_framework.attach import KEEP_TRACES, RequestLog
 from erta_framework.config import PolicyLike, build_engine
 from erta_framework.errors import CapabilityError, ConflictError, ProtocolError, UnusedWarning
 from erta_framework.masked import LONG, Branch, Held, list_signals
@@ -36,18 +37,17 @@ class LanguageAttachment:
 
     Attributes:
         engine: The policies that decide.
-        traces: One trace for each block, oldest first.
-        emitted: Profiles that profilers emitted.
     """
 
-    def __init__(self, pipe: Any, engine: Engine, mask_id: int, post_steps: int) -> None:
+    def __init__(
+        self, pipe: Any, engine: Engine, mask_id: int, post_steps: int, keep_traces: int | None
+    ) -> None:
+        self._log, self._reused = RequestLog(keep_traces), False
         self.engine, self._pipe, self._post_steps = engine, pipe, post_steps
         self._model = WindowModel(pipe.model, mask_id)
         engine.check(
             list_signals(self._model, TRACKED), type(pipe.scheduler).__name__, kind="tokens"
         )
-        self.traces: list[Trace] = []
-        self.emitted: list[Profile] = []
         self._steps, self._block, self._checked, self._answered = 0, 0, False, False
         self._entered, self._timesteps = False, getattr(pipe.scheduler, "timesteps", None)
         self._session: Session | None = None
@@ -85,7 +85,8 @@ class LanguageAttachment:
     ) -> None:
         self._close(error)
         self.detach()
-        if error is None and (fault := explain_unused(self.engine, self.traces, self._pipe)):
+        fault = explain_unused(self.engine, self.traces, self._pipe)
+        if error is None and not self._reused and fault:
             warnings.warn(fault, UnusedWarning, stacklevel=2)
 
     def __del__(self) -> None:
@@ -101,6 +102,16 @@ class LanguageAttachment:
         vars(self._pipe)["model"] = self._model.model
 
     @property
+    def traces(self) -> list[Trace]:
+        """One trace for each block, oldest first; the newest `keep_traces`."""
+        return self._log.traces
+
+    @property
+    def emitted(self) -> list[Profile]:
+        """The profiles that profilers emitted, oldest first; many are merged."""
+        return self._log.emitted
+
+    @property
     def newest(self) -> Trace | None:
         """The trace of the block that is refined, else of the last one."""
         if self._session is not None:
@@ -113,11 +124,11 @@ class LanguageAttachment:
         Raises:
             ProfileError: Nothing was emitted.
         """
-        return Profile.merge(self.emitted)
+        return self._log.profile()
 
     def summary(self) -> str:
         """Tokens computed in every block, with reasons."""
-        return "\n".join(trace.summary() for trace in self.traces) or "no request yet"
+        return self._log.summary() or "no request yet"
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
         """Refused: every call runs, on some of the tokens."""
@@ -182,7 +193,7 @@ class LanguageAttachment:
             kind="tokens",
             solver=type(self._pipe.scheduler).__name__,
             capabilities=list_signals(self._model, TRACKED),
-            request_id=f"block-{len(self.traces)}",
+            request_id=f"block-{self._log.closed}",
             time_of=lambda sigma: sigma,
         )
         self._session = self.engine.session(info).__enter__()
@@ -207,8 +218,8 @@ class LanguageAttachment:
                 session.end(watched.ids)
         finally:
             session.__exit__(type(error) if error is not None else None, error, None)
-            self.traces.append(session.trace)
-            self.emitted.extend(session.emitted)
+            self._log.add(session)
+            self._reused |= session.trace.token_rows < session.trace.token_total
 
 
 def attach_language(
@@ -217,6 +228,7 @@ def attach_language(
     *,
     mask_id: int | None = None,
     post_steps: int = 17,
+    keep_traces: int | None = KEEP_TRACES,
     **options: Any,
 ) -> LanguageAttachment:
     """Attach policies to an unmodified `LLaDA2Pipeline`, for as long as a `with` block lasts.
@@ -226,11 +238,14 @@ def attach_language(
         policies: As in `erta_framework.attach`.
         mask_id: The mask; by default that of the pipeline's tokenizer.
         post_steps: At least `max_post_steps + 1` of the call.
+        keep_traces: Traces to keep, of the newest blocks, so that a server does not fill its
+            memory; None keeps all.
         **options: Options of the policy, where `policies` is a name.
 
     Raises:
         CapabilityError: The pipeline has no model or scheduler of this kind, or a policy serves
             latents only.
+        InputError: `keep_traces` is below 1.
         ConflictError: On entering, if something is attached already.
 
     Warns:
@@ -252,4 +267,4 @@ def attach_language(
         raise CapabilityError(
             f"{type(pipe).__name__} has no tokenizer with a mask token; give mask_id"
         )
-    return LanguageAttachment(pipe, engine, int(chosen), post_steps)
+    return LanguageAttachment(pipe, engine, int(chosen), post_steps, keep_traces)
