@@ -32,6 +32,9 @@ STUDIES = {
     ("noise-scale", "shapes-wan"): "--samples 8",
     ("module-tables", "shapes-unet"): "--samples 8 --calibration 4",
     ("module-tables", "shapes-wan"): "--samples 8 --calibration 4",
+    ("corrections", "shapes-unet"): "--samples 8",
+    ("corrections", "shapes-wan"): "--samples 8",
+    ("corrections", "shapes-flux"): "--samples 8",
 }
 """Studies on models, with their options."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from erta_framework.attach import KEEP_TRACES
 from erta_framework.config import PolicyLike, build_engine
 from erta_framework.errors import CapabilityError
 from erta_integrations.language._pipeline import LanguageAttachment
@@ -15,6 +16,7 @@ def attach_language(
     *,
     mask_id: int | None = None,
     post_steps: int = 17,
+    keep_traces: int | None = KEEP_TRACES,
     **options: Any,
 ) -> LanguageAttachment:
     """Attach policies to an unmodified `LLaDA2Pipeline`, for as long as a `with` block lasts.
@@ -24,11 +26,14 @@ def attach_language(
         policies: As in `erta_framework.attach`.
         mask_id: The mask; by default that of the pipeline's tokenizer.
         post_steps: At least `max_post_steps + 1` of the call.
+        keep_traces: Traces to keep, of the newest blocks, so that a server does not fill its
+            memory; None keeps all.
         **options: Options of the policy, where `policies` is a name.
 
     Raises:
         CapabilityError: The pipeline has no model or scheduler of this kind, or a policy serves
             latents only.
+        InputError: `keep_traces` is below 1.
         ConflictError: On entering, if something is attached already.
 
     Warns:
@@ -50,4 +55,4 @@ def attach_language(
         raise CapabilityError(
             f"{type(pipe).__name__} has no tokenizer with a mask token; give mask_id"
         )
-    return LanguageAttachment(pipe, engine, int(chosen), post_steps)
+    return LanguageAttachment(pipe, engine, int(chosen), post_steps, keep_traces)

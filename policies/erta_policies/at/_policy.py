@@ -177,7 +177,7 @@ class At(Policy):
                 planner = as_planner(when)
                 assert planner is not None
                 assert call is not None
-                calls = count_calls(self._work, session.num_steps, call.share, repr(self))
+                calls = count_calls(self._work, session.num_steps, call.share, self)
                 found = planner.with_calls(calls)
                 assert isinstance(found, Policy)  # `when` has a budget, so it takes another
                 when = found
@@ -194,7 +194,7 @@ def divide_places(sites: tuple[Place, ...]) -> tuple[list[Place], list[tuple[Pla
     return [place for place in sites if place not in aside], feeding
 
 
-def count_calls(work: float, num_steps: int, share: float | None, who: str) -> int:
+def count_calls(work: float, num_steps: int, share: float | None, who: object) -> int:
     """In how many of the steps modules may run, so that the whole network does so much work.
 
     Args:
