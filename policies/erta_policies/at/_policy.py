@@ -8,7 +8,7 @@ from typing import Literal
 
 from erta_framework import Policy, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.budgets import as_planner
-from erta_framework.errors import PolicyError
+from erta_framework.errors import BudgetError, PolicyError
 from erta_framework.modules import (
     KEEP,
     SKIP,
@@ -204,7 +204,8 @@ def count_calls(work: float, num_steps: int, share: float | None, who: object) -
         who: The policy, for messages.
 
     Raises:
-        PolicyError: The share is not known, or the rest of the network alone costs more.
+        PolicyError: The share is not known.
+        BudgetError: The rest of the network alone costs more.
 
     Example:
         >>> count_calls(20.0, 50, 0.8, "at")
@@ -216,10 +217,11 @@ def count_calls(work: float, num_steps: int, share: float | None, who: object) -
         )
     least = num_steps * (1.0 - share) + share
     if work < least - 1e-9:
-        raise PolicyError(
+        raise BudgetError(
             f"{who} has the work of {work:g} network calls for {num_steps} steps, but the rest of "
             f"the network, with its modules at one step, costs {least:.2f}: they are {share:.0%} "
-            "of a call; give more, or select more modules"
+            "of a call; give more, or select more modules",
+            least=least,
         )
     return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
 

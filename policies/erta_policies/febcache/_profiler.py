@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile, Profiler, Seam, SessionInfo, Step, Traits, hookimpl
-from erta_framework.errors import PolicyError
+from erta_framework.errors import BudgetError, PolicyError
 from erta_framework.modules import KEEP, Action, Parts, Place, ReuseKept, Select
 from erta_framework.session import PLANNED, TRIAL
 from erta_policies.febcache._search import Search
@@ -56,7 +56,8 @@ class FEBCacheProfiler(RunProfiler):
         search: Where the search stands; left to the calibration.
 
     Raises:
-        PolicyError: A setting is out of range, or there is no table with so little work.
+        PolicyError: A setting is out of range.
+        BudgetError: There is no table with so little work.
         InputError: The run does not start at step 0.
 
     Example:
@@ -166,11 +167,12 @@ class FEBCacheProfiler(RunProfiler):
     def next_profiler(self, profile: Profile) -> Profiler | None:
         wanted, steps = self.find_share(profile.num_steps), profile.num_steps
         least = find_least_work(profile)
-        if wanted < least:
-            raise PolicyError(
+        if wanted < least - 1e-9:
+            raise BudgetError(
                 f"{self.name} was asked for the work of {wanted * steps:.2f} network calls in "
                 f"{steps} steps, but attention and MLPs reused at every step but the first leave "
-                f"{least * steps:.2f}; ask for more"
+                f"{least * steps:.2f}; ask for more",
+                least=least * steps,
             )
         search = self.search.narrow(find_table_work(profile), wanted)
         assert search.gap is not None
