@@ -15,9 +15,16 @@ import yaml
 from omegaconf import OmegaConf
 
 from erta_framework.budgets import promise
-from erta_framework.config import RunConfig, build_run, load_config
+from erta_framework.config import (
+    MaskedRunConfig,
+    RunConfig,
+    build_masked_run,
+    build_run,
+    load_run,
+)
 from erta_framework.config._references import Resolver
 from erta_framework.errors import ErtaError
+from erta_framework.masked import Decoder, open_decoder_catalogue
 from erta_framework.plugins import policies
 from erta_framework.plugins._own import list_offers
 from erta_framework.sampling import open_guidance_catalogue, open_solver_catalogue
@@ -26,6 +33,7 @@ RAN: list[object] = []
 KEYS = [
     "model", "policies", "solver", "guidance", "steps", "sigmas", "prompts", "prompts_file", "seed",
     "batch_size", "precision", "accelerator", "devices", "seam", "output", "fabric", "job",
+    "decoder", "block", "length", "samples",
 ]  # fmt: skip
 OPTIONS = [
     "calls", "profile", "budget", "threshold", "every", "evenly", "steps", "shift", "scale", "rho",
@@ -70,7 +78,13 @@ def refuse_secrets(self: Resolver, text: str) -> str:
 
 
 CATALOGUES = [
-    catalogue(only=()) for catalogue in (policies, open_solver_catalogue, open_guidance_catalogue)
+    catalogue(only=())
+    for catalogue in (
+        policies,
+        open_solver_catalogue,
+        open_guidance_catalogue,
+        open_decoder_catalogue,
+    )
 ]
 FIELDS = {
     name: [field.name for field in dataclasses.fields(catalogue.load(name))]
@@ -80,7 +94,7 @@ FIELDS = {
 NAMES = list(FIELDS)
 PART_OF = {
     name: part
-    for part, found in zip(["policies", "solver", "guidance"], CATALOGUES, strict=True)
+    for part, found in zip(["policies", "solver", "guidance", "decoder"], CATALOGUES, strict=True)
     for name in found.names()
 }
 
@@ -119,11 +133,15 @@ def make_configuration(rng: random.Random) -> dict[Any, Any]:
     return values
 
 
-def must_be_plan_or_refusal(make: Callable[[], RunConfig], shown: object) -> bool:
+def must_be_plan_or_refusal(make: Callable[[], RunConfig | MaskedRunConfig], shown: object) -> bool:
     """Whether it was a plan; anything but a plan or an error of ours is a failure."""
     try:
         run = make()
         repr(run)
+        if isinstance(run, MaskedRunConfig):
+            assert isinstance(run.decoder, Decoder)
+            run.make_sampler()
+            return True
         assert 1 <= run.steps <= 10_000
         if len(run.policies) == 1:
             promise(run.policies, min(run.steps, 20))
@@ -147,7 +165,10 @@ def try_values(rng: random.Random, count: int) -> int:
     plans = 0
     for _ in range(count):
         values = make_configuration(rng)
-        plans += must_be_plan_or_refusal(lambda values=values: build_run(values, only=()), values)
+        build = build_masked_run if "decoder" in values else build_run
+        plans += must_be_plan_or_refusal(
+            lambda build=build, values=values: build(values, only=()), values
+        )
     return plans
 
 
@@ -162,7 +183,7 @@ def try_files(rng: random.Random, count: int, folder: Any) -> int:
         path.write_bytes(text.encode("utf-8", "surrogatepass"))
         overrides = [make_override(rng) for _ in range(rng.randrange(3))]
         plans += must_be_plan_or_refusal(
-            lambda overrides=overrides: load_config(path, overrides, only=()), (text, overrides)
+            lambda overrides=overrides: load_run(path, overrides, only=()), (text, overrides)
         )
     return plans
 
@@ -209,4 +230,4 @@ def test_bytes_that_are_no_text(rng, examples, tmp_path):
     path = tmp_path / "run.yaml"
     for _ in range(examples(100)):
         path.write_bytes(rng.randbytes(rng.randrange(200)))
-        must_be_plan_or_refusal(lambda: load_config(path, only=()), path.read_bytes())
+        must_be_plan_or_refusal(lambda: load_run(path, only=()), path.read_bytes())
