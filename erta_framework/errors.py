@@ -6,7 +6,8 @@ Every message names who is at fault, where, the values that disagree and what to
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from erta_framework.text import escape_line
 
@@ -17,6 +18,25 @@ class ErtaError(Exception):
 
 class PolicyError(ErtaError):
     """A policy broke the contract of a hook, or raised inside one."""
+
+
+class BudgetError(PolicyError):
+    """A policy cannot do as little work as its budget has.
+
+    Attributes:
+        least: The least work that it can do, in network calls of each branch.
+
+    Example:
+        >>> BudgetError("25 were asked for, 30 are left", least=30.0).least
+        30.0
+    """
+
+    def __init__(self, message: str, *, least: float) -> None:
+        super().__init__(message)
+        self.least = least
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return partial(type(self), least=self.least), self.args
 
 
 class ConflictError(ErtaError):

@@ -253,13 +253,13 @@ def test_a_policy_that_nobody_registered_is_combined_as_well():
 def test_other_choices_of_a_setting_are_found_by_its_type():
     labels = [label for label, _ in list_variants(Forecaster)]
     assert labels == [
-        "basis=taylor",
-        "basis=hermite",
-        "basis=adams",
         "over=index",
         "what=residual",
         "what=x0",
         "what=reused",
+        "basis=taylor",
+        "basis=hermite",
+        "basis=adams",
     ]
 
 

@@ -14,7 +14,7 @@ import typer
 import yaml
 
 import update_readme
-from erta_framework.config import RunConfig, load_config
+from erta_framework.config import RunConfig, load_run
 from erta_framework.plugins import models, policies
 from tables.ablation import LADDER, describe_findings, render_ablation, render_ladder
 from tables.budgets import render_budgets, render_lambda
@@ -107,7 +107,7 @@ def test_the_configurations_of_a_page_are_valid(page: Path, tmp_path: Path) -> N
     for block in blocks(page, "yaml"):
         path = tmp_path / "config.yaml"
         path.write_text(block, encoding="utf-8")
-        assert load_config(path).model in models(only=[]).names()
+        assert load_run(path).model in models(only=[]).names()
 
 
 # ------------------------------------------------------------------------------- commands

@@ -42,6 +42,7 @@ from erta_framework import (
     SamplingLoop,
     Session,
     SessionInfo,
+    Step,
     Traits,
     hookimpl,
 )
@@ -528,6 +529,27 @@ def _() -> None:
 )
 def _() -> None:
     run_trial(make_spec(1, 3, 2), torch.ones(1, 3, 2), 500.0, timestep=1)
+
+
+class TryPlan(Policy):
+    """Tries a plan for places that nobody selected."""
+
+    traits = Traits(requires=frozenset({"trial", "trial:places"}))
+
+    @hookimpl
+    def decide(self, step: Step, call: Call) -> Compute:
+        call.trial(plan=lambda parts: {})
+        return Compute("tried")
+
+
+@says(
+    "no trial with a plan: no policy owns places in {network}; a policy that asks for one selects "
+    "some"
+)
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [TryPlan()]):
+        pipe()
 
 
 @says("no trial of {network} ({class}) at another timestep: its forward takes none")

@@ -29,9 +29,12 @@ STUDIES = {
     ("noise-length", "shapes-unet"): "--samples 8",
     ("noise-length", "shapes-wan"): "--samples 8",
     ("noise-scale", "shapes-unet"): "--samples 8",
-    ("noise-scale", "shapes-wan"): "--samples 2",
-    ("module-tables", "shapes-unet"): "--samples 4 --calibration 2",
-    ("module-tables", "shapes-wan"): "--samples 4 --calibration 2",
+    ("noise-scale", "shapes-wan"): "--samples 8",
+    ("module-tables", "shapes-unet"): "--samples 8 --calibration 4",
+    ("module-tables", "shapes-wan"): "--samples 8 --calibration 4",
+    ("corrections", "shapes-unet"): "--samples 8",
+    ("corrections", "shapes-wan"): "--samples 8",
+    ("corrections", "shapes-flux"): "--samples 8",
 }
 """Studies on models, with their options."""
 

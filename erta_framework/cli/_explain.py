@@ -5,14 +5,18 @@ from __future__ import annotations
 from erta_framework.budgets import promise
 from erta_framework.cli._options import AllowEnv, Settings
 from erta_framework.cli._samplers import make_sampler
-from erta_framework.cli._settings import read_settings
+from erta_framework.cli._settings import read_run
+from erta_framework.config import MaskedRunConfig
 from erta_framework.console import make_console
 from erta_framework.text import escape_line
 
 
 def explain(settings: Settings = None, allow_env: AllowEnv = False) -> None:
     """Show what a configuration does: settings, policies, hooks in call order; samples nothing."""
-    config = read_settings(settings, allow_env)
+    config = read_run(settings, allow_env)
+    if isinstance(config, MaskedRunConfig):
+        explain_tokens(config)
+        return
     sampler = make_sampler(config, config.policies)
     sigmas = sampler.schedule.sigmas
     out = make_console()
@@ -25,3 +29,15 @@ def explain(settings: Settings = None, allow_env: AllowEnv = False) -> None:
     cost = promise(config.policies, len(sigmas) - 1)
     if cost:
         out.print(f"cost      {cost}", soft_wrap=True)
+
+
+def explain_tokens(config: MaskedRunConfig) -> None:
+    """The same of a configuration that decodes tokens."""
+    sampler = config.make_sampler()
+    out = make_console()
+    out.print(escape_line(f"model     {config.model}"))
+    out.print(f"decoder   {config.decoder!r}", soft_wrap=True)
+    out.print(f"guidance  {config.guidance!r}", soft_wrap=True)
+    out.print(f"schedule  {sampler.loop.schedule!r}", soft_wrap=True)
+    out.print(f"device    {sampler.device.type}")
+    out.print(sampler.loop.engine.explain(), soft_wrap=True)

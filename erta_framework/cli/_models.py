@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from erta_framework.errors import InputError, RegistryError
+from erta_framework.masked import TextTokenModel, open_decoder_catalogue
 from erta_framework.plugins import Policy, models
 from erta_framework.sampling import TextModel
 
@@ -16,15 +17,43 @@ def load_model(name: str) -> TextModel:
     """A model of the catalogue.
 
     Raises:
+        InputError: It decodes tokens.
         RegistryError: Nobody provides it, or what it returns is no `TextModel`.
     """
     model = models().load(name)()
+    if isinstance(model, TextTokenModel):
+        raise InputError(
+            f"the model {name!r} decodes tokens, but the configuration has no decoder, so it "
+            f"samples latents; set decoder to one of {', '.join(open_decoder_catalogue().names())} "
+            "(`erta sample`, `erta explain`), or choose another model"
+        )
     if not isinstance(model, TextModel):
         raise RegistryError(
             f"the model {name!r} gave {type(model).__name__}, which lacks something of "
             "erta_framework.sampling.TextModel (latent_shape, fingerprint, encode, call)"
         )
     return model
+
+
+def load_token_model(name: str) -> TextTokenModel:
+    """A model of the catalogue that decodes tokens.
+
+    Raises:
+        InputError: It samples latents.
+        RegistryError: Nobody provides it, or what it returns is no `TextTokenModel`.
+    """
+    model = models().load(name)()
+    if isinstance(model, TextTokenModel):
+        return model
+    if isinstance(model, TextModel):
+        raise InputError(
+            f"the model {name!r} samples latents, but the configuration has a decoder, so it "
+            "decodes tokens; leave decoder out, or choose a model that decodes tokens"
+        )
+    raise RegistryError(
+        f"the model {name!r} gave {type(model).__name__}, which lacks something of "
+        "erta_framework.masked.TextTokenModel (TokenModel, encode_prompts, spell)"
+    )
 
 
 def find_own_demo(name: str) -> Callable[[Path, Console], None] | None:

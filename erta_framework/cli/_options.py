@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import typer
 
-from erta_framework.cli._settings import read_settings
-from erta_framework.config import RunConfig
+from erta_framework.cli._settings import read_run, read_settings
+from erta_framework.config import MaskedRunConfig, RunConfig
 from erta_framework.errors import InputError
 from erta_framework.session import Seam
 
@@ -75,7 +75,26 @@ class ConfigOptions:
             ConfigError: The file or an override is wrong.
             InputError: Two files, or `--seam` is no seam of a pipeline.
         """
-        config = read_settings(self.settings, self.allow_env)
+        return self._at_seam(read_settings(self.settings, self.allow_env))
+
+    def read_run(self) -> RunConfig | MaskedRunConfig:
+        """As `read`, or the configuration of a run that decodes tokens.
+
+        Raises:
+            ConfigError: The file or an override is wrong.
+            InputError: Two files, `--seam` is no seam of a pipeline, or it is given for tokens.
+        """
+        config = read_run(self.settings, self.allow_env)
+        if isinstance(config, RunConfig):
+            return self._at_seam(config)
+        if self.seam is not None:
+            raise InputError(
+                f"--seam {self.seam} has no effect on a configuration with a decoder, which "
+                "decodes tokens; leave it out"
+            )
+        return config
+
+    def _at_seam(self, config: RunConfig) -> RunConfig:
         if self.seam is None:
             return config
         if self.seam not in (Seam.LATENT, Seam.TRUNK):

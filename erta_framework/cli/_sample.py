@@ -11,6 +11,7 @@ from rich.table import Table
 from safetensors.torch import save_file
 
 from erta_framework.cli._jobs import is_job, sample_job
+from erta_framework.cli._masked import TRACE, refuse_unread, sample_tokens
 from erta_framework.cli._models import load_model
 from erta_framework.cli._options import (
     ConfigOptions,
@@ -29,7 +30,7 @@ from erta_framework.cli._pipeline import (
 )
 from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
 from erta_framework.cli._settings import choose_prompts
-from erta_framework.config import RunConfig
+from erta_framework.config import MaskedRunConfig, RunConfig
 from erta_framework.console import make_console
 from erta_framework.files import stage_outputs
 from erta_framework.sampling import (
@@ -43,8 +44,6 @@ from erta_framework.sampling import (
     TraceLogger,
 )
 from erta_framework.text import escape_line
-
-TRACE = "trace.jsonl"
 
 
 def sample(
@@ -63,12 +62,17 @@ def sample(
 ) -> None:
     """Sample prompts; writes GIFs or PNGs, samples.safetensors and trace.jsonl.
 
+    A configuration with a decoder writes texts, as texts.jsonl.
+
     A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job. A job is
     divided over devices and machines, writes one file for each sample, and can be resumed.
     """
-    settings, config = config_options.settings, config_options.read()
+    settings, config = config_options.settings, config_options.read_run()
     folder = output if output is not None else Path(config.output)
-    if is_job(job, request.prompts, config):
+    if isinstance(config, MaskedRunConfig):
+        refuse_unread(pipeline_options, request, job)
+        sample_tokens(config, read_prompts(request.prompts, prompt), folder)
+    elif is_job(job, request.prompts, config):
         sample_job(job, pipeline_options, request, config, settings, prompt, folder, gifs)
     elif wants_pipeline(pipeline_options, request, config, settings):
         sample_pipeline(pipeline_options, request, config, prompt, folder, gifs)

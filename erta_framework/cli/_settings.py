@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from erta_framework.config import RunConfig, load_config
+from erta_framework.config import MaskedRunConfig, RunConfig, load_config, load_run
 from erta_framework.errors import InputError
 
 
@@ -20,6 +20,27 @@ def read_settings(settings: Sequence[str] | None, allow_env: bool = False) -> Ru
         InputError: Two files.
         ConfigError: The file or an override is wrong.
     """
+    return load_config(*split_settings(settings), allow_env=allow_env)
+
+
+def read_run(
+    settings: Sequence[str] | None, allow_env: bool = False
+) -> RunConfig | MaskedRunConfig:
+    """As `read_settings`, of a command that also decodes tokens.
+
+    Raises:
+        InputError: Two files.
+        ConfigError: The file or an override is wrong.
+    """
+    return load_run(*split_settings(settings), allow_env=allow_env)
+
+
+def split_settings(settings: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """The configuration file, if there is one, and the overrides.
+
+    Raises:
+        InputError: Two files.
+    """
     arguments = list(settings or ())
     files = [item for item in arguments if "=" not in item]
     if len(files) > 1:
@@ -28,7 +49,7 @@ def read_settings(settings: Sequence[str] | None, allow_env: bool = False) -> Ru
             "as key=value"
         )
     overrides = [item for item in arguments if "=" in item]
-    return load_config(files[0] if files else None, overrides, allow_env=allow_env)
+    return files[0] if files else None, overrides
 
 
 def list_set_keys(
@@ -58,7 +79,7 @@ def read_lines(path: str | Path) -> list[str]:
 
 
 def choose_prompts(
-    config: RunConfig, given: Sequence[str] | None, fallback: Sequence[str]
+    config: RunConfig | MaskedRunConfig, given: Sequence[str] | None, fallback: Sequence[str]
 ) -> list[str]:
     """The given prompts, else those of the configuration, else the fallback.
 

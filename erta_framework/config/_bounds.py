@@ -20,6 +20,7 @@ LIMITS: Mapping[str, tuple[float, float]] = {
     "calls": (1, MOST_STEPS),
     "seed": (-WIDEST - 1, WIDEST),
     "batch_size": (0, 65_536),
+    "samples": (1, 65_536),
     "devices": (1, 65_536),
     "num_nodes": (1, 65_536),
     "lease": (-1e7, 1e7),

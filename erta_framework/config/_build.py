@@ -8,10 +8,12 @@ from typing import Any
 
 from erta_framework.config._bounds import check_bounds
 from erta_framework.config._convert import construct, convert, split_name
+from erta_framework.config._masked_config import MaskedRunConfig
 from erta_framework.config._problems import Misfit
 from erta_framework.config._run_config import RunConfig
 from erta_framework.errors import ConfigError, suggest
 from erta_framework.jobs import ACCELERATORS, FabricConfig, JobConfig, check_accelerator
+from erta_framework.masked import Decoder, open_decoder_catalogue
 from erta_framework.plugins import Catalogue, Policy
 from erta_framework.sampling import Guidance, Solver, open_guidance_catalogue, open_solver_catalogue
 from erta_framework.text import show_value
@@ -21,22 +23,24 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
     """Plain values as a `RunConfig`; parts are given as `{name: {option: value}}` or a name.
 
     Raises:
-        ConfigError: A key is unknown, a value of the wrong type or beyond a bound, or this machine
-            lacks what `fabric.accelerator` names.
+        ConfigError: A key is unknown, a value of the wrong type or beyond a bound, this machine
+            lacks what `fabric.accelerator` names, or the configuration decodes tokens.
         RegistryError: A policy is not installed, or a part does not load.
 
     Example:
         >>> build_run({"steps": 20, "solver": "flow_ab2"}).solver
         FlowAdamsBashforth2(shift=3.0, time_scale=1000.0)
     """
+    if "decoder" in values:
+        raise ConfigError(
+            f"decoder is {show_value(values['decoder'])}: such a configuration decodes tokens, and "
+            "here latents are sampled; give it to `erta sample`, `erta explain` or "
+            "load_masked_config, or leave decoder out"
+        )
     check_bounds(values, "configuration")
-    values = dict(values)
-    if "policies" in values:
-        values["policies"] = build_policies(values["policies"] or [], only)
+    values = build_shared_parts(values, only)
     if "solver" in values:
         values["solver"] = build_solver(values["solver"], only)
-    if "guidance" in values:
-        values["guidance"] = build_guidance(values["guidance"], only)
     for key, section in (("fabric", FabricConfig), ("job", JobConfig)):
         if key in values:
             if not isinstance(values[key], Mapping):
@@ -50,6 +54,52 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
     # one process without Fabric runs there as well, unless told otherwise
     kind = ACCELERATORS.get(asked, asked)
     return replace(run, accelerator=kind) if run.accelerator == "auto" else run
+
+
+def build_masked_run(
+    values: Mapping[str, Any], only: Collection[str] | None = None
+) -> MaskedRunConfig:
+    """Plain values as a `MaskedRunConfig`; parts are given as in `build_run`.
+
+    Raises:
+        ConfigError: A key is unknown or the decoder missing, or a value of the wrong type or
+            beyond a bound.
+        RegistryError: A policy is not installed, or a part does not load.
+
+    Example:
+        >>> build_masked_run({"decoder": {"random": {"temperature": 0.7}}}).decoder.temperature
+        0.7
+    """
+    check_bounds(values, "configuration")
+    values = build_shared_parts(values, only)
+    if "decoder" in values:
+        values["decoder"] = build_decoder(values["decoder"], only)
+    return construct(MaskedRunConfig, values, where="configuration of tokens")
+
+
+def build_shared_parts(values: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
+    """The values, with the policies and the guidance made."""
+    values = dict(values)
+    if "policies" in values:
+        values["policies"] = build_policies(values["policies"] or [], only)
+    if "guidance" in values:
+        values["guidance"] = build_guidance(values["guidance"], only)
+    return values
+
+
+def build_decoder(spec: object, only: Collection[str] | None = None) -> Decoder:
+    """A decoder from `name` or `{name: {option: value}}`.
+
+    Raises:
+        ConfigError: The name or an option is unknown, or a value of the wrong type.
+        RegistryError: The class does not load.
+
+    Example:
+        >>> build_decoder({"confidence": {"threshold": 0.9}}).threshold
+        0.9
+    """
+    decoder: Decoder = build_part(spec, "decoder", open_decoder_catalogue(only), only)
+    return decoder
 
 
 def build_solver(spec: object, only: Collection[str] | None = None) -> Solver:

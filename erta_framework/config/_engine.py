@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from erta_framework.config._build import build_policies, build_policy
-from erta_framework.config._load import load_config
+from erta_framework.config._load import load_run
+from erta_framework.config._run_config import RunConfig
 from erta_framework.plugins import Engine, Policy
 
 PolicyLike = str | Path | Policy | Engine | Sequence[Any]
@@ -41,8 +42,9 @@ def build_engine(policies: PolicyLike, options: dict[str, Any]) -> tuple[Engine,
     if isinstance(policies, Path) or (
         isinstance(policies, str) and policies.endswith((".yaml", ".yml"))
     ):
-        config = load_config(policies)
-        return Engine(config.policies), config.memory
+        config = load_run(policies)
+        memory = config.memory if isinstance(config, RunConfig) else None
+        return Engine(config.policies), memory
     if isinstance(policies, str):
         return Engine([build_policy({policies: options}, where="attach")]), None
     return Engine(build_policies(policies)), None

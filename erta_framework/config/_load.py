@@ -9,7 +9,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from erta_framework.config._build import build_run
+from erta_framework.config._build import build_masked_run, build_run
+from erta_framework.config._masked_config import MaskedRunConfig
 from erta_framework.config._references import Resolver
 from erta_framework.config._run_config import RunConfig
 from erta_framework.config._yaml import DEEPEST, check_yaml, read_text
@@ -40,6 +41,59 @@ def load_config(
             beyond a bound, or it asks for the environment and may not.
         RegistryError: A policy is not installed.
     """
+    return build_run(read_values(path, overrides, allow_env), only)
+
+
+def load_masked_config(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Collection[str] | None = None,
+    *,
+    allow_env: bool = False,
+) -> MaskedRunConfig:
+    """As `load_config`, for a configuration that decodes tokens.
+
+    Raises:
+        ConfigError: As there; or the key `decoder` is missing.
+        RegistryError: A policy is not installed.
+
+    Example:
+        >>> load_masked_config(None, ["decoder=confidence", "block=8"]).block
+        8
+    """
+    return build_masked_run(read_values(path, overrides, allow_env), only)
+
+
+def load_run(
+    path: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    only: Collection[str] | None = None,
+    *,
+    allow_env: bool = False,
+) -> RunConfig | MaskedRunConfig:
+    """As `load_config`, for either kind: one with the key `decoder` decodes tokens.
+
+    Raises:
+        ConfigError: As there.
+        RegistryError: A policy is not installed.
+
+    Example:
+        >>> type(load_run(None, ["decoder=confidence"])).__name__
+        'MaskedRunConfig'
+    """
+    values = read_values(path, overrides, allow_env)
+    return (build_masked_run if "decoder" in values else build_run)(values, only)
+
+
+def read_values(
+    path: str | Path | None, overrides: Sequence[str], allow_env: bool
+) -> dict[str, Any]:
+    """The plain values of a file with overrides, references written out.
+
+    Raises:
+        ConfigError: The file cannot be read, is beyond a bound, or asks for the environment and
+            may not.
+    """
     try:
         loaded = OmegaConf.create({}) if path is None else read_yaml(Path(path))
         if not OmegaConf.is_dict(loaded):
@@ -57,7 +111,7 @@ def load_config(
         ) from error
     assert isinstance(plain, dict)
     written = Resolver(plain, allow_env).resolve(plain)
-    return build_run({str(key): value for key, value in written.items()}, only)
+    return {str(key): value for key, value in written.items()}
 
 
 def read_yaml(path: Path) -> Any:

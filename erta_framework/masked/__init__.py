@@ -9,11 +9,20 @@ from erta_framework.masked._call import (
     Tracker,
     list_signals,
 )
-from erta_framework.masked._decoder import ORDERS, Decoder, Order
+from erta_framework.masked._catalogue import open_decoder_catalogue
+from erta_framework.masked._decoder import (
+    ORDERS,
+    ConfidenceDecoder,
+    Decoder,
+    LeftToRightDecoder,
+    Order,
+    RandomDecoder,
+)
 from erta_framework.masked._loop import MaskedLoop
 from erta_framework.masked._model import (
     FIRST_LAYER,
     Rows,
+    TextTokenModel,
     TokenModel,
     TokenStore,
     select_rows,
@@ -31,8 +40,10 @@ __all__ = [
     "ORDERS",
     "SIMILARITY",
     "Branch",
+    "ConfidenceDecoder",
     "Decoder",
     "Held",
+    "LeftToRightDecoder",
     "MaskedLoop",
     "MaskedPlan",
     "MaskedRequest",
@@ -41,12 +52,15 @@ __all__ = [
     "MaskedSamples",
     "MaskedSchedule",
     "Order",
+    "RandomDecoder",
     "Rows",
+    "TextTokenModel",
     "TokenCall",
     "TokenModel",
     "TokenStore",
     "Tracker",
     "list_signals",
+    "open_decoder_catalogue",
     "pad_prompts",
     "select_rows",
 ]

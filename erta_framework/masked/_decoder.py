@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -19,7 +19,10 @@ class Decoder:
     """Which masked tokens a step decodes, and to what.
 
     A token is drawn for every masked position of the block; those that come first in the order
-    stay, the others are masked again.
+    stay, the others are masked again. A configuration takes the order as the name of a decoder.
+
+    To write another, subclass it as a dataclass, override `draw` or `choose`, and register the
+    class under the entry-point group `erta_framework.decoders`. Its `repr` is in profiles.
 
     Attributes:
         order: `"confidence"` takes the tokens whose probability is highest (low-confidence
@@ -104,6 +107,44 @@ class Decoder:
         if self.threshold is not None:
             chosen = chosen | (candidates & (probability >= self.threshold))
         return chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfidenceDecoder(Decoder):
+    """`Decoder` in the order of confidence: `decoder: confidence` of a configuration.
+
+    Low-confidence remasking of LLaDA, arXiv 2502.09992.
+
+    Example:
+        >>> ConfidenceDecoder(threshold=0.9).order
+        'confidence'
+    """
+
+    order: Order = field(default="confidence", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RandomDecoder(Decoder):
+    """`Decoder` in an order that is drawn once a request: `decoder: random` of a configuration.
+
+    Example:
+        >>> RandomDecoder(temperature=0.7).is_order_known
+        True
+    """
+
+    order: Order = field(default="random", init=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftToRightDecoder(Decoder):
+    """`Decoder` by position: `decoder: left_to_right` of a configuration.
+
+    Example:
+        >>> LeftToRightDecoder().is_order_known
+        True
+    """
+
+    order: Order = field(default="left_to_right", init=False)
 
 
 def take_first(candidates: Tensor, count: Tensor, score: Tensor) -> Tensor:

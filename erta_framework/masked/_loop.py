@@ -47,6 +47,7 @@ class MaskedLoop:
         decoder: Decoder | None = None,
         guidance: Guidance | None = None,
     ) -> None:
+        engine.check_kind(type(self).__name__, "tokens")
         self.engine = engine
         self.schedule = schedule if schedule is not None else MaskedSchedule()
         self.decoder = decoder if decoder is not None else Decoder()

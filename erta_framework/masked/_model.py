@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -167,4 +167,29 @@ class TokenModel(Protocol):
 
         And how many layers ran for it on every position.
         """
+        ...
+
+
+@runtime_checkable
+class TextTokenModel(TokenModel, Protocol):
+    """A `TokenModel` that reads prompts and writes texts, as a configuration names it."""
+
+    def encode_prompts(
+        self, prompts: Sequence[str], length: int | None = None
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """Tokens to decode: `ids` `[N, L]`, `seen` `[N, L]` or None, and where the answer begins.
+
+        They are what `MaskedSampler.sample` takes; see `pad_prompts`.
+
+        Args:
+            prompts: One a sample; an empty one gives nothing.
+            length: Tokens of the answer; None for the model's own.
+
+        Raises:
+            InputError: A prompt cannot be read, or the length does not fit.
+        """
+        ...
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """The text of one sample, from its tokens."""
         ...

@@ -35,10 +35,11 @@ from erta_framework.modules._memory import (
     format_bytes,
     parse_bytes,
 )
+from erta_framework.modules._module_run import ModuleRun, check_planned
 from erta_framework.modules._owners import Assign, Owner, check_owners, resolve_places
 from erta_framework.modules._parts import MODULES, Agree, Parts
 from erta_framework.modules._places import KINDS, Kind, Place
-from erta_framework.modules._seam import ModuleRun, ModuleSeam, check_planned
+from erta_framework.modules._seam import ModuleSeam
 from erta_framework.modules._select import (
     Cut,
     Named,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from erta_framework.modules._seam import ModuleRun, check_planned
+from erta_framework.modules._module_run import ModuleRun, check_planned
 from erta_framework.session import Network, Site, TrialPlan
 
 

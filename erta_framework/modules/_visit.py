@@ -5,27 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from erta_framework.errors import PolicyError
 from erta_framework.modules._actions import Action, Of, ReuseKept
 from erta_framework.modules._cells import FEATURE
 from erta_framework.modules._partial import run_rows, run_tokens, take_rows
-from erta_framework.modules._parts import Parts
 from erta_framework.modules._places import Place
-from erta_framework.modules._streams import bind_tensors
+from erta_framework.modules._reached_place import ReachedPlace
 from erta_framework.modules._tally import count_everything
-from erta_framework.session import Evaluations, Step
 
 if TYPE_CHECKING:
     from erta_framework.modules._gate import Run
     from erta_framework.modules._place_call import PlaceCall
 
-S = TypeVar("S")
 R = TypeVar("R")
 
 
-class Visit:
+class Visit(ReachedPlace):
     """One module at the moment when the network reaches it.
 
     Attributes:
@@ -43,64 +40,17 @@ class Visit:
     def __init__(
         self, owned: PlaceCall, run: Run, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
-        self._owned, self._run = owned, run
-        self.place: Place = owned.place
-        self.step: Step = owned.step
-        self.call: Parts = owned.parts
-        self.args, self.kwargs = args, kwargs
+        super().__init__(owned, args, kwargs)
+        self._run = run
         self.failure: BaseException | None = None
         self._ran = self._kept = False
         self.flops = 0
         self.ran_whole = self.reassigned = False
-        self._number = owned.output.visits  # of those in this network call
-
-    @property
-    def module(self) -> nn.Module:
-        """The module that gives the output of the place."""
-        return self._owned.output.module
-
-    @property
-    def streams(self) -> Mapping[str, Tensor]:
-        """The tensors among the arguments, by name, in the order of the parameters."""
-        return bind_tensors(self._owned.output.module, self.args, self.kwargs)
-
-    @property
-    def x(self) -> Tensor:
-        """The first tensor among the arguments, such as the hidden states `[B, N, C]`."""
-        return next(iter(self.streams.values()))
 
     @property
     def ran(self) -> bool:
         """Whether the module has run in this visit."""
         return self._ran
-
-    @property
-    def rows(self) -> Sequence[int]:
-        """Places in the whole batch of the samples of this call, in order."""
-        return range(self.call.batch) if self.call.rows is None else self.call.rows
-
-    @property
-    def continued(self) -> Mapping[str, Tensor]:
-        """The inputs that the tensors of the output continue, by name, in the output's order.
-
-        Known once the module has run in the request.
-
-        Raises:
-            CapabilityError: One continues no input, or several could be meant.
-        """
-        owned, inputs = self._owned.output, self.streams
-        tensors = owned.list_streams(inputs)
-        return dict(zip(owned.learned.streams or (), tensors, strict=True))
-
-    @property
-    def kept(self) -> Evaluations:
-        """What is kept, newest first."""
-        return self._owned.kept
-
-    @property
-    def age(self) -> int | None:
-        """Steps since the output was kept, of the sample that waits longest; None if never."""
-        return self.call.age(self.place)
 
     def run(self, keep: Of | None = None) -> Any:
         """Run the module; its output.
@@ -189,27 +139,6 @@ class Visit:
         finally:
             self.flops = count_everything() - begun
 
-    def build(self, tensors: Sequence[Tensor]) -> Any:
-        """An output of the module made of these tensors, such as a tuple of two streams.
-
-        Raises:
-            PolicyError: The module has never run on the whole batch.
-        """
-        return self._owned.output.form(self._number, "answered").build(tensors)
-
-    def name_streams(self, output: Any) -> Mapping[str, Tensor]:
-        """The tensors of what the module returned, by the name of the input each continues.
-
-        Raises:
-            CapabilityError: One continues no input, or several could be meant.
-        """
-        return self._owned.output.name_streams(self.streams, output)
-
-    @property
-    def features(self) -> Sequence[Tensor]:
-        """What `keep` kept last, of the samples that run; empty if nothing."""
-        return self.call.features(self.place)
-
     def keep(self, *features: Tensor, of: Sequence[int] | None = None) -> None:
         """Keep tensors of the policy's own at this place, instead of an output.
 
@@ -235,11 +164,6 @@ class Visit:
             owned.kept_rows = tuple(rows)
         owned.of, owned.fresh = FEATURE, []
         owned.remember(list(features))
-
-    @property
-    def kept_input(self) -> Tensor | None:
-        """What `keep_input` kept last, of the samples that run; None if nothing."""
-        return self.call.kept_input(self.place)
 
     def keep_input(self, x: Tensor | None = None) -> None:
         """Keep the input of this visit beside the output that is kept in it.
@@ -289,25 +213,3 @@ class Visit:
         """
         self._owned.reassign(place, action)
         self.reassigned = True
-
-    def agree(self, value: Tensor) -> float:
-        """A value that decides, as one number; it is read back from the device.
-
-        Of several values the largest. Ranks that share a sample must decide alike, so it is the
-        largest of all of them there; a policy that reads every value through this declares
-        `agrees_inside=True` in its traits.
-        """
-        return self.agree_each(value.max().reshape(1))[0]
-
-    def agree_each(self, values: Tensor) -> list[float]:
-        """Several values that decide, such as one a sample, each as in `agree`.
-
-        Args:
-            values: `[B]`; ranks that share samples have as many.
-        """
-        where = f"at {self.place} in step {self.step.index}"
-        return self.call.agree_each(values, f"{where} of request {self.step.session.request_id!r}")
-
-    def state_of(self, policy: object, factory: Callable[[], S]) -> S:
-        """This policy's own state for this place and branch; `factory` makes it once."""
-        return self.call.states.get(policy, self.call.site_of(self.place), factory)

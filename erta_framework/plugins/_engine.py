@@ -161,12 +161,8 @@ class Engine:
         """
         if STOCHASTIC in capabilities:
             refuse_noise(self.policies, driver)
-        for policy, serves, seams, requires in self._demands:
-            if kind not in serves:
-                raise CapabilityError(
-                    f"{policy!r} decides for {' and '.join(sorted(serves))}, but {driver} "
-                    f"samples {kind}; choose a policy that serves {kind}"
-                )
+        self.check_kind(driver, kind)
+        for policy, _, seams, requires in self._demands:
             if seam not in seams:
                 raise CapabilityError(
                     f"{policy!r} works at the {' and '.join(sorted(seams))} seam, not at "
@@ -183,6 +179,21 @@ class Engine:
                     f"{policy!r} requires {', '.join(sorted(missing))}, which {driver} does not "
                     f"offer (it offers {', '.join(sorted(capabilities)) or 'nothing'}); "
                     f"use {remedy} or remove the policy"
+                )
+
+    def check_kind(self, driver: str, kind: Kind) -> None:
+        """Refuse a driver that works on something else than a policy decides for.
+
+        Raises:
+            CapabilityError: Names the policy, the driver and both kinds.
+        """
+        for policy, serves, *_ in self._demands:
+            if kind not in serves:
+                served = " and ".join(sorted(serves))
+                raise CapabilityError(
+                    f"{policy!r} decides for {served}, but {driver} samples {kind}; choose a "
+                    f"policy that serves {kind}, or a driver for {served}"
+                    + (" (MaskedSampler; a configuration sets decoder)" * (kind == "latents"))
                 )
 
     def session(self, info: SessionInfo) -> Session:

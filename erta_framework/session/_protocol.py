@@ -42,6 +42,19 @@ def refuse_stage(verb: str, stage: SessionStage, needed: SessionStage, request_i
     )
 
 
+def check_next(index: int, expected: int, num_steps: int) -> None:
+    """Refuse the interval of a step that is not the next one.
+
+    Raises:
+        ProtocolError: Names both.
+    """
+    if index != expected or index >= num_steps:
+        raise ProtocolError(
+            f"begin got the interval of step {index}, expected step {expected} of {num_steps}; "
+            "steps run in order, each once"
+        )
+
+
 def refuse_second(branch: str, index: int) -> NoReturn:
     """Refuse a branch that was answered before in the step.
 
@@ -99,4 +112,29 @@ def refuse_unanswered(site: Site, inner: Site, index: int) -> NoReturn:
     """
     raise ProtocolError(
         f"{site} was answered in step {index} before {inner}, which was asked inside it"
+    )
+
+
+def refuse_unsettled(site: Site, index: int) -> NoReturn:
+    """Refuse to settle a step while a call is open.
+
+    Raises:
+        ProtocolError: Always.
+    """
+    raise ProtocolError(f"settle in step {index} before {site}, which was asked, was answered")
+
+
+def refuse_unadjusted(owner: str, index: int) -> NoReturn:
+    """Refuse to end a step whose guided prediction a policy wants and has not seen.
+
+    Args:
+        owner: The policies that want it.
+        index: The step.
+
+    Raises:
+        ProtocolError: Always.
+    """
+    raise ProtocolError(
+        f"step {index} ended without adjust, which {owner} needs: pass the guided prediction "
+        "through session.adjust before the solver's step"
     )

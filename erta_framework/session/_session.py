@@ -1,13 +1,13 @@
 """`Session`: the state machine of one request, between any driver and the policies.
 
 Over 250 lines because the verbs and the stages that allow them belong on one page; deciding,
-answering and the words of a refusal are parts of their own.
+answering, recording and the words of a refusal are parts of their own.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, overload
@@ -18,7 +18,7 @@ from erta_framework.errors import ProtocolError
 from erta_framework.session._answerer import Answerer
 from erta_framework.session._call import Call
 from erta_framework.session._decider import Decider
-from erta_framework.session._decisions import Answer, Compute, Reuse
+from erta_framework.session._decisions import Answer, Compute
 from erta_framework.session._function_network import FunctionNetwork
 from erta_framework.session._guided import Guided, check_adjusted
 from erta_framework.session._history import History
@@ -28,22 +28,21 @@ from erta_framework.session._protocol import (
     OpenCall,
     SessionStage,
     check_inside,
+    check_next,
     refuse_order,
     refuse_second,
     refuse_stage,
+    refuse_unadjusted,
     refuse_unanswered,
+    refuse_unsettled,
 )
 from erta_framework.session._site import Site
 from erta_framework.session._state import StateStore
 from erta_framework.session._step import Interval, SessionInfo, Step
+from erta_framework.session._step_recorder import NO_PLACES, PlaceCounts, StepRecorder
 from erta_framework.session._trace import Trace
-from erta_framework.session._trace_records import CallTrace, StepTrace
 from erta_framework.session._validation import check_interval
 from erta_framework.session._where import Where
-
-PlaceCounts = Mapping[str, tuple[int, int, int]]
-NO_PLACES: PlaceCounts = {}
-WHOLE: tuple[float, PlaceCounts, float] = (1.0, NO_PLACES, 0.0)
 
 
 class Held(Protocol):
@@ -91,15 +90,13 @@ class Session:
         self._where = Where(engine, self.info)
         self._decider = Decider(engine, self._history, self._where)
         self._answerer = Answerer(engine, self._history, self.trace, self._where)
+        self._recorder = StepRecorder(self.trace)
         self._stage = NEW
         self._expected = info.first
         self._step: Step | None = None
         self._answers: dict[str, Answer] = {}
         self._inside: set[Site] = set()
-        self._calls: list[CallTrace] = []
-        self._inner: list[CallTrace] = []
         self._open: list[OpenCall] = []
-        self._partial: dict[tuple[str, str], tuple[float, PlaceCounts, float]] = {}
         self._held: list[Held] = []
         self._adjusts = "adjust_prediction" in engine.active
         self._adjusted = False
@@ -174,18 +171,7 @@ class Session:
             samples: Samples that it ran on.
             counts: Places inside it that ran, were reused and were skipped, by kind.
         """
-        key, spared = (site.model, site.branch), (1.0 - share) * samples
-        if site.branch not in self._answers:
-            before = self._partial.get(key, WHOLE)[2]  # of other samples of the same call
-            self._partial[key] = (share, counts, before + spared)
-            return
-        # at the trunk the network ends after the call of its block stack was answered
-        self._calls = [
-            replace(call, share=share, sites=counts) if (call.model, call.branch) == key else call
-            for call in self._calls
-        ]
-        if self._answers[site.branch].computed:  # else it counts as no network call at all
-            self.trace.spare(spared)
+        self._recorder.note_work(site, share, samples, counts, self._answers.get(site.branch))
 
     @property
     def time(self) -> float:
@@ -211,18 +197,14 @@ class Session:
             ProtocolError: Another step is open, or the index is not the next one.
         """
         self._require(BETWEEN, verb="begin")
-        if interval.index != self._expected or interval.index >= self.info.num_steps:
-            raise ProtocolError(
-                f"begin got the interval of step {interval.index}, expected step {self._expected} "
-                f"of {self.info.num_steps}; steps run in order, each once"
-            )
+        check_next(interval.index, self._expected, self.info.num_steps)
         step = self._step = Step(interval, self.info, tuple(branches))
         self._where.index = self._expected
         self._decider.begin(step)
         self._answerer.begin(step)
-        self._answers, self._calls, self._inner = {}, [], []
+        self._recorder.begin(self._expected)
+        self._answers = {}
         self._inside.clear()
-        self._partial.clear()
         self._stage = RUNNING
         if "pre_step" in self.engine.active:
             self.engine.call_hook("pre_step", self._where, step)
@@ -329,45 +311,14 @@ class Session:
             del self._open[depth:]
         if left:
             refuse_unanswered(call.site, left[0].call.site, self._expected)
-        self._trace_call(call, output, rows, reason, started)
-        return output
-
-    def _trace_call(
-        self,
-        call: Call,
-        output: Tensor,
-        rows: tuple[int, ...] | None,
-        reason: str,
-        started: float,
-    ) -> None:
-        compute, decision, site = call.compute, call.decision, call.site
-        computed = compute.ran if rows is None else bool(rows)
-        source = call.history[0].index if call.history and not computed else None
-        share, sites, spared = self._partial.pop((site.model, site.branch), WHOLE)
-        self.trace.spare(spared)
-        lent = decision.branch if isinstance(decision, Reuse) and not computed else None
-        trace = CallTrace(
-            self._expected,
-            site.branch,
-            site.model,
-            computed,
-            reason or decision.reason,
-            source,
-            time.perf_counter() - started,
-            rows,
-            compute.asked,
-            compute.trials,
-            lent,
-            site.path,
-            share,
-            sites,
-        )
+        record = self._recorder.record(call, rows, reason, started, inner=bool(self._open))
         if self._open:
-            self._inside.add(site)
-            self._inner.append(trace)
+            self._inside.add(call.site)
         else:
-            self._answers[site.branch] = Answer(decision, output, computed, source)
-            self._calls.append(trace)
+            self._answers[call.site.branch] = Answer(
+                call.decision, output, record.computed, record.source
+            )
+        return output
 
     def note(
         self,
@@ -397,8 +348,7 @@ class Session:
             refuse_second(branch, self._expected)
         self.trace.count(output)
         self._answers[branch] = Answer(Compute(reason), output, True, None)
-        seconds = time.perf_counter() - started
-        self._calls.append(CallTrace(self._expected, branch, model, True, reason, None, seconds))
+        self._recorder.record_undecided(branch, model, reason, started)
 
     def settle(self) -> Interval:
         """End the evaluations of this step; the interval that the solver must integrate.
@@ -410,10 +360,7 @@ class Session:
         """
         self._require(RUNNING, verb="settle")
         if self._open:
-            raise ProtocolError(
-                f"settle in step {self._expected} before {self._open[0].call.site}, which was "
-                "asked, was answered"
-            )
+            refuse_unsettled(self._open[0].call.site, self._expected)
         if not self._answers or self._step is None:
             raise ProtocolError(f"settle before any forward in step {self._expected}")
         given = settled = self._step.interval
@@ -423,16 +370,7 @@ class Session:
             )
             settled = given if adjusted is None else adjusted
         check_interval(self.info, given, settled, self._where.owner, self._where)
-        self.trace.steps.append(
-            StepTrace(
-                settled.index,
-                settled.start,
-                settled.end,
-                settled.time,
-                tuple(self._calls),
-                tuple(self._inner),
-            )
-        )
+        self._recorder.settle(settled)
         self._stage, self._adjusted = SETTLED, False
         return settled
 
@@ -473,11 +411,7 @@ class Session:
         """
         self._require(SETTLED, verb="end")
         if self._adjusts and not self._adjusted:
-            raise ProtocolError(
-                f"step {self._expected} ended without adjust, which "
-                f"{self._where.owner('adjust_prediction')} needs: pass the guided prediction "
-                "through session.adjust before the solver's step"
-            )
+            refuse_unadjusted(self._where.owner("adjust_prediction"), self._expected)
         if "post_step" in self.engine.active:
             self.engine.call_hook("post_step", self._where, self._step, sample)
         self._expected += 1

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import chain
@@ -17,6 +15,7 @@ from torch import Tensor
 from erta_framework.errors import NonFiniteError
 from erta_framework.session._site import Seam, Site
 from erta_framework.session._trace_records import CallTrace, StepTrace
+from erta_framework.session._trace_summary import summarize
 
 
 @dataclass(slots=True)
@@ -174,52 +173,7 @@ class Trace:
 
     def summary(self) -> str:
         """A few lines: calls made and saved, with the reasons, and what went wrong."""
-        # "error 0.04 < 0.07" differs at every step; the words before the number are the kind
-        reasons = Counter(
-            (call.computed, re.split(r"\s*\d", call.reason)[0]) for call in self.calls()
-        )
-        lines = [
-            f"request {self.request_id!r}: {self.network_calls} network calls, "
-            f"{self.reused_calls} branch calls reused, "
-            f"{len(self.computed_steps)} of {len(self.steps)} steps computed, "
-            f"{self.history_bytes / 1e6:.2f} MB of history"
-        ]
-        if self.spared_samples:
-            calls = self.work * self.network_calls / self.network_samples
-            lines[0] = lines[0].replace(
-                " network calls", f" network calls, the work of {calls:.1f}", 1
-            )
-        if self.module_bytes:
-            lines[0] += f", {self.module_bytes / 1e6:.2f} MB kept of modules"
-        if self.driver_bytes:
-            lines[0] += f", {self.driver_bytes / 1e6:.2f} MB of further outputs"
-        if self.token_total:
-            lines[0] += f", {self.token_rows} of {self.token_total} tokens computed"
-        if self.trial_calls:
-            lines[0] += (
-                f", {self.trial_calls} trial calls beside them (on the latents of "
-                f"{self.trial_share:.2f} network calls)"
-            )
-        if self.samples_differed:
-            lines.append(
-                f"  samples differed: {format_calls([*map(self.calls_for, range(self.batch))])}"
-            )
-        for (computed, reason), count in reasons.most_common():
-            lines.append(f"  {'computed' if computed else 'reused  '} {count:4d}  {reason}")
-        if self.stopped:
-            lines.append(
-                f"  stopped after {len(self.steps)} steps of {self.num_steps}: {self.stopped}"
-            )
-        if wrong := self.find_nonfinite():
-            places = ", ".join(f"step {index} ({branch})" for index, branch in wrong)
-            lines.append(f"  reused outputs that are not finite: {places}")
-        lines.extend(f"  note: {note}" for note in self.notes)
-        for owner, paths in self.unassigned.items():
-            lines.append(
-                f"  {owner} owns {len(paths)} places that it never assigned an action: "
-                f"{', '.join(paths[:FEW])}{', ...' if len(paths) > FEW else ''}"
-            )
-        return "\n".join(lines)
+        return summarize(self)
 
     def to_json(self) -> str:
         """The whole trace as one JSON object."""
@@ -249,15 +203,3 @@ class Trace:
                 "steps": [asdict(step) for step in self.steps],
             }
         )
-
-
-FEW = 16
-"""Samples whose calls are listed one by one."""
-
-
-def format_calls(calls: list[int]) -> str:
-    """The calls of every sample, or of the least and most served where they are many."""
-    if len(calls) <= FEW:
-        return f"{', '.join(map(str, calls))} calls each"
-    mean = sum(calls) / len(calls)
-    return f"{min(calls)} to {max(calls)} calls, {mean:.1f} on average over {len(calls)}"

@@ -115,6 +115,7 @@ def capture_value(value: object, depth: int = 8) -> object:
             key: capture_value(getattr(value, key), depth - 1)
             for key in sorted({*getattr(value, "__dict__", {}), *getattr(value, "__slots__", ())})
             if hasattr(value, key)
+            and not isinstance(getattr(type(value), key, None), cached_property)
         }
         return (type(value).__qualname__, held)
     return repr(value)

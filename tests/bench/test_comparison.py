@@ -30,7 +30,6 @@ from erta_bench.comparison import Prepared, _bench, compare_policies, list_peers
 from erta_bench.comparison._choice import list_missing_rows
 from erta_bench.comparison._contender import (
     BUDGET,
-    INTERVAL,
     SOLVED,
     CalibratedBy,
     Contender,
@@ -38,15 +37,17 @@ from erta_bench.comparison._contender import (
     calibrate_with,
     fill,
     mix,
+    policy,
 )
 from erta_bench.comparison._memory import MemoryMeter, count_live_bytes, count_only_new
+from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._rows import (
     LONGEST,
     ContenderRow,
     explain_off_budget,
     find_solved_name,
 )
-from erta_bench.comparison._runner import count_work
+from erta_bench.comparison._runner import Runner, count_work
 from erta_bench.comparison._search import TRIES, SettingSearch, count_planned_calls
 from erta_bench.comparison.contenders import CONTENDERS, UNLISTED
 from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS, VARIANTS
@@ -55,6 +56,7 @@ from erta_bench.other_caches import RIVALS
 from erta_bench.setting import Setting
 from erta_bench.shapes_image import load_flux, load_unet
 from erta_integrations.shapes_wan import ShapesWan, load
+from erta_policies.procache import ProCacheProfiler
 
 STEPS, CALLS = 10, 5
 
@@ -141,6 +143,16 @@ def test_a_budget_that_cannot_be_reached_gives_what_is_nearest() -> None:
     )
     assert search.tried.get(search.find(17)) == 30.0
     assert len(search.tried) <= TRIES
+
+
+@pytest.mark.parametrize("budget", [3, 12, 25, 49])
+def test_work_may_rise_with_the_value(budget: int) -> None:
+    whole = SettingSearch(SearchRange(2, 50, whole=True, rising=True), float)
+    assert whole.find(budget) == budget
+    factor = SettingSearch(
+        SearchRange(1e-3, 1e3, rising=True), lambda gamma: 50 * gamma / (gamma + 0.3)
+    )
+    assert factor.measure(factor.find(budget)) == pytest.approx(budget, abs=0.5)
 
 
 def test_of_two_that_are_equally_near_the_one_with_fewer_calls() -> None:
@@ -312,6 +324,10 @@ def test_a_row_off_its_budget_says_how_much_it_does() -> None:
     plain = Contender(name="x", group="policy")
     assert "work of 7.0 calls on the measured" in explain_off_budget(plain, 7.04, STEPS)
     assert "it skipped nothing" in explain_off_budget(whole, 9.9, STEPS)
+    half = replace(plain, bound="every second step is full")
+    assert explain_off_budget(half, 7.04, STEPS, least=True) == (
+        "it does the work of 7.0 calls, the least that it can do: every second step is full"
+    )
 
 
 @pytest.mark.slow
@@ -404,6 +420,40 @@ NEEDS_GRID = {"CFG-Cache", "FasterCache", "PreciseCache, flash"}
 """What looks at height and width, which the tokens of FLUX do not have."""
 
 
+def test_a_row_that_cannot_do_so_little_gets_the_least_that_it_can(setting: Setting) -> None:
+    found = compare_policies(setting, calls=[7, 3], seeds=1, rows=["L2C, greedy"]).record()
+    _, more, less = json.loads(json.dumps(found))["rows"]
+    assert (more["budget"], more["status"]) == (7, "measured")
+    assert (less["budget"], less["status"]) == (3, "off budget")
+    assert "the least that it can do: every second step is full" in less["detail"]
+    assert STEPS / 2 < STEPS * less["work"] < STEPS * more["work"] < 7 + 1e-6
+    # the network, and in every second step once with each of 2 blocks' attention, cross, and MLP
+    assert less["calibration_calls"] == more["calibration_calls"] == 2 * (STEPS + STEPS // 2 * 6)
+
+
+def test_calls_of_rounds_are_counted(model: ShapesWan) -> None:
+    prompts = model.demo_prompts()[0][:2]
+    preparation = Preparation(Runner(model, steps=4), prompts)
+    rounds = calibrate_with("procache_profiler", full=(2,), shortest=0, longest=3)
+    plans = ProCacheProfiler(full=(2,), shortest=0, longest=3).count_rounds(4)
+    assert plans > 1
+    rows: Mapping[int, Mapping[str, Any]] = {
+        plans * 4: {"procache": {"profile": rounds, "budget": {"calls": 2}}},
+        4: {"skip_policy": {"profile": calibrate_with("residual_profiler"), "calls": BUDGET}},
+    }
+    for calls, spec in rows.items():
+        prepared = preparation.prepare(policy("x", spec), 2)
+        assert preparation.count_calibration_calls(prepared) == len(prompts) * calls
+
+
+def test_a_policy_around_one_inside_works_inside() -> None:
+    row = next(c for c in CONTENDERS if c.name == "AdaCorrection on FORA")
+    policies = fill_by_hand(row)
+    assert policies is not None
+    assert Prepared(row, 5, policies=tuple(policies)).works_inside
+    assert count_planned_calls(policies, 8) is None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize(
@@ -442,7 +492,7 @@ def fill_by_hand(contender: Contender) -> list[Any] | None:
     fill(contender.policies, found.append)
     if any(isinstance(one, CalibratedBy) for one in found):
         return None
-    solved = 2 if contender.search is INTERVAL else 0.5
+    solved = 2 if contender.search is not None and contender.search.whole else 0.5
     return build_policies(list(fill(contender.policies, {BUDGET: 25, SOLVED: solved}.__getitem__)))
 
 

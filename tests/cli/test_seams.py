@@ -31,14 +31,20 @@ LACKS = {
     "RegressionProfiler": "requires signal:timestep_projection",
 }
 """What some profilers need and the tiny pipeline, with its batched guidance, has not."""
+UNET_ONLY = {"cachequant", "channel_correction", "grouped_steps"}
+"""By default they cut a UNet, which this pipeline has not."""
 TRUNK = {
     repr(found): name
     for name, found in PROFILERS.items()
     if found is not None and Seam.TRUNK in found.traits.seams
 }
 """One policy for each profiler that observes the trunk seam."""
+INSIDE = [n for n, found in PROFILERS.items() if found and found.selects]
+"""Policies whose profilers look at places inside the network, at whichever seam it runs."""
 LATENT_ONLY = [
-    n for n, found in PROFILERS.items() if found and Seam.TRUNK not in found.traits.seams
+    n
+    for n, found in PROFILERS.items()
+    if found and Seam.TRUNK not in found.traits.seams and n not in INSIDE
 ]
 
 
@@ -120,7 +126,7 @@ def test_the_methods_with_a_profile_are_found() -> None:
     assert "easycache" not in CALIBRATED
 
 
-@pytest.mark.parametrize("name", CALIBRATED)
+@pytest.mark.parametrize("name", [name for name in CALIBRATED if name not in INSIDE])
 def test_every_policy_that_reads_a_profile_is_calibrated_by_name(erta: Erta, name: str) -> None:
     done = erta("calibrate", "model=mixture", "steps=5", "--policy", name, "-o", "one.st")
     assert done.exit_code == 0, done.output
@@ -129,6 +135,21 @@ def test_every_policy_that_reads_a_profile_is_calibrated_by_name(erta: Erta, nam
     found = Profile.load("both.st")
     assert found.samples == 2 * Profile.load("one.st").samples > 0
     assert found.fingerprint["model.class"] == "ToyFlow"
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_places_inside_a_pipeline_are_calibrated_by_name(
+    erta: Erta, folder: str, name: str
+) -> None:
+    done = erta("calibrate", *through(folder), "--policy", name, "-o", "p.st")
+    if name in UNET_ONLY:
+        assert done.exit_code == 1
+        assert "down_blocks" in done.output
+        return
+    assert done.exit_code == 0, done.output
+    made = Profile.load("p.st")
+    assert made.samples > 0
+    assert made.fingerprint["model.class"] == "SD3Transformer2DModel"
 
 
 @pytest.mark.parametrize("name", TRUNK.values())

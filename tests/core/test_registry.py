@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from erta_framework.config import build_run
+from erta_framework.config import build_masked_run, build_run
 from erta_framework.errors import ConfigError, InputError, RegistryError
 from erta_framework.plugins import _registry as registry
 from erta_framework.sampling import open_guidance_catalogue, open_solver_catalogue
@@ -260,6 +260,36 @@ def test_third_party_solver_and_guidance_in_a_configuration(site):
     assert (type(run.guidance).__name__, run.guidance.weight) == ("Twice", 3.0)
     with pytest.raises(ConfigError, match=r"solver.halved: unknown key 'fctor'; did you mean 'fac"):
         build_run({"solver": {"halved": {"fctor": 1}}})
+
+
+DECODER = """
+from dataclasses import dataclass
+import torch
+from erta_framework.masked import Decoder
+
+@dataclass(frozen=True, kw_only=True)
+class Greedy(Decoder):
+    bonus: float = 0.0
+    def choose(self, candidates, count, probability, priority): return candidates
+
+class Undecorated:
+    pass
+"""
+
+
+def test_third_party_decoder_in_a_configuration(site):
+    site(
+        "erta-greedy",
+        {"greedy": "erta_greedy:Greedy", "wrong": "erta_greedy:Undecorated"},
+        modules={"erta_greedy": DECODER},
+        group="erta_framework.decoders",
+    )
+    run = build_masked_run({"decoder": {"greedy": {"bonus": 2}}})
+    assert (type(run.decoder).__name__, run.decoder.bonus) == ("Greedy", 2.0)
+    with pytest.raises(RegistryError, match=r"'wrong' of .*not a dataclass that is a subclass of"):
+        build_masked_run({"decoder": "wrong"})
+    with pytest.raises(ConfigError, match="unknown decoder 'greedy'"):
+        build_masked_run({"decoder": "greedy"}, only=[])
 
 
 def test_an_installed_solver_is_not_active(site):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from erta_framework.cli import app
 from erta_framework.config import build_run
 from erta_framework.errors import ErtaError, RegistryError
+from erta_framework.masked import open_decoder_catalogue
 from erta_framework.plugins import benches, commands, drivers, launchers, models, policies
 from erta_framework.sampling import open_guidance_catalogue, open_solver_catalogue
 
@@ -21,6 +22,7 @@ CATALOGUES = {
     "policies": policies,
     "solvers": open_solver_catalogue,
     "guidance": open_guidance_catalogue,
+    "decoders": open_decoder_catalogue,
     "models": models,
     "drivers": drivers,
     "launchers": launchers,

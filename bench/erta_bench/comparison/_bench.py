@@ -25,7 +25,7 @@ from erta_bench.setting import (
 )
 from erta_framework import CFG
 from erta_framework.environment import collect_versions
-from erta_framework.errors import InputError
+from erta_framework.errors import BudgetError, InputError
 from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins import policies
 from erta_integrations.diffusers.bundled import pipeline_model
@@ -177,7 +177,10 @@ def make_preparation(setting: Setting, scheduler: str = "", search_prompts: int 
 
 
 def prepare_row(preparation: Preparation, meter: MemoryMeter, row: ContenderRow) -> None:
-    """Calibrate, search and weigh; what cannot be done is the row's status."""
+    """Calibrate, search and weigh; what cannot be done is the row's status.
+
+    A contender that cannot do so little work gets the least that it can do, as a search would.
+    """
     rival = row.contender.rival
     try:
         if rival and RIVALS[rival].absence:
@@ -185,8 +188,12 @@ def prepare_row(preparation: Preparation, meter: MemoryMeter, row: ContenderRow)
         if row.contender.oracle:  # prepared for each seed set, on its samples
             row.prepared = Prepared(row.contender, row.budget)
             return
-        row.prepared = preparation.prepare(row.contender, row.budget)
-        row.bytes_held = meter.measure(row.prepared)
+        try:
+            row.prepared = preparation.prepare(row.contender, row.budget)
+            row.bytes_held = meter.measure(row.prepared)
+        except BudgetError as error:
+            row.prepared = preparation.prepare(row.contender, error.least)
+            row.bytes_held = meter.measure(row.prepared)
     except Exception as error:  # whatever another project's code raises becomes the row's status
         row.fail(error)
 
@@ -216,7 +223,11 @@ def run_seed_set(
             if row.contender.oracle:
                 prompts = prompts[: setting.batch_size]
                 row.prepared = preparation.prepare_oracle(row.contender, row.budget, prompts, seed)
-            result = runner.run(row.prepared, prompts, seed, [bar])
+            try:
+                result = runner.run(row.prepared, prompts, seed, [bar])
+            except BudgetError as error:  # where the meter did not have to run it at this budget
+                row.prepared = preparation.prepare(row.contender, error.least)
+                result = runner.run(row.prepared, prompts, seed, [bar])
         except Exception as error:  # as above
             row.fail(error)
             continue

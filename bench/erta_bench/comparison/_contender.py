@@ -62,16 +62,18 @@ def calibrate_with(profiler: str, seam: str = "", steps: int = 0, **options: Any
 
 @dataclass(frozen=True, slots=True)
 class SearchRange:
-    """Where the value of `SOLVED` is looked for; work falls as it rises.
+    """Where the value of `SOLVED` is looked for; work falls as it rises, unless it is `rising`.
 
     Attributes:
         low, high: Ends of the range.
         whole: Whether it is a whole number, such as an interval.
+        rising: Whether work rises with it.
     """
 
     low: float
     high: float
     whole: bool = False
+    rising: bool = False
 
 
 THRESHOLD = SearchRange(1e-3, 3.0)
@@ -82,6 +84,10 @@ PART = SearchRange(2e-2, 1.0)
 """Part of the largest difference so far."""
 INTERVAL = SearchRange(1, 12, whole=True)
 """Every n-th step."""
+STEPS = SearchRange(2, 50, whole=True, rising=True)
+"""So many steps that are computed whole; at the most those of the run."""
+WEIGHT = SearchRange(1e-3, 1e3, rising=True)
+"""A factor of how much is computed afresh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +108,7 @@ class Contender:
             `euler`, `unipc`, or `ab2` of the own loop.
         ours: Whether it is our own method, whole or in its decisive part.
         oracle: Whether profiles are made on the very samples that are measured.
+        bound: Why its work has a bound, for where it does not reach what was asked for.
     """
 
     name: str
@@ -116,6 +123,7 @@ class Contender:
     on: Spec | None = None
     ours: bool = False
     oracle: bool = False
+    bound: str = ""
 
     @property
     def kind(self) -> str:
@@ -132,11 +140,11 @@ class Contender:
             return "composed"
         return "plain" if self.group == "plain" else "peer"
 
-    def steps(self, budget: int, full: int) -> int:
+    def steps(self, budget: float, full: int) -> int:
         """Steps of a run with this many network calls, where the full run has `full`."""
         if self.group != "plain":
             return full
-        return budget if self.order == 1 else (budget + 1) // self.order
+        return int(budget) if self.order == 1 else (int(budget) + 1) // self.order
 
     @property
     def names(self) -> frozenset[str]:
@@ -167,10 +175,16 @@ def plain(name: str, scheduler: str = "", *, order: int = 1, on: Spec | None = N
 
 
 def policy(
-    name: str, *specs: Spec, search: SearchRange | None = None, seam: str = "latent"
+    name: str,
+    *specs: Spec,
+    search: SearchRange | None = None,
+    seam: str = "latent",
+    bound: str = "",
 ) -> Contender:
     """A row of an installed policy as published, or as close as this model allows."""
-    return Contender(name=name, group="policy", policies=specs, search=search, seam=seam)
+    return Contender(
+        name=name, group="policy", policies=specs, search=search, seam=seam, bound=bound
+    )
 
 
 def own(name: str, *specs: Spec, oracle: bool = False) -> Contender:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from erta_bench.comparison._contender import (
@@ -14,25 +14,40 @@ from erta_bench.comparison._contender import (
     PARTS,
     RATIOS,
     SOLVED,
+    STEPS,
     CalibratedBy,
     Contender,
     Spec,
     fill,
 )
-from erta_bench.comparison._runner import Prepared, Runner
+from erta_bench.comparison._runner import BRANCHES, Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
 from erta_framework import Profile
 from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
 from erta_framework.errors import CapabilityError
+from erta_framework.sampling import BatchEnd, Callback
 from erta_integrations.diffusers.pipeline import capabilities
 
 FITTED_PROFILER = "fitted_profiler"
-RUNS = {"sensitivity_profiler": 2, FITTED_PROFILER: 4}
-"""Network calls of a calibration sample at a step, where they are not one: trials and copies."""
-ProfileKey = tuple[CalibratedBy, str, int | None]
+ProfileKey = tuple[CalibratedBy, str, float | None]
 """How a profile is calibrated, at which seam, and for which number of calls if that matters."""
+
+
+@dataclass(slots=True)
+class CallCounter(Callback):
+    """Counts what went through the network over several runs.
+
+    Attributes:
+        samples: Samples in network calls and in trials, each guidance branch by itself.
+    """
+
+    samples: int = 0
+
+    def on_batch_end(self, batch: BatchEnd) -> None:
+        """Count a batch."""
+        self.samples += batch.trace.network_samples + batch.trace.trial_samples
 
 
 @dataclass(slots=True)
@@ -44,6 +59,7 @@ class Preparation:
         calibration: Prompts to calibrate and to search on.
         search_prompts: How many of them a search runs.
         profiles: The profiles that were calibrated.
+        calibration_calls: Network calls of each branch, over all samples, that each of them took.
         searches: What was tried for each contender with a setting to find.
         search_calls: Network calls of each branch, over all samples, that the searches took.
     """
@@ -52,28 +68,32 @@ class Preparation:
     calibration: Sequence[str]
     search_prompts: int = 2
     profiles: dict[ProfileKey, Profile] = field(default_factory=dict)
+    calibration_calls: dict[ProfileKey, int] = field(default_factory=dict)
     searches: dict[str, SettingSearch] = field(default_factory=dict)
     search_calls: dict[str, float] = field(default_factory=dict)
     _ratios: list[float] | None = None
     _full_elements: int = 0
 
-    def prepare(self, contender: Contender, budget: int) -> Prepared:
+    def prepare(self, contender: Contender, budget: float) -> Prepared:
         """Calibrate what is not calibrated yet, and find the setting for the work.
 
         Raises:
+            BudgetError: The contender cannot do so little work, which a run may say only later.
             ErtaError: The pipeline cannot serve the contender.
         """
         if contender.search is None:
             return self._fill_in(contender, budget, None)
         if contender.name not in self.searches:
             self.search_calls[contender.name] = 0.0
+            most = self.runner.steps if contender.search is STEPS else contender.search.high
             self.searches[contender.name] = SettingSearch(
-                contender.search, lambda value: self._measure_work(contender, value)
+                replace(contender.search, high=most),
+                lambda value: self._measure_work(contender, value),
             )
         return self._fill_in(contender, budget, self.searches[contender.name].find(budget))
 
     def prepare_oracle(
-        self, contender: Contender, budget: int, prompts: Sequence[str], seed: int
+        self, contender: Contender, budget: float, prompts: Sequence[str], seed: int
     ) -> Prepared:
         """Fit the weights of a contender to the very samples that are measured."""
 
@@ -85,15 +105,14 @@ class Preparation:
         return self._fill_in(contender, budget, None, profile_of)
 
     def count_calibration_calls(self, prepared: Prepared) -> int:
-        """Network calls of each branch, over all samples, that calibrating took."""
-        steps = self.runner.steps
-        count = steps if RATIOS in prepared.contender.options.values() else 0
-        for key in self.profiles:
-            if self._uses(prepared, key):
-                made = key[0]
-                calls = RUNS.get(made.profiler, 1) * (made.steps or steps)
-                count += len(self.calibration) * calls
-        return count
+        """Network calls of each branch, over all samples, that calibrating took.
+
+        Counted while they ran, with those of trials, of copies of a sample and of further rounds;
+        one that leaves out parts of the network is one call.
+        """
+        count = self.runner.steps if RATIOS in prepared.contender.options.values() else 0
+        known = [key for key in self.profiles if self._uses(prepared, key)]
+        return count + sum(self.calibration_calls[key] for key in known)
 
     def _uses(self, prepared: Prepared, key: ProfileKey) -> bool:
         made, seam, budget = key
@@ -108,7 +127,7 @@ class Preparation:
     def _fill_in(
         self,
         contender: Contender,
-        budget: int,
+        budget: float,
         value: float | None,
         profile: Callable[[CalibratedBy, dict[str, Any]], Profile] | None = None,
     ) -> Prepared:
@@ -149,15 +168,17 @@ class Preparation:
         return tuple(grid[step] for step in forecast([schedule], self.runner.steps).computed)
 
     def _profile(
-        self, made: CalibratedBy, seam: str, budget: int, options: dict[str, Any]
+        self, made: CalibratedBy, seam: str, budget: float, options: dict[str, Any]
     ) -> Profile:
         """A profile, calibrated when it is first asked for."""
         where = made.seam or seam
         key = made, where, budget if made.budgeted else None
         if key not in self.profiles:
+            counter = CallCounter()
             self.profiles[key] = self._calibrate(
-                made, where, options, self.calibration, CALIBRATION_SEEDS
+                made, where, options, self.calibration, CALIBRATION_SEEDS, [counter]
             )
+            self.calibration_calls[key] = counter.samples // BRANCHES
         return self.profiles[key]
 
     def _calibrate(
@@ -167,12 +188,16 @@ class Preparation:
         options: dict[str, Any],
         prompts: Sequence[str],
         seed: int,
+        callbacks: Sequence[Callback] = (),
     ) -> Profile:
         (profiler,) = build_policies([{made.profiler: options}])
         # a fit over several batches has no judgement of all samples together: one batch
         batch = len(prompts) if made.profiler == FITTED_PROFILER else self.runner.batch_size
         sampler = self.runner.make_sampler(
-            num_steps=made.steps or self.runner.steps, batch_size=batch, seam=seam
+            callbacks=callbacks,
+            num_steps=made.steps or self.runner.steps,
+            batch_size=batch,
+            seam=seam,
         )
         return sampler.calibrate(self.runner.model, prompts, seed=seed, profiler=profiler)
 

@@ -147,11 +147,12 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
     work = counted if row.prepared.works_inside else layers
     off = abs(steps * work - row.budget) > NEAR
     value = row.prepared.value
+    least = row.prepared.budget != row.budget
     means = torch.stack([quality.mean() for quality in row.outcome.psnr])
     made_record: dict[str, Value] = {
         **found,
         "status": "off budget" if off else "measured",
-        "detail": explain_off_budget(contender, steps * work, steps) if off else "",
+        "detail": explain_off_budget(contender, steps * work, steps, least) if off else "",
         "setting": "" if value is None else f"{find_solved_name(contender)}={value:.4g}",
         "efficiency": compute_efficiency(found["speedup"], work),
         "processor_efficiency": compute_efficiency(found["processor_speedup"], work),
@@ -176,13 +177,24 @@ def compute_efficiency(speedup: Value, work: float) -> float:
     return float(speedup or 0.0) * work
 
 
-def explain_off_budget(contender: Contender, made: float, steps: int) -> str:
-    """Why a row does another amount of work, in network calls."""
+def explain_off_budget(contender: Contender, made: float, steps: int, least: bool = False) -> str:
+    """Why a row does another amount of work, in network calls.
+
+    Args:
+        contender: The contender.
+        made: The work.
+        steps: That of the full run.
+        least: Whether the policy says that it can do no less.
+    """
+    why = f": {contender.bound}" if contender.bound else ""
+    if least:
+        return f"it does the work of {made:.1f} calls, the least that it can do{why}"
     if abs(made - steps) < 0.5:
         return "it skipped nothing, whatever the setting"
     if contender.search is not None and contender.search.whole:
-        return f"no whole number is nearer; it does the work of {made:.1f} calls"
-    return f"it does the work of {made:.1f} calls on the measured prompts; nothing nearer was found"
+        return f"no whole number is nearer; it does the work of {made:.1f} calls{why}"
+    said = f"it does the work of {made:.1f} calls on the measured prompts; nothing nearer was found"
+    return said + why
 
 
 def find_solved_name(contender: Contender) -> str:

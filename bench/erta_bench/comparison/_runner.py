@@ -13,10 +13,10 @@ from torch import nn
 
 from erta_bench.comparison._contender import Contender
 from erta_bench.comparison._fixed_sigmas import make_scheduler
+from erta_bench.comparison._search import is_inside
 from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
-from erta_framework.compatibility import Role, find_role
 from erta_framework.errors import UnusedWarning
 from erta_framework.plugins import flatten
 from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
@@ -53,7 +53,7 @@ class Prepared:
 
     Attributes:
         contender: The contender.
-        budget: The number of calls.
+        budget: The number of calls; the least work in calls, where it cannot do so little.
         value: The setting that was searched for; None where nothing was.
         policies: Its policies.
         options: Settings of another project's cache.
@@ -61,7 +61,7 @@ class Prepared:
     """
 
     contender: Contender
-    budget: int
+    budget: float
     value: float | None = None
     policies: tuple[Policy, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Prepared:
         Its work is then what the engine counts in operations. Elements of layers would flatter it:
         those of a wide layer at low resolution cost far more than those of a narrow one.
         """
-        return any(find_role(type(part)) is Role.INSIDE for part in flatten(self.policies))
+        return any(map(is_inside, flatten(self.policies)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from erta_bench.comparison._contender import SearchRange
 from erta_framework.budgets import as_planner
 from erta_framework.compatibility import Role, find_role
-from erta_framework.plugins import Policy, flatten
+from erta_framework.plugins import Policy, find_hooks, flatten
 
 EQUAL = 0.25
 """The search ends where the work is this near to the budget, in network calls."""
@@ -50,10 +50,14 @@ class SettingSearch:
         return min(self.tried, key=lambda v: (abs(self.tried[v] - budget), self.tried[v]))
 
     def _between(self, budget: float) -> float | None:
-        """A value that was not tried, between the last with too many calls and the next."""
-        low = max((v for v, calls in self.tried.items() if calls > budget), default=self.range.low)
+        """A value that was not tried, between the last with too much work and the next.
+
+        Where work rises with the value, between the last with too little and the next.
+        """
+        below = [v for v, work in self.tried.items() if (work > budget) != self.range.rising]
+        low = max(below, default=self.range.low)
         high = min(
-            (v for v, calls in self.tried.items() if calls <= budget and v >= low),
+            (v for v in self.tried if v not in below and v >= low),
             default=self.range.high,
         )
         if self.range.whole:
@@ -64,10 +68,15 @@ class SettingSearch:
         return None if middle in self.tried or high / low < 1.0005 else middle
 
 
+def is_inside(part: Policy) -> bool:
+    """Whether a part of a policy answers for places inside the network, alone or around another."""
+    return "assign" in find_hooks(type(part))
+
+
 def count_planned_calls(policies: Sequence[Policy], num_steps: int) -> float | None:
     """Calls of each branch, where one policy alone decides and knows beforehand; else None."""
     parts = flatten(policies)
-    if any(find_role(type(part)) is Role.INSIDE for part in parts):
+    if any(map(is_inside, parts)):
         return None  # a step that is called may leave out parts of the network
     deciding = [part for part in parts if find_role(type(part)) in (Role.WHEN, Role.LIMIT)]
     planner = as_planner(deciding[0]) if len(deciding) == 1 else None

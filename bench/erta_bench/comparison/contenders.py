@@ -19,8 +19,10 @@ from erta_bench.comparison._contender import (
     PARTS,
     RATIOS,
     SOLVED,
+    STEPS,
     THRESHOLD,
     TOLERANCE,
+    WEIGHT,
     Contender,
     Spec,
     calibrate_with,
@@ -31,6 +33,12 @@ from erta_bench.comparison._contender import (
     policy,
 )
 
+# ClusCa's modules and forecast, with so many full steps spread evenly
+SPREAD: Mapping[str, object] = {
+    "sites": {"kind": ["attention", "cross", "mlp"]},
+    "when": {"skip_policy": {"evenly": SOLVED}},
+    "what": {"forecaster": {"basis": "taylor", "order": 2, "over": "index", "what": "output"}},
+}
 RESIDUAL = calibrate_with("residual_profiler")
 MAG = calibrate_with("magcache_profiler")
 MAG_HALF = calibrate_with("magcache_profiler", steps=25)
@@ -222,7 +230,13 @@ CONTENDERS: tuple[Contender, ...] = (
     policy("HiCache, modules", make_module_recipe("hicache", first=1), search=INTERVAL),
     policy("Spectrum, block stack", {"spectrum": {"level": "blocks", "budget": {"work": BUDGET}}}),
     policy("FreqCa, block stack", {"freqca": {"level": "blocks", "budget": {"work": BUDGET}}}),
-    policy("ClusCa", {"clusca": {"interval": SOLVED}}, search=INTERVAL),
+    # its fresh tokens cost so much that no interval leaves half of the work: steps spread evenly
+    policy(
+        "ClusCa",
+        {"cluster_refresh": {"of": {"at": SPREAD}}},
+        search=STEPS,
+        bound="what is no attention or MLP runs in every step",
+    ),
     policy(
         "SmoothCache, up to 8 steps",
         {"smoothcache": {"profile": SMOOTH, "budget": {"work": BUDGET}}},
@@ -233,26 +247,37 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     policy(
         "CacheQuant, cut",
-        {"cachequant": {"profile": FEATURES, "interval": SOLVED}},
-        search=INTERVAL,
+        {"cachequant": {"profile": FEATURES, "budget": {"work": BUDGET}}},
     ),
     policy(
         "CacheQuant, blocks",
-        {"cachequant": {"profile": SPANS, "sites": SPAN, "interval": SOLVED}},
-        search=INTERVAL,
+        {"cachequant": {"profile": SPANS, "sites": SPAN, "budget": {"work": BUDGET}}},
     ),
     policy("PAB, spatial", {"pab": {"spatial": SOLVED}}, search=INTERVAL),
     policy(
         "AdaCorrection on FORA",
-        {"adacorrection": {"policy": make_module_recipe("fora")}},
-        search=INTERVAL,
+        # any shorter interval is corrected until nothing is reused
+        {
+            "adacorrection": {
+                "policy": {"fora": {"level": "modules", "interval": 5}},
+                "gamma": SOLVED,
+            }
+        },
+        search=WEIGHT,
+        bound="attention and MLPs run in every fifth step, and the rest in each",
     ),
     policy(
         "SpeCa",
-        {"speca": {"threshold": SOLVED, "decay": 1.0, "floor": 0.0, "first": 1, "order": 1}},
-        search=THRESHOLD,
+        # two forecasts follow every full step at any threshold, so the full start is solved for
+        {"speca": {"threshold": 0.3, "decay": 1.0, "floor": 0.0, "first": SOLVED, "order": 1}},
+        search=STEPS,
+        bound="beside its full steps, the last block runs in every step that is verified",
     ),
-    policy("L2C, greedy", {"l2c": {"profile": RESTING, "budget": {"work": BUDGET}}}),
+    policy(
+        "L2C, greedy",
+        {"l2c": {"profile": RESTING, "budget": {"work": BUDGET}}},
+        bound="every second step is full",
+    ),
     policy("FEB-Cache", {"febcache": {"profile": TABLE}}),
     policy("FEB-Cache, noise as it is", {"febcache": {"profile": TABLE, "noise": None}}),
     policy("ProCache", make_procache()),
@@ -388,7 +413,6 @@ CONTENDERS: tuple[Contender, ...] = (
 )
 
 UNLISTED: Mapping[str, str] = {
-    "at": "the places and times of a recipe with level modules, which has rows",
     "module_table": "the table of febcache, which has rows",
     "channel_correction": "the correction of cachequant, which has rows",
     "grouped_steps": "the schedule of cachequant, which has rows",
@@ -399,7 +423,7 @@ UNLISTED: Mapping[str, str] = {
     "growing_window": "the schedule of spectrum, which has rows",
     "drift_gate": "the gate of fastcache, which has rows",
     "token_split": "the tokens of fastcache, which has rows, and nothing reused in whole blocks",
-    "cluster_refresh": "the part of clusca, which has a row",
+    "clusca": "the recipe of cluster_refresh, which has a row, for intervals of whole steps",
     "fitted_schedule": "the schedule of fitted, which has a row",
     "prompt_threshold": "an adapter of another rule; reference prompts of this model mean nothing",
     "prompttea_rule": "the rule of prompttea, which has a row",

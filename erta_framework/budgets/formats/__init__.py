@@ -3,6 +3,7 @@
 A `ScheduleFormat` is a class in the entry-point group `erta_framework.schedule_formats`.
 """
 
+from erta_framework.budgets.formats._cache_dit import CacheDit, SGLang
 from erta_framework.budgets.formats._catalogue import (
     list_formats,
     load_format,
@@ -12,7 +13,7 @@ from erta_framework.budgets.formats._catalogue import (
 )
 from erta_framework.budgets.formats._document import EVERY, ScheduleDocument
 from erta_framework.budgets.formats._format import ScheduleFormat, refuse_keys
-from erta_framework.budgets.formats._plain import CacheDit, SGLang, StepList, StepMask
+from erta_framework.budgets.formats._plain import StepList, StepMask
 from erta_framework.budgets.formats._reading import (
     MOST_STEPS,
     as_schedule,

@@ -197,3 +197,14 @@ def as_schedule(mask: Sequence[int]) -> StepSchedule:
         (0, 2)
     """
     return StepSchedule.of([k for k, computed in enumerate(mask) if computed], len(mask))
+
+
+def read_whole_mask(value: Any, where: str, num_steps: int | None) -> StepSchedule:
+    """A mask of every step.
+
+    Raises:
+        InputError: It is no mask, or of another number of steps than was asked for.
+    """
+    mask = read_mask(value, where)
+    settle_steps(len(mask), num_steps, where, "the mask")
+    return as_schedule(mask)

@@ -11,6 +11,7 @@ from typing import Any, Self
 from torch import nn
 
 from erta_framework import Engine, Profile, Seam, Trace
+from erta_framework.attach import KEEP_TRACES
 from erta_framework.budgets import promise
 from erta_framework.config import PolicyLike, build_engine
 from erta_framework.errors import CapabilityError, ConflictError, InputError, UnusedWarning
@@ -22,7 +23,6 @@ from erta_integrations.diffusers.network import (
     is_patched,
 )
 from erta_integrations.diffusers.pipeline import (
-    KEEP_TRACES,
     Driver,
     capabilities,
     explain_noise,

@@ -16,13 +16,9 @@ from erta_framework.masked import ATTENTION, FIRST_LAYER, SIMILARITY, Rows, Toke
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.session import PREFIX
 from erta_integrations.language._llama_layers import find_llama_layers, narrow_layers
+from erta_integrations.language._padding import find_places, hide_padding
 from erta_integrations.language._position_cache import make_cache
-from erta_integrations.language._store import (
-    KeyValueStore,
-    compare_values,
-    find_places,
-    place_rows,
-)
+from erta_integrations.language._store import KeyValueStore, compare_values, place_rows
 
 Shift = Literal["un", "un_right"]
 
@@ -186,7 +182,7 @@ class HuggingFaceModel(nn.Module):
         if isinstance(store, KeyValueStore):
             store.begin(rows, length, first_layer)
         # a mask with a line for every position, whatever a subclass gives a whole call
-        mask = HuggingFaceModel._make_mask(self, seen, batch, length, length)
+        mask = hide_padding(seen, batch, length, length, next(self.model.parameters()))
         places = self._find_places(seen, ids)
         if rows is None:
             return self._call(ids, mask, places, store)
@@ -219,14 +215,7 @@ class HuggingFaceModel(nn.Module):
         return find_places(seen, ids)
 
     def _make_mask(self, seen: Tensor | None, batch: int, count: int, length: int) -> Tensor:
-        """An additive mask `[B, 1, M, L]` that hides padding alone."""
-        weight = next(self.model.parameters())
-        if seen is None:
-            zero = torch.zeros(1, 1, 1, length, dtype=weight.dtype, device=weight.device)
-            return zero.expand(batch, 1, count, length)
-        hidden = torch.zeros(seen.shape, dtype=weight.dtype, device=weight.device)
-        hidden = hidden.masked_fill(~seen, torch.finfo(weight.dtype).min)
-        return hidden[:, None, None, :].expand(batch, 1, count, length)
+        return hide_padding(seen, batch, count, length, next(self.model.parameters()))
 
     def place_logits(self, logits: Tensor, rows: Rows | None, length: int) -> Tensor:
         """Logits `[B, L, V]` by the token that they predict."""

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from erta_framework.errors import CapabilityError
 from erta_framework.masked import Rows, TokenStore
 from erta_integrations.language._hugging_face import HuggingFaceModel, Shift
-from erta_integrations.language._store import KeyValueStore, find_places
+from erta_integrations.language._padding import find_places
+from erta_integrations.language._store import KeyValueStore
 
 PARTS = ("rotary_emb", "attn_out", "_scaled_dot_product_attention", "config")
 

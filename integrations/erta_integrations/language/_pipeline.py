@@ -1,4 +1,4 @@
-"""`attach_language`: diffusers' `LLaDA2Pipeline`, unmodified, through its model.
+"""`LanguageAttachment`: policies on diffusers' `LLaDA2Pipeline`, unmodified, through its model.
 
 The pipeline calls its model on all tokens up to the end of the block that it refines. One request
 is one block: its first call runs on every position.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Engine, Interval, Profile, Session, SessionInfo, Trace
-from erta_framework.config import PolicyLike, build_engine
+from erta_framework.attach import RequestLog
 from erta_framework.errors import CapabilityError, ConflictError, ProtocolError, UnusedWarning
 from erta_framework.masked import LONG, Branch, Held, list_signals
 from erta_framework.session import make_site
@@ -36,18 +36,17 @@ class LanguageAttachment:
 
     Attributes:
         engine: The policies that decide.
-        traces: One trace for each block, oldest first.
-        emitted: Profiles that profilers emitted.
     """
 
-    def __init__(self, pipe: Any, engine: Engine, mask_id: int, post_steps: int) -> None:
+    def __init__(
+        self, pipe: Any, engine: Engine, mask_id: int, post_steps: int, keep_traces: int | None
+    ) -> None:
+        self._log, self._reused = RequestLog(keep_traces), False
         self.engine, self._pipe, self._post_steps = engine, pipe, post_steps
         self._model = WindowModel(pipe.model, mask_id)
         engine.check(
             list_signals(self._model, TRACKED), type(pipe.scheduler).__name__, kind="tokens"
         )
-        self.traces: list[Trace] = []
-        self.emitted: list[Profile] = []
         self._steps, self._block, self._checked, self._answered = 0, 0, False, False
         self._entered, self._timesteps = False, getattr(pipe.scheduler, "timesteps", None)
         self._session: Session | None = None
@@ -85,7 +84,8 @@ class LanguageAttachment:
     ) -> None:
         self._close(error)
         self.detach()
-        if error is None and (fault := explain_unused(self.engine, self.traces, self._pipe)):
+        fault = explain_unused(self.engine, self.traces, self._pipe)
+        if error is None and not self._reused and fault:
             warnings.warn(fault, UnusedWarning, stacklevel=2)
 
     def __del__(self) -> None:
@@ -101,6 +101,16 @@ class LanguageAttachment:
         vars(self._pipe)["model"] = self._model.model
 
     @property
+    def traces(self) -> list[Trace]:
+        """One trace for each block, oldest first; the newest `keep_traces`."""
+        return self._log.traces
+
+    @property
+    def emitted(self) -> list[Profile]:
+        """The profiles that profilers emitted, oldest first; many are merged."""
+        return self._log.emitted
+
+    @property
     def newest(self) -> Trace | None:
         """The trace of the block that is refined, else of the last one."""
         if self._session is not None:
@@ -113,11 +123,11 @@ class LanguageAttachment:
         Raises:
             ProfileError: Nothing was emitted.
         """
-        return Profile.merge(self.emitted)
+        return self._log.profile()
 
     def summary(self) -> str:
         """Tokens computed in every block, with reasons."""
-        return "\n".join(trace.summary() for trace in self.traces) or "no request yet"
+        return self._log.summary() or "no request yet"
 
     def plot(self, path: str | Path, request: int = -1) -> Path:
         """Refused: every call runs, on some of the tokens."""
@@ -182,7 +192,7 @@ class LanguageAttachment:
             kind="tokens",
             solver=type(self._pipe.scheduler).__name__,
             capabilities=list_signals(self._model, TRACKED),
-            request_id=f"block-{len(self.traces)}",
+            request_id=f"block-{self._log.closed}",
             time_of=lambda sigma: sigma,
         )
         self._session = self.engine.session(info).__enter__()
@@ -207,49 +217,5 @@ class LanguageAttachment:
                 session.end(watched.ids)
         finally:
             session.__exit__(type(error) if error is not None else None, error, None)
-            self.traces.append(session.trace)
-            self.emitted.extend(session.emitted)
-
-
-def attach_language(
-    pipe: Any,
-    policies: PolicyLike,
-    *,
-    mask_id: int | None = None,
-    post_steps: int = 17,
-    **options: Any,
-) -> LanguageAttachment:
-    """Attach policies to an unmodified `LLaDA2Pipeline`, for as long as a `with` block lasts.
-
-    Args:
-        pipe: The pipeline; its model takes `past_key_values` as models of transformers do.
-        policies: As in `erta_framework.attach`.
-        mask_id: The mask; by default that of the pipeline's tokenizer.
-        post_steps: At least `max_post_steps + 1` of the call.
-        **options: Options of the policy, where `policies` is a name.
-
-    Raises:
-        CapabilityError: The pipeline has no model or scheduler of this kind, or a policy serves
-            latents only.
-        ConflictError: On entering, if something is attached already.
-
-    Warns:
-        UnusedWarning: On leaving the block, if every call ran on every token although a rule may
-            reuse. When the attachment is dropped, if the pipeline ran and it was never entered.
-
-    Example:
-        >>> with attach_language(pipe, "dkvcache", refresh=4) as run:  # doctest: +SKIP
-        ...     pipe(input_ids=ids, mask_token_id=156895)
-    """
-    engine, _ = build_engine(policies, options)
-    for part in ("model", "scheduler"):
-        if getattr(pipe, part, None) is None:
-            raise CapabilityError(
-                f"{type(pipe).__name__} has no {part}; the driver is for LLaDA2Pipeline"
-            )
-    chosen = getattr(pipe, "mask_token_id", None) if mask_id is None else mask_id
-    if chosen is None:
-        raise CapabilityError(
-            f"{type(pipe).__name__} has no tokenizer with a mask token; give mask_id"
-        )
-    return LanguageAttachment(pipe, engine, int(chosen), post_steps)
+            self._log.add(session)
+            self._reused |= session.trace.token_rows < session.trace.token_total

@@ -186,16 +186,6 @@ def place_rows(logits: Tensor, rows: Rows | None, length: int) -> Tensor:
     return rows.scatter(logits.new_zeros(len(logits), length, logits.shape[-1]), logits)
 
 
-def find_places(seen: Tensor | None, ids: Tensor) -> Tensor:
-    """The place of every token in its own sequence, `[B, L]`; padding on the left has none.
-
-    A sample has the same places alone as in a batch in which it is padded.
-    """
-    if seen is None:
-        return torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    return (seen.long().cumsum(1) - 1).clamp(min=0)
-
-
 def compare_values(fresh: Tensor, held: Tensor) -> Tensor:
     """Cosine similarity of values `[B, L, H, D]` to those held, `[B, L]`."""
     return torch.cosine_similarity(fresh.flatten(2).float(), held.flatten(2).float(), dim=-1)

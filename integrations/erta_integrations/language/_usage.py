@@ -16,16 +16,16 @@ def explain_unentered(pipe: object) -> str:
 
 
 def explain_unused(engine: Engine, traces: Sequence[Trace], pipe: object) -> str:
-    """What to do where every call ran on every token although a rule may reuse; else empty.
+    """What to do where every call ran on every token, if a rule may reuse; else empty.
 
     Args:
         engine: The policies.
-        traces: Of every block so far; one of two steps has nothing to reuse yet.
+        traces: Of the newest blocks; one of two steps has nothing to reuse yet.
         pipe: The pipeline.
     """
     asked = [p.name for p in engine.implementers("decide") if not p.traits.static]
     long = [trace for trace in traces if len(trace.steps) > 2 and not trace.stopped]
-    if not asked or not long or any(trace.token_rows < trace.token_total for trace in traces):
+    if not asked or not long:
         return ""
     return (
         f"nothing was reused in {len(long)} requests of {type(pipe).__name__}, although "

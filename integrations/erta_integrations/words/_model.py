@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
+from erta_framework.errors import InputError
 from erta_framework.masked import ATTENTION, FIRST_LAYER, SIMILARITY, Rows, TokenStore
 from erta_framework.session import PREFIX
+from erta_framework.text import show_value
 from erta_integrations.language import KeyValueStore, compare_values, find_places, place_rows
 from erta_integrations.words._files import find_weights, load_network
 from erta_integrations.words._network import WordsNetwork
@@ -61,6 +64,47 @@ class WordsModel(nn.Module):
         start = self.task.prompt_length
         ids[:, :start] = self.task.draw(1, torch.Generator().manual_seed(0))[:, :start]
         return ids
+
+    def encode_prompts(
+        self, prompts: Sequence[str], length: int | None = None
+    ) -> tuple[Tensor, Tensor | None, int]:
+        """Sequences that begin as the prompts say, `[N, L]`, and where the answer begins.
+
+        A prompt is text as `spell` writes it: dots are decoded, and so is what follows. It is a
+        given part of the answer, so that a sample does not depend on the prompts beside it.
+
+        Args:
+            prompts: One a sample.
+            length: The length of the task, or None.
+
+        Raises:
+            InputError: A prompt is no such text, too long, or leaves nothing to decode; or the
+                length is another.
+        """
+        first, whole = self.task.prompt_length, self.task.length
+        if length not in (None, whole):
+            raise InputError(
+                f"length is {length}, but {self.task.name!r} has {whole} symbols; leave it out"
+            )
+        ids = self.make_ids(len(prompts))
+        for row, prompt in zip(ids, prompts, strict=True):
+            symbols = self.task.read(prompt)
+            if len(symbols) > whole - first:
+                raise InputError(
+                    f"the prompt {show_value(prompt)} has {len(symbols)} symbols, but "
+                    f"{self.task.name!r} has {whole - first}; give at most as many"
+                )
+            row[first : first + len(symbols)] = torch.tensor(symbols, dtype=torch.long)
+            if not bool((row == self.mask_id).any()):
+                raise InputError(
+                    f"the prompt {show_value(prompt)} leaves nothing to decode; write a dot for "
+                    "each letter that is to be found"
+                )
+        return ids, None, first
+
+    def spell(self, ids: Sequence[int]) -> str:
+        """A sequence as text; masked positions are dots."""
+        return self.task.spell(ids)
 
     def open(self, *, attention: bool = False) -> KeyValueStore:
         """A store for one branch of one request."""

@@ -11,6 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from erta_framework.errors import InputError
+from erta_framework.text import show_value
+
 WORD_FILE = Path(__file__).with_name("words.txt")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -53,6 +56,14 @@ class Task(Protocol):
         """A sequence as text; masked positions are dots."""
         ...
 
+    def read(self, text: str) -> list[int]:
+        """The symbols of a text as `spell` writes it, after those given at the start.
+
+        Raises:
+            InputError: It holds something else.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Words:
@@ -88,6 +99,10 @@ class Words:
         """Letters, with a space between the words."""
         text = "".join((LETTERS + ".")[symbol] for symbol in ids)
         return " ".join(text[start : start + 8] for start in range(0, len(text), 8))
+
+    def read(self, text: str) -> list[int]:
+        """Letters and dots as symbols; spaces are left out."""
+        return read_marks(text.replace(" ", ""), LETTERS + ".", self.name)
 
     def is_word(self, text: str) -> bool:
         """Whether it is on the list."""
@@ -130,8 +145,30 @@ class Permutations:
 
     def spell(self, ids: Sequence[int]) -> str:
         """Symbols as letters."""
-        marks = LETTERS[: self.count].upper() + ":."
-        return "".join(marks[symbol] for symbol in ids)
+        return "".join(self._marks[symbol] for symbol in ids)
+
+    def read(self, text: str) -> list[int]:
+        """Letters and dots as symbols."""
+        return read_marks(text, self._marks, self.name)
+
+    @property
+    def _marks(self) -> str:
+        return LETTERS[: self.count].upper() + ":."
+
+
+def read_marks(text: str, marks: str, name: str) -> list[int]:
+    """The place of each character of a text among `marks`.
+
+    Raises:
+        InputError: A character is none of them.
+    """
+    strange = "".join(sorted(set(text) - set(marks)))
+    if strange:
+        raise InputError(
+            f"the prompt {show_value(text)} holds {show_value(strange)}, but {name!r} reads only "
+            f"{marks!r}; a dot is a letter to decode"
+        )
+    return [marks.index(character) for character in text]
 
 
 def load_words() -> Words:

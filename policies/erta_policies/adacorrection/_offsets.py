@@ -51,11 +51,7 @@ def measure_paper_offset(
     Source: AdaCorrection, arXiv 2602.13357, as its repository describes it (NoakLiu/FastCache-xDiT
     at 7d894fc). There the means are over the batch as well; here each sample has its own.
 
-    Args:
-        now: The input h, `[B, N, C]` or any shape with samples first.
-        kept: The input h' at which the output was kept, of the same shape.
-        spread: Weight of the second term.
-        channels: The dimension of the channels.
+    It takes what `measure_offset` takes.
 
     Example:
         >>> import torch

@@ -8,7 +8,7 @@ from typing import Literal
 
 from erta_framework import Policy, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.budgets import as_planner
-from erta_framework.errors import PolicyError
+from erta_framework.errors import BudgetError, PolicyError
 from erta_framework.modules import (
     KEEP,
     SKIP,
@@ -177,7 +177,7 @@ class At(Policy):
                 planner = as_planner(when)
                 assert planner is not None
                 assert call is not None
-                calls = count_calls(self._work, session.num_steps, call.share, repr(self))
+                calls = count_calls(self._work, session.num_steps, call.share, self)
                 found = planner.with_calls(calls)
                 assert isinstance(found, Policy)  # `when` has a budget, so it takes another
                 when = found
@@ -194,7 +194,7 @@ def divide_places(sites: tuple[Place, ...]) -> tuple[list[Place], list[tuple[Pla
     return [place for place in sites if place not in aside], feeding
 
 
-def count_calls(work: float, num_steps: int, share: float | None, who: str) -> int:
+def count_calls(work: float, num_steps: int, share: float | None, who: object) -> int:
     """In how many of the steps modules may run, so that the whole network does so much work.
 
     Args:
@@ -204,7 +204,8 @@ def count_calls(work: float, num_steps: int, share: float | None, who: str) -> i
         who: The policy, for messages.
 
     Raises:
-        PolicyError: The share is not known, or the rest of the network alone costs more.
+        PolicyError: The share is not known.
+        BudgetError: The rest of the network alone costs more.
 
     Example:
         >>> count_calls(20.0, 50, 0.8, "at")
@@ -216,10 +217,11 @@ def count_calls(work: float, num_steps: int, share: float | None, who: str) -> i
         )
     least = num_steps * (1.0 - share) + share
     if work < least - 1e-9:
-        raise PolicyError(
+        raise BudgetError(
             f"{who} has the work of {work:g} network calls for {num_steps} steps, but the rest of "
             f"the network, with its modules at one step, costs {least:.2f}: they are {share:.0%} "
-            "of a call; give more, or select more modules"
+            "of a call; give more, or select more modules",
+            least=least,
         )
     return min(num_steps, int((work - num_steps * (1.0 - share)) / share + 1e-9))
 

@@ -22,6 +22,9 @@ from erta_policies.shared import (
     read_rows,
 )
 
+Lines = dict[tuple[int, int, int, tuple[int, ...]], tuple[ChannelAffine, ...]]
+"""Lines that were made, by branch, row, step and steps since; one of each serves many places."""
+
 
 class ChannelCorrection(Correction):
     """Uses `a1[k] * X_cached + b1[k]` in place of a reused feature, with a line for each channel.
@@ -56,7 +59,7 @@ class ChannelCorrection(Correction):
         return FeatureProfiler()
 
     def prepare(self) -> None:
-        _ = self._fit
+        _ = self._fit, self._rows
 
     @cached_property
     def _profile(self) -> Profile:
@@ -70,10 +73,6 @@ class ChannelCorrection(Correction):
     @cached_property
     def _rows(self) -> tuple[str, ...]:
         return read_rows(self._profile)
-
-    @cached_property
-    def _made(self) -> dict[tuple[int, int, int, tuple[int, ...]], tuple[ChannelAffine, ...]]:
-        return {}  # requests of one engine share their lines
 
     def check_session(self, session: SessionInfo) -> None:
         """Refuse a run that the profile was not made for."""
@@ -91,9 +90,10 @@ class ChannelCorrection(Correction):
         if len(set(lags)) == 1:
             lags = lags[:1]
         key = (self._find_branch(call), self._rows.index(place.path), index, lags)
-        if key not in self._made:
-            self._made[key] = self._make(*key)
-        return self._made[key]
+        made: Lines = call.state_of(self, dict)
+        if key not in made:
+            made[key] = self._make(*key)
+        return made[key]
 
     def _find_branch(self, call: Parts) -> int:
         if not self.each_branch:

@@ -3,46 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from erta_framework import Call, Profile, Profiler, Seam, SessionInfo, Step, Traits, hookimpl
-from erta_framework.errors import PolicyError
-from erta_framework.modules import KEEP, Action, Measurement, Parts, Place, ReuseKept, Select
+from erta_framework.errors import BudgetError, PolicyError
+from erta_framework.modules import KEEP, Action, Parts, Place, ReuseKept, Select
 from erta_framework.session import PLANNED, TRIAL
 from erta_policies.febcache._search import Search
-from erta_policies.febcache._statistics import KIND, choose_state, find_table_work
+from erta_policies.febcache._statistics import KIND, choose_state, find_least_work, find_table_work
 from erta_policies.febcache._table import ATTENTION, BOTH, MLP, NONE, State
+from erta_policies.febcache._walk import COUNTS, Walk
 from erta_policies.noise_scale import NoiseScale
 from erta_policies.shared import BudgetLike, PlanBudget, RunProfiler, require_computed
 
 REUSE: Final = ReuseKept()
 SITES: Final = (Select(kind=("attention", "cross")), Select(kind=("mlp",)))
-COUNTS = ("rows", "both", "one", "error")
-
-
-@dataclass(slots=True, eq=False)
-class Walk:
-    """What a request has decided so far.
-
-    Attributes:
-        states: The state of each decided step.
-        sums: Sums for each step; see the statistics of the profile.
-        shares: Shares of a network call: attention, MLPs, both; empty before they are known.
-    """
-
-    states: dict[int, State] = field(default_factory=dict)
-    sums: dict[str, dict[int, float]] = field(default_factory=lambda: {n: {} for n in COUNTS})
-    shares: tuple[float, ...] = ()
-
-    def learn_shares(self, call: Parts) -> Mapping[Place, Action]:
-        """A plan in which everything runs; learns what the places cost."""
-        if not self.shares and call.costs is not None:
-            self.shares = find_shares(call, call.costs)
-        return {}
 
 
 class FEBCacheProfiler(RunProfiler):
@@ -77,7 +56,8 @@ class FEBCacheProfiler(RunProfiler):
         search: Where the search stands; left to the calibration.
 
     Raises:
-        PolicyError: A setting is out of range, or there is no table with so little work.
+        PolicyError: A setting is out of range.
+        BudgetError: There is no table with so little work.
         InputError: The run does not start at step 0.
 
     Example:
@@ -187,11 +167,12 @@ class FEBCacheProfiler(RunProfiler):
     def next_profiler(self, profile: Profile) -> Profiler | None:
         wanted, steps = self.find_share(profile.num_steps), profile.num_steps
         least = find_least_work(profile)
-        if wanted < least:
-            raise PolicyError(
+        if wanted < least - 1e-9:
+            raise BudgetError(
                 f"{self.name} was asked for the work of {wanted * steps:.2f} network calls in "
                 f"{steps} steps, but attention and MLPs reused at every step but the first leave "
-                f"{least * steps:.2f}; ask for more"
+                f"{least * steps:.2f}; ask for more",
+                least=least * steps,
             )
         search = self.search.narrow(find_table_work(profile), wanted)
         assert search.gap is not None
@@ -234,25 +215,3 @@ def plan_state(state: State, call: Parts) -> dict[Place, Action]:
         place: REUSE if place.kind in kinds and call.age(place) is not None else KEEP
         for place in call.sites
     }
-
-
-def find_shares(call: Parts, costs: Measurement) -> tuple[float, ...]:
-    """Shares of a network call: the attention, the MLPs, and both."""
-    kinds = (("attention", "cross"), ("mlp",), ("attention", "cross", "mlp"))
-    return tuple(
-        1.0
-        - costs.find_share(
-            path
-            for place in call.sites
-            for path in place.modules
-            if place.kind in own and path in costs.flops
-        )
-        for own in kinds
-    )
-
-
-def find_least_work(profile: Profile) -> float:
-    """The work that is left where both are reused at every step but the first."""
-    steps = profile.num_steps
-    both = float(profile.statistics["shares"][2] / profile.statistics["calls"][0])
-    return 1.0 - both * (steps - 1) / steps

@@ -62,3 +62,10 @@ def find_table_work(profile: Profile) -> float:
     """The work of a run under this table, as a part of the full one."""
     attention, mlp, both = (profile.statistics["shares"] / profile.statistics["calls"]).tolist()
     return read_table(profile).find_work(attention, mlp, both)
+
+
+def find_least_work(profile: Profile) -> float:
+    """The work that is left where both are reused at every step but the first."""
+    steps = profile.num_steps
+    both = float(profile.statistics["shares"][2] / profile.statistics["calls"][0])
+    return 1.0 - both * (steps - 1) / steps

@@ -1,4 +1,4 @@
-"""What a calibration batch must hold: every sample once a run, on a grid without standstill."""
+"""What a calibration run must have: every sample once a run, a moving grid, a known target."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from itertools import pairwise
 
 from torch import Tensor
 
+from erta_framework import SessionInfo
+from erta_framework.calibration import Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._cached_run import RUNS
+from erta_policies.fitted._solver_variable import is_one_step
 
 
 def count_samples(batch: int) -> int:
@@ -61,3 +64,29 @@ def check_nodes(nodes: Sequence[float]) -> tuple[float, ...]:
             "call a step"
         )
     return tuple(nodes)
+
+
+def require_solution(solution: Solution | None, session: SessionInfo, who: str) -> None:
+    """Refuse a run whose exact solution is not known, or cannot be the target.
+
+    Args:
+        solution: The solution of the samples.
+        session: Facts of the run.
+        who: The profiler, for the message.
+
+    Raises:
+        PolicyError: There is none, or the solver has memory.
+        InputError: It is of another schedule.
+    """
+    if solution is None:
+        raise PolicyError(
+            f"{who} has the target 'exact' and no solution of these samples; "
+            "calibrate with Sampler.calibrate, or give solution=solve(sampler, model, prompts)"
+        )
+    if not is_one_step(session):
+        raise PolicyError(
+            f"{who} has the target 'exact', which one step leads to under a "
+            f"solver without memory only, and this is {session.solver}; calibrate with Euler "
+            "steps or DDIM"
+        )
+    solution.require_sigmas(session.sigmas)

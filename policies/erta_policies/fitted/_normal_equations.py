@@ -9,6 +9,7 @@ samples. Sums of M add up, so batches merge by adding; M without a fold is the t
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -89,6 +90,19 @@ class StepChoice:
     name: str
     weights: Tensor
     error: float
+
+
+def find_folds(x: Tensor) -> Tensor:
+    """The fold of each sample, `[n]`.
+
+    They follow from the noise, so that batches of one sample spread over all of them.
+
+    Args:
+        x: The latents at the start, `[n, C, ...]`.
+    """
+    digest = hashlib.sha256(x[:1].float().cpu().contiguous().numpy().tobytes())
+    first = int.from_bytes(digest.digest()[:4], "big")
+    return (torch.arange(len(x), device=x.device) + first) % FOLDS
 
 
 def sum_products(values: Sequence[Tensor], folds: Tensor, per_channel: bool) -> Tensor:

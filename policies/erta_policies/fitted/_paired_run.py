@@ -16,7 +16,6 @@ With n samples of R = 4 copies, latents and outputs of a call are `[R n, C, ...]
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -133,8 +132,7 @@ class PairedRun:
         """Solve for the weights of a step; the guided velocity that every copy should have.
 
         The trajectory target is the velocity that leads copy 1 back to the full run within this
-        step. In the solver's variable a step is s' x' = s x + (t' - t) v, so a gap x_0 - x_1 is
-        closed by the full run's velocity plus s (x_0 - x_1) / (t' - t).
+        step, or to the exact solution.
         """
         assert self.x is not None
         network = self.weights.guide(self.outputs).chunk(len(RUNS))
@@ -142,8 +140,11 @@ class PairedRun:
         computes = step.index in self.planned
         if computes:
             self._computed(step.index, network, xs)
-        interval = self._interval(step)
-        target = self._find_target(step, network[0], xs)
+        interval = self.variable.nodes(step.interval)
+        if self.exact is None:
+            target = self.variable.close_gap(step.interval, network[0], xs[0], xs[1])
+        else:
+            target = self.variable.lead_to(step.interval, xs[1], self.exact[:, step.index + 1])
         run = self.runs["fitted"]
         assert run.start is not None
         depth = self.settings.velocities
@@ -173,31 +174,11 @@ class PairedRun:
         ]
         return torch.cat([network[0], wanted, *rivals])
 
-    def _find_target(self, step: Step, full: Tensor, xs: Sequence[Tensor]) -> Tensor:
-        """The velocity that leads copy 1 to where it should be at the end of the step.
-
-        Args:
-            step: The step.
-            full: The full run's velocity, `[n, C, ...]`.
-            xs: Latents of every copy.
-        """
-        first, last = self._interval(step)
-        starts = self.variable.scale(step.interval.start)
-        if self.exact is None:
-            return full + starts / (last - first) * (xs[0] - xs[1]).to(full)
-        ends = self.variable.scale(step.interval.end) * self.exact[:, step.index + 1]
-        return (ends - starts * xs[1].to(ends)) / (last - first)
-
     def _computed(self, index: int, network: Sequence[Tensor], xs: Sequence[Tensor]) -> None:
         self.computed.append(index)
         depth = max(2, self.settings.velocities)
         for name, velocity, x in zip(RUNS[1:], network[1:], xs[1:], strict=True):
             self.runs[name].add(velocity, x, depth)
-
-    def _interval(self, step: Step) -> tuple[float, float]:
-        """Nodes where a step starts and ends."""
-        node = self.variable.node
-        return node(step.interval.start), node(step.interval.end)
 
     # --------------------------------------------------------------------------- after a step
     def end(self, step: Step, sample: Tensor) -> None:
@@ -218,7 +199,11 @@ class PairedRun:
             for each in self.outputs.values()
             for piece in each
         ]
-        guided, rounding = self._movement(step, sample)
+        assert self.x is not None
+        start, end = (each.chunk(len(RUNS))[0] for each in (self.x, sample))
+        guided, rounding = self.variable.measure_movement(
+            step.interval, start, end, self.sums.dtype
+        )
         self.weights.learn(step, order, parts, guided)
         if order != self.before:
             self._start_over(step)
@@ -238,27 +223,11 @@ class PairedRun:
             self.errors += torch.stack([((other - full) ** 2).sum() for other in others])
             self.finished = True
 
-    def _movement(self, step: Step, sample: Tensor) -> tuple[Tensor, float]:
-        """The velocity that moved the full run, `[n, C, ...]`, and the norm of its rounding.
-
-        An Euler step in the solver's variable, s' x' = s x + (t' - t) v, solved for v. The latents
-        are rounded in their own type, which counts for more the shorter the step is.
-        """
-        assert self.x is not None
-        (first, last), scale = self._interval(step), self.variable.scale
-        size, ends = last - first, scale(step.interval.end)
-        start = self.x.chunk(len(RUNS))[0].to(self.sums.dtype) * scale(step.interval.start)
-        moved = (sample.chunk(len(RUNS))[0].to(self.sums.dtype) * ends - start) / size
-        return moved, 8 * torch.finfo(sample.dtype).eps * float(start.norm()) / abs(size)
-
     def _start_over(self, step: Step) -> None:
         """Cache the first step with these branches: the network's output, whatever the schedule."""
         assert self.x is not None
         if step.index == 0:
-            # folds follow from the noise, so that batches of one sample spread over all of them
-            digest = hashlib.sha256(self.x[:1].float().cpu().contiguous().numpy().tobytes())
-            first = int.from_bytes(digest.digest()[:4], "big")
-            self.folds = (torch.arange(self.rows, device=self.x.device) + first) % FOLDS
+            self.folds = equations.find_folds(self.x[: self.rows])
         for run in self.runs.values():
             run.velocities = []  # of another set of branches
         network = self.weights.guide(self.outputs).chunk(len(RUNS))

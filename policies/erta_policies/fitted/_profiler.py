@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from erta_framework import (
@@ -24,11 +23,13 @@ from erta_framework import (
 from erta_framework.budgets import as_planner, forecast
 from erta_framework.calibration import Solution
 from erta_framework.errors import PolicyError
+from erta_policies.fitted._batch_checks import require_solution
 from erta_policies.fitted._cached_run import RUNS
 from erta_policies.fitted._normal_equations import TOWARD, FitSettings, Toward
 from erta_policies.fitted._paired_run import PairedRun
+from erta_policies.fitted._run_statistics import describe_run
 from erta_policies.fitted._solver_variable import is_one_step
-from erta_policies.fitted._table import KIND, FittedTable, make_judged_statistic
+from erta_policies.fitted._table import KIND, FittedTable
 from erta_policies.shared import RunProfiler, load_profile, require_computed, require_match
 
 MOST = 6
@@ -198,7 +199,7 @@ class FittedProfiler(RunProfiler):
             table = FittedTable.of(profile)
             given, steps = dict(enumerate(table.choices)), frozenset(table.computed)
         if self.is_exact:
-            self._require_solution(session)
+            require_solution(self.solution, session, type(self).__name__)
         per_channel = self.granularity == "channel"
         session.state_of(
             self, lambda: PairedRun(session, steps, settings, per_channel, given, self.solution)
@@ -215,26 +216,6 @@ class FittedProfiler(RunProfiler):
     def post_step(self, step: Step, sample: Tensor) -> None:
         self._run_of(step.session).end(step, sample)
 
-    def _require_solution(self, session: SessionInfo) -> None:
-        """Refuse a run whose exact solution is not known, or cannot be the target.
-
-        Raises:
-            PolicyError: There is none, or the solver has memory.
-            InputError: It is of another schedule.
-        """
-        if self.solution is None:
-            raise PolicyError(
-                f"{type(self).__name__} has the target 'exact' and no solution of these samples; "
-                "calibrate with Sampler.calibrate, or give solution=solve(sampler, model, prompts)"
-            )
-        if not is_one_step(session):
-            raise PolicyError(
-                f"{type(self).__name__} has the target 'exact', which one step leads to under a "
-                f"solver without memory only, and this is {session.solver}; calibrate with Euler "
-                "steps or DDIM"
-            )
-        self.solution.require_sigmas(session.sigmas)
-
     def _run_of(self, session: SessionInfo) -> PairedRun:
         def missing() -> PairedRun:
             raise PolicyError(
@@ -247,37 +228,5 @@ class FittedProfiler(RunProfiler):
         run = self._run_of(session)
         if not run.finished:
             return None
-        samples, sums, depths = run.rows, run.sums.double().cpu(), run.depths
-        if self.start is not None:
-            # in shares, so that profiles of all batches add up to the weights that were judged
-            given = load_profile(self, self.start, (KIND,))
-            sums = given.statistics["moments"] / given.samples * samples
-            depths = given.statistics["depths"] / given.samples
-        settings = run.settings.row()
-        flags = torch.zeros(session.num_steps).double()
-        flags[run.computed] = samples
-        exact = {} if run.exact is None else {"solution": self._describe_solution(run, samples)}
-        return self.emit(
-            session,
-            {
-                **exact,
-                "moments": sums,
-                "computed": flags,
-                "depths": samples * depths,
-                "errors": run.errors.double().cpu(),
-                # with their squares a sum shows whether all merged profiles had the same
-                "settings": samples * torch.stack([settings, settings * settings]),
-                "sigmas": samples * torch.tensor(run.nodes, dtype=torch.float64),
-                "elements": torch.tensor(float(samples * run.elements)).double(),
-                "batches": torch.ones(()).double(),
-                "judged": make_judged_statistic(None if self.start is None else sums),
-            },
-            samples=samples,
-        )
-
-    def _describe_solution(self, run: PairedRun, samples: int) -> Tensor:
-        """The statistic `solution`, `[3]`: error of the full run and of the solution, substeps."""
-        assert self.solution is not None
-        own = self.solution.error * samples * run.elements
-        numbers = [float(run.full_error), own, float(samples * self.solution.substeps)]
-        return torch.tensor(numbers, dtype=torch.float64)
+        start = None if self.start is None else load_profile(self, self.start, (KIND,))
+        return self.emit(session, describe_run(run, start), samples=run.rows)

@@ -17,7 +17,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from erta_framework import SessionInfo
+import torch
+from torch import Tensor
+
+from erta_framework import Interval, SessionInfo
 from erta_framework.errors import PolicyError
 from erta_framework.sampling.solvers import VARIANCE_EXPLODING
 from erta_framework.session import DDIM_LEVELS
@@ -80,6 +83,47 @@ class SolverVariable:
     def scale(self, sigma: float) -> float:
         """The factor s at sigma."""
         return 1.0 if self.kind == "flow" else math.hypot(1.0, self.node(sigma))
+
+    def nodes(self, interval: Interval) -> tuple[float, float]:
+        """Nodes where a step starts and ends."""
+        return self.node(interval.start), self.node(interval.end)
+
+    def close_gap(self, interval: Interval, v: Tensor, ahead: Tensor, behind: Tensor) -> Tensor:
+        """The velocity that leads one run to another within a step: `v + s (x - y) / (t' - t)`.
+
+        Args:
+            interval: The step.
+            v: Velocity of the run to reach.
+            ahead: Its latents x.
+            behind: Latents y of the run that is led.
+        """
+        first, last = self.nodes(interval)
+        return v + self.scale(interval.start) / (last - first) * (ahead - behind).to(v)
+
+    def lead_to(self, interval: Interval, x: Tensor, end: Tensor) -> Tensor:
+        """The velocity of the step that leads from latents x to `end`."""
+        first, last = self.nodes(interval)
+        ends = self.scale(interval.end) * end
+        return (ends - self.scale(interval.start) * x.to(ends)) / (last - first)
+
+    def measure_movement(
+        self, interval: Interval, x: Tensor, end: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, float]:
+        """The velocity that moved latents x to `end`, and the norm of its rounding.
+
+        The latents are rounded in their own type, which counts for more the shorter the step is.
+
+        Args:
+            interval: The step.
+            x: Latents before it.
+            end: Latents after it.
+            dtype: In which to calculate.
+        """
+        first, last = self.nodes(interval)
+        size, ends = last - first, self.scale(interval.end)
+        start = x.to(dtype) * self.scale(interval.start)
+        moved = (end.to(dtype) * ends - start) / size
+        return moved, 8 * torch.finfo(end.dtype).eps * float(start.norm()) / abs(size)
 
 
 def is_one_step(session: SessionInfo) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erta_framework.errors import ProfileError
+from erta_framework.errors import BudgetError
 
 
 def choose_resting(
@@ -27,7 +27,7 @@ def choose_resting(
         For each step the places of the modules that rest, `[T]`.
 
     Raises:
-        ProfileError: So little work is not possible.
+        BudgetError: So little work is not possible.
 
     Example:
         >>> choose_resting([[0, 0], [0.1, 0.9], [0, 0], [0.2, 0.4]], [0.3, 0.3], work=3.4)
@@ -44,10 +44,11 @@ def choose_resting(
         taken.append(pair)
         saved += shares[pair[1]]
     if saved < needed:
-        raise ProfileError(
+        raise BudgetError(
             f"{who} was asked for the work of {work:g} network calls in {len(errors)} steps, but "
             f"with all modules at rest in every second step {len(errors) - saved:.2f} are left; "
-            "ask for more"
+            "ask for more",
+            least=len(errors) - saved,
         )
     for pair in reversed(taken.copy()):
         if saved - shares[pair[1]] >= needed:

@@ -42,7 +42,7 @@ class L2C(Policy):
 
     Raises:
         PolicyError: The budget is not one of work.
-        ProfileError: So little work is not possible; when the engine is built.
+        BudgetError: So little work is not possible; when the engine is built.
 
     Example:
         >>> L2C(profile="l2c.safetensors", budget={"work": 40}).budget.work
@@ -76,7 +76,8 @@ class L2C(Policy):
 
         Raises:
             PolicyError: There is no profile.
-            ProfileError: It cannot be read, or so little work is not possible.
+            ProfileError: It cannot be read.
+            BudgetError: So little work is not possible.
         """
         profile = load_profile(self, self.profile, (KIND,))
         sums, budget = profile.statistics, PlanBudget.of(self.budget)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -23,6 +22,7 @@ from erta_framework.modules import (
 )
 from erta_policies.at import divide_places
 from erta_policies.procache._choice import PlanSource
+from erta_policies.procache._depths import count_depths, find_deep
 from erta_policies.procache._presets import DIT, MODULES, PRESETS, Preset
 from erta_policies.procache._ratio import TokenRatio
 from erta_policies.procache._scores import KIND, read_scores
@@ -185,7 +185,7 @@ class ProCache(Policy):
     @hookimpl
     def assign(self, step: Step, call: Parts) -> Mapping[Place, Action]:
         own, feeding = divide_places(call.sites)
-        deep = self._find_deep(own)
+        deep = find_deep(own, self._settings.depth)
         ages = {place: call.age(place) for place in own}
         state, newest, refreshes = "", step.index, self.select
         # a plan in work is made where something is kept: then the share of the modules is known
@@ -209,12 +209,6 @@ class ProCache(Policy):
             elif refreshes and target in deep:
                 actions[place] = KEEP
         return actions
-
-    def _find_deep(self, own: Sequence[Place]) -> set[Place]:
-        """The places that refresh tokens."""
-        depths = count_depths(own)
-        first = min(depths - 1, math.ceil(self._settings.depth * depths - 1e-9))
-        return {p for p in own if p.depth >= first and p.kind in ("mlp", "cross")}
 
     def _refresh(
         self, step: Step, call: Parts, place: Place, own: Sequence[Place]
@@ -243,14 +237,9 @@ class ProCache(Policy):
                     )
                 own, _ = divide_places(call.sites)
                 ratio = partial(self._ratio, session.num_steps, count_depths(own))
-                deep = self._find_deep(own)
+                deep = find_deep(own, self._settings.depth)
                 chosen = choose_plan(
                     plans, work, lambda plan: measure_work(plan, call, deep, ratio), self.name
                 )
             planned[key] = chosen, chosen.newest
         return planned[key]
-
-
-def count_depths(own: Sequence[Place]) -> int:
-    """How many depths there are, up to the deepest of some places."""
-    return 1 + max(place.depth for place in own)

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from erta_framework import (
-    Call,
-    Policy,
-    Profile,
-    Profiler,
-    Seam,
-    SessionInfo,
-    Step,
-    Traits,
-    hookimpl,
-)
+from erta_framework import Policy, Profile, Profiler, Seam, SessionInfo, Step, Traits, hookimpl
 from erta_framework.errors import PolicyError
 from erta_framework.modules import KEEP, Action, Parts, Place, Select, Selection
 from erta_policies.at import At
 from erta_policies.ertacache import SkipPolicy
+from erta_policies.procache._plan_observer import Ends, PlanObserver
 from erta_policies.procache._presets import MODULES
-from erta_policies.procache._scores import KIND, write_plans
-from erta_policies.shared import PlanFamily, RunProfiler, StepPlan, require_computed
+from erta_policies.procache._scores import write_plans
+from erta_policies.shared import PlanFamily, StepPlan
 
 
 @dataclass(slots=True)
@@ -42,37 +33,6 @@ class Trajectory:
     start: Tensor
     end: Tensor
     errors: list[float] = field(default_factory=list)
-
-
-@dataclass(slots=True)
-class Ends:
-    """What a request began with, and what it ended with."""
-
-    start: Tensor | None = None
-    end: Tensor | None = None
-
-
-class PlanObserver(RunProfiler):
-    """Base of the rounds of `ProCacheProfiler`: sees the latents that a run begins and ends with.
-
-    Source: ours.
-    """
-
-    kind = KIND
-
-    @hookimpl(wrapper=True)
-    def forward(self, step: Step, call: Call) -> Generator[None, Tensor, Tensor]:
-        output = yield
-        require_computed(self, step, call)
-        ends = step.session.state_of(self, Ends)
-        if ends.start is None:
-            ends.start = call.x[: step.session.shape[0]].clone()  # batched guidance repeats them
-        return output
-
-    @hookimpl
-    def post_step(self, step: Step, sample: Tensor) -> None:
-        if step.index == step.num_steps - 1:
-            step.session.state_of(self, Ends).end = sample.clone()
 
 
 class ProCacheProfiler(PlanObserver):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from erta_framework.errors import PolicyError
+from erta_framework.errors import BudgetError
 from erta_framework.modules import Parts, Place
 from erta_policies.shared import FULL, SELECT, StepPlan
 
@@ -44,7 +44,7 @@ def choose_plan(
     """The first of some plans whose work is within a budget.
 
     Raises:
-        PolicyError: None is; says what the cheapest costs.
+        BudgetError: None is; says what the cheapest costs.
     """
     least = float("inf")
     for plan in plans:
@@ -52,8 +52,9 @@ def choose_plan(
         if cost <= work + 1e-9:
             return plan
         least = min(least, cost)
-    raise PolicyError(
+    raise BudgetError(
         f"{owner} has the work of {work:g} network calls, and the cheapest of its plans costs "
         f"{least:.2f}: what it does not select runs at every step; give more, select more "
-        "modules, or allow longer gaps"
+        "modules, or allow longer gaps",
+        least=least,
     )

@@ -66,22 +66,21 @@ from erta_policies.shared._signals import (
     read_probe,
 )
 from erta_policies.shared._span_gates import SpanGate, SpanGates, pool_squares
-from erta_policies.shared._surrogate_profile import (
-    SurrogateProfiler,
-    SurrogateTable,
-    find_bucket,
+from erta_policies.shared._surrogate_fit import (
+    ChangeMoments,
+    LinearFit,
+    check_ridge,
+    fit_ridge,
 )
+from erta_policies.shared._surrogate_profile import SurrogateProfiler, find_bucket
+from erta_policies.shared._surrogate_table import SurrogateTable
 from erta_policies.shared._surrogates import (
     SURROGATES,
     AffineResidual,
-    ChangeMoments,
-    LinearFit,
     ResidualReuse,
     RidgeResidual,
     Surrogate,
     SurrogateName,
-    check_ridge,
-    fit_ridge,
     make_affine,
 )
 from erta_policies.shared._token_rules import (

@@ -9,10 +9,10 @@ import torch
 
 import erta_framework as erta
 from erta_framework import Profile
+from erta_framework.attach import _request_log
 from erta_framework.errors import InputError
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers._loading import LoadedPipeline
-from erta_integrations.diffusers.pipeline import _request_log
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 from tiny_pipelines import FAMILIES
 

@@ -9,8 +9,14 @@ import pytest
 import torch
 from diffusers import BlockRefinementScheduler, LLaDA2Pipeline
 
-from erta_framework import Policy, Reuse, hookimpl
-from erta_framework.errors import CapabilityError, ConflictError, ProtocolError, UnusedWarning
+from erta_framework import Policy, Reuse, Traits, hookimpl
+from erta_framework.errors import (
+    CapabilityError,
+    ConflictError,
+    InputError,
+    ProtocolError,
+    UnusedWarning,
+)
 from erta_integrations.language import attach_language
 from erta_policies.adapters import WarmUp
 from erta_policies.dkvcache import DKVCacheDecode
@@ -227,6 +233,42 @@ def test_a_cache_that_was_never_used_says_so():
             with attach_language(pipe, policies, mask_id=MASK):
                 sample(pipe)
         attach_language(pipe, DKVCacheDecode(), mask_id=MASK)  # who only asks is not warned
+
+
+def test_the_newest_traces_are_kept_and_the_others_stay_counted():
+    pipe = make_pipe()
+    with attach_language(pipe, "dkvcache", mask_id=MASK, refresh=4, keep_traces=None) as run:
+        sample(pipe)
+    assert [trace.request_id for trace in run.traces] == ["block-0", "block-1", "block-2"]
+    calls = sum(trace.network_calls for trace in run.traces[:2])
+    with attach_language(pipe, "dkvcache", mask_id=MASK, refresh=4, keep_traces=1) as run:
+        sample(pipe)
+    assert [trace.request_id for trace in run.traces] == ["block-2"]
+    assert run.summary().startswith(f"2 earlier requests: {calls} network calls")
+    with pytest.raises(InputError, match="keep_traces is 0, it must be at least 1"):
+        attach_language(pipe, "dkvcache", mask_id=MASK, keep_traces=0)
+
+
+def test_reuse_in_a_block_whose_trace_was_dropped_is_no_cause_to_warn():
+    pipe, lengths = make_pipe(), set()
+
+    class NotInTheLast(Policy):
+        traits = Traits(serves=frozenset({"tokens"}))
+
+        @hookimpl
+        def decide(self, step, call):
+            lengths.add(call.x.shape[1])
+            return Reuse("given", positions=call.feature("given")) if len(lengths) < 3 else None
+
+    with attach_language(pipe, [NotInTheLast()], mask_id=MASK, keep_traces=1) as run:
+        sample(pipe)
+    (last,) = run.traces
+    assert last.token_rows == last.token_total
+    assert len(last.steps) > 2
+    with attach_language(pipe, [NotInTheLast()], mask_id=MASK, keep_traces=None) as run:
+        lengths.clear()
+        sample(pipe)
+    assert run.traces[1].token_rows < run.traces[1].token_total
 
 
 def test_what_cannot_work_is_refused():

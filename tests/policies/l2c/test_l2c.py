@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import random
@@ -11,7 +12,7 @@ import torch
 
 from erta_framework import Engine, NoGuidance, Policy, Profile, hookimpl
 from erta_framework.config import build_policies, options_of
-from erta_framework.errors import PolicyError, ProfileError, ProfileMismatchError
+from erta_framework.errors import BudgetError, PolicyError, ProfileMismatchError
 from erta_framework.modules import KEEP, ReuseKept
 from erta_framework.testing import AlternateSteps, BlockFlow
 from erta_policies.l2c import L2C, L2CProfiler, choose_resting
@@ -126,8 +127,12 @@ def test_the_work_is_kept_and_nothing_rests_without_need(seed):
         saved = [shares[place] for own in chosen for place in own]
         assert 9 - sum(saved) <= work + 1e-6
         assert all(9 - sum(saved) + one > work - 1e-6 for one in saved)
-    with pytest.raises(ProfileError, match="ask for more"):
+    with pytest.raises(BudgetError, match="ask for more") as caught:
         choose_resting(errors, shares, least - 0.01)
+    assert caught.value.least == pytest.approx(least)
+    assert choose_resting(errors, shares, caught.value.least)
+    sent = copy.copy(caught.value)  # as process pools hand errors on
+    assert (str(sent), sent.least) == (str(caught.value), caught.value.least)
 
 
 def test_a_dear_module_goes_before_a_cheap_one_of_equal_error():
@@ -190,7 +195,7 @@ def test_a_budget_is_in_work(budget, message):
 def test_what_is_missing_is_said_when_the_engine_is_built(profile):
     with pytest.raises(PolicyError, match=r"needs profile="):
         Engine([L2C(budget={"work": 5})])
-    with pytest.raises(ProfileError, match="ask for more"):
+    with pytest.raises(BudgetError, match="ask for more"):
         Engine([make(profile, 2.0)])
     with pytest.raises(ProfileMismatchError, match="num_steps"):
         run(make(profile, 7.0), steps=8)

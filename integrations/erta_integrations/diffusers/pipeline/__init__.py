@@ -9,11 +9,9 @@ from erta_integrations.diffusers.pipeline._capabilities import (
 from erta_integrations.diffusers.pipeline._driver import Driver
 from erta_integrations.diffusers.pipeline._levels import find_level_capabilities
 from erta_integrations.diffusers.pipeline._prediction import explain_noise
-from erta_integrations.diffusers.pipeline._request_log import KEEP_TRACES
 
 __all__ = [
     "CAPABILITIES",
-    "KEEP_TRACES",
     "Capability",
     "Driver",
     "Support",

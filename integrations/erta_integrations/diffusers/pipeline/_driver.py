@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from erta_framework import Engine, Interval, Seam, Session
+from erta_framework.attach import KEEP_TRACES, RequestLog
 from erta_integrations.diffusers.network import Patch, PatchSet
 from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame, WatchedBar, iter_loops
@@ -21,7 +22,6 @@ from erta_integrations.diffusers.pipeline._named_context import NamedContext
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
 from erta_integrations.diffusers.pipeline._request_life import Aborted, RequestLife
-from erta_integrations.diffusers.pipeline._request_log import KEEP_TRACES, RequestLog
 from erta_integrations.diffusers.pipeline._run_length import read_announced
 from erta_integrations.diffusers.pipeline._schedulers import (
     get_prev_sample,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from erta_framework import Engine, Interval, SessionInfo, Trace
+from erta_framework.attach import RequestLog
 from erta_integrations.diffusers.network import find_channel_dim
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._capabilities import capabilities
@@ -24,7 +25,6 @@ from erta_integrations.diffusers.pipeline._open_requests import OpenRequests
 from erta_integrations.diffusers.pipeline._parts import PipelineParts
 from erta_integrations.diffusers.pipeline._prediction import read_prediction
 from erta_integrations.diffusers.pipeline._request import PipelineRequest
-from erta_integrations.diffusers.pipeline._request_log import RequestLog
 from erta_integrations.diffusers.pipeline._row_branches import find_row_branches
 from erta_integrations.diffusers.pipeline._run_length import find_run_steps, keep_steps
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule

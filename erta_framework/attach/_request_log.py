@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from erta_framework import Profile, Session, Trace
+from erta_framework.calibration import Profile
 from erta_framework.errors import InputError, ProfileError
+from erta_framework.session import Session, Trace
 
 KEEP_TRACES = 1000
 """Traces that an attachment keeps if it is told nothing else."""
