@@ -182,6 +182,7 @@ def select_places(network: nn.Module, selection: Selection, finder: Finder) -> t
     if not selection.span:
         return found
     if not selection.by_list:
+        require_no_skips(found, places)
         return (join_span(found),)
     return tuple(join_span(tuple(run)) for _, run in groupby(found, attrgetter("stack")))
 
@@ -207,6 +208,20 @@ def is_chosen(place: Place, stack: str, depths: range) -> bool:
     if stack and re.fullmatch(stack, place.stack) is None:
         return False
     return place.depth in depths
+
+
+def require_no_skips(blocks: Sequence[Place], places: Sequence[Place]) -> None:
+    """Refuse a span over several lists of a UNet, whose skip connections leave from between them.
+
+    Raises:
+        CapabilityError: Names two of the lists.
+    """
+    first, *others = dict.fromkeys(block.stack for block in blocks)
+    if others and any(place.kind in ("down", "up") for place in places):
+        raise CapabilityError(
+            f"a span of blocks from {first} to {others[-1]} holds skip connections of the UNet, "
+            "which what is left out would feed; give by_list=True for a span in each list, or a Cut"
+        )
 
 
 def join_span(blocks: Sequence[Place]) -> Place:

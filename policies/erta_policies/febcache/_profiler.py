@@ -48,8 +48,8 @@ class FEBCacheProfiler(RunProfiler):
         metric: `"norm"`, as published, compares the lengths of the predictions; `"l2"` measures
             the length of their difference, so that a wrong direction of the right length is not
             accepted.
-        noise: The factor of the noise in the compared predictions, of networks that predict noise;
-            None compares them as they are.
+        noise: The factor of the noise in the reused predictions that are compared, as published, of
+            networks that predict noise; None, ours, compares them as they are.
         late: The part of the run after which the single candidate is the attention; 0.6 is 1 - t*.
         tolerance: How far the work may be from what was asked for, as a part of the full run.
         rounds: Most rounds of the search.

@@ -75,6 +75,7 @@ class ProCache(Policy):
 
     Raises:
         PolicyError: There is not one source of a plan, or a setting is out of range.
+        CapabilityError: In the first step that refreshes, a module has no tokens of each sample.
 
     Example:
         >>> ProCache(plan="FcS Fc").list_plans(5)[0].states

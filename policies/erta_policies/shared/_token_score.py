@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from erta_framework.errors import PolicyError
+from erta_framework.errors import CapabilityError, PolicyError
 from erta_framework.modules import Parts, Place, Tokens
 from erta_policies.shared._signals import grid_dims
 
@@ -212,6 +212,19 @@ class TokenAges:
         )
 
 
+def require_tokens(policy: object, place: Place, kept: Tensor, samples: int) -> None:
+    """Refuse a place whose output is no `[B, N, D]`, such as one with frames in place of samples.
+
+    Raises:
+        CapabilityError: Names the place and its shape.
+    """
+    if kept.ndim != 3 or kept.shape[0] != samples:
+        raise CapabilityError(
+            f"{policy!r} refreshes tokens [{samples}, N, D] of {samples} samples, and {place} "
+            f"returns {tuple(kept.shape)}; give select=False, or sites without such modules"
+        )
+
+
 def refresh_tokens(
     policy: object, call: Parts, place: Place, score: TokenScore, ratio: float, channel_dim: int = 1
 ) -> Tokens | None:
@@ -230,10 +243,14 @@ def refresh_tokens(
 
     Returns:
         The action; None where no token is due, and the place is reused.
+
+    Raises:
+        CapabilityError: The place keeps no tokens of each sample.
     """
     kept = call.kept(place)[0].example
     count = math.floor(min(max(ratio, 0.0), 1.0) * kept.shape[1] + 1e-9)
     rows = range(call.batch) if call.rows is None else call.rows
+    require_tokens(policy, place, kept, len(rows))
     since = [stamp[0] for stamp in call.stamps(place)[0]]
     held = call.states.get(policy, call.site_of(place), TokenAges)
     ages = held.read(kept, call.batch, since, rows)

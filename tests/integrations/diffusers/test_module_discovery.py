@@ -211,6 +211,19 @@ def on_meta(cls: str, **config: Any) -> nn.Module:
     return network
 
 
+@pytest.mark.parametrize("name", ["sd", "sdxl"])
+def test_a_span_over_the_skip_connections_of_a_unet_is_refused(name: str) -> None:
+    """What is left out would feed them: the samples would be NaN."""
+    finder, network = PlaceFinder(), FAMILIES[name].build().unet
+    with pytest.raises(CapabilityError, match=r"skip connections of the UNet.*by_list=True"):
+        select_places(network, Select(kind=("block",), span=True), finder)
+    spans = select_places(network, Select(kind=("block",), span=True, by_list=True), finder)
+    lists = [place.stack for place in finder.find_places(network) if place.kind == "block"]
+    assert [place.stack for place in spans] == list(dict.fromkeys(lists))
+    one = Select(kind=("block",), span=True, stack="mid_block.*")
+    assert len(select_places(network, one, finder)) == 1
+
+
 def test_the_mlp_of_a_norm_is_not_the_mlp_of_its_block() -> None:
     kinds = Counter(place.kind for place in find_places(on_meta("Kandinsky3UNet")))
     assert kinds["mlp"] == kinds["block"] == kinds["cross"] == 24

@@ -9,6 +9,7 @@ import torch
 
 from erta_bench.shapes_image import load_flux, load_unet
 from erta_framework import attach
+from erta_framework.errors import CapabilityError
 from erta_framework.modules import Select
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.shapes_wan import load as load_wan
@@ -80,4 +81,13 @@ def test_tokens_are_spread_over_the_grid_of_the_latents(name: str) -> None:
     spread = TokenScore(spread=0.6, cell=2)
     rule = ProCache(plan="FcScFS", depth=0.0, ratio=TokenRatio(base=0.5), score=spread)
     latents, _ = run(name, [rule])
+    assert latents.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["animatediff", "ernie-image", "sana"])
+def test_modules_without_tokens_of_each_sample_are_named(name: str) -> None:
+    """Frames or tokens in place of samples, and a grid in place of tokens; reused, they may be."""
+    with pytest.raises(CapabilityError, match=r"refreshes tokens \[\d, N, D\].*select=False"):
+        run(name, [ProCache(plan="FcScFS", depth=0.0)])
+    latents, _ = run(name, [ProCache(plan="FcScFS", select=False)])
     assert latents.isfinite().all()
