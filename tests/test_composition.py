@@ -51,6 +51,8 @@ SETTINGS = {
     "lfcache": {"alpha": 1.0},
     "centered_steps": {"center": 3},
 }
+MORE_OF_PIPELINES = ("reused", "model.seam", "model.component", "model.network")
+"""Fields of the fingerprint that a pipeline has, and a toy not."""
 OFFERED = loop.list_capabilities(SETUP.solver)
 CATALOGUE = policies(only=())
 CLASSES = {name: CATALOGUE.load(name) for name in CATALOGUE.names()}
@@ -66,7 +68,7 @@ def settings(width):
     features = features_of_blocks()
     # of another toy, but for the number of steps
     other = tuple(set(features.fingerprint) - {"num_steps", "rows", "of"})
-    grouped = {"profile": features, "interval": 3, "allow": (*other, "reused", "model.seam")}
+    grouped = {"profile": features, "interval": 3, "allow": (*other, *MORE_OF_PIPELINES)}
     return {
         **SETTINGS,
         "prompt_threshold": {**SETTINGS["prompt_threshold"], **more},
@@ -86,6 +88,8 @@ def features_of_blocks():
 def on_the_toy(vary=()):
     calibrate = partial(toy_profile, setup=SETUP, seeds=(11,))
     found = collect_specimens(calibrate, settings=settings(2), vary=vary, catalogue=CATALOGUE)
+    # the toy's latents have no height and width to split
+    found.groups[Role.CORRECTION].pop("band_forecast transform=dct", None)
     return SimpleNamespace(absent=found.absent, composer=Composer(found.groups))
 
 
@@ -392,6 +396,8 @@ def test_every_allowed_combination_runs_on_a_pipeline(rule, seam):
         world.capabilities, seam=world.seam
     ).get(frozenset({(Role.WHEN, rule)}))
     if reason is not None:
+        if "decides for tokens" in reason:
+            return
         # signals are those of the block stack, and branches share their input outside of it
         assert "requires signal:" in reason if seam == "latent" else "latent seam" in reason
         return

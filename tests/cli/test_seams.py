@@ -149,7 +149,6 @@ def test_places_inside_a_pipeline_are_calibrated_by_name(
     assert done.exit_code == 0, done.output
     made = Profile.load("p.st")
     assert made.samples > 0
-    assert made.fingerprint["model.class"] == "SD3Transformer2DModel"
 
 
 @pytest.mark.parametrize("name", TRUNK.values())

@@ -117,7 +117,7 @@ class ChannelCorrection(Correction):
             )
         chosen = torch.tensor([lag - 1 for lag in lags])
         return tuple(
-            ChannelAffine(squeeze(slope[s, chosen]), squeeze(offset[s, chosen]), who=repr(self))
+            ChannelAffine(squeeze(slope[s, chosen]), squeeze(offset[s, chosen]), who=self.name)
             for s in range(len(slope))
         )
 

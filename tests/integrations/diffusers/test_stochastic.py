@@ -14,6 +14,7 @@ import pytest
 from erta_bench.shapes_image import ShapesUNet
 from erta_framework import Engine, FlowEuler, Policy, Sampler, SamplingLoop, hookimpl
 from erta_framework.errors import CapabilityError
+from erta_framework.modules import MODULES
 from erta_framework.plugins import Profiler, policies
 from erta_framework.session import STOCHASTIC
 from erta_framework.testing import AffineFlow
@@ -99,11 +100,11 @@ def test_a_profiler_refuses_noise_or_the_page_says_why_not(name: str, solver: st
         with pytest.raises(
             CapabilityError, match=re.escape(f"{drawing} draws new noise")
         ) as raised:
-            engine.check(offered | profiler.traits.requires, drawing)
+            engine.check(offered | profiler.traits.requires | {MODULES}, drawing)
         assert "DDIMScheduler with eta=0" in str(raised.value)
     else:
         assert reason.startswith("allowed: ")
-        engine.check(offered | profiler.traits.requires, drawing)
+        engine.check(offered | profiler.traits.requires | {MODULES}, drawing)
 
 
 @pytest.mark.parametrize(
