@@ -57,7 +57,7 @@ def group_steps(distances: Tensor, interval: int, groups: int | None = None) -> 
         >>> d = torch.zeros(6, 3)
         >>> d[3:] = 1.0
         >>> group_steps(d, interval=2)
-        (0, 3, 5)
+        (0, 3, 4)
     """
     steps, lags = distances.shape
     count = math.ceil(steps / interval) if groups is None else groups

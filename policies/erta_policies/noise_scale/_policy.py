@@ -131,7 +131,8 @@ def scale_noise(
         PolicyError: The prediction has neither the shape of the latents nor more channels.
 
     Example:
-        >>> x, clean, noise = torch.tensor([1.4]), torch.tensor([1.0]), torch.tensor([1.0])
+        >>> import torch
+        >>> x, clean = torch.tensor([1.4]), torch.tensor([1.0])
         >>> scale_noise(clean, x, 0.5, 0.8, 0.6, "sample")  # 0.8 * 1.375 + 0.6 * 0.5 = 1.4
         tensor([1.3750])
     """

@@ -54,8 +54,8 @@ def plan_toca(num_steps: int, interval: int) -> StepPlan:
         interval: N.
 
     Example:
-        >>> str(plan_toca(10, 3))
-        'FSS FSSS (FS)x2 F'
+        >>> str(plan_toca(50, 3))
+        'FSSSS (FSSS)x2 FSSSSS (FSS)x4 (FS)x9 F'
     """
     states, spacing = "", interval
     for index in range(num_steps):

@@ -65,7 +65,7 @@ def read_quantile(bins: Tensor, quantile: float) -> float:
     Example:
         >>> bins = count_bins(torch.tensor([0.01, 0.1, 0.1]))
         >>> round(read_quantile(bins, 0.5), 2)
-        0.1
+        0.11
     """
     total = bins.cumsum(dim=0)
     if not total[-1]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import islice
+from functools import cache, lru_cache
 
 from erta_framework.errors import PolicyError
 from erta_policies.shared._plans import StepPlan
@@ -117,20 +116,35 @@ def list_partitions(total: int, parts: int, least: int, most: int) -> tuple[tupl
         ((3, 2, 1), (2, 2, 2))
     """
 
+    def list_first(rest: int, left: int, cap: int) -> range:
+        """Lengths that the first of the parts that are left may have."""
+        highest = min(cap, rest - least * (left - 1))
+        lowest = max(least, -(-rest // left))  # the others are no longer than this one
+        return range(highest, lowest - 1, -1)
+
+    @cache
+    def count(rest: int, left: int, cap: int) -> int:
+        """How many ways there are, or a number above `MOST_PLANS`."""
+        if left == 0:
+            return 1
+        found = 0
+        for first in list_first(rest, left, cap):
+            found += count(rest - first, left - 1, first)
+            if found > MOST_PLANS:
+                break
+        return found
+
     def split(rest: int, left: int, cap: int) -> Iterator[tuple[int, ...]]:
         if left == 0:
             yield ()
             return
-        highest = min(cap, rest - least * (left - 1))
-        lowest = max(least, -(-rest // left))  # the others are no longer than this one
-        for first in range(highest, lowest - 1, -1):
+        for first in list_first(rest, left, cap):
             for others in split(rest - first, left - 1, first):
                 yield (first, *others)
 
-    found = tuple(islice(split(total, parts, most), MOST_PLANS + 1))
-    if len(found) > MOST_PLANS:
+    if count(total, parts, most) > MOST_PLANS:
         raise PolicyError(
             f"there are more than {MOST_PLANS} plans of {total} steps with {parts} full ones and "
             f"segments of {least} to {most} steps; give closer bounds of the gaps"
         )
-    return found
+    return tuple(split(total, parts, most))
