@@ -13,7 +13,7 @@ from typing import Any
 
 from erta_framework.config._yaml import DEEPEST, LONGEST_FILE, refuse_beyond
 from erta_framework.errors import ConfigError
-from erta_framework.text import show_value
+from erta_framework.text import escape_line, show_value
 
 REFERENCE = re.compile(r"(\\*)\$\{([^${}]*)\}")
 KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
@@ -67,7 +67,7 @@ class Resolver:
             value = self._look_up(name, text, place, level)
             if isinstance(value, Mapping | list):
                 raise ConfigError(
-                    f"{PROBLEM}{place} is {show_value(text)}, but {name} is a "
+                    f"{PROBLEM}{escape_line(place)} is {show_value(text)}, but {name} is a "
                     f"{'mapping' if isinstance(value, Mapping) else 'list'}; refer to a single "
                     "value within a text"
                 )
@@ -75,8 +75,8 @@ class Resolver:
 
         if "${" in REFERENCE.sub("", text):  # one within another, or one that does not end
             raise ConfigError(
-                f"{PROBLEM}{place} is {show_value(text)}, which cannot be read; write ${{key}}, or "
-                "${oc.env:NAME} where the environment may be read"
+                f"{PROBLEM}{escape_line(place)} is {show_value(text)}, which cannot be read; write "
+                "${key}, or ${oc.env:NAME} where the environment may be read"
             )
         return REFERENCE.sub(write, text)
 
@@ -91,7 +91,7 @@ class Resolver:
 
     def _look_up(self, name: str, text: str, place: str, level: int) -> Any:
         """What one reference stands for."""
-        where = f"{PROBLEM}{place} is {show_value(text)}"
+        where = f"{PROBLEM}{escape_line(place)} is {show_value(text)}"
         if ":" in name:
             return self._read_environment(name, where)
         if not KEY.fullmatch(name):

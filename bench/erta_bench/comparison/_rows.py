@@ -27,7 +27,7 @@ from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins import flatten
 from erta_integrations.diffusers.bundled import PipelineModel
 
-LONGEST, HEAD = 280, 60
+LONGEST, HEAD = 400, 120
 """Characters of an error that are kept, and how many of them from its beginning."""
 TIMES = (
     "seconds",
