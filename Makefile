@@ -27,10 +27,10 @@ demo: $(VENV)/.demo ## sample the trained video model with and without ERTACache
 env: $(VENV)/.dev ## the environment of the tests, checks and docs
 
 test: $(VENV)/.dev ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist worksteal $(COVERAGE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(WORKERS) $(COVERAGE)
 
 test-slow: $(VENV)/.dev ## the tests that sample with the trained model
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n $(WORKERS)
 
 lint: $(VENV)/.dev ## formatting, lint, types, import contracts, changelog fragments
 	@$(MAKE) --no-print-directory $(CHECKS)
