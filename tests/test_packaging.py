@@ -121,6 +121,7 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
     assert {
         "diffusers",
         "fabric",
+        "hub",
         "language",
         "report",
         "demo",
