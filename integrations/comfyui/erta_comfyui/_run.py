@@ -14,7 +14,6 @@ from torch import Tensor
 from erta_framework import Interval, Session, SessionInfo, Trace
 from erta_framework.errors import CapabilityError
 from erta_framework.plugins import Engine
-from erta_framework.session import TWO_BRANCHES
 
 BRANCHES = ("cond", "uncond")
 """What ComfyUI calls the conditionings of a step, in the order of its lists (0 and 1)."""
@@ -86,14 +85,14 @@ class SamplerRun:
         wanted = [place for place, cond in enumerate(conds) if cond is not None]
         if not wanted:
             return list(executor(model, conds, x, timestep, model_options))
-        names = [name_branch(place) for place in wanted]
         if self._session is None:
-            self._session = self._open(model, x, names, model_options)
+            self._session = self._open(model, x, model_options)
         session, index = self._session, self._find_step(timestep)
         if self._next:
             session.end(x)  # what the sampler made of the step before
         self._next = index + 1
-        branch = "+".join(names)
+        # a history for each set: a guider may drop conditionings on its way
+        branch = "+".join(name_branch(place, len(conds)) for place in wanted)
         session.begin(self._interval(index), branches=(branch,))
 
         def compute() -> Tensor:
@@ -108,9 +107,7 @@ class SamplerRun:
             found[place] = chunk
         return found
 
-    def _open(
-        self, model: Any, x: Tensor, names: Sequence[str], model_options: dict[str, Any]
-    ) -> Session:
+    def _open(self, model: Any, x: Tensor, model_options: dict[str, Any]) -> Session:
         """The session of this run."""
         sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
         if sigmas is None:
@@ -138,8 +135,6 @@ class SamplerRun:
             model={"network": inner, "engine": "ComfyUI"},
             solver=self.sampler,
             prediction="sample",
-            capabilities=frozenset({TWO_BRANCHES} if len(names) == len(BRANCHES) else ()),
-            row_branches=tuple(names) if len(names) > 1 else (),
             request_id=self.sampler,
         )
         session = self._held.enter_context(self._engine.session(info))
@@ -180,9 +175,12 @@ class SamplerRun:
         return Interval(index, sigmas[index], sigmas[index + 1], times[index], times[index + 1])
 
 
-def name_branch(place: int) -> str:
-    """What a conditioning is called, by its place in ComfyUI's list."""
-    return BRANCHES[place] if place < len(BRANCHES) else f"cond{place}"
+def name_branch(place: int, number: int) -> str:
+    """What a conditioning is called, by its place in ComfyUI's list of so many.
+
+    Guiders with more than two have orders of their own, so theirs are numbered.
+    """
+    return BRANCHES[place] if number <= len(BRANCHES) else f"cond{place}"
 
 
 def read_times(model: Any, sigmas: Tensor) -> tuple[float, ...]:

@@ -125,6 +125,27 @@ def test_a_second_evaluation_by_another_node_is_refused() -> None:
         Curious(cached).sample(torch.ones(1, 4, 6, 6), comfy.KSampler(comfy.sample_euler), SIGMAS)
 
 
+def test_a_guider_may_drop_a_conditioning_on_its_way() -> None:
+    """Another set of conditionings has no history, so its first step computes."""
+
+    class Saving(comfy.Guider):
+        def predict_noise(self, x: Tensor, sigma: Tensor, options: Any) -> Tensor:
+            self.scale = 3.0 if sigma[0] > SIGMAS[5] else 1
+            return super().predict_noise(x, sigma, options)
+
+    model = make()
+    cached, cache = cache_model(model, Engine([SkipPolicy(steps=PLAN)]))
+    Saving(cached).sample(torch.ones(1, 4, 6, 6), comfy.KSampler(comfy.sample_euler), SIGMAS)
+    assert cache.traces[0].computed_steps == (0, 1, 4, 5, 6)
+    assert model.model.seen == [[1, 0]] * 3 + [[0]] * 2
+
+
+def test_policies_that_treat_conditionings_apart_are_refused() -> None:
+    (cached,) = ErtaCache().apply(make(), "cfg_cache")
+    with pytest.raises(CapabilityError, match="two_branches"):
+        sample(cached)
+
+
 def test_a_schedule_that_rises_is_refused() -> None:
     cached, _ = cache_model(make(), Engine([]))
     sampler = comfy.KSampler(comfy.sample_euler)

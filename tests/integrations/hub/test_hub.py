@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,18 @@ def test_a_pushed_profile_is_used_by_its_name(hub, pushed: Path, profile: Profil
     same = sampler(build_policies([{"skip_policy": {**run, "profile": str(pushed)}}]))
     assert torch.equal(samples.samples, same.sample(GaussianMixtureFlow(), ["b"]).samples)
     assert samples.traces[0].network_calls == 2 * 3
+
+
+def test_commands_take_its_name(hub, pushed: Path) -> None:
+    named = ("plan", "--profile", "hf:owner/name", "--policy", "skip_policy")
+    done = CliRunner().invoke(app, [*named, "--calls", "3", "--json"])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)[0]["calls"] == 3
+    shown = CliRunner().invoke(app, ["profile", "show", "hf:owner/name", "--json"])
+    assert json.loads(shown.output)["digest"] == Profile.load(pushed).digest
+    asked = CliRunner().invoke(app, [*named, "--measure"])
+    assert asked.exit_code == 2
+    assert "which is no file; give --output FILE" in " ".join(asked.output.split())
 
 
 def test_its_fingerprint_is_checked_as_that_of_a_file(hub, pushed: Path) -> None:
