@@ -14,6 +14,7 @@ SOURCES = {
     "erta_framework": ROOT,
     "erta_policies": ROOT / "policies",
     "erta_integrations": ROOT / "integrations",
+    "erta_comfyui": ROOT / "integrations/comfyui",
     "erta_bench": ROOT / "bench",
 }
 OTHERS = ("docs", "examples")

@@ -121,6 +121,7 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
     assert {
         "diffusers",
         "fabric",
+        "hub",
         "language",
         "report",
         "demo",
@@ -242,6 +243,16 @@ def test_an_editable_install_of_the_bench_copies_nothing(tmp_path: Path) -> None
     (path,) = (name for name in names if name.endswith(".pth"))
     folders = zipfile.ZipFile(built).read(path).decode().splitlines()
     assert [Path(folder).resolve() for folder in folders] == [BENCH, ROOT / "tests"]
+
+
+def test_the_node_wheel_holds_its_package_and_needs_the_framework(tmp_path: Path) -> None:
+    built = zipfile.ZipFile(build("--wheel", tmp_path, ROOT / "integrations/comfyui"))
+    names = {name for name in built.namelist() if ".dist-info/" not in name}
+    assert names == sources(ROOT / "integrations/comfyui/erta_comfyui")
+    (path,) = (name for name in built.namelist() if name.endswith("/METADATA"))
+    metadata = email.message_from_bytes(built.read(path))
+    assert (metadata["Name"], metadata["Version"]) == ("erta-comfyui", erta_framework.__version__)
+    assert metadata.get_all("Requires-Dist") == ["erta-framework>=0.2"]
 
 
 HIDDEN = """

@@ -13,13 +13,26 @@ from erta_framework.calibration._fingerprint import make_fingerprint
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 from erta_framework.calibration._quantized import describe_quantized
+from erta_framework.calibration._references import (
+    HUB,
+    FolderStore,
+    ProfileReference,
+    ProfileStore,
+    is_reference,
+    open_profile_store,
+    refuse_reference,
+)
 from erta_framework.calibration._solution import Solution
 
 __all__ = [
+    "HUB",
     "MEASURED",
     "Entry",
+    "FolderStore",
     "Profile",
     "ProfileKind",
+    "ProfileReference",
+    "ProfileStore",
     "SampleWith",
     "Solution",
     "StepSeries",
@@ -29,6 +42,9 @@ __all__ = [
     "describe_samples",
     "find_period",
     "find_profiler",
+    "is_reference",
     "make_fingerprint",
+    "open_profile_store",
+    "refuse_reference",
     "require_profiler",
 ]

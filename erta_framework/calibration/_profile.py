@@ -18,6 +18,7 @@ from erta_framework.calibration._profile_file import (
     read_samples,
     write_profile_file,
 )
+from erta_framework.calibration._references import find_file, refuse_reference
 from erta_framework.errors import ProfileError, ProfileMismatchError
 from erta_framework.session import SessionInfo
 
@@ -148,7 +149,12 @@ class Profile:
 
     # ----------------------------------------------------------------- file
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, replacing an older one atomically."""
+        """Write one safetensors file, replacing an older one atomically.
+
+        Raises:
+            InputError: The path is a reference to a store of profiles.
+        """
+        refuse_reference(path)
         metadata = {
             "kind": self.kind,
             "samples": str(self.samples),
@@ -163,11 +169,15 @@ class Profile:
     def load(cls, path: str | Path) -> Profile:
         """Read a profile file. Its tensors are checked by the policy that reads it.
 
+        Args:
+            path: The file, or a reference such as `"hf:owner/name"` or `"hf:owner/name@v1"`.
+
         Raises:
             ProfileError: No such file, not a profile, truncated, another schema, or changed
                 since it was written.
+            InputError: It is no reference, though it begins like one.
         """
-        path = Path(path)
+        path = find_file(path)
         if not path.is_file():
             raise ProfileError(f"no profile at {path}; make one with `erta calibrate`")
         metadata, statistics = read_profile_file(path)

@@ -11,6 +11,7 @@ from erta_framework.cli._calibrate import calibrate
 from erta_framework.cli._convert import schedule_app
 from erta_framework.cli._explain import explain
 from erta_framework.cli._group import ErtaGroup
+from erta_framework.cli._hub import add_travel
 from erta_framework.cli._inspect import inspect
 from erta_framework.cli._options import expand_options
 from erta_framework.cli._plan import plan
@@ -59,6 +60,7 @@ def options(
 for command in (sample, calibrate, plan, explain, inspect):
     app.command()(expand_options(command))
 app.command("policies")(list_policies)
+add_travel(profile_app)
 app.add_typer(profile_app, name="profile")
 app.add_typer(schedule_app, name="schedule")
 

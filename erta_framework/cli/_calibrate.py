@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from erta_framework.calibration import Profile, require_profiler
+from erta_framework.calibration import Profile, refuse_reference, require_profiler
 from erta_framework.cli._jobs import calibrate_job, is_distributed
 from erta_framework.cli._models import find_profile_path, get_demo_prompts, load_model
 from erta_framework.cli._options import (
@@ -64,6 +64,7 @@ def calibrate(
         policy = find_default_policy()
     policies = [make_blank_policy(policy)] if policy is not None else list(config.policies)
     target = output or find_profile_path(policies) or Path("profile.safetensors")
+    refuse_reference(target)
     if target.exists() and not force:
         raise InputError(f"{target} exists; give --force to replace it, or another --output")
     require_writable(target, "profile")

@@ -22,7 +22,7 @@ from erta_framework.budgets import (
     own_loop,
     plan_front,
 )
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, refuse_reference
 from erta_framework.cli._models import find_profile_path, get_demo_prompts, load_model
 from erta_framework.cli._options import FrontOptions, PipelineOptions
 from erta_framework.cli._pipeline import PipelineReplayer, load_pipeline, to_arguments
@@ -111,7 +111,9 @@ def measure_front(
             f"--profile {request.bundled} is a file of the installed package; give --output FILE "
             "for the profile with what is measured"
         )
-    profile, target = Profile.load(source), request.output or source
+    target = request.output or source
+    refuse_reference(target)
+    profile = Profile.load(source)
     require_writable(target, "measured profile")
     setting = make_setting(config, num_steps, request)
     calls = sorted({*(request.calls or [max(2, round(part * num_steps)) for part in CALLS])})

@@ -18,7 +18,7 @@ from erta_framework.files import require_writable
 from erta_framework.text import escape_line
 
 profile_app = typer.Typer(
-    help="Show a calibration profile, or add up several.", no_args_is_help=True
+    help="Show a calibration profile, add up several, share them.", no_args_is_help=True
 )
 
 

@@ -17,7 +17,9 @@ from erta_framework.report._contact_sheet import (
 )
 from erta_framework.report._figure import Figure, new_figure
 from erta_framework.report._front_plot import write_front_plot
+from erta_framework.report._gallery import Exhibit, find_profiles, write_gallery
 from erta_framework.report._pictures import write_gif, write_png
+from erta_framework.report._profile_card import write_profile_card
 from erta_framework.report._recorder import TrajectoryRecorder
 from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
 from erta_framework.report._templates import embed_image, render_page
@@ -26,6 +28,7 @@ from erta_framework.report._write import Report, write_report
 __all__ = [
     "Comparison",
     "ContactSheet",
+    "Exhibit",
     "Figure",
     "Method",
     "MethodRow",
@@ -35,13 +38,16 @@ __all__ = [
     "TrajectoryRecorder",
     "compare",
     "embed_image",
+    "find_profiles",
     "new_figure",
     "render_page",
     "write_contact_animation",
     "write_contact_sheet",
     "write_front_plot",
+    "write_gallery",
     "write_gif",
     "write_png",
+    "write_profile_card",
     "write_report",
     "write_schedule_plot",
 ]

@@ -24,7 +24,7 @@ from erta_framework.budgets.formats import (
 )
 from erta_framework.errors import ConfigError, ErtaError, InputError
 
-PLAIN = ("steps", "mask", "cache-dit", "sglang")
+PLAIN = ("steps", "mask", "cache-dit", "cache-dit-config", "sglang")
 LEMICA_14 = [0, 1, 2, 3, 4, 5, 7, 10, 16, 23, 30, 37, 44, 49]
 
 
@@ -55,7 +55,7 @@ def test_every_schedule_comes_back_as_it_was(schedule: StepSchedule, form: str) 
 
 @given(schedules(), st.data())
 def test_files_of_two_formats_say_the_same(schedule: StepSchedule, data: st.DataObject) -> None:
-    first, second = (data.draw(st.sampled_from(PLAIN[:3])) for _ in range(2))
+    first, second = (data.draw(st.sampled_from(PLAIN[:4])) for _ in range(2))
     steps = schedule.num_steps
     once = parse(first, load_format(first).settings(ScheduleDocument.of(schedule), {}), steps)
     twice = parse(second, load_format(second).settings(once, {}), steps)
@@ -104,7 +104,10 @@ def test_a_published_list_has_the_published_run_lengths() -> None:
         "SGLANG_CACHE_DIT_SCM_COMPUTE_BINS=6,1,1,1,1,1,1,1,1",
         "SGLANG_CACHE_DIT_SCM_CACHE_BINS=1,2,5,6,6,6,6,4",
         "SGLANG_CACHE_DIT_SCM_POLICY=static",
+        "SGLANG_CACHE_DIT_ENABLED=true",
     ]
+    shell = write_schedule(parse("steps", LEMICA_14, 50), "sglang", export=True)
+    assert shell.splitlines() == [f"export {line}" for line in text.splitlines()]
 
 
 def test_an_environment_file_is_read_as_shells_write_it(tmp_path: Path) -> None:
@@ -117,6 +120,35 @@ def test_an_environment_file_is_read_as_shells_write_it(tmp_path: Path) -> None:
     ]
     found = read_schedule(save(tmp_path, "\n".join(lines)), "sglang")
     assert found.as_one("").computed == (0, 1, 5)
+
+
+@pytest.mark.parametrize("style", ["json", "yaml"])
+def test_a_configuration_file_comes_back_in_either_style(tmp_path: Path, style: str) -> None:
+    given = parse("steps", LEMICA_14, 50)
+    text = write_schedule(given, "cache-dit-config", style=style, first_blocks=2)
+    assert ("{" in text) == (style == "json")
+    assert "Fn_compute_blocks: 2" in text.replace('"', "")
+    assert read_schedule(save(tmp_path, text), "cache-dit-config").as_one("") == given.as_one("")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cache_config: &a {x: *a}", "aliases"),
+        ("cache_config: [1", "no YAML"),
+        ("[" * 5000, "no YAML"),
+        ("cache_config: 2024-99-99", "no YAML"),
+        ("steps: [0]", "unknown keys steps"),
+        ("{}", "has no cache_config"),
+        ("cache_config: {steps_computation_mask: [1, 0]}", "'dynamic'"),
+        ("cache_config: {cache_type: DBPrune}", "'DBPrune'"),
+    ],
+)
+def test_a_configuration_file_of_something_else_is_refused(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        read_schedule(save(tmp_path, text), "cache-dit-config")
 
 
 def test_cache_dit_cuts_runs_off_at_the_last_step() -> None:
@@ -132,6 +164,7 @@ PAIR = {
     "SGLANG_CACHE_DIT_SCM_CACHE_BINS": "3",
     "SGLANG_CACHE_DIT_SCM_POLICY": "static",
 }
+OFF = {**PAIR, "SGLANG_CACHE_DIT_ENABLED": "false"}
 
 
 @pytest.mark.parametrize(
@@ -155,6 +188,7 @@ PAIR = {
         ("mask", [1, 0], 3, "of 2 steps, --steps says 3"),
         ("mask", [1] * 10_001, None, "10001 entries"),
         ("cache-dit", [1, 0], None, "is an object"),
+        ("sglang", OFF, None, "is 'false', so that SGLang reads none"),
         ("cache-dit", {**BINS, "total_steps": 9}, None, "6 steps together, the schedule has 9"),
         ("cache-dit", {**BINS, "total_steps": 5}, 4, "of 5 steps, --steps says 4"),
         ("cache-dit", {"compute_bins": [2]}, None, "no cache_bins"),

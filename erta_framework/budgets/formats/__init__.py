@@ -4,6 +4,7 @@ A `ScheduleFormat` is a class in the entry-point group `erta_framework.schedule_
 """
 
 from erta_framework.budgets.formats._cache_dit import CacheDit, SGLang
+from erta_framework.budgets.formats._cache_dit_file import CacheDitFile
 from erta_framework.budgets.formats._catalogue import (
     list_formats,
     load_format,
@@ -36,6 +37,7 @@ __all__ = [
     "EVERY",
     "MOST_STEPS",
     "CacheDit",
+    "CacheDitFile",
     "SGLang",
     "ScheduleDocument",
     "ScheduleFormat",

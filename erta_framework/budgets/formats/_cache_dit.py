@@ -22,6 +22,7 @@ from erta_framework.budgets.formats._reading import (
     split_facts,
 )
 from erta_framework.budgets.formats._run_lengths import as_mask, expand_run_lengths, to_run_lengths
+from erta_framework.config import convert
 from erta_framework.errors import InputError
 from erta_framework.text import escape_line, show_value
 
@@ -30,6 +31,7 @@ BINS = ("compute_bins", "cache_bins")
 CONFIG = ("steps_computation_mask", "steps_computation_policy", "num_inference_steps")
 ENVIRONMENT = tuple(f"SGLANG_CACHE_DIT_SCM_{name}" for name in ("COMPUTE_BINS", "CACHE_BINS"))
 POLICY = "SGLANG_CACHE_DIT_SCM_POLICY"
+ENABLED = "SGLANG_CACHE_DIT_ENABLED"
 
 
 class CacheDit(ScheduleFormat):
@@ -78,10 +80,12 @@ class CacheDit(ScheduleFormat):
 class SGLang(ScheduleFormat):
     """The environment variables by which SGLang takes cache-dit's run lengths and their policy.
 
-    SGLang documents them as lists with commas, and ignores one without the other.
+    SGLang documents them as lists with commas, and ignores one without the other, or both where
+    the cache is not switched on. With the setting `export` the lines are commands of a shell.
     """
 
     title = "SGLang's environment variables for the step mask of cache-dit"
+    write_options = ("export",)
 
     def read(
         self, path: Path, num_steps: int | None = None, options: Mapping[str, Any] | None = None
@@ -100,14 +104,21 @@ class SGLang(ScheduleFormat):
         return self.parse(found, where, num_steps, self._check(options, (), "read"))
 
     def write(self, document: ScheduleDocument, options: Mapping[str, Any] | None = None) -> str:
-        found = self.settings(document, self._check(options, (), "write"))
-        return "".join(f"{name}={value}\n" for name, value in found.items())
+        given = self._check(options, self.write_options, "write")
+        verb = "export " if convert(given.get("export", False), bool, "--write export") else ""
+        found = self.settings(document, given)
+        return "".join(f"{verb}{name}={value}\n" for name, value in found.items())
 
     def parse(
         self, data: Any, where: str, num_steps: int | None, options: Mapping[str, Any]
     ) -> ScheduleDocument:
         found, facts = split_facts(require_object(data, where, self.title))
-        refuse_keys(found, (*ENVIRONMENT, POLICY), where)
+        refuse_keys(found, (*ENVIRONMENT, POLICY, ENABLED), where)
+        if str(found.get(ENABLED, "true")).lower() not in ("true", "1"):
+            raise InputError(
+                f"{where}, {ENABLED} is {show_value(found[ENABLED])}, so that SGLang reads none of "
+                "the rest; write true"
+            )
         missing = [name for name in ENVIRONMENT if not found.get(name)]
         if missing:
             raise InputError(f"{where} has no {' and '.join(missing)}; SGLang needs both lists")
@@ -128,7 +139,7 @@ class SGLang(ScheduleFormat):
                 "run lengths of which one list is empty; leave the cache off there"
             )
         lists = [",".join(map(str, run)) for run in (compute, cache)]
-        return {**dict(zip(ENVIRONMENT, lists, strict=True)), POLICY: STATIC}
+        return {**dict(zip(ENVIRONMENT, lists, strict=True)), POLICY: STATIC, ENABLED: "true"}
 
 
 def read_config(settings: Mapping[str, Any], where: str, num_steps: int | None) -> StepSchedule:
