@@ -19,6 +19,7 @@ from erta_framework.report._figure import Figure, new_figure
 from erta_framework.report._front_plot import write_front_plot
 from erta_framework.report._pictures import write_gif, write_png
 from erta_framework.report._recorder import TrajectoryRecorder
+from erta_framework.report._run_page import write_run_page
 from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
 from erta_framework.report._templates import embed_image, render_page
 from erta_framework.report._write import Report, write_report
@@ -43,5 +44,6 @@ __all__ = [
     "write_gif",
     "write_png",
     "write_report",
+    "write_run_page",
     "write_schedule_plot",
 ]
