@@ -93,9 +93,9 @@ def read_asked_calls(planner: object, num_steps: int) -> int | None:
     """The network calls that a planner was asked for; None where it was asked for none."""
     budget = getattr(planner, "budget", None)
     speedup = getattr(budget, "speedup", None)
-    if speedup is not None:
+    if isinstance(speedup, int | float):
         return math.floor(num_steps / speedup + 1e-9)
-    calls = getattr(budget, "calls", getattr(planner, "calls", None))
+    calls: object = getattr(budget, "calls", None) or getattr(planner, "calls", None)
     return min(calls, num_steps) if isinstance(calls, int) else None
 
 

@@ -34,6 +34,7 @@ def place_budget(
     found = list(specs)
     names: list[str] = []
     for place, spec in enumerate(found if budget else ()):
+        other: Policy | dict[str, Any] | None
         if isinstance(spec, Policy):
             other, name = give_budget(spec, budget), spec.name
         else:

@@ -73,11 +73,9 @@ def place_run_budget(
     if not budget or isinstance(listed, str | Mapping) or not isinstance(listed, Sequence):
         return rest
     if not listed:
-        steps = rest.get("steps", RunConfig.steps)
-        facts = PipelineFacts(
-            str(rest.get("model", RunConfig.model)),
-            num_steps=steps if isinstance(steps, int) else None,
-        )
+        named = {key: rest[key] for key in ("model", "steps") if key in rest}
+        run = construct(RunConfig, named, where="configuration")
+        facts = PipelineFacts(run.model, num_steps=run.steps)
         chosen = load_chooser()(facts, budget)
         return {**rest, "policies": chosen.policies}
     return {**rest, "policies": place_budget(listed, budget, only)}

@@ -41,15 +41,14 @@ def build_engine(policies: PolicyLike, options: Mapping[str, Any]) -> tuple[Engi
         ('no policies: every step is computed', None)
     """
     budget, own = take_budget(options)
-    file = is_file(policies)
-    if own and (file or not isinstance(policies, str)):
+    if own and (is_file(policies) or not isinstance(policies, str)):
         raise InputError(
             f"{', '.join(own)} belong to no policy that is named; they go with a name, as in "
             'attach(pipe, "name", option=value), or into the policies themselves'
         )
     if isinstance(policies, Engine):
         return (Engine(with_budget(policies.listed, budget)) if budget else policies), None
-    if file:
+    if is_file(policies):
         config = load_run(policies)
         memory = config.memory if isinstance(config, RunConfig) else None
         return Engine(with_budget(config.policies, budget)), memory

@@ -82,7 +82,7 @@ def explain_reason(call: CallTrace) -> str:
     kind, number = (*re.split(r"\s*(?=\d)", call.reason, maxsplit=1), "")[:2]
     if number and kind.endswith(MEASURED):
         return f"{kind} {'above' if call.computed else 'below'} the threshold"
-    return PLAIN.get(kind, kind)
+    return PLAIN.get(kind, kind) or call.reason
 
 
 def format_calls(calls: list[int]) -> str:

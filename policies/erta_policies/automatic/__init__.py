@@ -6,12 +6,13 @@ rule that needs no profile. Nothing is chosen for models that make only a few st
 
 from erta_policies.automatic._choose import choose
 from erta_policies.automatic._few_steps import refuse_few_steps
-from erta_policies.automatic._models import KnownModel, Recognised, recognise
+from erta_policies.automatic._models import KnownModel, Recognised, list_known, recognise
 
 __all__ = [
     "KnownModel",
     "Recognised",
     "choose",
+    "list_known",
     "recognise",
     "refuse_few_steps",
 ]

@@ -1,4 +1,4 @@
-"""`erta.enable(pipe)`: one line, what it chooses, tiers of single requests, and how it is taken off."""
+"""`erta.enable(pipe)`: one line, what it chooses, tiers of requests, and how it is taken off."""
 
 from __future__ import annotations
 
