@@ -136,6 +136,16 @@ def test_requests_of_a_few_steps_are_refused_and_others_go_on() -> None:
     erta.disable(pipe)
 
 
+def test_the_steps_that_run_count() -> None:
+    family = FAMILIES["sd-img2img"]
+    pipe = family.build()
+    erta.enable(pipe, quiet=True)
+    with pytest.raises(CapabilityError, match="6 steps of StableDiffusionImg2ImgPipeline are too"):
+        family.run(pipe, steps=STEPS)
+    family.run(pipe, steps=2 * STEPS)
+    erta.disable(pipe)
+
+
 def test_options_without_a_policy_are_refused() -> None:
     with pytest.raises(InputError, match="every belong to no policy"):
         erta.attach(Toy(Net()), every=2)

@@ -77,7 +77,7 @@ class RequestEngines:
         return self._by_tier[key]
 
     def find(self, tier: Tier | None, num_steps: int) -> Engine:
-        """The engine of a request of so many steps.
+        """The engine of a request that runs so many steps.
 
         Raises:
             ErtaError: Nothing can be chosen for so many steps.

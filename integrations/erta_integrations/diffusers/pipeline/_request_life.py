@@ -123,7 +123,7 @@ class RequestLife:
             run = find_run_steps(request.pipe, request.announced, left)
             request.schedule = keep_steps(request.schedule, request.index + run)
             request.number = next(self._numbers)
-            engine = self.engines.find(request.tier, request.schedule.num_steps)
+            engine = self.engines.find(request.tier, run)
             request.session = engine.session(self._describe(request, name, latents))
             request.session.__enter__()
         before = request.previous
