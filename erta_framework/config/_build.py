@@ -73,7 +73,7 @@ def place_run_budget(
     if not budget or isinstance(listed, str | Mapping) or not isinstance(listed, Sequence):
         return rest
     if not listed:
-        named = {key: rest[key] for key in ("model", "steps") if key in rest}
+        named: dict[str, Any] = {key: rest[key] for key in ("model", "steps") if key in rest}
         run = construct(RunConfig, named, where="configuration")
         facts = PipelineFacts(run.model, num_steps=run.steps)
         chosen = load_chooser()(facts, budget)
