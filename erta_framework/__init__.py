@@ -1,6 +1,6 @@
 """erta_framework: caching methods for diffusion models as plugins on one sampling loop."""
 
-from erta_framework.attach import attach
+from erta_framework.attach import attach, disable, enable
 from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError
 from erta_framework.plugins import Engine, Policy, Profiler, Traits, hookimpl
@@ -76,5 +76,7 @@ __all__ = [
     "TraceLogger",
     "Traits",
     "attach",
+    "disable",
+    "enable",
     "hookimpl",
 ]

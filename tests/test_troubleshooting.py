@@ -44,6 +44,7 @@ from erta_framework import (
     SessionInfo,
     Step,
     Traits,
+    disable,
     hookimpl,
 )
 from erta_framework.budgets import MeasuredFront
@@ -763,6 +764,63 @@ def _() -> None:
 @says("{network} writes into what {block} returned, so probe:{depth} is lost")
 def _() -> None:
     trunk(Net(), policy=asking("probe:1", scribble=True))
+
+
+# ------------------------------------------------------------------- chosen without a name
+class Turbo(Pipe):
+    """A pipeline whose name says that it makes few steps."""
+
+    name_or_path = "owner/sd-turbo"
+
+
+@says("{pipeline} makes only a few steps, as {sign} shows, and nothing is chosen for such a model")
+def _() -> None:
+    attach(Turbo())
+
+
+@says("{number} steps of {pipeline} are too few, and nothing is chosen for fewer than {least}")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe):
+        pipe()
+
+
+@says("nothing is enabled on this {pipeline}; erta.disable takes the pipeline that erta.enable got")
+def _() -> None:
+    disable(Pipe())
+
+
+@says("a tier is a plan that was measured, and {policies} holds no profile")
+def _() -> None:
+    with attach(Pipe(), "taylorseer") as run, run.using(calls=5):
+        pass
+
+
+@says(
+    "{number} network calls were asked for, and {profile} holds measured plans of {least} to {most}"
+)
+def _() -> None:
+    with attach(Pipe(), [ResidualProfiler()]) as run:
+        run._driver.parts.pipe()
+    profile = run.profile()
+    front = MeasuredFront(
+        steps=((0, 1, 3),),
+        refined=((0, 1, 3),),
+        predicted=(0.1,),
+        psnr=(30.0,),
+        psnr_std=(0.0,),
+        refined_psnr=(30.0,),
+        seconds=(1.0, 2.0),
+        batch=1,
+        device="cpu",
+        planner="skip_policy",
+        policies="",
+        spent=0,
+        unit="skip_policy",
+    )
+    policy = SkipPolicy(profile=front.added_to(profile), calls=2)
+    with attach(Pipe(), policy) as run, run.using(calls=2):
+        pass
 
 
 # -------------------------------------------------------------------------------- warnings

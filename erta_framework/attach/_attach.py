@@ -44,6 +44,10 @@ class Attached(AbstractContextManager["Attached"], Protocol):
         """Computed and reused calls of every request, with the reasons."""
         ...
 
+    def explain(self) -> str:
+        """What is on: the policies, what every request will cost, and why they were chosen."""
+        ...
+
     def plot(self, path: str | Path, request: int = -1) -> Path:
         """Draw which steps of a request were computed or reused."""
         ...
@@ -51,7 +55,7 @@ class Attached(AbstractContextManager["Attached"], Protocol):
 
 def attach(
     pipe: Any,
-    policies: str | Path | Policy | Engine | Sequence[Any],
+    policies: str | Path | Policy | Engine | Sequence[Any] | None = None,
     *,
     driver: str = "diffusers",
     **options: Any,
@@ -61,9 +65,11 @@ def attach(
     Args:
         pipe: The pipeline, such as a diffusers one.
         policies: A policy's name, a policy, a list of either (or of `{name: options}`), a path to
-            a configuration file, or an `Engine`.
+            a configuration file, or an `Engine`. Without any the driver chooses, if it can;
+            `run.explain()` says what, and why.
         driver: Name of an entry of `erta_framework.drivers` that can drive this pipeline.
-        options: Options of the policy when `policies` is a name (`profile=...`, `calls=...`), and
+        options: A budget for the first policy that takes one (`calls=20`, `speedup=2`,
+            `quality="high"`), options of the policy when `policies` is a name (`profile=...`), and
             those of the driver (`networks=[...]`, `seam="trunk"`).
 
     Raises:

@@ -21,6 +21,7 @@ from erta_framework.budgets._replay import (
     own_loop,
 )
 from erta_framework.budgets._step_schedule import StepSchedule
+from erta_framework.budgets._tier import Tier, plan_tier
 
 __all__ = [
     "REMEDY",
@@ -32,6 +33,7 @@ __all__ = [
     "ReplaySetting",
     "Replays",
     "StepSchedule",
+    "Tier",
     "as_planner",
     "count_replay_calls",
     "export_schedule",
@@ -42,6 +44,7 @@ __all__ = [
     "own_loop",
     "plan_export",
     "plan_front",
+    "plan_tier",
     "promise",
     "with_calls",
     "with_steps",

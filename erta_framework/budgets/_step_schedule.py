@@ -30,6 +30,9 @@ class StepSchedule:
         branches: The schedule of each guidance branch, where branches have schedules of their own;
             this one is then that of the first branch.
         policy: Name of the policy that plans; `forecast` fills it in.
+        owner: Name of the listed policy that it belongs to, as the catalogue has it; `forecast`
+            fills it in.
+        asked: Network calls that were asked for, where some were; `forecast` fills it in.
 
     Raises:
         InputError: The computed steps do not rise from 0, or a source is not an earlier computed
@@ -52,6 +55,8 @@ class StepSchedule:
     errors: tuple[float, ...] = field(default=(), compare=False)
     branches: Mapping[str, StepSchedule] = field(default_factory=dict, compare=False)
     policy: str = field(default="", compare=False)
+    owner: str = field(default="", compare=False)
+    asked: int | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         steps = self.computed

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from erta_framework.config._bounds import check_bounds
+from erta_framework.config._budgets import place_budget
 from erta_framework.config._convert import construct, convert, split_name
 from erta_framework.config._masked_config import MaskedRunConfig
 from erta_framework.config._problems import Misfit
@@ -14,7 +15,7 @@ from erta_framework.config._run_config import RunConfig
 from erta_framework.errors import ConfigError, suggest
 from erta_framework.jobs import ACCELERATORS, FabricConfig, JobConfig, check_accelerator
 from erta_framework.masked import Decoder, open_decoder_catalogue
-from erta_framework.plugins import Catalogue, Policy
+from erta_framework.plugins import Catalogue, PipelineFacts, Policy, load_chooser, take_budget
 from erta_framework.sampling import Guidance, Solver, open_guidance_catalogue, open_solver_catalogue
 from erta_framework.text import show_value
 
@@ -38,7 +39,7 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
             "load_masked_config, or leave decoder out"
         )
     check_bounds(values, "configuration")
-    values = build_shared_parts(values, only)
+    values = build_shared_parts(place_run_budget(values, only), only)
     if "solver" in values:
         values["solver"] = build_solver(values["solver"], only)
     for key, section in (("fabric", FabricConfig), ("job", JobConfig)):
@@ -54,6 +55,30 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
     # one process without Fabric runs there as well, unless told otherwise
     kind = ACCELERATORS.get(asked, asked)
     return replace(run, accelerator=kind) if run.accelerator == "auto" else run
+
+
+def place_run_budget(
+    values: Mapping[str, Any], only: Collection[str] | None = None
+) -> dict[str, Any]:
+    """The values with a budget at the top, such as `speedup: 2`, among the policies.
+
+    Without policies, some that need no profile are chosen.
+
+    Raises:
+        ConfigError: The policy that takes it has another budget already.
+        PolicyError: None of the policies takes it.
+    """
+    budget, rest = take_budget(values)
+    listed = rest.get("policies") or []
+    if not budget or isinstance(listed, str | Mapping) or not isinstance(listed, Sequence):
+        return rest
+    if not listed:
+        named: dict[str, Any] = {key: rest[key] for key in ("model", "steps") if key in rest}
+        run = construct(RunConfig, named, where="configuration")
+        facts = PipelineFacts(run.model, num_steps=run.steps)
+        chosen = load_chooser()(facts, budget)
+        return {**rest, "policies": chosen.policies}
+    return {**rest, "policies": place_budget(listed, budget, only)}
 
 
 def build_masked_run(

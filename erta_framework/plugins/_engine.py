@@ -84,6 +84,10 @@ class Engine:
         policies: In call order; recipes are expanded into their parts. Wrappers of a hook enclose
             the policies that answer it, the first listed outermost.
 
+    Attributes:
+        policies: The policies, with the parts of recipes in their places.
+        listed: The policies as they were given.
+
     Raises:
         PolicyError: An entry is no policy, implements no hook, an unknown one, or takes an
             argument that its hook does not offer.
@@ -97,6 +101,7 @@ class Engine:
 
     def __init__(self, policies: Sequence[Policy] = ()) -> None:
         self.policies = flatten(policies)
+        self.listed = tuple(policies)
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self._manager.register(CoreDefaults(), name="core")

@@ -186,7 +186,7 @@ def _check_policy(loaded: object) -> str | None:
     return f"is {show_value(loaded)}, not a subclass of erta_framework.Policy"
 
 
-def _check_function(purpose: str) -> Callable[[object], str | None]:
+def check_function(purpose: str) -> Callable[[object], str | None]:
     def check(loaded: object) -> str | None:
         if callable(loaded):
             return None
@@ -200,10 +200,13 @@ def policies(only: Collection[str] | None = None) -> Catalogue:
     return Catalogue("erta_framework.policies", _check_policy, only)
 
 
-def list_budgeted() -> list[str]:
+def list_budgeted(*, exact: bool = False) -> list[str]:
     """Names of this project's policies that take a planned budget, for messages and the docs.
 
     Those of others are left out: their code is not imported to word an error.
+
+    Args:
+        exact: Only those that make exactly as many network calls as they are asked for.
     """
     own, found = policies(only=()), []
     for name in own.names():
@@ -211,7 +214,10 @@ def list_budgeted() -> list[str]:
             cls = own.load(name)
         except RegistryError:  # it cannot be imported; `erta policies` says why
             continue
-        if hasattr(cls, "with_calls") and any(field.name == "budget" for field in fields(cls)):
+        budgeted = any(field.name == "budget" for field in fields(cls))
+        if not (budgeted and hasattr(cls, "with_calls")):
+            continue
+        if getattr(cls, "exact", False) or not exact:
             found.append(name)
     return found
 
@@ -238,24 +244,24 @@ def find_default_policy() -> str:
 
 def models(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of bundled models (`erta_framework.models`): functions that load one."""
-    return Catalogue("erta_framework.models", _check_function("returns a model"), only)
+    return Catalogue("erta_framework.models", check_function("returns a model"), only)
 
 
 def drivers(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of drivers (`erta_framework.drivers`): functions that take a pipeline."""
-    return Catalogue("erta_framework.drivers", _check_function("takes a pipeline"), only)
+    return Catalogue("erta_framework.drivers", check_function("takes a pipeline"), only)
 
 
 def commands(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of commands (`erta_framework.commands`): functions or Typer apps."""
-    return Catalogue("erta_framework.commands", _check_function("typer can run"), only)
+    return Catalogue("erta_framework.commands", check_function("typer can run"), only)
 
 
 def benches(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of benchmarks (`erta_framework.benches`): functions that are commands."""
-    return Catalogue("erta_framework.benches", _check_function("typer can run"), only)
+    return Catalogue("erta_framework.benches", check_function("typer can run"), only)
 
 
 def launchers(only: Collection[str] | None = None) -> Catalogue:
     """The catalogue of launchers (`erta_framework.launchers`): functions that return one."""
-    return Catalogue("erta_framework.launchers", _check_function("returns a launcher"), only)
+    return Catalogue("erta_framework.launchers", check_function("returns a launcher"), only)

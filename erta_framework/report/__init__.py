@@ -21,6 +21,7 @@ from erta_framework.report._gallery import Exhibit, find_profiles, write_gallery
 from erta_framework.report._pictures import write_gif, write_png
 from erta_framework.report._profile_card import write_profile_card
 from erta_framework.report._recorder import TrajectoryRecorder
+from erta_framework.report._run_page import write_run_page
 from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
 from erta_framework.report._templates import embed_image, render_page
 from erta_framework.report._write import Report, write_report
@@ -49,5 +50,6 @@ __all__ = [
     "write_png",
     "write_profile_card",
     "write_report",
+    "write_run_page",
     "write_schedule_plot",
 ]

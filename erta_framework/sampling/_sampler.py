@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from erta_framework.jobs import (
     load_launcher,
 )
 from erta_framework.plugins import Engine, Policy, Profiler
+from erta_framework.sampling._budgets import choose_for_budget
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.sampling._device import autocast, check_precision, resolve_device
 from erta_framework.sampling._inputs import (
@@ -49,6 +51,7 @@ from erta_framework.sampling._loop import Request, SamplingLoop
 from erta_framework.sampling._samples import Samples
 from erta_framework.sampling._solve import solve
 from erta_framework.sampling._text_model import TextModel
+from erta_framework.sampling._unused import warn_unused
 from erta_framework.sampling._workers import open_worker, use_one_device
 from erta_framework.sampling.guidance import CFG, Guidance
 from erta_framework.sampling.solvers import FlowEuler, Schedule, Solver
@@ -72,10 +75,14 @@ class Sampler:
         strategy: How Fabric starts the processes, such as `"ddp"`.
         num_nodes: Machines.
         memory: The most that places inside the network may keep in a batch, such as `"2GiB"`.
+        budget: One of `calls`, `speedup`, `psnr`, `seconds`, `work` and `quality`, such as
+            `speedup=2`: for the first policy that takes one. Without policies, some that need no
+            profile are chosen.
 
     Raises:
         CapabilityError: An unknown accelerator, number of devices or precision, or a policy that
             needs something the solver cannot do.
+        PolicyError: No policy takes the budget.
 
     Example:
         >>> sampler = Sampler(num_steps=50, guidance=CFG(scale=3.0))
@@ -98,12 +105,13 @@ class Sampler:
         strategy: str | None = None,
         num_nodes: int | None = None,
         memory: str | int | None = None,
+        **budget: Any,
     ) -> None:
-        self.policies = tuple(policies)
         self.callbacks = tuple(callbacks)
         self.solver: Solver = solver if solver is not None else FlowEuler()
         self.guidance: Guidance = guidance if guidance is not None else CFG(scale=3.0)
         self.schedule: Schedule = self.solver.schedule(num_steps, sigmas)
+        self.policies = choose_for_budget(policies, budget, self.schedule.num_steps)
         self.fabric = FabricConfig(
             accelerator=None if accelerator == "auto" else accelerator,
             devices=None if devices == 1 else devices,
@@ -197,6 +205,7 @@ class Sampler:
                 observers.batch(
                     BatchEnd(names[chosen], numbers[chosen], sample.clone(), seen, seconds)
                 )
+        warn_unused(self.loop.engine, [batch.trace for batch in done])
         return Samples(
             samples=torch.cat([batch.samples for batch in done]),
             prompts=names,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Protocol
 
 from torch import Tensor
@@ -11,10 +12,10 @@ from torch import Tensor
 from erta_framework.calibration import Profile
 from erta_framework.plugins import Policy
 from erta_framework.sampling._text_model import TextModel
-from erta_framework.session import Trace
+from erta_framework.session import Trace, render_strip
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Samples:
     """What `Sampler.sample` gives.
 
@@ -38,6 +39,18 @@ class Samples:
     def network_calls(self) -> int:
         """Network calls that were made, over all batches."""
         return sum(trace.network_calls for trace in self.traces)
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.samples.shape))
+        reused = sum(trace.reused_calls for trace in self.traces)
+        return (
+            f"Samples({shape}, {len(self.prompts)} prompts, {self.network_calls} network calls, "
+            f"{reused} reused, {self.seconds:.1f} s)"
+        )
+
+    def _repr_html_(self) -> str:
+        strips = "".join(map(render_strip, self.traces))
+        return f"<div>{escape(repr(self))}</div>{strips}"
 
 
 class TextSampler(Protocol):

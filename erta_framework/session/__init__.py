@@ -45,6 +45,8 @@ from erta_framework.session._step import (
 )
 from erta_framework.session._trace import Trace
 from erta_framework.session._trace_records import CallTrace, StepTrace
+from erta_framework.session._trace_strip import render_strip
+from erta_framework.session._trace_summary import explain_reason
 
 __all__ = [
     "AHEAD",
@@ -95,10 +97,12 @@ __all__ = [
     "as_tokens",
     "compute_default",
     "drop_partial",
+    "explain_reason",
     "find_signals",
     "find_text_tokens",
     "get_stamp",
     "make_site",
     "merge_rows",
+    "render_strip",
     "select_rows",
 ]

@@ -15,10 +15,11 @@ from torch import Tensor
 from erta_framework.errors import NonFiniteError
 from erta_framework.session._site import Seam, Site
 from erta_framework.session._trace_records import CallTrace, StepTrace
+from erta_framework.session._trace_strip import render_strip
 from erta_framework.session._trace_summary import summarize
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Trace:
     """Trace of one request.
 
@@ -170,6 +171,21 @@ class Trace:
                 f"request {self.request_id!r}: the reused output of branch {branch!r} at step "
                 f"{index} is not finite; compute this step, or sample in a wider dtype"
             )
+
+    def headline(self) -> str:
+        """The trace in a line."""
+        stopped = f", stopped: {self.stopped}" if self.stopped else ""
+        return (
+            f"{self.request_id or 'request'}: {self.network_calls} network calls, "
+            f"{self.reused_calls} reused, {len(self.computed_steps)} of {len(self.steps)} steps "
+            f"computed{stopped}"
+        )
+
+    def __repr__(self) -> str:
+        return f"Trace({self.headline()})"
+
+    def _repr_html_(self) -> str:
+        return render_strip(self)
 
     def summary(self) -> str:
         """A few lines: calls made and saved, with the reasons, and what went wrong."""

@@ -6,17 +6,29 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from erta_framework.session._trace_records import CallTrace
+
 if TYPE_CHECKING:
     from erta_framework.session._trace import Trace
 
 FEW = 16
 """Samples whose calls are listed one by one, and places that are named."""
+PLAIN = {
+    "cold": "nothing cached yet",
+    "default": "no policy asked to reuse",
+    "schedule": "as planned",
+    "warm-up": "among the first steps, which are always computed",
+    "tail": "among the last steps, which are always computed",
+    "last step": "the last step, which is always computed",
+}
+"""Reasons as users read them."""
+MEASURED = ("change", "error", "distance", "drift", "difference")
+"""What a reason that names a number compares with a threshold ends with."""
 
 
 def summarize(trace: Trace) -> str:
     """Calls made and saved, with the reasons, and what went wrong."""
-    # "error 0.04 < 0.07" differs at every step; the words before the number are the kind
-    reasons = Counter((call.computed, re.split(r"\s*\d", call.reason)[0]) for call in trace.calls())
+    reasons = Counter((call.computed, explain_reason(call)) for call in trace.calls())
     lines = [
         f"request {trace.request_id!r}: {trace.network_calls} network calls, "
         f"{trace.reused_calls} branch calls reused, "
@@ -57,6 +69,20 @@ def summarize(trace: Trace) -> str:
             f"{', '.join(paths[:FEW])}{', ...' if len(paths) > FEW else ''}"
         )
     return "\n".join(lines)
+
+
+def explain_reason(call: CallTrace) -> str:
+    """Why a call was computed or reused, in plain words; the same for every number in it.
+
+    Example:
+        >>> explain_reason(CallTrace(3, "cond", "net", False, "error 0.04 < 0.07", 2, 0.0))
+        'error below the threshold'
+    """
+    # "error 0.04 < 0.07" differs at every step; the words before the number are the kind
+    kind, number = (*re.split(r"\s*(?=\d)", call.reason, maxsplit=1), "")[:2]
+    if number and kind.endswith(MEASURED):
+        return f"{kind} {'above' if call.computed else 'below'} the threshold"
+    return PLAIN.get(kind, kind) or call.reason
 
 
 def format_calls(calls: list[int]) -> str:

@@ -38,8 +38,8 @@ def test_summary(run, reuse_on):
     )
     assert set(lines[1:]) == {
         "  reused      6  listed",
-        "  computed    4  default",
-        "  computed    2  cold",
+        "  computed    4  no policy asked to reuse",
+        "  computed    2  nothing cached yet",
     }
 
 

@@ -5,7 +5,8 @@ are what users call; `pipeline` follows a pipeline's calls; `trunk` drives its b
 `modules` finds the places inside a network and what they cost; `network` reads and patches one.
 """
 
-from erta_integrations.diffusers._attach import Attachment, attach
+from erta_integrations.diffusers._attach import attach
+from erta_integrations.diffusers._attachment import Attachment
 from erta_integrations.diffusers._loading import LoadedPipeline, load
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 from erta_integrations.diffusers.pipeline import CAPABILITIES, Capability, Support

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from erta_framework import Engine, Policy, Trace, attach
@@ -15,17 +16,25 @@ from erta_framework.errors import InputError
 STAGES = ("validate", "test", "predict")
 
 
+class MetricLogger(Protocol):
+    """What is used of a logger."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None) -> None:
+        """Log numbers by name."""
+        ...
+
+
 class PolicyCallback(Callback):
     """Attaches policies to a module's pipeline while it validates, tests or predicts.
 
     They are attached when an evaluation loop begins, also the one within `fit`, and detached when
-    it ends or fails; training never sees them. At the end of the loop the module's loggers get
-    `erta/<stage>/network_calls`, `erta/<stage>/reused_calls` and `erta/<stage>/speedup`, the branch
-    calls answered for each network call made. With several data-parallel ranks these are the
-    numbers of rank 0.
+    it ends or fails; training never sees them. At the end of the loop the module's loggers and
+    `trainer.callback_metrics` get `erta/<stage>/network_calls`, `erta/<stage>/reused_calls` and
+    `erta/<stage>/speedup`, the branch calls answered for each network call made. With several
+    data-parallel ranks these are the numbers of rank 0.
 
     Args:
-        policies: As for `erta_framework.attach`.
+        policies: As for `erta_framework.attach`; without any, they are chosen.
         pipeline: Name of the module's attribute that holds the pipeline, or a dotted path to it.
         stages: In which loops to attach.
         prefix: What the names of the metrics begin with.
@@ -34,6 +43,9 @@ class PolicyCallback(Callback):
     Raises:
         InputError: An unknown stage; when a loop begins, a module without this attribute.
 
+    Warns:
+        UnusedWarning: At the end of a loop, if nothing was reused although policies were asked to.
+
     Example:
         >>> callback = PolicyCallback("skip_policy", pipeline="pipe", every=2)
         >>> Trainer(callbacks=[callback]).validate(module)  # doctest: +SKIP
@@ -41,7 +53,7 @@ class PolicyCallback(Callback):
 
     def __init__(
         self,
-        policies: str | Path | Policy | Engine | Sequence[Any],
+        policies: str | Path | Policy | Engine | Sequence[Any] | None = None,
         *,
         pipeline: str = "pipe",
         stages: Sequence[str] = STAGES,
@@ -106,23 +118,46 @@ class PolicyCallback(Callback):
             self._attached = attached.__enter__()
 
     def _end(self, stage: str, trainer: Trainer) -> None:
-        if self._attached is None:
+        attached = self._attached
+        if attached is None:
             return
         self._detach()
         if not self.traces or trainer.sanity_checking:
             return
-        metrics = {
-            f"{self.prefix}/{stage}/{name}": value
-            for name, value in sum_traces(self.traces).items()
-        }
+        metrics = name_metrics(self.traces, f"{self.prefix}/{stage}")
+        # a module may not log any more once a loop has ended, and never while it predicts
+        trainer.callback_metrics.update({k: torch.tensor(v) for k, v in metrics.items()})
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
+        attached.__exit__(None, None, None)  # says what was never used
 
     def _detach(self) -> None:
         if self._attached is not None:
             attached, self._attached = self._attached, None
             attached.detach()
             self.traces = list(attached.traces)
+
+
+def log_traces(
+    logger: MetricLogger, traces: Sequence[Trace], *, prefix: str = "erta", step: int | None = None
+) -> None:
+    """Give a logger of Lightning what requests cost, without a Trainer: TensorBoard, W&B, CSV.
+
+    Args:
+        logger: Anything with `log_metrics(metrics, step)`, as Lightning's and Fabric's loggers.
+        traces: One a request, such as `run.traces`.
+        prefix: What the names of the metrics begin with.
+        step: The step that they are logged at.
+
+    Example:
+        >>> log_traces(TensorBoardLogger("runs"), run.traces)  # doctest: +SKIP
+    """
+    logger.log_metrics(name_metrics(traces, prefix), step)
+
+
+def name_metrics(traces: Sequence[Trace], prefix: str) -> dict[str, float]:
+    """What requests cost, under names that begin with `prefix`."""
+    return {f"{prefix}/{name}": value for name, value in sum_traces(traces).items()}
 
 
 def sum_traces(traces: Sequence[Trace]) -> dict[str, float]:

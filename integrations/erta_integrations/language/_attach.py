@@ -6,13 +6,13 @@ from typing import Any
 
 from erta_framework.attach import KEEP_TRACES
 from erta_framework.config import PolicyLike, build_engine
-from erta_framework.errors import CapabilityError
+from erta_framework.errors import CapabilityError, InputError
 from erta_integrations.language._pipeline import LanguageAttachment
 
 
 def attach_language(
     pipe: Any,
-    policies: PolicyLike,
+    policies: PolicyLike | None = None,
     *,
     mask_id: int | None = None,
     post_steps: int = 17,
@@ -33,7 +33,8 @@ def attach_language(
     Raises:
         CapabilityError: The pipeline has no model or scheduler of this kind, or a policy serves
             latents only.
-        InputError: `keep_traces` is below 1.
+        InputError: `keep_traces` is below 1, or no policies are named: nothing is chosen for
+            language models.
         ConflictError: On entering, if something is attached already.
 
     Warns:
@@ -44,6 +45,11 @@ def attach_language(
         >>> with attach_language(pipe, "dkvcache", refresh=4) as run:  # doctest: +SKIP
         ...     pipe(input_ids=ids, mask_token_id=156895)
     """
+    if policies is None:
+        raise InputError(
+            f"no policies are named for {type(pipe).__name__}, and for language models none are "
+            "chosen; name one, see `erta policies`"
+        )
     engine, _ = build_engine(policies, options)
     for part in ("model", "scheduler"):
         if getattr(pipe, part, None) is None:

@@ -125,6 +125,10 @@ class LanguageAttachment:
         """
         return self._log.profile()
 
+    def explain(self) -> str:
+        """The policies, and who answers what."""
+        return f"{type(self._pipe).__name__}: {self.engine.explain()}"
+
     def summary(self) -> str:
         """Tokens computed in every block, with reasons."""
         return self._log.summary() or "no request yet"

@@ -124,6 +124,7 @@ class MagCache(BudgetedPlanner):
 
     traits = Traits(static=True, decides="branch", memory=Needs(evaluations=1))
     solved_fields: ClassVar[tuple[str, ...]] = ("threshold",)
+    exact: ClassVar[bool] = False
 
     model: str | None = None
     ratios: tuple[float, ...] | None = None

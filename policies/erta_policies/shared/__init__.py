@@ -2,11 +2,13 @@
 
 from erta_framework.metrics import mean_magnitude, relative_l1
 from erta_policies.shared._budgets import (
+    QUALITIES,
     BudgetedPlanner,
     BudgetedRecipe,
     BudgetLike,
     PlanBudget,
     list_thresholds,
+    read_quality,
     solve_setting,
 )
 from erta_policies.shared._change_profiler import (
@@ -95,6 +97,7 @@ from erta_policies.shared._token_score import TokenScore, refresh_tokens
 __all__ = [
     "DEGREE",
     "FULL",
+    "QUALITIES",
     "REUSE",
     "ROWS",
     "SAMPLES",
@@ -171,6 +174,7 @@ __all__ = [
     "read_calibrated_range",
     "read_mixing",
     "read_probe",
+    "read_quality",
     "read_reference",
     "read_rows",
     "refresh_tokens",

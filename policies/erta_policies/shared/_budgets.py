@@ -25,10 +25,13 @@ from erta_framework.budgets import (
 )
 from erta_framework.errors import PolicyError, ProfileError, suggest
 
+QUALITIES = {"high": 40.0, "medium": 35.0, "low": 30.0}
+"""Names of qualities, and the least mean PSNR against the full run that each stands for, in dB."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanBudget:
-    """What a schedule is planned for; exactly one of the five is given.
+    """What a schedule is planned for; exactly one of the six is given.
 
     A plan is made once, before the request, and costs the same for every request. Planners make
     exactly so many calls; rules with a published threshold (`MagCache`, `TeaCacheSchedule`) come as
@@ -43,6 +46,7 @@ class PlanBudget:
         work: Most work of each branch, in network calls' worth of floating-point operations. A
             schedule of whole steps costs as many as it has calls; one of modules costs less in each
             call, see `At`.
+        quality: `"high"`, `"medium"` or `"low"`: a `psnr` of 40, 35 or 30 dB.
 
     Raises:
         PolicyError: None or several are given, or a number is out of range.
@@ -50,6 +54,8 @@ class PlanBudget:
     Example:
         >>> PlanBudget(speedup=2.0).calls_for(50)
         25
+        >>> PlanBudget(quality="high").psnr
+        40.0
     """
 
     calls: int | None = None
@@ -57,6 +63,7 @@ class PlanBudget:
     psnr: float | None = None
     seconds: float | None = None
     work: float | None = None
+    quality: str | None = None
 
     def __post_init__(self) -> None:
         names = [f.name for f in fields(self)]
@@ -66,6 +73,10 @@ class PlanBudget:
                 f"a budget got {' and '.join(given) or 'nothing'}; give exactly one of "
                 f"{', '.join(names)}, as in budget={{calls: 20}}"
             )
+        if self.quality is not None:
+            object.__setattr__(self, "psnr", read_quality(self.quality))
+            object.__setattr__(self, "quality", None)
+            return
         amount = getattr(self, given[0])
         least = {"calls": 1, "speedup": 1.0, "work": 1.0}.get(given[0], 0.0)
         if not (least <= amount < math.inf) or amount == 0:
@@ -176,6 +187,8 @@ class BudgetedPlanner(Policy, Planner):
     """
 
     solved_fields: ClassVar[tuple[str, ...]] = ()
+    exact: ClassVar[bool] = True
+    """Whether it makes exactly as many network calls as it is asked for, not just at most."""
 
     budget: BudgetLike = None
 
@@ -187,6 +200,15 @@ class BudgetedPlanner(Policy, Planner):
     def with_calls(self, calls: int) -> Self | None:
         """The same policy with a budget of so many network calls."""
         return replace(self, budget=PlanBudget(calls=calls), **dict.fromkeys(self.solved_fields))
+
+    def with_budget(self, budget: Mapping[str, Any]) -> Self:
+        """The same policy with this budget, such as `{"speedup": 2.0}`.
+
+        Raises:
+            PolicyError: It is no budget.
+        """
+        asked = PlanBudget.of(budget)
+        return replace(self, budget=asked, **dict.fromkeys(self.solved_fields))
 
     def _settle_budget(self) -> None:
         """Read a written budget, and refuse it beside a setting that it stands for.
@@ -247,6 +269,21 @@ class BudgetedRecipe(BudgetedPlanner):
         """The schedules of the part that plans, by number of calls; none if no part does."""
         planner = find_planner(self.parts())
         return {} if planner is None else planner.schedules(num_steps)
+
+
+def read_quality(name: object) -> float:
+    """The least mean PSNR of a named quality, in dB.
+
+    Raises:
+        PolicyError: There is no such quality.
+
+    Example:
+        >>> read_quality("high")
+        40.0
+    """
+    if not isinstance(name, str) or name not in QUALITIES:
+        raise PolicyError(f"there is no quality {name!r}; {suggest(str(name), QUALITIES)}")
+    return QUALITIES[name]
 
 
 def solve_setting(

@@ -49,6 +49,7 @@ class Spectrum(BudgetedRecipe):
     """
 
     solved_fields: ClassVar[tuple[str, ...]] = ("growth",)
+    exact: ClassVar[bool] = False
 
     growth: float | None = None
     level: Literal["output", "blocks"] = "output"

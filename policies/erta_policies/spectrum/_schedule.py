@@ -39,6 +39,7 @@ class GrowingWindow(BudgetedPlanner, FixedSchedule):
     """
 
     solved_fields: ClassVar[tuple[str, ...]] = ("growth",)
+    exact: ClassVar[bool] = False
 
     growth: float | None = None
     window: float = 2.0

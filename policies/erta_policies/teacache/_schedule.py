@@ -53,6 +53,7 @@ class TeaCacheSchedule(BudgetedPlanner, FixedSchedule):
     """
 
     solved_fields: ClassVar[tuple[str, ...]] = ("threshold",)
+    exact: ClassVar[bool] = False
 
     profile: str | Path | Profile
     model: str | None = None

@@ -54,11 +54,13 @@ def test_an_attachment_that_was_refused_does_not_warn() -> None:
     gc.collect()
 
 
-def test_asking_whether_it_can_be_attached_does_not_warn() -> None:
-    pipe = Toy(Net())
-    attach(pipe, [SKIP])
-    pipe(0)
-    attach(pipe, [SKIP])
+def test_an_attachment_that_is_dropped_at_once_warns() -> None:
+    with pytest.warns(UnusedWarning, match=r"never entered.*erta\.enable\(pipe"):
+        attach(Toy(Net()), [SKIP])
+
+
+def test_who_only_asks_whether_it_can_be_attached_detaches() -> None:
+    attach(Toy(Net()), [SKIP]).detach()
     gc.collect()
 
 

@@ -19,7 +19,8 @@ from lightning.pytorch.loggers.logger import Logger
 from torch.utils.data import DataLoader
 
 from erta_framework.errors import InputError
-from erta_integrations.fabric import PolicyCallback
+from erta_integrations.diffusers import attach
+from erta_integrations.fabric import PolicyCallback, log_traces
 from erta_policies.ertacache import SkipPolicy
 from tiny_pipelines import FAMILIES
 
@@ -118,7 +119,8 @@ def test_each_loop_of_evaluation_is_attached_logged_and_detached(
     recorder, module = Recorder(), Samples()
     callback = PolicyCallback("skip_policy", every=2)
     quiet = {} if stage == "predict" else {"verbose": False}
-    getattr(trainer(tmp_path, callback, recorder), stage)(module, data(), **quiet)
+    ran = trainer(tmp_path, callback, recorder)
+    getattr(ran, stage)(module, data(), **quiet)
     # two requests of five steps, of which 0, 2 and 4 are computed
     assert recorder.of("erta/") == [
         {
@@ -127,9 +129,19 @@ def test_each_loop_of_evaluation_is_attached_logged_and_detached(
             f"erta/{stage}/speedup": 10 / 6,
         }
     ]
+    assert ran.callback_metrics[f"erta/{stage}/network_calls"] == 6.0
     assert [trace.computed_steps for trace in callback.traces] == [(0, 2, 4)] * 2
     assert module.patched == {"validate": True}
     assert clean(module)
+
+
+def test_traces_are_logged_without_a_trainer(tmp_path: Path) -> None:
+    recorder, pipe = Recorder(), FAMILY.build()
+    with attach(pipe, "skip_policy", every=2) as run:
+        FAMILY.run(pipe, steps=STEPS)
+    log_traces(recorder, run.traces, step=3)
+    ((metrics, step),) = recorder.rows
+    assert (metrics["erta/network_calls"], metrics["erta/reused_calls"], step) == (3.0, 2.0, 3)
 
 
 def test_training_is_left_alone_and_the_loop_within_fit_is_not(tmp_path: Path) -> None:

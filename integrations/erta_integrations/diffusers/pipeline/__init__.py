@@ -7,6 +7,7 @@ from erta_integrations.diffusers.pipeline._capabilities import (
     capabilities,
 )
 from erta_integrations.diffusers.pipeline._driver import Driver
+from erta_integrations.diffusers.pipeline._engines import Rechoose
 from erta_integrations.diffusers.pipeline._levels import find_level_capabilities
 from erta_integrations.diffusers.pipeline._prediction import explain_noise
 
@@ -14,6 +15,7 @@ __all__ = [
     "CAPABILITIES",
     "Capability",
     "Driver",
+    "Rechoose",
     "Support",
     "capabilities",
     "explain_noise",

@@ -16,6 +16,7 @@ from erta_integrations.diffusers.network import Patch, PatchSet
 from erta_integrations.diffusers.pipeline._answering import NetworkAnswerer
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame, WatchedBar, iter_loops
 from erta_integrations.diffusers.pipeline._checks import check_clock, refuse_unknown_thread
+from erta_integrations.diffusers.pipeline._engines import Rechoose, RequestEngines
 from erta_integrations.diffusers.pipeline._gated import make_module_seam
 from erta_integrations.diffusers.pipeline._levels import StepArguments, find_levels
 from erta_integrations.diffusers.pipeline._named_context import NamedContext
@@ -43,9 +44,12 @@ class Driver:
         others: Networks that the pipeline steps with as well; they always run.
         keep: Traces to keep; None keeps all.
         memory: The most bytes that places inside the networks may keep; None sets no bound.
+        rechoose: Chooses policies for a request, where they were chosen and not named.
 
     Attributes:
         parts: What is driven.
+        engines: The policies of each request.
+        holder: Whoever must live as long as the patches do.
         life: The requests.
         patches: The patches, once installed.
     """
@@ -59,10 +63,13 @@ class Driver:
         others: Mapping[str, nn.Module] = NO_OTHERS,
         keep: int | None = KEEP_TRACES,
         memory: str | int | None = None,
+        rechoose: Rechoose | None = None,
     ) -> None:
         modules = make_module_seam(engine, networks, seam, memory)
         self.parts = PipelineParts(pipe, networks, others, seam, engine.signals, modules)
-        self.life = RequestLife(engine, self.parts, RequestLog(keep))
+        self.engines = RequestEngines(engine, rechoose)
+        self.life = RequestLife(self.engines, self.parts, RequestLog(keep))
+        self.holder: object = None
         self.patches = PatchSet()
         self._requests = self.life.requests
         self._opening = threading.RLock()
@@ -99,6 +106,7 @@ class Driver:
         Raises:
             ProtocolError: Somebody wrapped a gate in between; everything else is off.
         """
+        self.holder = None
         with ExitStack() as last:  # each of them, whatever the ones before raise
             last.callback(self.parts.release_copies)
             last.callback(self.patches.undo)

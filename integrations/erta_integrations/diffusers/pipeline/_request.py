@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Interval, Schedule, Session, Site
+from erta_framework.budgets import Tier
 from erta_framework.modules import ModuleRun
 from erta_integrations.diffusers.network import OutputSpec
 from erta_integrations.diffusers.pipeline._branches import Branches
@@ -34,6 +35,7 @@ class PipelineRequest:
         call: The running call of the pipeline, or the loop by hand around its parts.
         pipe: The pipeline that runs; for a loop by hand, the attached one.
         scheduler: Its scheduler.
+        tier: The budget that it was given; None where it is that of the attachment.
         number: Requests of this attachment before this one.
         contexts: The branches that the pipeline names now, innermost last.
         branches: Names the branches.
@@ -56,6 +58,7 @@ class PipelineRequest:
     call: CallFrame
     pipe: Any
     scheduler: Any
+    tier: Tier | None = None
     number: int = 0
     contexts: list[str] = field(default_factory=list)
     branches: Branches = field(default_factory=Branches)

@@ -9,12 +9,13 @@ from typing import Any
 
 from torch import Tensor
 
-from erta_framework import Engine, Interval, SessionInfo, Trace
+from erta_framework import Interval, SessionInfo, Trace
 from erta_framework.attach import RequestLog
 from erta_integrations.diffusers.network import find_channel_dim
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._capabilities import capabilities
 from erta_integrations.diffusers.pipeline._checks import refuse_second_request
+from erta_integrations.diffusers.pipeline._engines import RequestEngines
 from erta_integrations.diffusers.pipeline._fingerprint import (
     describe_guidance,
     describe_network,
@@ -42,7 +43,7 @@ class RequestLife:
     after its last step. It closes early when the pipeline raises, ends or begins another one.
 
     Args:
-        engine: The policies.
+        engines: The policies of each request.
         parts: What is driven.
         log: Gets the requests that are closed.
 
@@ -51,10 +52,10 @@ class RequestLife:
         usage: What was used of the pipeline, and what was not.
     """
 
-    def __init__(self, engine: Engine, parts: PipelineParts, log: RequestLog) -> None:
-        self.engine, self.parts, self.log = engine, parts, log
+    def __init__(self, engines: RequestEngines, parts: PipelineParts, log: RequestLog) -> None:
+        self.engines, self.parts, self.log = engines, parts, log
         self.requests = OpenRequests()
-        self.usage = Usage(engine, parts)
+        self.usage = Usage(engines.engine, parts)
         self._numbers = itertools.count()
         self._own = threading.local()
 
@@ -79,7 +80,7 @@ class RequestLife:
     def open(self, call: CallFrame, scheduler: Any) -> PipelineRequest:
         """Open a request, once `make_room` has closed those before it on this scheduler."""
         pipe = self.parts.pipe if call.pipe is None else call.pipe
-        request = PipelineRequest(call, pipe, scheduler)
+        request = PipelineRequest(call, pipe, scheduler, self.engines.tier)
         self.requests.add(request)
         return request
 
@@ -122,7 +123,8 @@ class RequestLife:
             run = find_run_steps(request.pipe, request.announced, left)
             request.schedule = keep_steps(request.schedule, request.index + run)
             request.number = next(self._numbers)
-            request.session = self.engine.session(self._describe(request, name, latents))
+            engine = self.engines.find(request.tier, run)
+            request.session = engine.session(self._describe(request, name, latents))
             request.session.__enter__()
         before = request.previous
         start = (None, None) if before is None else (before.end, before.end_time)

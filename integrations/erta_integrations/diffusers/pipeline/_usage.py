@@ -34,7 +34,6 @@ class Usage:
         self._reasons: Counter[str] = Counter()
         self._steps: set[int] = set()
         self._requests = self._reused = 0
-        self._timesteps = getattr(parts.scheduler, "timesteps", None)
 
     def note_outside(self, name: str, who: str) -> None:
         """A network was called outside any request."""
@@ -51,16 +50,12 @@ class Usage:
             self._reused += trace.reused_calls
             self._reasons.update(call.reason for call in asked)
 
-    @property
-    def has_run_unseen(self) -> bool:
-        """Whether somebody has set the timesteps of a scheduler that is not driven yet."""
-        return getattr(self.parts.scheduler, "timesteps", None) is not self._timesteps
-
     def explain_unentered(self) -> str:
         """What to do about an attachment that was never entered."""
         return (
             f"the attachment to {type(self.parts.pipe).__name__} was never entered, so nothing "
-            "was reused; write `with attach(...) as run:` around the calls of the pipeline"
+            "was reused; write `with attach(...) as run:` around the calls of the pipeline, or "
+            "erta.enable(pipe, ...), which lasts until erta.disable(pipe)"
         )
 
     def describe_outside(self) -> str:
