@@ -9,7 +9,7 @@ from functools import partial
 from erta_bench.galaxy._models import Galaxy, GalaxyFlow, GalaxyNoise, load_flow, load_noise
 from erta_bench.galaxy._network import ScoreConfig, ScoreNet, load_score_net
 from erta_bench.galaxy._pictures import as_brightness, write_pictures
-from erta_bench.galaxy._weights import FILES, find_weights, read_leaves
+from erta_bench.galaxy._weights import FILES, INSTALL, find_weights, read_leaves
 
 # the models of the catalogue, one line each
 load_hsc32, load_hsc32_noise = partial(load_flow, "hsc32"), partial(load_noise, "hsc32")
@@ -22,6 +22,7 @@ load_roman120, load_roman120_noise = partial(load_flow, "roman120"), partial(loa
 
 __all__ = [
     "FILES",
+    "INSTALL",
     "Galaxy",
     "GalaxyFlow",
     "GalaxyNoise",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -18,8 +19,10 @@ def as_brightness(samples: Tensor) -> Tensor:
     return (samples * STRETCH).expm1()
 
 
-def write_pictures(rows: dict[str, Tensor], path: Path) -> Path:
+def write_pictures(rows: Mapping[str, Tensor], path: Path) -> Path:
     """Write samples as one picture, a line for each of several runs of the same seeds.
+
+    The sky, which is what most pixels show, is black.
 
     Args:
         rows: Samples `[N, 1, H, W]` by the words beside them.
@@ -40,7 +43,8 @@ def write_pictures(rows: dict[str, Tensor], path: Path) -> Path:
             axis.set_xticks([])
             axis.set_yticks([])
             if place < len(samples):
-                picture = (as_brightness(samples[place, 0]) / FAINT).asinh()
+                light = as_brightness(samples[place, 0])
+                picture = ((light - light.median()) / FAINT).asinh()
                 axis.imshow(picture.numpy(), cmap="gray", vmin=0)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     return path
