@@ -20,15 +20,13 @@ from erta_bench.comparison._contender import (
     Spec,
     fill,
 )
-from erta_bench.comparison._runner import BRANCHES, Prepared, Runner
+from erta_bench.comparison._runner import Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
 from erta_framework import Profile
 from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
-from erta_framework.errors import CapabilityError
 from erta_framework.sampling import BatchEnd, Callback
-from erta_integrations.diffusers.pipeline import capabilities
 
 FITTED_PROFILER = "fitted_profiler"
 ProfileKey = tuple[CalibratedBy, str, float | None]
@@ -156,15 +154,8 @@ class Preparation:
         Raises:
             CapabilityError: The scheduler does not step from sigma to sigma.
         """
-        full = self.runner.through.make_scheduler(self.runner.scheduler)
-        if "first_order" not in capabilities(full):
-            raise CapabilityError(
-                f"{type(full).__name__} does not step from sigma to sigma; plain steps on given "
-                "sigmas need FlowMatchEulerDiscreteScheduler"
-            )
+        grid = self.runner.list_sigmas()
         (schedule,) = build_policies([on])
-        full.set_timesteps(self.runner.steps)
-        grid = full.sigmas.tolist()
         return tuple(grid[step] for step in forecast([schedule], self.runner.steps).computed)
 
     def _profile(
@@ -178,7 +169,7 @@ class Preparation:
             self.profiles[key] = self._calibrate(
                 made, where, options, self.calibration, CALIBRATION_SEEDS, [counter]
             )
-            self.calibration_calls[key] = counter.samples // BRANCHES
+            self.calibration_calls[key] = counter.samples // self.runner.branches
         return self.profiles[key]
 
     def _calibrate(

@@ -17,11 +17,12 @@ from erta_bench.comparison._search import is_inside
 from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
-from erta_framework.errors import UnusedWarning
+from erta_framework.errors import CapabilityError, UnusedWarning
 from erta_framework.plugins import flatten
 from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
 from erta_framework.session import Trace
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
+from erta_integrations.diffusers.pipeline import capabilities
 
 BRANCHES = 2
 """Guidance branches of a step."""
@@ -101,6 +102,11 @@ class Runner:
         return self.model.pipeline_model()
 
     @property
+    def branches(self) -> int:
+        """Guidance branches of a step."""
+        return BRANCHES
+
+    @property
     def network(self) -> nn.Module:
         """The denoising network."""
         found: nn.Module = getattr(self.model, self.through.network)
@@ -113,7 +119,7 @@ class Runner:
         *,
         scheduler: str = "",
         **options: Any,
-    ) -> PipelineSampler:
+    ) -> TextSampler:
         """A sampler with what all contenders share; `options` are others of `PipelineSampler`."""
         shared = {"guidance_scale": self.guidance_scale, "batch_size": self.batch_size}
         return self.model.pipeline_sampler(
@@ -149,8 +155,8 @@ class Runner:
         finally:
             work.stop()
         through = sum(trace.network_samples for trace in result.traces)
-        calls = through / (BRANCHES * len(prompts))
-        counted = sum(map(count_work, result.traces)) / (BRANCHES * len(prompts))
+        calls = through / (self.branches * len(prompts))
+        counted = sum(map(count_work, result.traces)) / (self.branches * len(prompts))
         return RunResult(result, calls, took.processor, work.elements, counted)
 
     def _choose_sampler(self, prepared: Prepared, callbacks: Sequence[Callback]) -> TextSampler:
@@ -187,6 +193,21 @@ class Runner:
             num_steps=len(sigmas),
             batch_size=self.batch_size,
         )
+
+    def list_sigmas(self) -> tuple[float, ...]:
+        """Sigmas of the full run, down to 0.
+
+        Raises:
+            CapabilityError: The scheduler does not step from sigma to sigma.
+        """
+        full = self.through.make_scheduler(self.scheduler)
+        if "first_order" not in capabilities(full):
+            raise CapabilityError(
+                f"{type(full).__name__} does not step from sigma to sigma; plain steps on given "
+                "sigmas need FlowMatchEulerDiscreteScheduler"
+            )
+        full.set_timesteps(self.steps)
+        return tuple(full.sigmas.tolist())
 
     def sample_fine_solution(self, prompts: Sequence[str], seed: int) -> Samples:
         """Second-order steps on a grid twice as fine: nearly the exact solution."""
