@@ -10,6 +10,7 @@ from erta_framework.calibration._calibrate import (
 )
 from erta_framework.calibration._entries import Entry, ProfileKind, StepSeries
 from erta_framework.calibration._fingerprint import make_fingerprint
+from erta_framework.calibration._network_memory import NetworkMemory, makes_more_runs
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 from erta_framework.calibration._quantized import describe_quantized
@@ -22,13 +23,14 @@ from erta_framework.calibration._references import (
     open_profile_store,
     refuse_reference,
 )
-from erta_framework.calibration._solution import Solution
+from erta_framework.calibration._solution import Solution, check_substeps, divide_steps
 
 __all__ = [
     "HUB",
     "MEASURED",
     "Entry",
     "FolderStore",
+    "NetworkMemory",
     "Profile",
     "ProfileKind",
     "ProfileReference",
@@ -37,13 +39,16 @@ __all__ = [
     "Solution",
     "StepSeries",
     "calibrate",
+    "check_substeps",
     "describe_quantized",
     "describe_run",
     "describe_samples",
+    "divide_steps",
     "find_period",
     "find_profiler",
     "is_reference",
     "make_fingerprint",
+    "makes_more_runs",
     "open_profile_store",
     "refuse_reference",
     "require_profiler",

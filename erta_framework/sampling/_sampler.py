@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from erta_framework.calibration import (
+    NetworkMemory,
     Profile,
     Solution,
     calibrate,
@@ -34,8 +35,9 @@ from erta_framework.jobs import (
     Summary,
     load_launcher,
 )
-from erta_framework.plugins import Engine, Policy, Profiler
+from erta_framework.plugins import Engine, Policy
 from erta_framework.sampling._budgets import choose_for_budget
+from erta_framework.sampling._calibration_runs import CalibrationRuns, watch_model
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.sampling._device import autocast, check_precision, resolve_device
 from erta_framework.sampling._inputs import (
@@ -44,7 +46,6 @@ from erta_framework.sampling._inputs import (
     check_latents,
     check_start,
     make_noise,
-    repeat_batches,
     require_prediction,
 )
 from erta_framework.sampling._loop import Request, SamplingLoop
@@ -248,28 +249,51 @@ class Sampler:
             )
             return load_launcher().calibrate(request)[0]
 
-        def run(current: Profiler) -> Sequence[Profile]:
-            twin = self._with_policies((current,))
-            copies = current.calibration_copies
-            twin.batch_size = self.batch_size * copies
-            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
-            return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
-
-        def sample(policies: Sequence[Policy]) -> Tensor:
-            return self._with_policies(policies).sample(model, prompts, seed=seed).samples
-
-        def solve_samples(substeps: int) -> Solution:
-            return solve(self, model, prompts, seed=seed, substeps=substeps)
-
-        return calibrate(chosen, run, solve_samples, sample).with_provenance(
+        memory = NetworkMemory()
+        with watch_model(model, memory, self.device, chosen) as seen:
+            runs = CalibrationRuns(self, seen, prompts, seed, memory)
+            profile = calibrate(chosen, runs.run, runs.solve, runs.sample, memory)
+        return profile.with_provenance(
             **describe_samples(prompts, seed), **describe_run(self.device)
         )
 
-    def _with_policies(self, policies: Sequence[Policy]) -> Sampler:
-        """The same run in everything but its policies."""
+    def solve(
+        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution:
+        """The nearly exact solution of what this samples; see `erta_framework.sampling.solve`."""
+        return solve(self, model, prompts, seed=seed, substeps=substeps)
+
+    def with_policies(
+        self,
+        policies: Sequence[Policy],
+        *,
+        callbacks: Sequence[Callback] | None = None,
+        solver: Solver | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Sampler:
+        """The same run in everything but its policies, and what else is given.
+
+        Args:
+            policies: In call order.
+            callbacks: Observers; this sampler's by default.
+            solver: Another solver; this sampler's by default.
+            sigmas: Another schedule; this sampler's by default.
+
+        Raises:
+            CapabilityError: A policy needs something that the solver cannot do.
+
+        Example:
+            >>> Sampler(num_steps=20, memory="1GiB").with_policies(()).schedule.num_steps
+            20
+        """
         twin = copy.copy(self)
         twin.policies = tuple(policies)
-        twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
+        twin.callbacks = self.callbacks if callbacks is None else tuple(callbacks)
+        twin.solver = self.solver if solver is None else solver
+        if sigmas is not None:
+            twin.schedule = twin.solver.schedule(len(sigmas) - 1, sigmas)
+        engine = Engine(twin.policies)
+        twin.loop = SamplingLoop(engine, twin.solver, self.guidance, self.loop.memory)
         return twin
 
     def sample_job(

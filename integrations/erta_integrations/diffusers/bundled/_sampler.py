@@ -1,4 +1,7 @@
-"""`PipelineSampler`: samples and calibrates a bundled model through its unmodified pipeline."""
+"""`PipelineSampler`: samples and calibrates a bundled model through its unmodified pipeline.
+
+Over 250 lines because it is documented for users here, as `Sampler` is.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,26 @@ import diffusers
 import torch
 from torch import Tensor
 
-from erta_framework import Engine, Policy, Profile, Profiler, Samples, Seam, Trace
+from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
 from erta_framework.attach import Attached
-from erta_framework.calibration import calibrate, describe_run, describe_samples, find_profiler
+from erta_framework.calibration import (
+    NetworkMemory,
+    Solution,
+    calibrate,
+    describe_run,
+    describe_samples,
+    find_profiler,
+    makes_more_runs,
+)
 from erta_framework.errors import InputError
 from erta_framework.modules import MODULES
 from erta_framework.sampling import (
     BatchEnd,
+    CalibrationRuns,
     Callback,
     Observers,
     RunStart,
     TextModel,
-    repeat_batches,
     resolve_device,
 )
 from erta_framework.session import PLANNED, RESIZED, TEXT, TRIAL, TWO_BRANCHES
@@ -34,6 +45,7 @@ from erta_integrations.diffusers.bundled._pipeline_model import (
     pipeline,
     request,
 )
+from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.pipeline import capabilities, find_level_capabilities
 
 
@@ -133,16 +145,7 @@ class PipelineSampler:
             InputError: No prompts, or another model.
             NonFiniteError: A reused output was NaN or infinite.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        if not isinstance(model, self.through.kind):
-            kind = self.through.kind.__name__
-            raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
-        names = tuple(prompts)
-        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
-        if len(numbers) != len(names):
-            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
-        placed = cast(BundledModel, model.to(self.device))  # as `kind` of the description
+        names, numbers, placed = self._place(model, prompts, seeds, seed)
         pipe = pipeline(placed, self.scheduler, self.through)
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
@@ -173,6 +176,35 @@ class PipelineSampler:
             emitted=tuple(run.emitted),
         )
 
+    def solve(
+        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution:
+        """The nearly exact solution of what this samples, through the same pipeline.
+
+        Args:
+            model: A model of the class that `through` describes.
+            prompts: One per sample.
+            seed: The noise of sample k is drawn from `seed + k`.
+            substeps: Steps for each step of the schedule; even.
+
+        Returns:
+            Latents in the pipeline's layout, and `samples` in that of `sample`.
+
+        Raises:
+            CapabilityError: What the scheduler integrates is not known, or cannot be divided.
+            InputError: No prompts, another model, or `substeps` is not even.
+        """
+        names, numbers, placed = self._place(model, prompts, None, seed)
+        pipe, found = pipeline(placed, self.scheduler, self.through), []
+        for begin in range(0, len(names), self.batch_size):
+            chosen = slice(begin, begin + self.batch_size)
+
+            def run(chosen: slice = chosen) -> Any:
+                return pipe(**self._request(placed, names[chosen], numbers[chosen]))
+
+            found.append(solve_pipeline(pipe, run, substeps, self.through.samples))
+        return Solution.merge(found)
+
     def calibrate(
         self,
         model: TextModel,
@@ -192,28 +224,67 @@ class PipelineSampler:
         Raises:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
-
-        def run(current: Profiler) -> Sequence[Profile]:
-            copies = current.calibration_copies
-            twin = PipelineSampler(
-                [current],
-                self.callbacks,
-                through=self.through,
-                scheduler=self.scheduler,
-                guidance_scale=self.guidance_scale,
-                num_steps=self.num_steps,
-                accelerator=self.device.type,
-                batch_size=self.batch_size * copies,
-                seam=self.seam,
-            )
-            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
-            return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
-
-        return calibrate(find_profiler(self.policies, profiler), run).with_provenance(
+        _, _, placed = self._place(model, prompts, None, seed)
+        memory, network = NetworkMemory(), getattr(placed, self.through.network)
+        runs = CalibrationRuns(self, model, prompts, seed, memory)
+        chosen = find_profiler(self.policies, profiler)
+        with memory.watch(*([network] if makes_more_runs(chosen) else ())):
+            profile = calibrate(chosen, runs.run, runs.solve, runs.sample, memory)
+        return profile.with_provenance(
             **describe_samples(prompts, seed),
             **describe_run(self.device),
             diffusers=diffusers.__version__,
             weights=model.fingerprint()["weights"],
+        )
+
+    def with_policies(self, policies: Sequence[Policy]) -> PipelineSampler:
+        """The same run in everything but its policies, and what is attached instead of them.
+
+        Raises:
+            CapabilityError: A policy needs something that the scheduler cannot do.
+        """
+        return PipelineSampler(
+            policies,
+            self.callbacks,
+            through=self.through,
+            scheduler=self.scheduler,
+            guidance_scale=self.guidance_scale,
+            num_steps=self.num_steps,
+            accelerator=self.device.type,
+            batch_size=self.batch_size,
+            seam=self.seam,
+            memory=self.memory,
+        )
+
+    def _place(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None,
+        seed: int,
+    ) -> tuple[tuple[str, ...], tuple[int, ...], BundledModel]:
+        """Prompts, a seed for each, and the model on the device."""
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        if not isinstance(model, self.through.kind):
+            kind = self.through.kind.__name__
+            raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
+        names = tuple(prompts)
+        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
+        if len(numbers) != len(names):
+            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
+        placed = cast(BundledModel, model.to(self.device))  # as `kind` of the description
+        return names, numbers, placed
+
+    def _request(
+        self, model: BundledModel, prompts: tuple[str, ...], seeds: tuple[int, ...]
+    ) -> dict[str, Any]:
+        return request(
+            model,
+            prompts,
+            seeds=seeds,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
         )
 
     def _sample_batch(
@@ -229,13 +300,7 @@ class PipelineSampler:
         if isinstance(run, Attachment):
             run.prompts = prompts
         clock = time.perf_counter()
-        arguments = request(
-            model,
-            prompts,
-            seeds=seeds,
-            num_steps=self.num_steps,
-            guidance_scale=self.guidance_scale,
-        )
+        arguments = self._request(model, prompts, seeds)
         output = pipe(**arguments, callback_on_step_end=report_step)
         samples = self.through.samples(output).cpu()
         seconds = time.perf_counter() - clock
