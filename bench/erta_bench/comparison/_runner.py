@@ -12,19 +12,22 @@ from typing import Any
 from torch import nn
 
 from erta_bench.comparison._contender import Contender
-from erta_bench.comparison._fixed_sigmas import make_scheduler
+from erta_bench.comparison._fixed_sigmas import OWN_SOLVERS, make_scheduler
 from erta_bench.comparison._search import is_inside
 from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
-from erta_framework.errors import UnusedWarning
+from erta_framework.calibration import Solution
+from erta_framework.errors import CapabilityError, UnusedWarning
 from erta_framework.plugins import flatten
-from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
+from erta_framework.sampling import Callback, Samples, TextSampler
 from erta_framework.session import Trace
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
 
 BRANCHES = 2
 """Guidance branches of a step."""
+SUBSTEPS = 4
+"""Steps of the exact solution for each step of the full run, with which rows are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ class Runner:
         found: nn.Module = getattr(self.model, self.through.network)
         return found
 
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return str(self.model.prediction)
+
     def make_sampler(
         self,
         policies: Sequence[Policy] = (),
@@ -171,13 +179,19 @@ class Runner:
     def _sample_on_sigmas(
         self, solver: str, sigmas: tuple[float, ...], callbacks: Sequence[Callback]
     ) -> TextSampler:
-        if solver == "ab2":
+        own = OWN_SOLVERS[self.prediction]
+        if solver in own:
             return Sampler(
                 callbacks=callbacks,
-                solver=FlowAdamsBashforth2(),
+                solver=own[solver],
                 guidance=CFG(scale=self.guidance_scale),
                 sigmas=(*sigmas, 0.0),
                 batch_size=self.batch_size,
+            )
+        if self.prediction != "velocity":
+            raise CapabilityError(
+                f"{solver} on given sigmas is for networks that predict a velocity; "
+                f"{self.through.name} predicts {self.prediction}"
             )
         given = replace(self.through, schedulers={"given": lambda: make_scheduler(solver, sigmas)})
         return PipelineSampler(
@@ -188,10 +202,10 @@ class Runner:
             batch_size=self.batch_size,
         )
 
-    def sample_fine_solution(self, prompts: Sequence[str], seed: int) -> Samples:
-        """Second-order steps on a grid twice as fine: nearly the exact solution."""
-        sampler = self.through.fine(2 * self.steps, self.guidance_scale, self.batch_size)
-        return sampler.sample(self.model, prompts, seed=seed)
+    def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
+        """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
+        sampler = self.make_sampler()
+        return sampler.solve(self.model, prompts, seed=seed, substeps=substeps)
 
 
 def count_work(trace: Trace) -> float:

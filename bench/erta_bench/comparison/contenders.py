@@ -65,6 +65,7 @@ EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
 MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
 FITTED_WALK = calibrate_with("fitted_profiler", schedule=SCHEDULE)
 FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
+EXACT = calibrate_with("end_to_end_profiler", schedule=MULTISTEP, target="exact", refine=1)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
@@ -312,6 +313,7 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     # --------------------------------------------------------------------- ours
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
+    own("fitted reuse, exact, multistep plan", {"fitted": {"profile": EXACT}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
     own("multistep plan + line", MULTISTEP, LINE),
     own("multistep plan + parabola", MULTISTEP, PARABOLA),
