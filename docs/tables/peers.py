@@ -105,10 +105,10 @@ def render_peers(record: Record) -> str:
     full = find_full_run(record)
     headings = ["", "calls", "exact", "worst", "full run", "worst", "± sets", "SSIM"]
     headings += ["as prompted", "speed-up", "efficiency", "work", "calibration"]
-    parts = [
-        f"The full run shows what its prompt says in {full['right']:.1%} of the samples.",
-        render_table(headings, [format_peer(full)]),
-    ]
+    parts = [render_table(headings, [format_peer(full)])]
+    if full.get("right") is not None:
+        shown = f"The full run shows what its prompt says in {full['right']:.1%} of the samples."
+        parts.insert(0, shown)
     for budget in dict.fromkeys(row["budget"] for row in record["rows"] if row["budget"]):
         parts.append(f"### {budget} network calls")
         own = [row for row in record["rows"] if row["budget"] == budget]

@@ -234,7 +234,7 @@ def test_steps_of_a_noise_predicting_network_are_those_of_its_scheduler() -> Non
     found = list_grid(scheduler, "epsilon", 5)
     scheduler.set_timesteps(5)
     kept = scheduler.alphas_cumprod[scheduler.timesteps]
-    assert found == pytest.approx(((1 - kept) / kept).sqrt().tolist(), rel=1e-5)
+    assert found == pytest.approx([*((1 - kept) / kept).sqrt().tolist(), 0.0], rel=1e-5)
 
 
 # ------------------------------------------------------------------------- a run
@@ -246,6 +246,10 @@ def model() -> ShapesWan:
     return model
 
 
+EXACT_ROW = "fitted reuse, exact, multistep plan"
+STEP_BY_STEP = tuple(name for name in OURS if name != EXACT_ROW)
+
+
 @pytest.fixture(scope="module")
 def record(model: ShapesWan) -> Mapping[str, Any]:
     few, held_out = model.demo_prompts()
@@ -255,8 +259,7 @@ def record(model: ShapesWan) -> Mapping[str, Any]:
     rows = [
         "plain Heun",
         "MeanCache A",
-        ORACLE.name,
-        *OURS,
+        *STEP_BY_STEP,
         "uniform reuse",
         "plain Euler on ERTACache's steps",
         "plain AB2 on the multistep plan's steps",
@@ -298,14 +301,32 @@ def test_rows_of_every_kind_are_measured(record: Mapping[str, Any]) -> None:
     assert {row["calls"] for row in rows.values()} == {CALLS, STEPS}
     for name, found in rows.items():
         assert 0 <= found["right"] <= min(found["right_color"], found["right_shape"]), name
-    oracle = rows[ORACLE.name]
-    assert oracle["prompts"] == 2  # the first batch of each seed set
-    assert oracle["speedup"] is None is oracle["processor_efficiency"]
-    assert oracle["work"] == pytest.approx(CALLS / STEPS)
+        for mean, worst in (("psnr_fine_mean", "psnr_fine_worst"), ("psnr_mean", "psnr_worst")):
+            assert name == "full" or found[worst] <= found[mean], name
+    assert record["settings"]["solution_psnr"] > rows["full"]["psnr_fine_mean"]
     # velocity reuse is Euler on the computed sigmas, and residual reuse is not
     assert rows["plain Euler on ERTACache's steps"]["psnr_mean"] != pytest.approx(
         rows["uniform reuse"]["psnr_mean"], abs=0.01
     )
+
+
+@pytest.mark.slow
+def test_rows_to_the_exact_solution_are_calibrated_end_to_end(model: ShapesWan) -> None:
+    few, held_out = model.demo_prompts()
+    setting = Setting(
+        model=model, calibration=few[:8], held_out=held_out[:8], steps=6, batch_size=8
+    )
+    names = [EXACT_ROW, ORACLE.name, "fitted reuse, multistep plan"]
+    found = compare_peers(setting, calls=[3], seeds=2, rows=names, substeps=2)
+    rows = {row["name"]: row for row in found.rows}
+    assert [row["detail"] for row in rows.values() if row["status"] != "measured"] == []
+    oracle, exact = rows[ORACLE.name], rows[EXACT_ROW]
+    assert (oracle["seeds"], oracle["prompts"]) == (1, 8)  # the first batch of all
+    assert oracle["speedup"] is None is oracle["processor_efficiency"]
+    assert oracle["work"] == exact["work"] == pytest.approx(0.5)
+    # four copies, the solution, and runs with moved weights
+    assert exact["calibration_calls"] > 8 * 6 * (4 + 8)
+    assert exact["psnr_fine_mean"] > rows["fitted reuse, multistep plan"]["psnr_fine_mean"]
 
 
 @pytest.mark.slow
@@ -329,7 +350,7 @@ def test_the_page_and_joining(record: Mapping[str, Any], tmp_path: Path) -> None
     page = write_peers_page(record, tmp_path).read_text(encoding="utf-8")
     assert "Everyone on shapes-wan, 5 of 10 network calls" in page
     assert "unmodified WanPipeline" in page
-    for name in (*OURS, "plain Heun"):
+    for name in (*STEP_BY_STEP, "plain Heun"):
         assert name in page
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     assert 'src="http' not in page

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erta_bench.comparison._contender import CalibratedBy
-from erta_bench.comparison._runner import BRANCHES, Runner
+from erta_bench.comparison._runner import Runner
 from erta_framework import Profile, Profiler
 from erta_framework.calibration import Solution
 from erta_framework.config import build_policies
@@ -78,7 +78,7 @@ class Calibrator:
             callbacks=[counter], num_steps=count, batch_size=batch, seam=seam
         )
         profile = sampler.calibrate(self.runner.model, prompts, seed=seed, profiler=profiler)
-        return profile, calls + counter.samples // BRANCHES
+        return profile, calls + counter.samples // self.runner.branches
 
     def _solve(self, prompts: Sequence[str], seed: int, substeps: int) -> Solution:
         """The solution of these samples, made when it is first asked for."""

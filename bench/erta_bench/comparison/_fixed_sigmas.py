@@ -53,7 +53,7 @@ class FixedSigmasUniPC(FixedSigmas, diffusers.UniPCMultistepScheduler):  # type:
 
 
 def list_grid(scheduler: Any, prediction: str, steps: int) -> tuple[float, ...]:
-    """Sigmas at which the steps of a full run start, as plain solvers take them.
+    """Sigmas of a full run, down to 0, as plain solvers take them.
 
     Args:
         scheduler: Of the full run.
@@ -64,14 +64,14 @@ def list_grid(scheduler: Any, prediction: str, steps: int) -> tuple[float, ...]:
         CapabilityError: The scheduler neither steps from sigma to sigma nor is DDIM.
     """
     if isinstance(scheduler, diffusers.DDIMScheduler) and prediction == "epsilon":
-        return DDIM().schedule(steps).sigmas[:-1]
+        return DDIM().schedule(steps).sigmas
     if "first_order" not in capabilities(scheduler):
         raise CapabilityError(
             f"{type(scheduler).__name__} does not step from sigma to sigma; plain steps on given "
             "sigmas need FlowMatchEulerDiscreteScheduler or DDIMScheduler"
         )
     scheduler.set_timesteps(steps)
-    return tuple(scheduler.sigmas.tolist()[:-1])
+    return tuple(scheduler.sigmas.tolist())
 
 
 def make_scheduler(solver: str, sigmas: Sequence[float]) -> Any:

@@ -21,7 +21,6 @@ from erta_bench.comparison._contender import (
     Spec,
     fill,
 )
-from erta_bench.comparison._fixed_sigmas import list_grid
 from erta_bench.comparison._runner import Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
@@ -144,11 +143,9 @@ class Preparation:
         Raises:
             CapabilityError: The scheduler has no such grid.
         """
-        runner = self.runner
-        full = runner.through.make_scheduler(runner.scheduler)
-        grid = list_grid(full, runner.prediction, runner.steps)
+        grid = self.runner.list_sigmas()
         (schedule,) = build_policies([on])
-        return tuple(grid[step] for step in forecast([schedule], runner.steps).computed)
+        return tuple(grid[step] for step in forecast([schedule], self.runner.steps).computed)
 
     def _profile(
         self, made: CalibratedBy, seam: str, budget: float, options: dict[str, Any]

@@ -105,6 +105,8 @@ class ContenderRow:
 
     def average_right(self) -> dict[str, Value]:
         """Share of samples that show what their prompt says: all words, and each."""
+        if not self.right[0]:  # prompts that say nothing
+            return {"right": None}
         found = {word: average([each[word] for each in self.right]) for word in self.right[0]}
         return {"right": found.pop("all"), **{f"right_{k}": v for k, v in found.items()}}
 

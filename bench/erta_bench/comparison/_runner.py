@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from erta_bench.comparison._contender import Contender
-from erta_bench.comparison._fixed_sigmas import OWN_SOLVERS, make_scheduler
+from erta_bench.comparison._fixed_sigmas import OWN_SOLVERS, list_grid, make_scheduler
 from erta_bench.comparison._search import is_inside
 from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
@@ -114,6 +114,11 @@ class Runner:
         """What the network predicts."""
         return str(self.model.prediction)
 
+    @property
+    def branches(self) -> int:
+        """Guidance branches of a step."""
+        return BRANCHES
+
     def make_sampler(
         self,
         policies: Sequence[Policy] = (),
@@ -157,8 +162,8 @@ class Runner:
         finally:
             work.stop()
         through = sum(trace.network_samples for trace in result.traces)
-        calls = through / (BRANCHES * len(prompts))
-        counted = sum(map(count_work, result.traces)) / (BRANCHES * len(prompts))
+        calls = through / (self.branches * len(prompts))
+        counted = sum(map(count_work, result.traces)) / (self.branches * len(prompts))
         return RunResult(result, calls, took.processor, work.elements, counted)
 
     def _choose_sampler(self, prepared: Prepared, callbacks: Sequence[Callback]) -> TextSampler:
@@ -201,6 +206,15 @@ class Runner:
             num_steps=len(sigmas),
             batch_size=self.batch_size,
         )
+
+    def list_sigmas(self) -> tuple[float, ...]:
+        """Sigmas of the full run, down to 0, as plain solvers take them.
+
+        Raises:
+            CapabilityError: The scheduler neither steps from sigma to sigma nor is DDIM.
+        """
+        full = self.through.make_scheduler(self.scheduler)
+        return list_grid(full, self.prediction, self.steps)
 
     def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
         """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
