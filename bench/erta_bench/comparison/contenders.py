@@ -65,7 +65,9 @@ EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
 MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
 FITTED_WALK = calibrate_with("fitted_profiler", schedule=SCHEDULE)
 FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
-EXACT = calibrate_with("end_to_end_profiler", schedule=MULTISTEP, target="exact", refine=1)
+EXACT = calibrate_with(
+    "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, refine=1
+)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
