@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import markdown
 import pytest
 import typer
 import yaml
@@ -17,6 +18,7 @@ import yaml
 import update_readme
 from erta_framework.config import RunConfig, load_run
 from erta_framework.plugins import models, policies
+from stacked_tables import StackedTables
 from tables.ablation import LADDER, describe_findings, render_ablation, render_ladder
 from tables.budgets import render_budgets, render_lambda
 from tables.cli import load_cli, render_cli
@@ -462,3 +464,12 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{named(page)} links to {target}"
+
+
+def test_the_cells_of_a_table_know_their_column() -> None:
+    page = markdown.markdown(
+        "| `a` | b |\n|---|---:|\n| 1 | **2** |\n", extensions=["tables", StackedTables()]
+    )
+    assert '<td data-label="a">1</td>' in page
+    assert '<td data-label="b" style="text-align: right;"><strong>2</strong></td>' in page
+    assert "data-wide" not in page
