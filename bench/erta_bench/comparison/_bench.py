@@ -9,6 +9,7 @@ from rich.console import Console
 
 from erta_bench.comparison._choice import choose_contenders, is_offered, list_missing_rows
 from erta_bench.comparison._contender import Contender
+from erta_bench.comparison._own_runner import is_in_own_loop, make_own_runner
 from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._rows import ContenderRow
 from erta_bench.comparison._runner import SUBSTEPS, Runner
@@ -152,6 +153,9 @@ def make_preparation(setting: Setting, scheduler: str = "", search_prompts: int 
     Raises:
         InputError: The model says no pipeline or has no such scheduler, or the guidance is no CFG.
     """
+    if is_in_own_loop(setting.model):
+        own = make_own_runner(setting, scheduler)
+        return Preparation(own, setting.calibration, search_prompts)
     through = pipeline_model(setting.model)
     if not isinstance(setting.guidance, CFG):
         raise InputError(

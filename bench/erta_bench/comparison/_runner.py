@@ -104,6 +104,11 @@ class Runner:
         return self.model.pipeline_model()
 
     @property
+    def branches(self) -> int:
+        """Guidance branches of a step."""
+        return BRANCHES
+
+    @property
     def network(self) -> nn.Module:
         """The denoising network."""
         found: nn.Module = getattr(self.model, self.through.network)
@@ -114,11 +119,6 @@ class Runner:
         """What the network predicts."""
         return str(self.model.prediction)
 
-    @property
-    def branches(self) -> int:
-        """Guidance branches of a step."""
-        return BRANCHES
-
     def make_sampler(
         self,
         policies: Sequence[Policy] = (),
@@ -126,7 +126,7 @@ class Runner:
         *,
         scheduler: str = "",
         **options: Any,
-    ) -> PipelineSampler:
+    ) -> TextSampler:
         """A sampler with what all contenders share; `options` are others of `PipelineSampler`."""
         shared = {"guidance_scale": self.guidance_scale, "batch_size": self.batch_size}
         return self.model.pipeline_sampler(
@@ -219,6 +219,7 @@ class Runner:
     def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
         """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
         sampler = self.make_sampler()
+        assert isinstance(sampler, PipelineSampler)  # runners of other loops solve by themselves
         return sampler.solve(self.model, prompts, seed=seed, substeps=substeps)
 
 

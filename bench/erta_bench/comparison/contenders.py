@@ -144,6 +144,7 @@ CONTENDERS: tuple[Contender, ...] = (
     plain("plain UniPC", "unipc"),
     plain("plain DPM-Solver++ 2M", "dpmpp"),
     plain("plain Heun", "heun", order=2),
+    plain("plain AB2", "ab2"),
     # ------------------------------------------------------------------ policies
     policy("ERTACache", {"ertacache": {"profile": RESIDUAL, "calls": BUDGET}}),
     policy("MeanCache A", {"meancache": {"profile": MEAN, "calls": BUDGET}}),

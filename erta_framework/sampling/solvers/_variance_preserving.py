@@ -160,7 +160,7 @@ class ContinuousVP(_VariancePreserving):
 
     Attributes:
         beta_min: Beta at t = 0.
-        beta_max: Beta at t = 1.
+        beta_max: Beta at t = 1; equal to `beta_min` where it is constant.
         time_scale: The network's timestep is `time_scale * t`; 999 for the networks of score_sde.
 
     Raises:
@@ -173,7 +173,9 @@ class ContinuousVP(_VariancePreserving):
 
     def __post_init__(self) -> None:
         check_positive(time_scale=self.time_scale)
-        check_falling("beta_max", self.beta_max, "beta_min", self.beta_min)
+        check_positive(beta_max=self.beta_max, beta_min=self.beta_min)
+        if self.beta_max != self.beta_min:
+            check_falling("beta_max", self.beta_max, "beta_min", self.beta_min)
 
     def time_of(self, sigma: float) -> float:
         """`time_scale * t`, with t from the integral `B = log(1 + sigma^2)`."""
