@@ -294,6 +294,13 @@ def test_a_stopped_run_is_marked(model: ShapesWan, monkeypatch: pytest.MonkeyPat
         assert all(row["psnr_fine_worst"] <= row["psnr_fine_mean"] for row in bench.rows)
 
 
+def test_an_odd_solution_is_refused_before_anything_runs(model: ShapesWan) -> None:
+    few, held_out = model.demo_prompts()
+    setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=4)
+    with pytest.raises(InputError, match="substeps is 3"):
+        compare_peers(setting, calls=[2], rows=["plain Heun"], substeps=3)
+
+
 @pytest.mark.slow
 def test_rows_of_every_kind_are_measured(record: Mapping[str, Any]) -> None:
     rows = {row["name"]: row for row in record["rows"]}

@@ -87,7 +87,10 @@ def peers_command(
     ] = None,
     step_level: Annotated[
         bool,
-        typer.Option(help="Leave out what works inside the network, and other projects' caches."),
+        typer.Option(
+            "--step-level",
+            help="Leave out what works inside the network, and other projects' caches.",
+        ),
     ] = False,
     substeps: Annotated[
         int, typer.Option(min=2, help="Steps of the exact solution for each step; even.")

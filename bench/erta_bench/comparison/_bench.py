@@ -19,6 +19,7 @@ from erta_bench.core import Bench
 from erta_bench.other_caches import read_rival_versions
 from erta_bench.setting import SEEDS_APART, RunProgress, Setting, require_measurable
 from erta_framework import CFG
+from erta_framework.calibration import check_substeps
 from erta_framework.environment import collect_versions
 from erta_framework.errors import InputError
 from erta_framework.plugins import policies
@@ -116,6 +117,7 @@ def compare_contenders(
         InputError: What cannot be measured.
     """
     require_measurable(setting, calls, seeds)
+    check_substeps(substeps)
     preparation = make_preparation(setting, scheduler, search_prompts)
     contenders = [each for each in contenders if is_offered(each, preparation.runner)]
     rows = [ContenderRow(each, budget) for budget in dict.fromkeys(calls) for each in contenders]
