@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,9 @@ from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._seed_sets import Comparison
 from erta_bench.comparison.contenders import SCHEDULE
 from erta_bench.comparison.peers_page import make_lead_row, write_peers_page
-from erta_bench.setting import Setting
+from erta_bench.setting import CALIBRATION_SEEDS, SEEDS_APART, Setting
 from erta_bench.shapes_image import load_flux, load_unet
+from erta_framework.calibration import Solution
 from erta_framework.errors import InputError
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.shapes_wan import ShapesWan, load
@@ -318,14 +319,25 @@ def test_rows_of_every_kind_are_measured(record: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.slow
-def test_rows_to_the_exact_solution_are_calibrated_end_to_end(model: ShapesWan) -> None:
+def test_rows_to_the_exact_solution_are_calibrated_end_to_end(
+    model: ShapesWan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, solved = Runner.solve, []
+
+    def solve(runner: Runner, prompts: Sequence[str], seed: int, substeps: int) -> Solution:
+        solved.append(seed)
+        return own(runner, prompts, seed, substeps)
+
+    monkeypatch.setattr(Runner, "solve", solve)
     few, held_out = model.demo_prompts()
     setting = Setting(
         model=model, calibration=few[:8], held_out=held_out[:8], steps=6, batch_size=8
     )
     names = [EXACT_ROW, ORACLE.name, "fitted reuse, multistep plan"]
-    found = compare_peers(setting, calls=[3], seeds=2, rows=names, substeps=2)
-    rows = {row["name"]: row for row in found.rows}
+    found = compare_peers(setting, calls=[3, 2], seeds=2, rows=names, substeps=2)
+    # of the calibration once for all numbers of calls, of each seed set, and of the measured batch
+    assert solved == [CALIBRATION_SEEDS, 0, 0, SEEDS_APART]
+    rows = {row["name"]: row for row in found.rows if row["budget"] != 2}
     assert [row["detail"] for row in rows.values() if row["status"] != "measured"] == []
     oracle, exact = rows[ORACLE.name], rows[EXACT_ROW]
     assert (oracle["seeds"], oracle["prompts"]) == (1, 8)  # the first batch of all

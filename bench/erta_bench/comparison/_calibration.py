@@ -78,7 +78,11 @@ class Calibrator:
             callbacks=[counter], num_steps=count, batch_size=batch, seam=seam
         )
         profile = sampler.calibrate(self.runner.model, prompts, seed=seed, profiler=profiler)
-        return profile, calls + counter.samples // self.runner.branches
+        # a driver that asks the network less often than its steps say counts by itself
+        runs = profile.provenance.get("full_runs")
+        if runs is None:
+            return profile, calls + counter.samples // self.runner.branches
+        return profile, calls + round(float(runs) * count * len(prompts))
 
     def _solve(self, prompts: Sequence[str], seed: int, substeps: int) -> Solution:
         """The solution of these samples, made when it is first asked for."""
