@@ -10,7 +10,7 @@ from rich.console import Console
 from erta_bench.comparison._bench import compare_contenders
 from erta_bench.comparison._choice import choose_contenders
 from erta_bench.comparison._contender import Contender, own, plain
-from erta_bench.comparison.contenders import CONTENDERS, FITTED, MULTISTEP, SCHEDULE
+from erta_bench.comparison.contenders import CONTENDERS, FITTED, LEARNED, MULTISTEP, SCHEDULE
 from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS
 from erta_bench.core import Bench
 from erta_bench.setting import Setting
@@ -77,12 +77,13 @@ GRIDS = {"ERTACache's": SCHEDULE, "the multistep plan's": MULTISTEP}
 
 
 def list_peers() -> list[Contender]:
-    """List the rows: plain steps, ours, the oracle, peers, and recombinations."""
+    """List the rows: plain steps, ours, the oracle, learned solvers, peers, and recombinations."""
     named = {contender.name: contender for contender in CONTENDERS}
     return [
         *(contender for contender in CONTENDERS if contender.group == "plain"),
         *(named[name] for name in OURS),
         ORACLE,
+        *LEARNED,
         *(named[name] for name in (*AS_PUBLISHED, *MODULES, *PLANS)),
         *(contender for contender in CONTENDERS if contender.group == "other"),
         *(named[name] for name in RECOMBINED),

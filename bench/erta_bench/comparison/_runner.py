@@ -19,7 +19,7 @@ from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
 from erta_framework.errors import UnusedWarning
 from erta_framework.plugins import flatten
-from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, TextSampler
+from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, Solver, TextSampler
 from erta_framework.session import Trace
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
 
@@ -58,6 +58,7 @@ class Prepared:
         policies: Its policies.
         options: Settings of another project's cache.
         sigmas: Where plain steps on a schedule's sigmas start, without the 0 at the end.
+        solver: A solver of the own loop instead of the pipeline's scheduler.
     """
 
     contender: Contender
@@ -66,6 +67,7 @@ class Prepared:
     policies: tuple[Policy, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     sigmas: tuple[float, ...] = ()
+    solver: Solver | None = None
 
     @property
     def works_inside(self) -> bool:
@@ -156,6 +158,14 @@ class Runner:
     def _choose_sampler(self, prepared: Prepared, callbacks: Sequence[Callback]) -> TextSampler:
         """The pipeline, or the own loop for a solver that no pipeline has."""
         contender = prepared.contender
+        if prepared.solver is not None:
+            return Sampler(
+                callbacks=callbacks,
+                solver=prepared.solver,
+                guidance=CFG(scale=self.guidance_scale),
+                num_steps=contender.steps(prepared.budget, self.steps),
+                batch_size=self.batch_size,
+            )
         if contender.on is not None:
             return self._sample_on_sigmas(contender.scheduler, prepared.sigmas, callbacks)
         rival = contender.rival
