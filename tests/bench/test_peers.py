@@ -136,6 +136,13 @@ def test_goals_are_judged_by_numbers(record: dict[str, Any], reached: list[bool 
     assert [goal.number for goal in found] == [1, 2, 3, 4]
 
 
+def test_a_learned_solver_is_a_peer_and_no_cache() -> None:
+    record = make_goal_record(3.0)
+    trained = row("peer", 44.0, group="plain", psnr_mean=54.0, budget=12, calls=12, work=0.24)
+    record["rows"].append(trained)
+    assert [goal.reached for goal in judge_goals(record)] == [True, False, True, True]
+
+
 def test_a_fast_network_has_no_goal_of_efficiency() -> None:
     record = make_goal_record(3.0, processor_efficiency=0.5)
     record["rows"][0]["processor_seconds"] = 0.2  # 4 ms a step

@@ -11,7 +11,7 @@ from erta_bench.comparison._choice import choose_contenders
 from erta_bench.comparison._contender import Contender, own, plain
 from erta_bench.comparison._leaders import KINDS
 from erta_bench.comparison._runner import SUBSTEPS
-from erta_bench.comparison.contenders import CONTENDERS, EXACT, MULTISTEP, SCHEDULE
+from erta_bench.comparison.contenders import CONTENDERS, EXACT, LEARNED, MULTISTEP, SCHEDULE
 from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS
 from erta_bench.core import Bench
 from erta_bench.setting import Setting
@@ -81,12 +81,13 @@ GRIDS = {"ERTACache's": SCHEDULE, "the multistep plan's": MULTISTEP}
 
 
 def list_peers() -> list[Contender]:
-    """List the rows: plain steps, ours, those fitted to what is measured, peers, recombinations."""
+    """List the rows: plain steps, ours, what is fitted to the samples, peers, recombinations."""
     named = {contender.name: contender for contender in CONTENDERS}
     return [
         *(contender for contender in CONTENDERS if contender.group == "plain"),
         *(named[name] for name in OURS),
         ORACLE,
+        *LEARNED,
         *(named[name] for name in (*AS_PUBLISHED, *MODULES, *PLANS)),
         *(contender for contender in CONTENDERS if contender.group == "other"),
         *(named[name] for name in RECOMBINED),

@@ -21,6 +21,7 @@ from erta_bench.comparison._contender import (
     Spec,
     fill,
 )
+from erta_bench.comparison._learning import SolverTraining
 from erta_bench.comparison._runner import Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
@@ -56,6 +57,7 @@ class Preparation:
     search_calls: dict[str, float] = field(default_factory=dict)
     calibrator: Calibrator = field(init=False)
     _ratios: list[float] | None = None
+    _training: SolverTraining | None = None
     _full_elements: int = 0
 
     def __post_init__(self) -> None:
@@ -68,6 +70,9 @@ class Preparation:
             BudgetError: The contender cannot do so little work, which a run may say only later.
             ErtaError: The pipeline cannot serve the contender.
         """
+        if contender.learned:
+            solver = self.training.train(contender.learned, int(budget))
+            return Prepared(contender, budget, solver=solver)
         if contender.search is None:
             return self._fill_in(contender, budget, None)
         if contender.name not in self.searches:
@@ -97,9 +102,18 @@ class Preparation:
         Counted while they ran, with those of trials, of copies of a sample and of further rounds;
         one that leaves out parts of the network is one call.
         """
+        if prepared.contender.learned:
+            return self.training.count_calls(prepared.contender.learned, int(prepared.budget))
         count = self.runner.steps if RATIOS in prepared.contender.options.values() else 0
         known = [key for key in self.profiles if self._uses(prepared, key)]
         return count + sum(self.calibration_calls[key] for key in known)
+
+    @property
+    def training(self) -> SolverTraining:
+        """Trains the solvers of rows that are learned, on the same samples."""
+        if self._training is None:
+            self._training = SolverTraining(self.runner, self.calibration)
+        return self._training
 
     def _uses(self, prepared: Prepared, key: ProfileKey) -> bool:
         made, seam, budget = key

@@ -26,6 +26,7 @@ from erta_bench.comparison._contender import (
     Contender,
     Spec,
     calibrate_with,
+    learned,
     mix,
     other,
     own,
@@ -416,6 +417,13 @@ CONTENDERS: tuple[Contender, ...] = (
         calibrator_config="FoCaCalibratorConfig",
     ),
 )
+
+LEARNED: tuple[Contender, ...] = (
+    learned("learned solver (times and weights), exact", "exact"),
+    learned("learned solver (times and weights), full run", "full"),
+)
+"""Solvers that are trained by gradient for each number of calls; only `erta bench peers` has these,
+since training takes minutes."""
 
 UNLISTED: Mapping[str, str] = {
     "module_table": "the table of febcache, which has rows",
