@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -399,6 +400,13 @@ def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) ->
     (tmp_path / f"{name}.json").write_text('{"rows": []}', encoding="utf-8")
     with pytest.raises(MissingDataError, match="no rows"):
         load_record(name, tmp_path)
+
+
+def test_a_stopped_run_is_not_published(tmp_path: Path) -> None:
+    stopped = {"rows": [{"name": "full"}], "settings": {"unfinished": "1 of 3 seed sets"}}
+    (tmp_path / "peers.json").write_text(json.dumps(stopped), encoding="utf-8")
+    with pytest.raises(MissingDataError, match=r"peers.json was stopped: 1 of 3 seed sets"):
+        load_record("peers", tmp_path)
 
 
 def test_every_marker_of_a_page_is_replaced() -> None:

@@ -260,7 +260,7 @@ def test_the_own_loop_is_that_of_a_sampler() -> None:
         sampler = Sampler(solver=solver, guidance=NoGuidance(), num_steps=4)
         assert found.samples.samples.equal(sampler.sample(model, prompts, seed=7).samples)
         assert found.calls == found.work == 4
-    fine = runner.sample_fine_solution(prompts, 7)
+    fine = runner.solve(prompts, 7, substeps=8)
     full = Sampler(solver=model.solvers()["euler"], guidance=NoGuidance(), num_steps=10)
     assert fine.samples.equal(solve(full, model, prompts, seed=7).latents[:, -1])
     assert runner.list_sigmas() == full.schedule.sigmas

@@ -90,12 +90,16 @@ def format_command(
     calls: list[int],
     rows: list[str] | None,
     scheduler: str,
+    kinds: list[str] | None = None,
+    step_level: bool = False,
     **options: int,
 ) -> str:
     """The command line that makes the same table again."""
     parts = [f"erta bench {command} --model {model}"]
     parts += [f"--calls {number}" for number in calls]
     parts += [f'--row "{name}"' for name in rows or ()]
+    parts += [f"--kind {kind}" for kind in kinds or ()]
+    parts += ["--step-level"] if step_level else []
     parts += [f"--scheduler {scheduler}"] if scheduler else []
     parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
     return " ".join(parts)

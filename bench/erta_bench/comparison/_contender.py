@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Spec = str | Mapping[str, Mapping[str, Any]]
 
@@ -109,6 +109,8 @@ class Contender:
         ours: Whether it is our own method, whole or in its decisive part.
         oracle: Whether profiles are made on the very samples that are measured.
         bound: Why its work has a bound, for where it does not reach what was asked for.
+        learned: Where a solver is trained to end, `exact` or `full`; empty for no such solver. It
+            runs in the own loop.
     """
 
     name: str
@@ -124,6 +126,7 @@ class Contender:
     ours: bool = False
     oracle: bool = False
     bound: str = ""
+    learned: Literal["", "exact", "full"] = ""
 
     @property
     def kind(self) -> str:
@@ -138,6 +141,8 @@ class Contender:
             return "ours"
         if self.group == "combination" or self.on is not None:
             return "composed"
+        if self.learned:
+            return "peer"
         return "plain" if self.group == "plain" else "peer"
 
     def steps(self, budget: float, full: int) -> int:
@@ -172,6 +177,11 @@ def find_policy_names(value: Any) -> Iterator[str]:
 def plain(name: str, scheduler: str = "", *, order: int = 1, on: Spec | None = None) -> Contender:
     """A row of as many steps as calls, nothing cached; with `on` on the sigmas of a schedule."""
     return Contender(name=name, group="plain", scheduler=scheduler, order=order, on=on)
+
+
+def learned(name: str, target: Literal["exact", "full"]) -> Contender:
+    """A row of a solver that is trained for its number of calls; see `erta_bench.learned`."""
+    return Contender(name=name, group="plain", learned=target)
 
 
 def policy(

@@ -9,8 +9,9 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from erta_bench.comparison._runner import Runner
+from erta_bench.comparison._runner import SUBSTEPS, Runner
 from erta_bench.setting import Setting, list_solvers
+from erta_framework.calibration import Solution
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import Policy
 from erta_framework.sampling import (
@@ -18,7 +19,6 @@ from erta_framework.sampling import (
     Guidance,
     NoGuidance,
     Sampler,
-    Samples,
     Solver,
     TextModel,
     TextSampler,
@@ -127,12 +127,10 @@ class OwnRunner(Runner):
         """Sigmas of the full run, down to 0."""
         return self._find_solver("").schedule(self.steps).sigmas
 
-    def sample_fine_solution(self, prompts: Sequence[str], seed: int) -> Samples:
-        """Second-order steps on a grid eight times as fine: nearly the exact solution."""
+    def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
+        """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
         sampler = self._make_loop(self._find_solver(""))
-        found = solve(sampler, self._text_model, prompts, seed=seed)
-        seeds = tuple(range(seed, seed + len(prompts)))
-        return Samples(found.latents[:, -1], tuple(prompts), seeds, (), 0.0, ())
+        return solve(sampler, self._text_model, prompts, seed=seed, substeps=substeps)
 
     def _sample_on_sigmas(
         self, solver: str, sigmas: tuple[float, ...], callbacks: Sequence[Callback]

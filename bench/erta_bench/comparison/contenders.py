@@ -26,6 +26,7 @@ from erta_bench.comparison._contender import (
     Contender,
     Spec,
     calibrate_with,
+    learned,
     mix,
     other,
     own,
@@ -65,6 +66,9 @@ EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
 MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
 FITTED_WALK = calibrate_with("fitted_profiler", schedule=SCHEDULE)
 FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
+EXACT = calibrate_with(
+    "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, refine=1
+)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
@@ -313,6 +317,7 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     # --------------------------------------------------------------------- ours
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
+    own("fitted reuse, exact, multistep plan", {"fitted": {"profile": EXACT}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
     own("multistep plan + line", MULTISTEP, LINE),
     own("multistep plan + parabola", MULTISTEP, PARABOLA),
@@ -412,6 +417,13 @@ CONTENDERS: tuple[Contender, ...] = (
         calibrator_config="FoCaCalibratorConfig",
     ),
 )
+
+LEARNED: tuple[Contender, ...] = (
+    learned("learned solver (times and weights), exact", "exact"),
+    learned("learned solver (times and weights), full run", "full"),
+)
+"""Solvers that are trained by gradient for each number of calls; only `erta bench peers` has these,
+since training takes minutes."""
 
 UNLISTED: Mapping[str, str] = {
     "module_table": "the table of febcache, which has rows",
