@@ -12,7 +12,7 @@ COVERAGE ?=
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_ARGS) -c constraints.txt
 CHECKS := check-format check-lint check-types check-imports check-changelog
-SCRIPTS := docs/gen_tables.py docs/update_readme.py docs/griffe_reference.py docs/tables
+SCRIPTS := docs/gen_tables.py docs/stacked_tables.py docs/update_readme.py docs/griffe_reference.py docs/tables
 
 .DEFAULT_GOAL := help
 .PHONY: help demo env test test-slow lint $(CHECKS) format docs bench ci clean

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import markdown
 import pytest
 import typer
 import yaml
 
 import update_readme
+from erta_bench.galaxy import INSTALL
 from erta_framework.config import RunConfig, load_run
 from erta_framework.plugins import models, policies
+from stacked_tables import StackedTables
 from tables.ablation import LADDER, describe_findings, render_ablation, render_ladder
 from tables.budgets import render_budgets, render_lambda
 from tables.cli import load_cli, render_cli
@@ -138,7 +142,7 @@ def test_a_command_of_the_docs_exists(line: str) -> None:
     elif program == "torchrun":
         assert importlib.util.find_spec("torch.distributed.run") is not None
     else:
-        assert line == 'pip install -c constraints.txt -e ".[demo]"'
+        assert line in ('pip install -c constraints.txt -e ".[demo]"', INSTALL)
 
 
 @pytest.mark.parametrize("line", list_commands())
@@ -398,6 +402,13 @@ def test_a_missing_file_of_numbers_fails_the_build(name: str, tmp_path: Path) ->
         load_record(name, tmp_path)
 
 
+def test_a_stopped_run_is_not_published(tmp_path: Path) -> None:
+    stopped = {"rows": [{"name": "full"}], "settings": {"unfinished": "1 of 3 seed sets"}}
+    (tmp_path / "peers.json").write_text(json.dumps(stopped), encoding="utf-8")
+    with pytest.raises(MissingDataError, match=r"peers.json was stopped: 1 of 3 seed sets"):
+        load_record("peers", tmp_path)
+
+
 def test_every_marker_of_a_page_is_replaced() -> None:
     seen = set()
     for page in DOCS.rglob("*.md"):
@@ -454,3 +465,12 @@ def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", text):
         if not target.startswith("http"):
             assert (page.parent / target).exists(), f"{named(page)} links to {target}"
+
+
+def test_the_cells_of_a_table_know_their_column() -> None:
+    page = markdown.markdown(
+        "| `a` | b |\n|---|---:|\n| 1 | **2** |\n", extensions=["tables", StackedTables()]
+    )
+    assert '<td data-label="a">1</td>' in page
+    assert '<td data-label="b" style="text-align: right;"><strong>2</strong></td>' in page
+    assert "data-wide" not in page

@@ -105,7 +105,7 @@ def load_record(name: str, folder: Path = DATA) -> Record:
     """The record of a benchmark.
 
     Raises:
-        MissingDataError: There is none; names the command that writes it.
+        MissingDataError: There is none, or its run was stopped; names the command that writes it.
     """
     path = folder / f"{name}.json"
     if not path.is_file():
@@ -113,4 +113,9 @@ def load_record(name: str, folder: Path = DATA) -> Record:
     record: Record = json.loads(path.read_text(encoding="utf-8"))
     if not record.get("rows"):
         raise MissingDataError(f"{path.name} holds no rows; write it with `{find_command(name)}`")
+    if unfinished := record.get("settings", {}).get("unfinished"):
+        raise MissingDataError(
+            f"the run of {path.name} was stopped: {unfinished}; measure it to its end with "
+            f"`{find_command(name)}`"
+        )
     return record

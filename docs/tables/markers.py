@@ -23,7 +23,7 @@ from tables.masked import render_masked, render_masked_speed
 from tables.methods import render_methods
 from tables.modules import render_modules, render_plans
 from tables.overhead import render_attached, render_overhead, render_sites
-from tables.peers import render_peers, render_peers_summary
+from tables.peers import render_goals, render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
 from tables.places import render_places
 from tables.plans import render_plan_study
@@ -90,10 +90,13 @@ SECTIONS: dict[str, Section] = {
     "table:promises": make_section(render_promises),
     "table:policies": make_section(render_policies, "policies"),
     "summary:peers": make_section(render_peers_summary, "peers"),
+    "goals:peers": make_section(render_goals, "peers"),
     "table:peers": make_section(render_peers, "peers"),
     "summary:peersflux": make_section(render_peers_summary, "peersflux"),
+    "goals:peersflux": make_section(render_goals, "peersflux"),
     "table:peersflux": make_section(render_peers, "peersflux"),
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
+    "goals:peersunet": make_section(render_goals, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
     "table:methods": make_section(render_methods),
     "table:modulesunet": make_section(render_modules, "modules_unet"),

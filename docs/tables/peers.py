@@ -1,86 +1,120 @@
-"""The tables of `erta bench peers`: who leads, and every row by kind."""
+"""The tables of `erta bench peers`: who leads on both axes, the goals, and every row by kind."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from erta_bench.comparison import EFFICIENCY, KINDS, Leaders, find_leaders
-from erta_bench.comparison.peers_page import make_lead_row
+from erta_bench.comparison import (
+    CLEAR,
+    KINDS,
+    TO_EXACT,
+    TO_FULL,
+    Axis,
+    Leaders,
+    find_leaders,
+    format_lead,
+    judge_goals,
+    list_unclear,
+)
 from erta_bench.core.page import find_full_run
 from tables.data import Record, Row
 from tables.markdown import escape_cell, format_caption, render_table, render_words
 
+LED = ("peer", "plain", "composed")
+DASH = "–"
+"""Stands where a record does not hold a number; those of older versions lack some."""
+VERDICTS = {True: "reached", False: "**not reached**", None: "not measured"}
+
 
 def render_peers_summary(record: Record) -> str:
-    """Who leads at each number of calls, and whether the goals are reached."""
+    """Who leads at each number of calls, to the exact solution first, then to the full run."""
     full = find_full_run(record)
-    headings = ["calls", "our best", "PSNR", "over the best peer", "over the best plain"]
-    headings += ["over the best recombination", "oracle", "efficiency"]
-    found = find_leaders(record["rows"])
-    lines = [format_lead(leaders) for leaders in found]
+    headings = ["calls", "our best", "to the exact solution", "worst", "over the best peer"]
+    headings += ["over the best plain", "over the best recombination", "to the full run"]
+    headings += ["over the best peer there"]
+    own = [str(full["steps"]), "the full run", *format_distance(full, TO_EXACT)]
+    lines = [[*own, *[""] * (len(headings) - len(own))]]
+    to_full = find_leaders(record["rows"], TO_FULL)
+    lines += map(format_leaders, find_leaders(record["rows"], TO_EXACT), to_full)
     total = full["prompts"] * full["seeds"]
     said = (
-        f"PSNR in dB against the full run of {full['steps']} steps, over {full['prompts']} "
-        f"held-out samples in each of {full['seeds']} seed sets ({total} in all), on "
-        f"{record['settings']['model']} through the unmodified {record['settings']['pipeline']}. "
-        f"{format_caption(record)}"
+        f"PSNR in dB, over {full['prompts']} held-out samples in each of {full['seeds']} seed sets "
+        f"({total} in all), on {record['settings']['model']} through the unmodified "
+        f"{record['settings']['pipeline']}; leads are of the mean and of the worst sample. "
+        f"{describe_solution(record)} {format_caption(record)}"
     )
-    return "\n\n".join([render_table(headings, lines), said, describe_verdicts(found)])
+    verdicts = "; ".join(f"{goal.number}: {VERDICTS[goal.reached]}" for goal in judge_goals(record))
+    return "\n\n".join([render_table(headings, lines), said, f"Goals: {verdicts}."])
 
 
-def format_lead(leaders: Leaders) -> list[str]:
-    """One number of calls."""
-    row = make_lead_row(leaders)
-
-    def over(kind: str) -> str:
-        lead = leaders.lead(kind)
-        if lead is None:
-            return ""
-        return f"{lead:+.1f} ({leaders.best[kind]['name']}, {leaders.best[kind]['psnr_mean']:.1f})"
-
-    oracle = leaders.best.get("oracle")
+def format_leaders(exact: Leaders, full: Leaders) -> list[str]:
+    """One number of calls, on both axes."""
+    ours, other = exact.best.get("ours"), full.best.get("ours")
     return [
-        str(leaders.budget),
-        str(row["ours"]),
-        f"{row['psnr']:.1f} ± {leaders.best['ours']['psnr_std']:.1f}",
-        *map(over, ("peer", "plain", "composed")),
-        "" if oracle is None else f"{oracle['psnr_mean']:.1f}",
-        f"{row['efficiency']:.3f}",
+        str(exact.budget),
+        DASH if ours is None else str(ours["name"]),
+        *format_distance(ours or {}, TO_EXACT),
+        *(format_over(exact, kind) for kind in LED),
+        DASH if other is None else f"{format_distance(other, TO_FULL)[0]} ({other['name']})",
+        format_over(full, "peer"),
     ]
 
 
-def describe_verdicts(found: Sequence[Leaders]) -> str:
-    """What was aimed at, and what was reached, number of calls by number of calls."""
-    lines = []
-    for leaders in found:
-        efficiency = leaders.best["ours"]["processor_efficiency"]
-        speed = "is reached" if efficiency >= EFFICIENCY else "is not reached"
-        said = f"an efficiency of {EFFICIENCY:g} {speed} ({efficiency:.3f})"
-        if leaders.goal is not None:
-            over = "reached" if leaders.reached else "**not reached**"
-            said = (
-                f"{leaders.goal:.0f} dB over the best peer and the best plain row: {over} "
-                f"({leaders.lead('peer'):+.1f} and {leaders.lead('plain'):+.1f}); {said}"
-            )
-        lines.append(f"* At {leaders.budget} calls, {said}.")
-    return "\n".join(lines)
+def format_over(leaders: Leaders, kind: str) -> str:
+    """The lead over another kind, of the mean and of the worst sample, and over which row."""
+    if leaders.lead(kind) is None:
+        return DASH
+    leads = f"{format_lead(leaders.lead(kind))} / {format_lead(leaders.lead_worst(kind))}"
+    best = leaders.best[kind]
+    return f"{leads} ({best['name']}, {best[leaders.axis.mean]:.1f})"
+
+
+def format_distance(row: Row, axis: Axis) -> list[str]:
+    """Mean with its deviation, and worst sample."""
+    mean, std, worst = (row.get(key) for key in (axis.mean, axis.std, axis.worst))
+    if mean is None:
+        return [DASH, DASH]
+    spread = "" if std is None else f" ± {std:.1f}"
+    return [f"{mean:.1f}{spread}", DASH if worst is None else f"{worst:.1f}"]
+
+
+def describe_solution(record: Record) -> str:
+    """How exact the solution is, and which rows are too near to it to say anything."""
+    known = record["settings"].get("solution_psnr")
+    if known is None:
+        return "Dashes are numbers that this older record does not hold."
+    said = f"The solution is {known:.1f} dB from the truth, as estimated."
+    if unclear := list_unclear(record):
+        names = dict.fromkeys(row["name"] for row in unclear)
+        said += (
+            f" **Rows within {CLEAR:.0f} dB of that are no nearer than can be told:** "
+            f"{', '.join(names)}."
+        )
+    return said
+
+
+def render_goals(record: Record) -> str:
+    """What is aimed at, what is reached, and by how much."""
+    lines = [
+        [str(goal.number), goal.title, VERDICTS[goal.reached], goal.said]
+        for goal in judge_goals(record)
+    ]
+    return render_words(["", "Goal", "", "Measured, in dB"], lines)
 
 
 def render_peers(record: Record) -> str:
     """Every row, by number of calls and kind, and those that are not as asked for."""
     full = find_full_run(record)
-    headings = ["", "calls", "PSNR", "± sets", "SSIM", "as prompted", "fine"]
-    headings += ["speed-up", "efficiency", "work", "calibration"]
-    parts = [
-        f"The full run shows what its prompt says in {full['right']:.1%} of the samples, and is "
-        f"{full['psnr_fine_mean']:.1f} dB from nearly exact steps."
-    ]
+    headings = ["", "calls", "exact", "worst", "full run", "worst", "± sets", "SSIM"]
+    headings += ["as prompted", "speed-up", "efficiency", "work", "calibration"]
+    parts = [render_table(headings, [format_peer(full)])]
+    if full.get("right") is not None:
+        shown = f"The full run shows what its prompt says in {full['right']:.1%} of the samples."
+        parts.insert(0, shown)
     for budget in dict.fromkeys(row["budget"] for row in record["rows"] if row["budget"]):
         parts.append(f"### {budget} network calls")
         own = [row for row in record["rows"] if row["budget"] == budget]
         for kind, name in KINDS.items():
             rows = [r for r in own if r["kind"] == kind and r.get("psnr_mean") is not None]
-            rows.sort(key=lambda row: -float(row["psnr_mean"]))
+            rows.sort(key=lambda row: -float(row.get(TO_EXACT.mean) or 0.0))
             if rows:
                 parts += [f"**{name}**", render_table(headings, map(format_peer, rows))]
     odd = [row for row in record["rows"] if row["status"] != "measured"]
@@ -94,7 +128,7 @@ def render_peers(record: Record) -> str:
 
 def format_peer(row: Row) -> list[str]:
     """One row; the setting that was solved for stands under its name."""
-    solved = f"<br>`{row['setting']}`" if row["setting"] else ""
+    solved = f"<br>`{row['setting']}`" if row.get("setting") else ""
 
     def number(key: str, form: str) -> str:
         return "" if row.get(key) is None else form.format(row[key])
@@ -102,11 +136,11 @@ def format_peer(row: Row) -> list[str]:
     return [
         f"{row['name']}{solved}",
         number("calls", "{:.4g}"),
-        f"{row['psnr_mean']:.1f} ± {row['psnr_std']:.1f}",
+        *format_distance(row, TO_EXACT),
+        *format_distance(row, TO_FULL),
         number("psnr_sets_std", "{:.2f}"),
         number("ssim_mean", "{:.3f}"),
         number("right", "{:.1%}"),
-        number("psnr_fine_mean", "{:.1f}"),
         number("processor_speedup", "{:.2f} x"),
         number("processor_efficiency", "{:.3f}"),
         number("work", "{:.0%}"),

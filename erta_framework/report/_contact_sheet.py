@@ -24,10 +24,24 @@ DPI = 128
 PAD, LINE, GAP = 14, 20, 2
 """Pixels between cells, of a line of text, and between frames of one cell."""
 LABEL, HEADING, SMALL = (
-    {"fontsize": 14 * 72 / DPI, "color": "#333333"},
-    {"fontsize": 15 * 72 / DPI, "color": "#111111", "fontweight": "bold"},
-    {"fontsize": 12 * 72 / DPI, "color": "#666666"},
+    {"fontsize": 14 * 72 / DPI},
+    {"fontsize": 15 * 72 / DPI, "fontweight": "bold"},
+    {"fontsize": 12 * 72 / DPI},
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Colors:
+    """Colours of a sheet: its ground, and the text of labels, headings and notes."""
+
+    ground: str
+    label: str
+    heading: str
+    small: str
+
+
+LIGHT = Colors("#ffffff", "#333333", "#111111", "#666666")
+DARK = Colors("#1e2129", "#c9cdd6", "#f2f4f8", "#9aa0ad")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,7 +73,12 @@ class ContactSheet:
 
 
 def write_contact_sheet(
-    sheet: ContactSheet, path: str | Path, *, frames: int = 3, side: int = 64
+    sheet: ContactSheet,
+    path: str | Path,
+    *,
+    frames: int = 3,
+    side: int = 64,
+    dark: bool = False,
 ) -> Path:
     """Write a still picture in which each cell shows some frames of its video side by side.
 
@@ -68,16 +87,18 @@ def write_contact_sheet(
         path: Where to; the ending gives the format.
         frames: Frames of each video, evenly spread, the first and last included.
         side: Least height of a frame in pixels; frames are enlarged by whole factors.
+        dark: Light text on a dark ground, for a page in dark mode.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
     require_extra("matplotlib", extra="report", wanted_by="write_contact_sheet")
+    colors = DARK if dark else LIGHT
     cells = {
-        label: [_join_frames(_enlarge(sample, side), frames) for sample in samples]
+        label: [_join_frames(_enlarge(sample, side), frames, colors) for sample in samples]
         for label, samples in sheet.columns.items()
     }
-    figure, _ = _draw_grid(sheet, cells)
+    figure, _ = _draw_grid(sheet, cells, colors)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target)
@@ -107,7 +128,7 @@ def write_contact_animation(
         for label, samples in sheet.columns.items()
     }
     figure, images = _draw_grid(
-        sheet, {label: [video[0] for video in column] for label, column in videos.items()}
+        sheet, {label: [video[0] for video in column] for label, column in videos.items()}, LIGHT
     )
     pictures = []
     for k in range(max(len(video) for column in videos.values() for video in column)):
@@ -139,17 +160,18 @@ def _enlarge(sample: Tensor, side: int) -> Tensor:
     return to_frames(sample, max(1, math.ceil(side / sample.shape[-2])))
 
 
-def _join_frames(frames: Tensor, count: int) -> Tensor:
-    """Some of the frames `[F, H, W, 3]` side by side, `[H, W', 3]`, with white gaps."""
+def _join_frames(frames: Tensor, count: int, colors: Colors) -> Tensor:
+    """Some of the frames `[F, H, W, 3]` side by side, `[H, W', 3]`; the ground shows between."""
     chosen = frames[pick_evenly(range(len(frames)), count)]
-    spaced = pad(chosen, (0, 0, 0, GAP), value=255)
+    spaced = pad(chosen, (0, 0, 0, GAP))
+    spaced[:, :, -GAP:] = torch.tensor(list(bytes.fromhex(colors.ground[1:])), dtype=torch.uint8)
     return spaced.transpose(0, 1).flatten(1, 2)[:, :-GAP]
 
 
 def _draw_grid(
-    sheet: ContactSheet, cells: Mapping[str, Sequence[Tensor]]
+    sheet: ContactSheet, cells: Mapping[str, Sequence[Tensor]], colors: Colors
 ) -> tuple[Any, dict[str, list[Any]]]:
-    """A white matplotlib figure of these pictures `[H, W, 3]`, and the images of each column.
+    """A matplotlib figure of these pictures `[H, W, 3]`, and the images of each column.
 
     Every cell has the size of its picture in pixels, so that nothing is resampled. Columns are as
     wide as their label needs.
@@ -172,8 +194,10 @@ def _draw_grid(
     top = max(map(len, headings.values())) * LINE + 2 * PAD
     width = left + sum(widths.values()) + PAD * len(cells)
     height = top + pitch * len(sheet.rows) + PAD // 2
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=colors.ground)
     FigureCanvasAgg(figure)
+    label_style = {**LABEL, "color": colors.label}
+    heading, small = {**HEADING, "color": colors.heading}, {**SMALL, "color": colors.small}
 
     def write(text: str, x: float, y: float, va: str, style: Mapping[str, Any]) -> None:
         # parse_math: a "$" in a prompt must not start a formula
@@ -181,12 +205,12 @@ def _draw_grid(
 
     for row, lines in enumerate(names):
         middle = top + row * pitch + cell_height / 2
-        write("\n".join(lines), PAD, middle, "center", {**LABEL, "linespacing": 1.3})
+        write("\n".join(lines), PAD, middle, "center", {**label_style, "linespacing": 1.3})
     images: dict[str, list[Any]] = {}
     x = left
     for label, column in cells.items():
         for k, line in enumerate(headings[label]):
-            write(line, x, PAD + k * LINE, "top", SMALL if k else HEADING)
+            write(line, x, PAD + k * LINE, "top", small if k else heading)
         images[label] = []
         for row, cell in enumerate(column):
             y = top + row * pitch + cell.shape[0]
@@ -196,7 +220,7 @@ def _draw_grid(
             picture = cell.numpy()
             images[label].append(axis.imshow(picture, interpolation="nearest", aspect="auto"))
         for row, caption in enumerate(sheet.captions.get(label, ())):
-            write(caption, x, top + row * pitch + cell_height + 3, "top", SMALL)
+            write(caption, x, top + row * pitch + cell_height + 3, "top", small)
         x += widths[label] + PAD
     return figure, images
 

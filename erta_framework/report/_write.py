@@ -33,6 +33,7 @@ class Report:
     Attributes:
         html: The page; it needs none of the other files.
         contact_sheet: All samples as a still picture.
+        contact_sheet_dark: The same for a page in dark mode.
         animation: All samples as one GIF.
         schedule: Which steps ran the network.
         results: The measured rows as JSON.
@@ -41,6 +42,7 @@ class Report:
 
     html: Path
     contact_sheet: Path
+    contact_sheet_dark: Path
     animation: Path
     schedule: Path
     results: Path
@@ -116,6 +118,7 @@ def write_report(
     return Report(
         html=html,
         contact_sheet=write_contact_sheet(sheet, folder / "contact-sheet.png"),
+        contact_sheet_dark=write_contact_sheet(sheet, folder / "contact-sheet-dark.png", dark=True),
         animation=write_contact_animation(sheet, folder / "comparison.gif"),
         schedule=schedule,
         results=results,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,28 @@ pytest.importorskip("matplotlib")
 
 from erta_bench.cli import app
 from erta_bench.comparison import (
-    GOALS,
     KINDS,
+    TO_FULL,
     Runner,
+    choose_peers,
     compare_peers,
     find_leaders,
     is_comparable,
     join_records,
+    judge_goals,
     list_peers,
+    list_unclear,
 )
 from erta_bench.comparison._contender import mix, plain
-from erta_bench.comparison._fixed_sigmas import make_scheduler
+from erta_bench.comparison._fixed_sigmas import list_grid, make_scheduler
 from erta_bench.comparison._peers import GRIDS, ORACLE, OURS
 from erta_bench.comparison._preparation import Preparation
+from erta_bench.comparison._seed_sets import Comparison
 from erta_bench.comparison.contenders import SCHEDULE
 from erta_bench.comparison.peers_page import make_lead_row, write_peers_page
-from erta_bench.setting import Setting
-from erta_bench.shapes_image import load_flux
+from erta_bench.setting import CALIBRATION_SEEDS, SEEDS_APART, Setting
+from erta_bench.shapes_image import load_flux, load_unet
+from erta_framework.calibration import Solution
 from erta_framework.errors import InputError
 from erta_integrations.diffusers.bundled import pipeline, request, samples_of
 from erta_integrations.shapes_wan import ShapesWan, load
@@ -64,38 +69,90 @@ def test_two_calls_a_step_are_never_more_than_asked_for(budget: int, steps: int)
 
 
 # ------------------------------------------------------------------------- who leads
-def row(kind: str, psnr: float | None, **facts: Any) -> dict[str, Any]:
+def row(kind: str, exact: float | None, worst: float = 30.0, **facts: Any) -> dict[str, Any]:
     """A row of the benchmark at 25 of 50 calls."""
     own = {"name": kind, "kind": kind, "budget": 25, "calls": 25, "equal": "calls", "work": 0.5}
-    spread = {"psnr_std": 2.0, "ssim_mean": 0.9, "status": "measured"}
-    return {**own, **spread, "psnr_mean": psnr, **facts}
+    far = {"psnr_mean": 40.0, "psnr_std": 2.0, "psnr_worst": 35.0, "ssim_mean": 0.9}
+    near = {"psnr_fine_mean": exact, "psnr_fine_std": 1.0, "psnr_fine_worst": worst}
+    return {**own, **far, **near, "status": "measured", **facts}
 
 
 FULL = {"name": "full", "kind": "full", "budget": None, "steps": 50, "prompts": 4, "seeds": 1}
+FULL |= {"psnr_fine_mean": 37.0, "status": "measured"}
 
 
-def test_the_best_of_each_kind_leads() -> None:
+def test_the_best_of_each_kind_leads_on_either_axis() -> None:
     rows = [
         FULL,
-        row("ours", 50.0, processor_efficiency=0.99),
-        row("ours", 45.0),
-        row("peer", 44.5),
-        row("peer", 60.0, calls=27),  # computed more than it should
-        row("peer", None, status="refused"),
+        row("ours", 42.0, 38.0, processor_efficiency=0.99),
+        row("ours", 41.0, 39.0, psnr_mean=60.0),
+        row("peer", 39.5, 31.0),
+        row("peer", 38.0, 36.0, name="steady"),
+        row("peer", 60.0, 55.0, calls=27),  # computed more than it should
+        row("peer", None, psnr_mean=None, status="refused"),
         row("plain", 40.0),
-        row("composed", 51.0),
+        row("composed", 43.0),
     ]
     (leaders,) = find_leaders(rows)
-    assert leaders.lead("peer") == pytest.approx(5.5)
-    assert leaders.lead("plain") == pytest.approx(10.0)
+    assert leaders.lead("peer") == pytest.approx(2.5)
+    assert leaders.lead_worst("peer") == pytest.approx(2.0)  # the steadier of the peers counts
+    assert leaders.lead("plain") == pytest.approx(2.0)
     assert leaders.lead("composed") == pytest.approx(-1.0)
-    assert leaders.lead("oracle") is None
-    assert (leaders.goal, leaders.reached) == (GOALS[25], False)
-    rows[3]["psnr_mean"] = 44.0
-    (leaders,) = find_leaders(rows)
-    assert leaders.reached is True
-    assert make_lead_row(leaders)["reached"] == "yes"
-    assert make_lead_row(leaders)["efficiency"] == 0.99
+    assert leaders.lead("oracle") is None is leaders.lead_worst("oracle")
+    shown = make_lead_row(leaders, {"rows": rows})
+    assert (shown["over_full"], shown["efficiency"]) == (5.0, 0.99)
+    (leaders,) = find_leaders(rows, TO_FULL)
+    assert leaders.lead("peer") == pytest.approx(20.0)
+    assert leaders.best["ours"]["psnr_fine_mean"] == 41.0
+
+
+def make_goal_record(gain: float, **ours: Any) -> dict[str, Any]:
+    """A record in which ours is so much nearer to the exact solution than the full run."""
+    rows: list[dict[str, Any]] = [{**FULL, "processor_seconds": 50.0}]
+    for budget in (17, 12, 8):
+        at = {"budget": budget, "calls": budget, "work": budget / 50}
+        own = {"calibration_calls": 50 * 16 * 20, "processor_efficiency": 0.99, **ours}
+        rows.append({**row("ours", 37.0 + gain, 36.0), **at, "psnr_mean": 55.0, **own})
+        rows += [row(kind, 35.0, 33.0, **at) for kind in ("peer", "plain", "composed")]
+    return {"rows": rows, "settings": {"calibration_prompts": 16, "batch_size": 4}}
+
+
+@pytest.mark.parametrize(
+    ("record", "reached"),
+    [
+        (make_goal_record(3.0), [True] * 4),
+        (make_goal_record(1.0), [False, True, True, True]),
+        (make_goal_record(3.0, psnr_fine_worst=35.5), [True, False, True, True]),
+        (make_goal_record(3.0, psnr_mean=49.0), [True, True, False, True]),
+        (make_goal_record(3.0, calibration_calls=50 * 16 * 41), [True, True, True, False]),
+        (make_goal_record(3.0, processor_efficiency=0.97), [True, True, True, False]),
+        (make_goal_record(3.0, psnr_fine_worst=None), [True, None, True, True]),
+        (make_goal_record(3.0, budget=25), [None] * 4),
+    ],
+)
+def test_goals_are_judged_by_numbers(record: dict[str, Any], reached: list[bool | None]) -> None:
+    found = judge_goals(record)
+    assert [goal.reached for goal in found] == reached
+    assert [goal.number for goal in found] == [1, 2, 3, 4]
+
+
+def test_a_learned_solver_is_a_peer_and_no_cache() -> None:
+    record = make_goal_record(3.0)
+    trained = row("peer", 44.0, group="plain", psnr_mean=54.0, budget=12, calls=12, work=0.24)
+    record["rows"].append(trained)
+    assert [goal.reached for goal in judge_goals(record)] == [True, False, True, True]
+
+
+def test_a_fast_network_has_no_goal_of_efficiency() -> None:
+    record = make_goal_record(3.0, processor_efficiency=0.5)
+    record["rows"][0]["processor_seconds"] = 0.2  # 4 ms a step
+    assert [goal.reached for goal in judge_goals(record)] == [True] * 4
+
+
+def test_rows_as_near_as_the_solution_is_exact_are_named() -> None:
+    rows = [FULL, row("ours", 50.0), row("peer", 54.5)]
+    assert list_unclear({"rows": rows, "settings": {"solution_psnr": 60.0}}) == [rows[2]]
+    assert list_unclear({"rows": rows, "settings": {}}) == []  # it does not say how exact
 
 
 def test_a_cache_of_parts_counts_by_its_work() -> None:
@@ -103,6 +160,49 @@ def test_a_cache_of_parts_counts_by_its_work() -> None:
     assert is_comparable(parts, 50)
     assert not is_comparable({**parts, "work": 0.6}, 50)
     assert not is_comparable({**parts, "equal": "calls"}, 50)
+
+
+# ------------------------------------------------------------------------- which rows, joined
+def test_rows_are_chosen_by_name_and_by_kind() -> None:
+    kinds = {row.kind for row in choose_peers(kinds=["ours", "plain"])}
+    assert kinds == {"ours", "plain"}
+    chosen = choose_peers(["DeepCache"], ["peer"], step_level=True)
+    names = [row.name for row in chosen]
+    assert "DeepCache" in names  # named
+    assert "FORA, modules" not in names
+    assert "TaylorSeer, whole output" in names
+    assert not any(row.rival for row in chosen)
+    assert choose_peers() == list_peers()
+    with pytest.raises(InputError, match=r"no kind of rows 'peers'; .*peer"):
+        choose_peers(kinds=["peers"])
+
+
+def make_seed_record(seed: int, values: list[float]) -> dict[str, Any]:
+    """A record of seed sets of two samples each, from their distances to the exact solution."""
+    found = torch.tensor(values, dtype=torch.float64)
+    facts = {"seeds": len(values) // 2, "prompts": 2}
+    spread = {"psnr_fine_std": found.std(correction=0).item(), "psnr_fine_worst": min(values)}
+    own = row("ours", found.mean().item(), **facts, **spread)
+    settings = {"first_seed": seed, "model": "x", "solution_psnr": 60.0 + seed / 10_000}
+    rows = [{**FULL, **facts}, own]
+    return {"rows": rows, "settings": settings, "versions": {}, "command": str(seed)}
+
+
+def test_seed_sets_are_joined_as_if_they_had_run_together() -> None:
+    values = [40.0, 41.0, 45.0, 38.0, 50.0, 42.0]
+    whole = make_seed_record(0, values)
+    joined = join_records([make_seed_record(20_000, values[4:]), make_seed_record(0, values[:4])])
+    assert joined["rows"][1] == pytest.approx(whole["rows"][1])
+    assert joined["rows"][0]["seeds"] == 3
+    assert joined["settings"] == whole["settings"]
+    with pytest.raises(InputError, match="and seeds; join runs at other"):
+        join_records([whole, make_seed_record(20_000, values[4:])])
+    other = make_seed_record(30_000, values)
+    with pytest.raises(InputError, match="other rows"):
+        join_records([whole, {**other, "rows": [FULL | {"seeds": 3}, row("ours", 1.0, name="x")]}])
+    stopped = {**other, "settings": {**other["settings"], "unfinished": "1 of 3 seed sets"}}
+    with pytest.raises(InputError, match="was stopped: 1 of 3 seed sets"):
+        join_records([whole, stopped])
 
 
 # ------------------------------------------------------------------------- given sigmas
@@ -137,6 +237,14 @@ def test_an_unknown_solver_is_refused() -> None:
         make_scheduler("heun", [1.0])
 
 
+def test_steps_of_a_noise_predicting_network_are_those_of_its_scheduler() -> None:
+    scheduler = load_unet().pipeline_model().make_scheduler()
+    found = list_grid(scheduler, "epsilon", 5)
+    scheduler.set_timesteps(5)
+    kept = scheduler.alphas_cumprod[scheduler.timesteps]
+    assert found == pytest.approx([*((1 - kept) / kept).sqrt().tolist(), 0.0], rel=1e-5)
+
+
 # ------------------------------------------------------------------------- a run
 @pytest.fixture(scope="module")
 def model() -> ShapesWan:
@@ -144,6 +252,10 @@ def model() -> ShapesWan:
     model = load()
     model.transformer.blocks = model.transformer.blocks[:2]
     return model
+
+
+EXACT_ROW = "fitted reuse, exact, multistep plan"
+STEP_BY_STEP = tuple(name for name in OURS if name != EXACT_ROW)
 
 
 @pytest.fixture(scope="module")
@@ -155,8 +267,7 @@ def record(model: ShapesWan) -> Mapping[str, Any]:
     rows = [
         "plain Heun",
         "MeanCache A",
-        ORACLE.name,
-        *OURS,
+        *STEP_BY_STEP,
         "uniform reuse",
         "plain Euler on ERTACache's steps",
         "plain AB2 on the multistep plan's steps",
@@ -167,6 +278,37 @@ def record(model: ShapesWan) -> Mapping[str, Any]:
     return record
 
 
+def test_a_stopped_run_is_marked(model: ShapesWan, monkeypatch: pytest.MonkeyPatch) -> None:
+    few, held_out = model.demo_prompts()
+    setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=4)
+    own, kept = Comparison.run_seed_set, []
+
+    def run(compared: Comparison, bar: Any, seed: int, *, backwards: bool) -> None:
+        if seed:
+            raise KeyboardInterrupt
+        own(compared, bar, seed, backwards=backwards)
+
+    monkeypatch.setattr(Comparison, "run_seed_set", run)
+    with pytest.raises(KeyboardInterrupt):
+        compare_peers(
+            setting, calls=[2], seeds=2, rows=["plain, same solver"], substeps=2, keep=kept.append
+        )
+    assert [bench.settings["unfinished"] for bench in kept] == [
+        "1 of 2 seed sets",
+        "1 of 2 seed sets, and a part of the next",
+    ]
+    for bench in kept:
+        assert [row["status"] for row in bench.rows] == ["unfinished"] * 2
+        assert all(row["psnr_fine_worst"] <= row["psnr_fine_mean"] for row in bench.rows)
+
+
+def test_an_odd_solution_is_refused_before_anything_runs(model: ShapesWan) -> None:
+    few, held_out = model.demo_prompts()
+    setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=4)
+    with pytest.raises(InputError, match="substeps is 3"):
+        compare_peers(setting, calls=[2], rows=["plain Heun"], substeps=3)
+
+
 @pytest.mark.slow
 def test_rows_of_every_kind_are_measured(record: Mapping[str, Any]) -> None:
     rows = {row["name"]: row for row in record["rows"]}
@@ -174,14 +316,43 @@ def test_rows_of_every_kind_are_measured(record: Mapping[str, Any]) -> None:
     assert {row["calls"] for row in rows.values()} == {CALLS, STEPS}
     for name, found in rows.items():
         assert 0 <= found["right"] <= min(found["right_color"], found["right_shape"]), name
-    oracle = rows[ORACLE.name]
-    assert oracle["prompts"] == 2  # the first batch of each seed set
-    assert oracle["speedup"] is None is oracle["processor_efficiency"]
-    assert oracle["work"] == pytest.approx(CALLS / STEPS)
+        for mean, worst in (("psnr_fine_mean", "psnr_fine_worst"), ("psnr_mean", "psnr_worst")):
+            assert name == "full" or found[worst] <= found[mean], name
+    assert record["settings"]["solution_psnr"] > rows["full"]["psnr_fine_mean"]
     # velocity reuse is Euler on the computed sigmas, and residual reuse is not
     assert rows["plain Euler on ERTACache's steps"]["psnr_mean"] != pytest.approx(
         rows["uniform reuse"]["psnr_mean"], abs=0.01
     )
+
+
+@pytest.mark.slow
+def test_rows_to_the_exact_solution_are_calibrated_end_to_end(
+    model: ShapesWan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, solved = Runner.solve, []
+
+    def solve(runner: Runner, prompts: Sequence[str], seed: int, substeps: int) -> Solution:
+        solved.append(seed)
+        return own(runner, prompts, seed, substeps)
+
+    monkeypatch.setattr(Runner, "solve", solve)
+    few, held_out = model.demo_prompts()
+    setting = Setting(
+        model=model, calibration=few[:8], held_out=held_out[:8], steps=6, batch_size=8
+    )
+    names = [EXACT_ROW, ORACLE.name, "fitted reuse, multistep plan"]
+    found = compare_peers(setting, calls=[3, 2], seeds=2, rows=names, substeps=2)
+    # of the calibration once for all numbers of calls, of each seed set, and of the measured batch
+    assert solved == [CALIBRATION_SEEDS, 0, 0, SEEDS_APART]
+    rows = {row["name"]: row for row in found.rows if row["budget"] != 2}
+    assert [row["detail"] for row in rows.values() if row["status"] != "measured"] == []
+    oracle, exact = rows[ORACLE.name], rows[EXACT_ROW]
+    assert (oracle["seeds"], oracle["prompts"]) == (1, 8)  # the first batch of all
+    assert oracle["speedup"] is None is oracle["processor_efficiency"]
+    assert oracle["work"] == exact["work"] == pytest.approx(0.5)
+    # four copies, the solution, and runs with moved weights
+    assert exact["calibration_calls"] > 8 * 6 * (4 + 8)
+    assert exact["psnr_fine_mean"] > rows["fitted reuse, multistep plan"]["psnr_fine_mean"]
 
 
 @pytest.mark.slow
@@ -205,7 +376,7 @@ def test_the_page_and_joining(record: Mapping[str, Any], tmp_path: Path) -> None
     page = write_peers_page(record, tmp_path).read_text(encoding="utf-8")
     assert "Everyone on shapes-wan, 5 of 10 network calls" in page
     assert "unmodified WanPipeline" in page
-    for name in (*OURS, "plain Heun"):
+    for name in (*STEP_BY_STEP, "plain Heun"):
         assert name in page
     assert (tmp_path / "peers.png").stat().st_size > 10_000
     assert 'src="http' not in page

@@ -90,6 +90,17 @@ def test_contact_sheet_grows_with_rows_and_columns(tmp_path):
     assert sizes[2, 6][1] - sizes[2, 3][1] == 3 * (6 * 11 + 14 + 20)
 
 
+def test_a_dark_sheet_has_light_text_on_a_dark_ground(tmp_path):
+    paths = [write_contact_sheet(sheet(1, 1), tmp_path / f"{k}.png", dark=k) for k in (False, True)]
+    pictures = [Image.open(path).convert("L") for path in paths]
+    light, dark = (picture.getpixel((0, 0)) for picture in pictures)
+    assert pictures[0].size == pictures[1].size
+    assert (light, dark) == (255, 33)
+    label = (0, 0, 100, pictures[0].height)
+    assert pictures[0].crop(label).getextrema()[0] < 100
+    assert pictures[1].crop(label).getextrema()[1] > 150
+
+
 def test_contact_sheet_shows_the_frames_pixel_by_pixel(tmp_path):
     frames = to_frames(clip(), scale=11)
     shown = torch.cat([frames[0], frames[2], frames[4]], dim=1).numpy()

@@ -99,6 +99,14 @@ def test_continuous_betas_are_those_of_the_sde():
     assert level == pytest.approx(math.sqrt(1 - math.exp(-integral)), rel=1e-9)
 
 
+def test_betas_may_be_constant():
+    process = ContinuousVP(beta_min=10.0, beta_max=10.0, time_scale=10.0)
+    times = torch.tensor([0.5, 10.0], dtype=torch.float64)
+    sigmas = process.sigma_at(times)
+    torch.testing.assert_close(sigmas, times.expm1().sqrt())
+    assert [process.time_of(sigma) for sigma in sigmas.tolist()] == pytest.approx([0.5, 10.0])
+
+
 @pytest.mark.parametrize("betas", ["scaled_linear", "linear", "squaredcos_cap_v2"])
 def test_discrete_betas_are_those_of_diffusers(betas):
     from diffusers import DDPMScheduler
@@ -125,7 +133,7 @@ def test_discrete_betas_are_those_of_diffusers(betas):
         (lambda: DiscreteVP(train_steps=0), "train_steps is 0, it must be positive"),
         (lambda: DiscreteVP(beta_start=0.5, beta_end=0.1), "from 0.5 to 0.1; they must rise"),
         (lambda: DiscreteVP(betas="quadratic"), "betas is 'quadratic', it must be one of scaled"),
-        (lambda: ContinuousVP(beta_max=0.1), "beta_max is 0.1, it must be above beta_min"),
+        (lambda: ContinuousVP(beta_max=0.05), "beta_max is 0.05, it must be above beta_min"),
         (lambda: ContinuousVP(time_scale=-1.0), "time_scale is -1.0, it must be positive"),
         (lambda: Karras(rho=0.0), "rho is 0.0, it must be positive"),
         (lambda: Karras(sigma_min=0.0), "sigma_min is 0.0, it must be positive"),

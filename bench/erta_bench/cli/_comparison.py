@@ -81,6 +81,20 @@ def peers_command(
         typer.Option(help="Network calls of each branch; repeatable. Default 25, 17, 12 and 8."),
     ] = None,
     row: options.Rows = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(help="Only rows of this kind, beside those of --row; repeatable."),
+    ] = None,
+    step_level: Annotated[
+        bool,
+        typer.Option(
+            "--step-level",
+            help="Leave out what works inside the network, and other projects' caches.",
+        ),
+    ] = False,
+    substeps: Annotated[
+        int, typer.Option(min=2, help="Steps of the exact solution for each step; even.")
+    ] = 4,
     scheduler: options.Scheduler = "",
     steps: options.Steps = 50,
     calibration: options.Calibration = 24,
@@ -94,15 +108,19 @@ def peers_command(
             "--from",
             exists=True,
             dir_okay=False,
-            help="Join these records instead of measuring; repeatable.",
+            help="Join these records, of other numbers of calls or seeds, instead of measuring; "
+            "repeatable.",
         ),
     ] = None,
 ) -> None:
     """Ours, published methods, recombinations and plain solvers at equal network calls.
 
-    Every row is compared with the full run from the same noise and, by its pixels, with the
-    prompt. Rows of kind composed recombine published parts, or step plainly on the sigmas that a
-    planned schedule computes at; they count neither as peers nor as ours.
+    Every row is compared with a nearly exact solution and with the full run from the same noise,
+    and by its pixels with the prompt. Kinds are ours, peer, composed, plain, and oracle. Rows of
+    kind composed recombine published parts, or step plainly on the sigmas that a planned schedule
+    computes at; they count neither as peers nor as ours.
+
+    The JSON file is written after each seed set and where the run is stopped, marked as unfinished.
     """
     options.require_extras("peers", report)
     from erta_bench.comparison import compare_peers, join_records
@@ -126,6 +144,9 @@ def peers_command(
         seeds=seeds,
         seed=seed,
         rows=row or (),
+        kinds=kind or (),
+        step_level=step_level,
+        substeps=substeps,
         console=make_console(stderr=True),
         command=options.format_command(
             "peers",
@@ -133,6 +154,9 @@ def peers_command(
             calls=budgets,
             rows=row,
             scheduler=scheduler,
+            kinds=kind,
+            step_level=step_level,
+            substeps=substeps,
             samples=samples,
             seeds=seeds,
             steps=steps,
@@ -140,6 +164,7 @@ def peers_command(
             batch_size=batch_size,
             seed=seed,
         ),
+        keep=lambda so_far: None if json is None else so_far.write(json),
     )
     bench.show(path=json)
     if report is not None:

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from erta_bench.setting import Setting, open_model, repeat_prompts
+from erta_bench.setting import Setting, choose_guidance, open_model, repeat_prompts
 from erta_framework.files import require_writable, require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 
-Model = Annotated[str, typer.Option(help="shapes-wan, shapes-flux or shapes-unet.")]
+Model = Annotated[str, typer.Option(help="shapes-wan, shapes-flux, shapes-unet, galaxy-hsc32, ...")]
 Scheduler = Annotated[str, typer.Option(help="A scheduler of the model; its default if empty.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")]
 Seed = Annotated[int, typer.Option(help="First seed.")]
@@ -78,6 +78,7 @@ def open_setting(name: str, samples: int, calibration: int, steps: int, batch_si
         calibration=opened.take_calibration(calibration),
         held_out=repeat_prompts(opened.held_out, samples),
         steps=steps,
+        guidance=choose_guidance(opened.model),
         batch_size=batch_size,
     )
 
@@ -89,12 +90,16 @@ def format_command(
     calls: list[int],
     rows: list[str] | None,
     scheduler: str,
+    kinds: list[str] | None = None,
+    step_level: bool = False,
     **options: int,
 ) -> str:
     """The command line that makes the same table again."""
     parts = [f"erta bench {command} --model {model}"]
     parts += [f"--calls {number}" for number in calls]
     parts += [f'--row "{name}"' for name in rows or ()]
+    parts += [f"--kind {kind}" for kind in kinds or ()]
+    parts += ["--step-level"] if step_level else []
     parts += [f"--scheduler {scheduler}"] if scheduler else []
     parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
     return " ".join(parts)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 
 from erta_bench.comparison._choice import choose_contenders, is_offered, list_missing_rows
 from erta_bench.comparison._contender import Contender
-from erta_bench.comparison._memory import MemoryMeter
+from erta_bench.comparison._own_runner import is_in_own_loop, make_own_runner
 from erta_bench.comparison._preparation import Preparation
-from erta_bench.comparison._rows import ContenderRow, make_contender_record, make_full_record
-from erta_bench.comparison._runner import Prepared, Runner
+from erta_bench.comparison._rows import ContenderRow
+from erta_bench.comparison._runner import SUBSTEPS, Runner
+from erta_bench.comparison._seed_sets import Comparison, ExactSolutions
 from erta_bench.comparison.contenders import CONTENDERS
 from erta_bench.core import Bench
-from erta_bench.other_caches import RIVALS, read_rival_versions
-from erta_bench.setting import (
-    SEEDS_APART,
-    RunProgress,
-    Setting,
-    describe_setting,
-    require_measurable,
-)
+from erta_bench.other_caches import read_rival_versions
+from erta_bench.setting import SEEDS_APART, RunProgress, Setting, require_measurable
 from erta_framework import CFG
+from erta_framework.calibration import check_substeps
 from erta_framework.environment import collect_versions
-from erta_framework.errors import BudgetError, InputError
-from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.errors import InputError
 from erta_framework.plugins import policies
 from erta_integrations.diffusers.bundled import pipeline_model
 
@@ -98,6 +93,8 @@ def compare_contenders(
     command: str,
     columns: Mapping[str, str],
     search_prompts: int = 2,
+    substeps: int = SUBSTEPS,
+    keep: Callable[[Bench], object] | None = None,
 ) -> Bench:
     """Measure contenders at every number of calls.
 
@@ -112,45 +109,44 @@ def compare_contenders(
         command: Named in the result.
         columns: Keys that the table shows, with their headings.
         search_prompts: Calibration prompts that a search for a setting runs.
+        substeps: Steps of the exact solution for each step of the full run; even.
+        keep: Gets what was measured so far after each seed set, and where the run is stopped,
+            marked as unfinished.
 
     Raises:
         InputError: What cannot be measured.
     """
     require_measurable(setting, calls, seeds)
+    check_substeps(substeps)
     preparation = make_preparation(setting, scheduler, search_prompts)
-    runner = preparation.runner
-    meter = MemoryMeter(runner, setting.calibration[:1])
-    budgets = tuple(dict.fromkeys(calls))
-    contenders = [each for each in contenders if is_offered(each, runner)]
-    rows = [ContenderRow(each, budget) for budget in budgets for each in contenders]
-    work = seeds * setting.batches * (2 * setting.steps + sum(row.budget for row in rows))
-    full = ContenderRow(Contender(name="full", group="plain"), setting.steps)
-    with RunProgress(work, console) as bar:
-        for row in rows:
-            bar.set_title(f"{row.budget} calls, solving: {row.contender.name}")
-            prepare_row(preparation, meter, row)
-        for number in range(seeds):
-            first = seed + number * SEEDS_APART
-            # another order each time, so that no row always runs on a warmer or busier machine
-            turn = rows[:: -1 if number % 2 else 1]
-            run_seed_set(preparation, setting, bar, first, turn, full)
-    found = [make_full_record(full, setting.steps)]
-    found += [make_contender_record(row, full, preparation) for row in rows]
-    facts = {
-        **describe_setting(setting, seed, list(preparation.profiles.values())[:1]),
-        "model": runner.through.name,
-        "pipeline": runner.through.pipeline,
-        "scheduler": runner.scheduler,
-        "solving_samples": preparation.search_prompts,
-    }
-    return Bench(
-        command,
-        found,
-        columns,
-        facts,
-        section="budget",
-        versions={**collect_versions(), **read_rival_versions()},
-    )
+    contenders = [each for each in contenders if is_offered(each, preparation.runner)]
+    rows = [ContenderRow(each, budget) for budget in dict.fromkeys(calls) for each in contenders]
+    compared = Comparison(setting, preparation, rows, ExactSolutions(substeps), seed)
+
+    def gather(unfinished: str = "") -> Bench:
+        return Bench(
+            command,
+            compared.list_records(unfinished),
+            columns,
+            {**compared.describe(), **({"unfinished": unfinished} if unfinished else {})},
+            section="budget",
+            versions={**collect_versions(), **read_rival_versions()},
+        )
+
+    done = 0
+    with RunProgress(compared.count_steps(seeds), console) as bar:
+        compared.prepare(bar)
+        try:
+            for done in range(seeds):
+                first = seed + done * SEEDS_APART
+                if keep is not None and done:
+                    keep(gather(f"{done} of {seeds} seed sets"))
+                compared.run_seed_set(bar, first, backwards=done % 2 == 1)
+        except BaseException:  # a person stops it
+            if keep is not None and compared.full.fine:
+                keep(gather(f"{done} of {seeds} seed sets, and a part of the next"))
+            raise
+    return gather()
 
 
 def make_preparation(setting: Setting, scheduler: str = "", search_prompts: int = 2) -> Preparation:
@@ -159,6 +155,9 @@ def make_preparation(setting: Setting, scheduler: str = "", search_prompts: int 
     Raises:
         InputError: The model says no pipeline or has no such scheduler, or the guidance is no CFG.
     """
+    if is_in_own_loop(setting.model):
+        own = make_own_runner(setting, scheduler)
+        return Preparation(own, setting.calibration, search_prompts)
     through = pipeline_model(setting.model)
     if not isinstance(setting.guidance, CFG):
         raise InputError(
@@ -174,65 +173,3 @@ def make_preparation(setting: Setting, scheduler: str = "", search_prompts: int 
         batch_size=setting.batch_size,
     )
     return Preparation(runner, setting.calibration, search_prompts)
-
-
-def prepare_row(preparation: Preparation, meter: MemoryMeter, row: ContenderRow) -> None:
-    """Calibrate, search and weigh; what cannot be done is the row's status.
-
-    A contender that cannot do so little work gets the least that it can do, as a search would.
-    """
-    rival = row.contender.rival
-    try:
-        if rival and RIVALS[rival].absence:
-            raise MissingExtraError(RIVALS[rival].absence)
-        if row.contender.oracle:  # prepared for each seed set, on its samples
-            row.prepared = Prepared(row.contender, row.budget)
-            return
-        try:
-            row.prepared = preparation.prepare(row.contender, row.budget)
-            row.bytes_held = meter.measure(row.prepared)
-        except BudgetError as error:
-            row.prepared = preparation.prepare(row.contender, error.least)
-            row.bytes_held = meter.measure(row.prepared)
-    except Exception as error:  # whatever another project's code raises becomes the row's status
-        row.fail(error)
-
-
-def run_seed_set(
-    preparation: Preparation,
-    setting: Setting,
-    bar: RunProgress,
-    seed: int,
-    rows: Iterable[ContenderRow],
-    full: ContenderRow,
-) -> None:
-    """Run everything once, from noise of this seed on; the full run first and last."""
-    runner = preparation.runner
-    plain = Prepared(full.contender, setting.steps)
-    bar.set_title("full")
-    reference = runner.run(plain, setting.held_out, seed, [bar])
-    bar.set_title("fine solution")
-    exact = runner.sample_fine_solution(setting.held_out, seed).samples
-    full.add(reference, reference, exact, runner.through)
-    for row in rows:
-        if row.prepared is None:
-            continue
-        bar.set_title(f"{row.budget} calls: {row.contender.name}")
-        try:
-            prompts = setting.held_out
-            if row.contender.oracle:
-                prompts = prompts[: setting.batch_size]
-                row.prepared = preparation.prepare_oracle(row.contender, row.budget, prompts, seed)
-            try:
-                result = runner.run(row.prepared, prompts, seed, [bar])
-            except BudgetError as error:  # where the meter did not have to run it at this budget
-                row.prepared = preparation.prepare(row.contender, error.least)
-                result = runner.run(row.prepared, prompts, seed, [bar])
-        except Exception as error:  # as above
-            row.fail(error)
-            continue
-        row.add(result, reference, exact, runner.through)
-    bar.set_title("full, again")
-    # every speed-up is relative to it, and the machine may have slowed since
-    again = runner.run(plain, setting.held_out, seed, [bar])
-    full.outcome.add_time(again.samples, again.processor)

@@ -1,14 +1,30 @@
-"""Flow schedulers on fixed sigmas, for pipelines that take only a number of steps."""
+"""Plain solvers on fixed sigmas, for pipelines that take only a number of steps."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import diffusers
 import numpy as np
 
-from erta_framework.errors import InputError
+from erta_framework.errors import CapabilityError, InputError
+from erta_framework.sampling import DDIM, FlowAdamsBashforth2, Solver
+from erta_framework.sampling.solvers import AdamsBashforth2
+from erta_integrations.diffusers.pipeline import capabilities
+
+OWN_SOLVERS: Mapping[str, Mapping[str, Solver]] = MappingProxyType(
+    {
+        "velocity": {"ab2": FlowAdamsBashforth2()},
+        "epsilon": {
+            "euler": DDIM(),
+            "ab2": replace(DDIM().build(), integrator=AdamsBashforth2()),
+        },
+    }
+)
+"""Solvers of the own loop, by what the network predicts and by name; the rest are schedulers."""
 
 
 class FixedSigmas:
@@ -34,6 +50,28 @@ class FixedSigmasEuler(FixedSigmas, diffusers.FlowMatchEulerDiscreteScheduler): 
 
 class FixedSigmasUniPC(FixedSigmas, diffusers.UniPCMultistepScheduler):  # type: ignore[misc]
     """UniPC on fixed sigmas."""
+
+
+def list_grid(scheduler: Any, prediction: str, steps: int) -> tuple[float, ...]:
+    """Sigmas of a full run, down to 0, as plain solvers take them.
+
+    Args:
+        scheduler: Of the full run.
+        prediction: What the network predicts.
+        steps: Steps of the full run.
+
+    Raises:
+        CapabilityError: The scheduler neither steps from sigma to sigma nor is DDIM.
+    """
+    if isinstance(scheduler, diffusers.DDIMScheduler) and prediction == "epsilon":
+        return DDIM().schedule(steps).sigmas
+    if "first_order" not in capabilities(scheduler):
+        raise CapabilityError(
+            f"{type(scheduler).__name__} does not step from sigma to sigma; plain steps on given "
+            "sigmas need FlowMatchEulerDiscreteScheduler or DDIMScheduler"
+        )
+    scheduler.set_timesteps(steps)
+    return tuple(scheduler.sigmas.tolist())
 
 
 def make_scheduler(solver: str, sigmas: Sequence[float]) -> Any:

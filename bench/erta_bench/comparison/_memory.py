@@ -86,7 +86,8 @@ class MemoryMeter:
             scheduler = self.runner.through.default
             plain = Contender(name="plain", group="plain", scheduler=scheduler)
             self._plain[steps] = self._weigh(Prepared(plain, steps), steps)
-        self._held[name] = self._weigh(prepared, steps) - self._plain[steps]
+        # tensors come and go: a few bytes less than plain means none
+        self._held[name] = max(0, self._weigh(prepared, steps) - self._plain[steps])
         return self._held[name]
 
     def _weigh(self, prepared: Prepared, steps: int) -> int:

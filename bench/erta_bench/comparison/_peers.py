@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from erta_bench.comparison._bench import compare_contenders
 from erta_bench.comparison._choice import choose_contenders
 from erta_bench.comparison._contender import Contender, own, plain
-from erta_bench.comparison.contenders import CONTENDERS, FITTED, LEARNED, MULTISTEP, SCHEDULE
+from erta_bench.comparison._leaders import KINDS
+from erta_bench.comparison._runner import SUBSTEPS
+from erta_bench.comparison.contenders import CONTENDERS, EXACT, LEARNED, MULTISTEP, SCHEDULE
 from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS, SEARCHED
 from erta_bench.core import Bench
 from erta_bench.setting import Setting
-from erta_framework.errors import InputError
+from erta_framework.errors import InputError, suggest
 
 COLUMNS = {
     "budget": "calls",
@@ -24,8 +25,11 @@ COLUMNS = {
     "calls": "made",
     "work": "work",
     "processor_efficiency": "eff.",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    "psnr_fine_mean": "exact",
+    "psnr_fine_std": "std",
+    "psnr_fine_worst": "worst",
+    "psnr_mean": "full",
+    "psnr_worst": "worst",
     "right": "right",
 }
 AS_PUBLISHED = (
@@ -63,6 +67,7 @@ RECOMBINED = (
     *COMPOSED,
 )
 OURS = (
+    "fitted reuse, exact, multistep plan",
     "fitted reuse, multistep plan",
     "fitted reuse, ERTACache steps",
     "multistep plan + line",
@@ -70,16 +75,15 @@ OURS = (
     "planned steps for a line",
     "planned steps, reuse",
 )
-ORACLE = own("oracle, fitted to what is measured", {"fitted": {"profile": FITTED}}, oracle=True)
-
-
+ORACLE = own("fitted to what is measured, exact", {"fitted": {"profile": EXACT}}, oracle=True)
+"""Our weights, refined end to end on the measured samples: what better calibration could bring."""
 SOLVERS = {"euler": "Euler", "ab2": "AB2", "unipc": "UniPC"}
 GRIDS = {"ERTACache's": SCHEDULE, "the multistep plan's": MULTISTEP}
 """Schedules whose sigmas plain solvers step on, to show what the schedule alone is worth."""
 
 
 def list_peers() -> list[Contender]:
-    """List the rows: plain steps, ours, the oracle, learned solvers, peers, and recombinations."""
+    """List the rows: plain steps, ours, what is fitted to the samples, peers, recombinations."""
     named = {contender.name: contender for contender in CONTENDERS}
     return [
         *(contender for contender in CONTENDERS if contender.group == "plain"),
@@ -97,6 +101,39 @@ def list_peers() -> list[Contender]:
     ]
 
 
+def choose_peers(
+    rows: Sequence[str] = (), kinds: Sequence[str] = (), step_level: bool = False
+) -> list[Contender]:
+    """The rows of these names, or with these policies, and all rows of these kinds.
+
+    Args:
+        rows: Names of rows, or of policies in them.
+        kinds: Kinds of rows. Without names and kinds, all rows.
+        step_level: Leave out rows of kinds that work inside the network, and other projects'
+            caches, most of which do. Rows that are named stay.
+
+    Raises:
+        InputError: Nothing has such a name, or there is no such kind.
+
+    Example:
+        >>> [row.name for row in choose_peers(["plain Heun"], ["oracle"])]
+        ['plain Heun', 'fitted to what is measured, exact']
+    """
+    peers = list_peers()
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"no kind of rows {kind!r}; {suggest(kind, KINDS)}")
+    named = choose_contenders(rows, peers) if rows else []
+    inside = {*MODULES, *PLANS, *COMPOSED}
+    grouped = [
+        row
+        for row in peers
+        if (row.kind in kinds or not (kinds or rows))
+        and not (step_level and (row.rival or row.name in inside))
+    ]
+    return [row for row in peers if row in named or row in grouped]
+
+
 def compare_peers(
     setting: Setting,
     *,
@@ -105,8 +142,12 @@ def compare_peers(
     seeds: int = 3,
     seed: int = 0,
     rows: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    step_level: bool = False,
+    substeps: int = SUBSTEPS,
     console: Console | None = None,
     command: str = "peers",
+    keep: Callable[[Bench], object] | None = None,
 ) -> Bench:
     """Measure all rows of `list_peers` at every number of calls.
 
@@ -116,16 +157,21 @@ def compare_peers(
         scheduler: Scheduler of all but some plain rows; empty for the model's default.
         seeds: How often everything is repeated with other noise; calibrated and solved once.
         seed: First seed.
-        rows: Names of rows, or of policies in them; empty means all.
+        rows: Names of rows, or of policies in them.
+        kinds: Kinds of rows. Without names and kinds, all rows.
+        step_level: Leave out what works inside the network, see `choose_peers`.
+        substeps: Steps of the exact solution for each step of the full run; even.
         console: Where to show a progress bar; None shows none.
         command: Named in the result.
+        keep: Gets what was measured so far after each seed set, and where the run is stopped,
+            marked as unfinished.
 
     Raises:
         InputError: What cannot be measured; see `erta_bench.setting.require_measurable`.
     """
     return compare_contenders(
         setting,
-        choose_contenders(rows, list_peers()),
+        choose_peers(rows, kinds, step_level),
         calls=calls,
         scheduler=scheduler,
         seeds=seeds,
@@ -134,41 +180,6 @@ def compare_peers(
         command=command,
         columns=COLUMNS,
         search_prompts=3,
+        substeps=substeps,
+        keep=keep,
     )
-
-
-def join_records(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Join records of runs at different numbers of calls.
-
-    Each record has its own full run, which its speed-ups are relative to. All full runs sample the
-    same, so only the first is kept.
-
-    Raises:
-        InputError: They are not of the same model, samples and versions, or share a number of
-            calls.
-    """
-    for record in records:
-        if any("kind" not in row for row in record["rows"]):
-            raise InputError(
-                f"the record of `{record['command']}` has rows without a kind; join records that "
-                "`erta bench peers --json` wrote"
-            )
-    first, *others = records
-    rows = list(first["rows"])
-    for other in others:
-        full, *rest = other["rows"]
-        for what in ("settings", "versions"):
-            if other[what] != first[what]:
-                raise InputError(
-                    f"the records differ in their {what}, {first[what]} and {other[what]}; "
-                    "join runs of the same model, samples and packages"
-                )
-        if (full["prompts"], full["seeds"]) != (rows[0]["prompts"], rows[0]["seeds"]):
-            raise InputError("the records have different numbers of samples or seed sets")
-        shared = {row["budget"] for row in rest} & {row["budget"] for row in rows}
-        if shared:
-            raise InputError(f"the records share the numbers of calls {sorted(shared)}")
-        rows += rest
-    ordered = [rows[0], *sorted(rows[1:], key=lambda row: -row["budget"])]
-    command = "; ".join(record["command"] for record in records)
-    return {**first, "rows": ordered, "command": command}

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from erta_bench.comparison._calibration import FITTED_PROFILERS, Calibrator
 from erta_bench.comparison._contender import (
     BUDGET,
     PARTS,
@@ -23,34 +24,15 @@ from erta_bench.comparison._contender import (
 )
 from erta_bench.comparison._learning import SolverTraining
 from erta_bench.comparison._listed import choose_steps
-from erta_bench.comparison._runner import BRANCHES, Prepared, Runner
+from erta_bench.comparison._runner import Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
 from erta_framework import Profile
 from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
-from erta_framework.errors import CapabilityError
-from erta_framework.sampling import BatchEnd, Callback
-from erta_integrations.diffusers.pipeline import capabilities
 
-FITTED_PROFILER = "fitted_profiler"
 ProfileKey = tuple[CalibratedBy, str, float | None]
 """How a profile is calibrated, at which seam, and for which number of calls if that matters."""
-
-
-@dataclass(slots=True)
-class CallCounter(Callback):
-    """Counts what went through the network over several runs.
-
-    Attributes:
-        samples: Samples in network calls and in trials, each guidance branch by itself.
-    """
-
-    samples: int = 0
-
-    def on_batch_end(self, batch: BatchEnd) -> None:
-        """Count a batch."""
-        self.samples += batch.trace.network_samples + batch.trace.trial_samples
 
 
 @dataclass(slots=True)
@@ -65,6 +47,7 @@ class Preparation:
         calibration_calls: Network calls of each branch, over all samples, that each of them took.
         searches: What was tried for each contender with a setting to find.
         search_calls: Network calls of each branch, over all samples, that the searches took.
+        calibrator: Calibrates.
     """
 
     runner: Runner
@@ -74,9 +57,13 @@ class Preparation:
     calibration_calls: dict[ProfileKey, int] = field(default_factory=dict)
     searches: dict[str, SettingSearch] = field(default_factory=dict)
     search_calls: dict[str, float] = field(default_factory=dict)
+    calibrator: Calibrator = field(init=False)
     _ratios: list[float] | None = None
     _training: SolverTraining | None = None
     _full_elements: int = 0
+
+    def __post_init__(self) -> None:
+        self.calibrator = Calibrator(self.runner)
 
     def prepare(self, contender: Contender, budget: float) -> Prepared:
         """Calibrate what is not calibrated yet, and find the setting for the work.
@@ -105,9 +92,9 @@ class Preparation:
         """Fit the weights of a contender to the very samples that are measured."""
 
         def profile_of(made: CalibratedBy, options: dict[str, Any]) -> Profile:
-            if made.profiler != FITTED_PROFILER:
+            if made.profiler not in FITTED_PROFILERS:
                 return self._profile(made, contender.seam, budget, options)
-            return self._calibrate(made, contender.seam, options, prompts, seed)
+            return self.calibrator.calibrate(made, contender.seam, options, prompts, seed)[0]
 
         return self._fill_in(contender, budget, None, profile_of)
 
@@ -172,17 +159,10 @@ class Preparation:
         """Sigmas of the full run's grid at which a schedule computes.
 
         Raises:
-            CapabilityError: The scheduler does not step from sigma to sigma.
+            CapabilityError: The scheduler has no such grid.
         """
-        full = self.runner.through.make_scheduler(self.runner.scheduler)
-        if "first_order" not in capabilities(full):
-            raise CapabilityError(
-                f"{type(full).__name__} does not step from sigma to sigma; plain steps on given "
-                "sigmas need FlowMatchEulerDiscreteScheduler"
-            )
+        grid = self.runner.list_sigmas()
         (schedule,) = build_policies([on])
-        full.set_timesteps(self.runner.steps)
-        grid = full.sigmas.tolist()
         return tuple(grid[step] for step in forecast([schedule], self.runner.steps).computed)
 
     def _profile(
@@ -192,33 +172,11 @@ class Preparation:
         where = made.seam or seam
         key = made, where, budget if made.budgeted else None
         if key not in self.profiles:
-            counter = CallCounter()
             prompts = self.calibration[: made.samples or None]
-            self.profiles[key] = self._calibrate(
-                made, where, options, prompts, CALIBRATION_SEEDS, [counter]
+            self.profiles[key], self.calibration_calls[key] = self.calibrator.calibrate(
+                made, where, options, prompts, CALIBRATION_SEEDS
             )
-            self.calibration_calls[key] = counter.samples // BRANCHES
         return self.profiles[key]
-
-    def _calibrate(
-        self,
-        made: CalibratedBy,
-        seam: str,
-        options: dict[str, Any],
-        prompts: Sequence[str],
-        seed: int,
-        callbacks: Sequence[Callback] = (),
-    ) -> Profile:
-        (profiler,) = build_policies([{made.profiler: options}])
-        # a fit over several batches has no judgement of all samples together: one batch
-        batch = len(prompts) if made.profiler == FITTED_PROFILER else self.runner.batch_size
-        sampler = self.runner.make_sampler(
-            callbacks=callbacks,
-            num_steps=made.steps or self.runner.steps,
-            batch_size=batch,
-            seam=seam,
-        )
-        return sampler.calibrate(self.runner.model, prompts, seed=seed, profiler=profiler)
 
     def _magnitude_ratios(self) -> list[float]:
         """The ratios that diffusers' own calibration prints, of the first branch; one prompt."""

@@ -49,7 +49,7 @@ class ContenderRow:
         budget: Work of each branch that was asked for, in network calls.
         prepared: The contender with everything filled in; None where it does not run.
         outcome: Times and qualities.
-        fine: PSNR of each prompt against the fine solution.
+        fine: PSNR of each prompt against the exact solution, by seed set.
         right: Share of samples that show what their prompt says, word by word, by seed set.
         elements: Elements that the layers computed, over all runs.
         work: Work in network calls, as the engine counted it, by seed set.
@@ -61,7 +61,7 @@ class ContenderRow:
     budget: int
     prepared: Prepared | None = None
     outcome: Measurement = field(default_factory=Measurement)
-    fine: list[float] = field(default_factory=list)
+    fine: list[Tensor] = field(default_factory=list)
     right: list[Mapping[str, float]] = field(default_factory=list)
     elements: int = 0
     work: list[float] = field(default_factory=list)
@@ -77,7 +77,7 @@ class ContenderRow:
         Args:
             result: The run; it may hold only the first samples.
             reference: The full run.
-            exact: The fine solution `[B, C, ...]` of the same samples.
+            exact: The exact solution `[B, C, ...]` of the same samples.
             through: Reads from the pixels what a sample shows.
         """
         count = len(result.samples.samples)
@@ -85,11 +85,28 @@ class ContenderRow:
         self.outcome.add(result.samples, first, result.processor, BRANCHES, result.calls)
         self.elements += result.elements
         self.work.append(result.work)
-        self.fine += psnr(result.samples.samples, exact[:count]).tolist()
+        self.fine.append(psnr(result.samples.samples, exact[:count]))
         self.right.append(through.shown(result.samples.samples, result.samples.prompts))
+
+    def measure_distances(self) -> dict[str, Value]:
+        """Mean, deviation and worst sample, to the exact solution and to the full run."""
+        fine, full = torch.cat(self.fine), torch.cat(self.outcome.psnr)
+        return {
+            "psnr_fine_mean": as_finite(fine.mean()),
+            "psnr_fine_std": as_finite(fine.std(correction=0)),
+            "psnr_fine_worst": as_finite(fine.min()),
+            "psnr_worst": as_finite(full.min()),
+        }
+
+    @property
+    def samples(self) -> int:
+        """Samples that were measured, over all seed sets."""
+        return sum(map(len, self.fine))
 
     def average_right(self) -> dict[str, Value]:
         """Share of samples that show what their prompt says: all words, and each."""
+        if not self.right[0]:  # prompts that say nothing
+            return {"right": None}
         found = {word: average([each[word] for each in self.right]) for word in self.right[0]}
         return {"right": found.pop("all"), **{f"right_{k}": v for k, v in found.items()}}
 
@@ -114,7 +131,7 @@ def make_full_record(full: ContenderRow, steps: int) -> Row:
         "budget": None,
         "steps": steps,
         "status": "measured",
-        "psnr_fine_mean": average(full.fine),
+        **full.measure_distances(),
         **full.average_right(),
         "work": 1.0,
         "efficiency": 1.0,
@@ -142,7 +159,7 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
     if row.prepared is None or not row.outcome.psnr:
         return {"name": contender.name, **facts}
     found = make_record(contender.name, row.outcome, full.outcome, None, facts)
-    layers = row.elements / full.elements * len(full.fine) / len(row.fine)
+    layers = row.elements / full.elements * full.samples / row.samples
     counted = average(row.work) / average(full.work)
     work = counted if row.prepared.works_inside else layers
     off = abs(steps * work - row.budget) > NEAR
@@ -160,7 +177,7 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
         "work_layers": layers,
         "work_flops": None if contender.rival else found["work"],
         "psnr_sets_std": as_finite(means.std(correction=0)),
-        "psnr_fine_mean": average(row.fine),
+        **row.measure_distances(),
         **row.average_right(),
         "bytes_held": row.bytes_held,
         "calibration_calls": preparation.count_calibration_calls(row.prepared),

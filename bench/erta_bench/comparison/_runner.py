@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from erta_bench.comparison._contender import Contender
-from erta_bench.comparison._fixed_sigmas import make_scheduler
+from erta_bench.comparison._fixed_sigmas import OWN_SOLVERS, list_grid, make_scheduler
 from erta_bench.comparison._search import is_inside
+from erta_bench.comparison._silence import silence
 from erta_bench.other_caches import Bridge, bridge, watch_layers
 from erta_bench.setting import time_call
 from erta_framework import CFG, Policy, Sampler
-from erta_framework.errors import UnusedWarning
+from erta_framework.calibration import Solution
+from erta_framework.errors import CapabilityError
 from erta_framework.plugins import flatten
-from erta_framework.sampling import Callback, FlowAdamsBashforth2, Samples, Solver, TextSampler
+from erta_framework.sampling import Callback, Samples, Solver, TextSampler
 from erta_framework.session import Trace
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
 
 BRANCHES = 2
 """Guidance branches of a step."""
+SUBSTEPS = 4
+"""Steps of the exact solution for each step of the full run, with which rows are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +104,20 @@ class Runner:
         return self.model.pipeline_model()
 
     @property
+    def branches(self) -> int:
+        """Guidance branches of a step."""
+        return BRANCHES
+
+    @property
     def network(self) -> nn.Module:
         """The denoising network."""
         found: nn.Module = getattr(self.model, self.through.network)
         return found
+
+    @property
+    def prediction(self) -> str:
+        """What the network predicts."""
+        return str(self.model.prediction)
 
     def make_sampler(
         self,
@@ -115,7 +126,7 @@ class Runner:
         *,
         scheduler: str = "",
         **options: Any,
-    ) -> PipelineSampler:
+    ) -> TextSampler:
         """A sampler with what all contenders share; `options` are others of `PipelineSampler`."""
         shared = {"guidance_scale": self.guidance_scale, "batch_size": self.batch_size}
         return self.model.pipeline_sampler(
@@ -146,26 +157,21 @@ class Runner:
         sampler = self._choose_sampler(prepared, callbacks)
         work = watch_layers([self.network])
         try:
-            with _silence():
+            with silence():
                 result, took = time_call(lambda: sampler.sample(self.model, prompts, seed=seed))
         finally:
             work.stop()
         through = sum(trace.network_samples for trace in result.traces)
-        calls = through / (BRANCHES * len(prompts))
-        counted = sum(map(count_work, result.traces)) / (BRANCHES * len(prompts))
+        calls = through / (self.branches * len(prompts))
+        counted = sum(map(count_work, result.traces)) / (self.branches * len(prompts))
         return RunResult(result, calls, took.processor, work.elements, counted)
 
     def _choose_sampler(self, prepared: Prepared, callbacks: Sequence[Callback]) -> TextSampler:
         """The pipeline, or the own loop for a solver that no pipeline has."""
         contender = prepared.contender
         if prepared.solver is not None:
-            return Sampler(
-                callbacks=callbacks,
-                solver=prepared.solver,
-                guidance=CFG(scale=self.guidance_scale),
-                num_steps=contender.steps(prepared.budget, self.steps),
-                batch_size=self.batch_size,
-            )
+            steps = contender.steps(prepared.budget, self.steps)
+            return self._make_loop(prepared.solver, callbacks=callbacks, num_steps=steps)
         if contender.on is not None:
             return self._sample_on_sigmas(contender.scheduler, prepared.sigmas, callbacks)
         rival = contender.rival
@@ -181,13 +187,13 @@ class Runner:
     def _sample_on_sigmas(
         self, solver: str, sigmas: tuple[float, ...], callbacks: Sequence[Callback]
     ) -> TextSampler:
-        if solver == "ab2":
-            return Sampler(
-                callbacks=callbacks,
-                solver=FlowAdamsBashforth2(),
-                guidance=CFG(scale=self.guidance_scale),
-                sigmas=(*sigmas, 0.0),
-                batch_size=self.batch_size,
+        own = OWN_SOLVERS[self.prediction]
+        if solver in own:
+            return self._make_loop(own[solver], callbacks=callbacks, sigmas=(*sigmas, 0.0))
+        if self.prediction != "velocity":
+            raise CapabilityError(
+                f"{solver} on given sigmas is for networks that predict a velocity; "
+                f"{self.through.name} predicts {self.prediction}"
             )
         given = replace(self.through, schedulers={"given": lambda: make_scheduler(solver, sigmas)})
         return PipelineSampler(
@@ -198,10 +204,32 @@ class Runner:
             batch_size=self.batch_size,
         )
 
-    def sample_fine_solution(self, prompts: Sequence[str], seed: int) -> Samples:
-        """Second-order steps on a grid twice as fine: nearly the exact solution."""
-        sampler = self.through.fine(2 * self.steps, self.guidance_scale, self.batch_size)
-        return sampler.sample(self.model, prompts, seed=seed)
+    def _make_loop(
+        self,
+        solver: Solver,
+        policies: Sequence[Policy] = (),
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
+    ) -> Sampler:
+        """The own loop with what all contenders share."""
+        guidance = CFG(scale=self.guidance_scale)
+        shared: dict[str, Any] = {"guidance": guidance, "batch_size": self.batch_size}
+        return Sampler(policies, callbacks, solver=solver, **{**shared, **options})
+
+    def list_sigmas(self) -> tuple[float, ...]:
+        """Sigmas of the full run, down to 0, as plain solvers take them.
+
+        Raises:
+            CapabilityError: The scheduler neither steps from sigma to sigma nor is DDIM.
+        """
+        full = self.through.make_scheduler(self.scheduler)
+        return list_grid(full, self.prediction, self.steps)
+
+    def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
+        """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
+        sampler = self.make_sampler()
+        assert isinstance(sampler, PipelineSampler)  # runners of other loops solve by themselves
+        return sampler.solve(self.model, prompts, seed=seed, substeps=substeps)
 
 
 def count_work(trace: Trace) -> float:
@@ -209,19 +237,3 @@ def count_work(trace: Trace) -> float:
     if not trace.trial_calls:
         return trace.work
     return trace.work + trace.trial_samples * trace.trial_share / trace.trial_calls
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """What is switched on and what skips nothing is counted anyway, and is the row's status.
-
-    Other projects' caches log when they are switched on. A search tries settings that skip nothing.
-    """
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnusedWarning)
-            yield
-    finally:
-        logging.disable(before)

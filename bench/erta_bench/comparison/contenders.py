@@ -69,6 +69,9 @@ EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
 MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
 FITTED_WALK = calibrate_with("fitted_profiler", schedule=SCHEDULE)
 FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
+EXACT = calibrate_with(
+    "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, refine=1
+)
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
@@ -163,6 +166,7 @@ CONTENDERS: tuple[Contender, ...] = (
     plain("plain UniPC", "unipc"),
     plain("plain DPM-Solver++ 2M", "dpmpp"),
     plain("plain Heun", "heun", order=2),
+    plain("plain AB2", "ab2"),
     # ------------------------------------------------------------------ policies
     policy("ERTACache", {"ertacache": {"profile": RESIDUAL, "calls": BUDGET}}),
     policy("MeanCache A", {"meancache": {"profile": MEAN, "calls": BUDGET}}),
@@ -337,6 +341,7 @@ CONTENDERS: tuple[Contender, ...] = (
     ),
     # --------------------------------------------------------------------- ours
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
+    own("fitted reuse, exact, multistep plan", {"fitted": {"profile": EXACT}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
     own("multistep plan + line", MULTISTEP, LINE),
     own("multistep plan + parabola", MULTISTEP, PARABOLA),

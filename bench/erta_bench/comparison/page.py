@@ -46,7 +46,7 @@ EXPLAINED = {
     "speed-up": "Processor seconds of the full run over those of the row, in the same run.",
     "efficiency": "The speed-up times the work: 1 is all that the saved work allows.",
     "PSNR, SSIM": "Against the full run from the same noise, mean and deviation over all samples.",
-    "PSNR, fine": "Against second-order steps on a grid twice as fine: nearly the exact solution.",
+    "PSNR, fine": "Against a nearly exact solution from the same noise.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",
     "bytes held": "Bytes per sample held between steps, beyond what as many plain steps hold.",
     "calibration": "Network calls of each branch, over all samples, that the profile took; rows "

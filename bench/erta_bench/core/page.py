@@ -133,28 +133,31 @@ def write_bench_page(
 
 
 def make_sections(
-    rows: Sequence[Record], key: str, kinds: Mapping[str, str], columns: Columns
+    rows: Sequence[Record],
+    key: str,
+    kinds: Mapping[str, str],
+    columns: Columns,
+    by: str = "psnr_mean",
 ) -> list[PageSection]:
-    """A section for each number of calls, with a table for each kind, the best PSNR first.
+    """A section for each number of calls, with a table for each kind, the best row first.
 
     Args:
         rows: Flat records; those without a PSNR are left out.
         key: What tells kinds apart, such as `"group"`.
         kinds: Headings by kind, in order.
         columns: The columns of the tables.
+        by: Key of what rows are sorted by, the largest first; those without it come last.
     """
     sections = []
     for budget in dict.fromkeys(row["budget"] for row in rows if row.get("budget")):
         measured = [
             row for row in rows if row.get("budget") == budget and row.get("psnr_mean") is not None
         ]
-        measured.sort(key=lambda row: -float(row["psnr_mean"]))
+        measured.sort(key=lambda row: (row.get(by) is None, -float(row.get(by) or 0.0)))
         members = {
             name: [row for row in measured if row[key] == kind] for kind, name in kinds.items()
         }
-        tables = {
-            name: make_table(own, columns, best="psnr_mean") for name, own in members.items() if own
-        }
+        tables = {name: make_table(own, columns, best=by) for name, own in members.items() if own}
         sections.append(PageSection(budget, tables))
     return sections
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from erta_framework.errors import InputError
 from erta_framework.plugins import models
-from erta_framework.sampling import DDIM, FlowEuler, Solver, TextModel
+from erta_framework.sampling import CFG, DDIM, FlowEuler, Guidance, Solver, TextModel
 from erta_framework.testing import GaussianMixtureFlow
 
 
@@ -107,5 +107,25 @@ def open_study_model(name: str) -> DemoModel:
 
 
 def choose_first_order_solver(model: TextModel) -> Solver:
-    """The first-order solver of what a model predicts."""
+    """The first-order solver of a model: its own first one, or that of what it predicts."""
+    own = list_solvers(model)
+    if own:
+        return next(iter(own.values()))
     return DDIM() if getattr(model, "prediction", "velocity") == "epsilon" else FlowEuler()
+
+
+def list_solvers(model: TextModel) -> Mapping[str, Solver]:
+    """Solvers of a model that is sampled by the own loop, the first that of a full run.
+
+    Such a model offers `solvers()`; one that runs in a pipeline has schedulers instead, and none
+    of these.
+    """
+    offer = getattr(model, "solvers", None)
+    found: Mapping[str, Solver] = offer() if offer is not None else {}
+    return found
+
+
+def choose_guidance(model: TextModel) -> Guidance:
+    """The guidance that a model names as its `guidance`, or classifier-free guidance of scale 3."""
+    own: Guidance | None = getattr(model, "guidance", None)
+    return own if own is not None else CFG(scale=3.0)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -87,12 +87,7 @@ class DiscreteVP(_VariancePreserving):
 
     def time_of(self, sigma: float) -> float:
         """Training timestep of `sigma`, interpolated linearly in log sigma between timesteps."""
-        table = self.training_sigmas
-        right = bisect_left(table, sigma)
-        if right == 0 or right == len(table):
-            return float(min(right, len(table) - 1))
-        low, high = math.log(table[right - 1]), math.log(table[right])
-        return right - 1 + (math.log(sigma) - low) / (high - low)
+        return interpolate_time(self.training_sigmas, sigma)
 
     def sigma_at(self, times: Tensor) -> Tensor:
         """Sigma at training timesteps, interpolated likewise."""
@@ -100,6 +95,24 @@ class DiscreteVP(_VariancePreserving):
         left = times.floor().long().clamp(0, max(len(logs) - 2, 0))
         right = (left + 1).clamp(max=len(logs) - 1)
         return (logs[left] + (times - left) * (logs[right] - logs[left])).exp()
+
+
+def interpolate_time(table: Sequence[float], sigma: float) -> float:
+    """Training timestep of `sigma`, interpolated linearly in log sigma between timesteps.
+
+    Args:
+        table: Sigma at every training timestep, rising.
+        sigma: Below and above the table, the first and the last timestep.
+
+    Example:
+        >>> interpolate_time((1.0, 4.0), 2.0)
+        0.5
+    """
+    right = bisect_left(table, sigma)
+    if right == 0 or right == len(table):
+        return float(min(right, len(table) - 1))
+    low, high = math.log(table[right - 1]), math.log(table[right])
+    return right - 1 + (math.log(sigma) - low) / (high - low)
 
 
 def _linear(process: DiscreteVP) -> Tensor:
@@ -147,7 +160,7 @@ class ContinuousVP(_VariancePreserving):
 
     Attributes:
         beta_min: Beta at t = 0.
-        beta_max: Beta at t = 1.
+        beta_max: Beta at t = 1; equal to `beta_min` where it is constant.
         time_scale: The network's timestep is `time_scale * t`; 999 for the networks of score_sde.
 
     Raises:
@@ -160,7 +173,9 @@ class ContinuousVP(_VariancePreserving):
 
     def __post_init__(self) -> None:
         check_positive(time_scale=self.time_scale)
-        check_falling("beta_max", self.beta_max, "beta_min", self.beta_min)
+        check_positive(beta_max=self.beta_max, beta_min=self.beta_min)
+        if self.beta_max != self.beta_min:
+            check_falling("beta_max", self.beta_max, "beta_min", self.beta_min)
 
     def time_of(self, sigma: float) -> float:
         """`time_scale * t`, with t from the integral `B = log(1 + sigma^2)`."""
