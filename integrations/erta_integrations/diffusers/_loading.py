@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,21 @@ import torch
 from torch import Tensor
 
 from erta_framework import Policy, Profile, Profiler, Samples, Seam
-from erta_framework.calibration import calibrate, describe_run, describe_samples
+from erta_framework.calibration import (
+    NetworkMemory,
+    Solution,
+    calibrate,
+    describe_run,
+    describe_samples,
+    makes_more_runs,
+)
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.optional_dependencies import require_extra
-from erta_framework.sampling import resolve_device
+from erta_framework.sampling import LatentRecorder, resolve_device
 from erta_integrations.diffusers._attach import attach
+from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
+from erta_integrations.diffusers.network import find_networks
 
 ARGUMENTS = {  # options of the command line, as pipelines call them
     "steps": "num_inference_steps",
@@ -69,6 +79,8 @@ class LoadedPipeline:
         """
         arguments = self._read_arguments(prompts, options)
 
+        memory = NetworkMemory()
+
         def run(current: Profiler) -> Sequence[Profile]:
             with attach(self.pipe, [current], seam=self.seam) as attached:
                 for number, prompt in enumerate(prompts):
@@ -77,7 +89,27 @@ class LoadedPipeline:
                     self._call(prompt, seed + number, "latent", arguments, copies)
             return attached.emitted
 
-        return calibrate(profiler, run).with_provenance(
+        def solve(substeps: int) -> Solution:
+            def request(number: int) -> Any:
+                return self._call(prompts[number], seed + number, "latent", arguments)
+
+            parts = range(len(prompts))
+            return Solution.merge(
+                [solve_pipeline(self.pipe, partial(request, part), substeps) for part in parts]
+            )
+
+        def sample(policies: Sequence[Policy], *, keep: bool = False) -> Tensor:
+            memory.begin(keep)
+            recorder = LatentRecorder(into=[])
+            with attach(self.pipe, [*policies, recorder], seam=self.seam):
+                for number, prompt in enumerate(prompts):
+                    self._call(prompt, seed + number, "latent", arguments)
+            return torch.cat(recorder.into)
+
+        watched = find_networks(self.pipe, None).values() if makes_more_runs(profiler) else ()
+        with memory.watch(*watched):
+            profile = calibrate(profiler, run, solve, sample, memory)
+        return profile.with_provenance(
             pipeline=f"{type(self.pipe).__name__} {self.source}",
             **describe_samples(prompts, seed),
             **describe_run(self.pipe.device),
