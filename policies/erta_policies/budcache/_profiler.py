@@ -104,7 +104,8 @@ class BudCacheProfiler(RunProfiler):
         held = profile.statistics["computed"]
         start = tuple(held.nonzero().flatten().tolist())
         _, fixed = start_plan(len(held), len(start), self.prefix)
-        goal = sample(()).double()
+        # every plan begins like the full run, whose calls are kept for them
+        goal = sample((), keep=True).double()
         beside = () if self.predictor is None else (self.predictor,)
 
         def measure(steps: tuple[int, ...]) -> float:
