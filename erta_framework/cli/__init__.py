@@ -4,19 +4,27 @@ A distribution adds a command through the entry-point group `erta_framework.comm
 a function or a `typer.Typer`.
 """
 
-from erta_framework.cli._app import app, main
-from erta_framework.cli._installed import BenchGroup, InstalledCommand
-from erta_framework.cli._models import (
-    find_own_demo,
-    find_shipped_profile,
-    get_demo_prompts,
-    load_model,
-)
-from erta_framework.console import make_console
+from typing import TYPE_CHECKING
+
+from erta_framework._deferred import defer_face
+
+if TYPE_CHECKING:
+    from erta_framework.cli._app import app, main
+    from erta_framework.cli._installed import BenchGroup, InstalledCommand
+    from erta_framework.cli._models import (
+        find_own_demo,
+        find_shipped_profile,
+        get_demo_prompts,
+        load_model,
+    )
+    from erta_framework.cli._progress import OverallProgress
+    from erta_framework.cli._show_comparison import show_comparison
+    from erta_framework.console import make_console
 
 __all__ = [
     "BenchGroup",
     "InstalledCommand",
+    "OverallProgress",
     "app",
     "find_own_demo",
     "find_shipped_profile",
@@ -24,4 +32,15 @@ __all__ = [
     "load_model",
     "main",
     "make_console",
+    "show_comparison",
 ]
+
+defer_face(
+    __name__,
+    "erta_framework.cli._app",
+    "erta_framework.cli._installed",
+    "erta_framework.console",
+    "erta_framework.cli._models",
+    "erta_framework.cli._progress",
+    "erta_framework.cli._show_comparison",
+)

@@ -20,7 +20,6 @@ from erta_framework.cli._options import (
     Json,
     PipelineOptions,
     ProfileOptions,
-    RequestOptions,
     unset,
 )
 from erta_framework.cli._pipeline import wants_pipeline
@@ -60,7 +59,7 @@ def plan(
     sample in that pipeline, on the prompts of the configuration (prompts_file=prompts.txt).
     """
     config = config_options.read()
-    piped = wants_pipeline(pipeline, RequestOptions(), config, config_options.settings)
+    piped = wants_pipeline(pipeline, config, config_options.settings)
     refuse_conflicts(planned, front, export, output, piped)
     chosen = FromProfile.read(planned)
     no_budget = not (planned.calls or planned.threshold or planned.budget)

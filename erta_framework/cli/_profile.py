@@ -1,4 +1,4 @@
-"""`erta profile show` and `erta profile merge`."""
+"""Show a calibration profile, or add up several."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ pictures can be made alone as well: GIFs, contact sheets, and plots of schedules
 Needs the extra `report`: `pip install "erta-framework[report]"`.
 """
 
-from erta_framework.report._compare import SamplerFactory, compare
-from erta_framework.report._comparison import Comparison, Method, MethodRow
+from erta_framework.report._compare import SamplerFactory, compare, count_work
+from erta_framework.report._comparison import Clock, Comparison, Method, MethodRow
 from erta_framework.report._contact_sheet import (
     ContactSheet,
     write_contact_animation,
@@ -24,6 +24,7 @@ from erta_framework.report._templates import embed_image, render_page
 from erta_framework.report._write import Report, write_report
 
 __all__ = [
+    "Clock",
     "Comparison",
     "ContactSheet",
     "Figure",
@@ -34,6 +35,7 @@ __all__ = [
     "SchedulePlot",
     "TrajectoryRecorder",
     "compare",
+    "count_work",
     "embed_image",
     "new_figure",
     "render_page",

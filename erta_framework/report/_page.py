@@ -67,6 +67,9 @@ def render_comparison(comparison: Comparison, page: Page) -> str:
         "title": page.title,
         "headline": write_headline(comparison),
         "best_psnr": max((row.psnr_mean or 0.0 for row in rows), default=0.0),
+        "best_exact": max((row.exact_psnr_mean or 0.0 for row in rows), default=0.0),
+        "work_note": describe_work(comparison),
+        "clock_note": describe_clock(comparison),
         "best_ssim": max((row.ssim_mean or 0.0 for row in rows), default=0.0),
         "videos": [[embed_image(path) for path in column] for column in page.videos],
         "plot_light": embed_image(page.plot),
@@ -90,6 +93,38 @@ def write_headline(comparison: Comparison) -> str:
     ranked = sorted(same, key=lambda row: row.psnr_mean or 0.0, reverse=True)
     order = ", ".join(f"{row.name} ({row.psnr_mean:.1f} dB)" for row in ranked)
     return f"{text} At this number of calls, from closest to the full run to furthest: {order}."
+
+
+def describe_work(comparison: Comparison) -> str:
+    """Whether the rows did as much work as the subject, and what else to compare them with.
+
+    Example:
+        >>> describe_work(comparison)  # doctest: +SKIP
+        'All rows below the first did the work of 25 network calls a branch, within 5 %.'
+    """
+    subject = comparison.rows[comparison.subject]
+    own = format_count(round(comparison.count_calls(subject), 1))
+    unequal = comparison.list_unequal()
+    if not unequal:
+        return f"All rows below the first did the work of {own} network calls a branch, within 5 %."
+    others = ", ".join(
+        f"{row.name} ({format_count(round(comparison.count_calls(row), 1))})" for row in unequal
+    )
+    return (
+        f"Not equal work: {subject.name} did that of {own} network calls a branch, and more than "
+        f"5 % off it are {others}. Compare each of them with the plain row at its own number of "
+        "calls."
+    )
+
+
+def describe_clock(comparison: Comparison) -> str:
+    """Which seconds the page shows, and why."""
+    if comparison.clock == "processor":
+        return (
+            "Seconds are of processor time, because other programs shared this machine: wall "
+            "seconds would say more about them."
+        )
+    return "Seconds are wall seconds."
 
 
 def _describe_step(step: StepTrace) -> StepLine:

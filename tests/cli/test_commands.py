@@ -12,6 +12,7 @@ from erta_framework.cli._policies import list_hooks
 
 COMMANDS = (
     "sample",
+    "compare",
     "calibrate",
     "plan",
     "explain",

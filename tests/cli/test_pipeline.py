@@ -265,7 +265,7 @@ def test_a_profile_of_another_guidance_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "4"], "--steps: only with --pipeline"),
+        (["--height", "4"], "--height: only with --pipeline"),
         (["--pipeline", "./nowhere", "-p", "x"], "no folder ./nowhere"),
         (["--pipeline", "FOLDER", "steps=50"], "steps in the configuration would have no effect"),
         (["--pipeline", "FOLDER", "--frames", "9", "-p", "x"], "has no num_frames, so frames"),

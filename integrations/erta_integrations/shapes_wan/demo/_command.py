@@ -12,34 +12,32 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
-from rich.table import Table
 
 from erta_framework.budgets import forecast
 from erta_framework.calibration import Profile
 from erta_framework.cli import (
+    OverallProgress,
     find_own_demo,
     find_shipped_profile,
     get_demo_prompts,
     load_model,
     make_console,
+    show_comparison,
 )
 from erta_framework.config import build_policies
-from erta_framework.environment import use_fastest_threads
+from erta_framework.environment import is_shared, use_fastest_threads
 from erta_framework.errors import InputError, ProfileMismatchError
 from erta_framework.files import require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.plugins import Policy
 from erta_framework.report import (
+    Clock,
     Comparison,
     Method,
-    Report,
     compare,
     write_report,
 )
 from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
-from erta_framework.session import StepTrace
 from erta_integrations.shapes_wan.demo._methods import (
     list_methods,
     make_sampler,
@@ -74,15 +72,16 @@ def demo(
     if calls > steps:
         raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
     require_writable_folder(output)
-    out = make_console()
+    shared, out = is_shared(), make_console()  # the load before this one's own
     network = load_model(model)
     calibration, held_out = choose_prompts(network, model, prompts)
     device = resolve_device("auto", 1)
+    clock: Clock = "processor" if shared and device.type == "cpu" else "wall"
     with choose_threads(network, held_out, device):
         profile, origin = choose_profile(network, calibration, steps, output, out, recalibrate)
         methods = list_methods(profile, calls, steps, pipeline=runs_in_pipeline(network))
         plan = forecast(methods[-1].policies, steps)
-        comparison = run_methods(network, methods, held_out)
+        comparison = run_methods(network, methods, held_out, clock)
         report = write_report(
             comparison,
             output,
@@ -92,7 +91,7 @@ def demo(
             device=device,
             command="erta demo",
         )
-    show_results(out, comparison, report)
+    show_comparison(out, comparison, report)
     if show:
         webbrowser.open(report.html.resolve().as_uri())
 
@@ -162,18 +161,9 @@ def choose_profile(
     return path, origin
 
 
-class DemoProgress(Callback):
-    """One bar over every run of the demo."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def on_step(self, step: StepTrace) -> None:
-        """Advance by one step."""
-        self._progress.update(self._task, advance=1)
-
-
-def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> Comparison:
+def run_methods(
+    model: TextModel, methods: list[Method], prompts: list[str], clock: Clock
+) -> Comparison:
     """Compare the methods under one progress bar.
 
     Raises:
@@ -198,9 +188,7 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
         )
 
     total = (1 + rounds) * sum(method.steps for method in methods)
-    columns = (TextColumn("sampling"), BarColumn(bar_width=30), TimeElapsedColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = DemoProgress(progress, progress.add_task("sampling", total=total))
+    with OverallProgress(total, "sampling") as bar:
         try:
             return compare(
                 model,
@@ -210,6 +198,7 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
                 rounds=rounds,
                 callbacks=[bar],
                 make_sampler=sampler_of,
+                clock=clock,
             )
         except ProfileMismatchError as error:
             error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")
@@ -228,28 +217,3 @@ def describe_setting(
         **sampler.facts,
         "profile": origin,
     }
-
-
-def show_results(out: Console, comparison: Comparison, report: Report) -> None:
-    """The measured table and where to look."""
-    table = Table(
-        title=f"{len(comparison.prompts)} held-out prompts, measured against the first row",
-        title_justify="left",
-    )
-    table.add_column("", no_wrap=True)
-    for name in ("network calls", "seconds", "speed-up", "PSNR dB", "SSIM"):
-        table.add_column(name, justify="right")
-    for position, row in enumerate(comparison.rows):
-        table.add_row(
-            row.name,
-            f"{row.calls:.0f}",
-            f"{row.seconds:.2f}",
-            f"{row.speedup:.2f}x",
-            "-" if row.psnr_mean is None else f"{row.psnr_mean:.2f}",
-            "-" if row.ssim_mean is None else f"{row.ssim_mean:.4f}",
-            style="bold" if position == comparison.subject else None,
-        )
-    out.print(table)
-    out.print(f"report         {report.html}", markup=False, soft_wrap=True)
-    out.print(f"contact sheet  {report.contact_sheet}", markup=False, soft_wrap=True)
-    out.print(f"animation      {report.animation}", markup=False, soft_wrap=True)
