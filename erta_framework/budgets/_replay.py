@@ -7,7 +7,6 @@ network calls all this takes is known beforehand.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -22,8 +21,8 @@ from erta_framework.budgets._refinement import search_moves
 from erta_framework.budgets._step_schedule import StepSchedule
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
-from erta_framework.plugins import Engine, Policy, flatten
-from erta_framework.sampling import Sampler, Samples, SamplingLoop, TextModel, resolve_device
+from erta_framework.plugins import Policy, flatten
+from erta_framework.sampling import Sampler, Samples, TextModel, resolve_device
 
 
 class Replayer(Protocol):
@@ -63,17 +62,7 @@ class ReplaySetting:
 
 def own_loop(sampler: Sampler) -> MakeSampler:
     """Runs of the own loop that are like this sampler's but for their policies."""
-
-    def make(policies: Sequence[Policy]) -> Sampler:
-        twin = copy.copy(sampler)
-        twin.policies = tuple(policies)
-        twin.callbacks = ()
-        twin.loop = SamplingLoop(
-            Engine(twin.policies), sampler.solver, sampler.guidance, sampler.loop.memory
-        )
-        return twin
-
-    return make
+    return lambda policies: sampler.with_policies(policies, callbacks=())
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ from erta_framework.calibration._fingerprint import make_fingerprint
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 from erta_framework.calibration._quantized import describe_quantized
-from erta_framework.calibration._solution import Solution
+from erta_framework.calibration._solution import Solution, check_substeps, divide_steps
 
 __all__ = [
     "MEASURED",
@@ -24,9 +24,11 @@ __all__ = [
     "Solution",
     "StepSeries",
     "calibrate",
+    "check_substeps",
     "describe_quantized",
     "describe_run",
     "describe_samples",
+    "divide_steps",
     "find_period",
     "find_profiler",
     "make_fingerprint",

@@ -27,7 +27,7 @@ from erta_framework.sampling._network_call import (
 )
 from erta_framework.sampling._sampler import Sampler
 from erta_framework.sampling._samples import Samples, TextSampler
-from erta_framework.sampling._solve import solve
+from erta_framework.sampling._solve import FineSteps, LatentRecorder, solve
 from erta_framework.sampling._text_model import TextModel, sample_noise
 from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
@@ -40,9 +40,11 @@ __all__ = [
     "Callback",
     "Denoiser",
     "DenoiserCall",
+    "FineSteps",
     "FlowAdamsBashforth2",
     "FlowEuler",
     "Guidance",
+    "LatentRecorder",
     "NoGuidance",
     "Observers",
     "PictureWriter",

@@ -240,14 +240,14 @@ class Sampler:
             return load_launcher().calibrate(request)[0]
 
         def run(current: Profiler) -> Sequence[Profile]:
-            twin = self._with_policies((current,))
+            twin = self.with_policies((current,))
             copies = current.calibration_copies
             twin.batch_size = self.batch_size * copies
             names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
             return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
 
         def sample(policies: Sequence[Policy]) -> Tensor:
-            return self._with_policies(policies).sample(model, prompts, seed=seed).samples
+            return self.with_policies(policies).sample(model, prompts, seed=seed).samples
 
         def solve_samples(substeps: int) -> Solution:
             return solve(self, model, prompts, seed=seed, substeps=substeps)
@@ -256,11 +256,37 @@ class Sampler:
             **describe_samples(prompts, seed), **describe_run(self.device)
         )
 
-    def _with_policies(self, policies: Sequence[Policy]) -> Sampler:
-        """The same run in everything but its policies."""
+    def with_policies(
+        self,
+        policies: Sequence[Policy],
+        *,
+        callbacks: Sequence[Callback] | None = None,
+        solver: Solver | None = None,
+        sigmas: Sequence[float] | None = None,
+    ) -> Sampler:
+        """The same run in everything but its policies, and what else is given.
+
+        Args:
+            policies: In call order.
+            callbacks: Observers; this sampler's by default.
+            solver: Another solver; this sampler's by default.
+            sigmas: Another schedule; this sampler's by default.
+
+        Raises:
+            CapabilityError: A policy needs something that the solver cannot do.
+
+        Example:
+            >>> Sampler(num_steps=20, memory="1GiB").with_policies(()).schedule.num_steps
+            20
+        """
         twin = copy.copy(self)
         twin.policies = tuple(policies)
-        twin.loop = SamplingLoop(Engine(twin.policies), self.solver, self.guidance)
+        twin.callbacks = self.callbacks if callbacks is None else tuple(callbacks)
+        twin.solver = self.solver if solver is None else solver
+        if sigmas is not None:
+            twin.schedule = twin.solver.schedule(len(sigmas) - 1, sigmas)
+        engine = Engine(twin.policies)
+        twin.loop = SamplingLoop(engine, twin.solver, self.guidance, self.loop.memory)
         return twin
 
     def sample_job(

@@ -51,7 +51,11 @@ from erta_framework.sampling.solvers._protocol import (
     SolverState,
     as_sigmas,
 )
-from erta_framework.sampling.solvers._variance_preserving import ContinuousVP, DiscreteVP
+from erta_framework.sampling.solvers._variance_preserving import (
+    ContinuousVP,
+    DiscreteVP,
+    interpolate_time,
+)
 
 __all__ = [
     "DDIM",
@@ -87,5 +91,6 @@ __all__ = [
     "VPSolver",
     "VarianceExploding",
     "as_sigmas",
+    "interpolate_time",
     "suggest_solver",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -87,12 +87,7 @@ class DiscreteVP(_VariancePreserving):
 
     def time_of(self, sigma: float) -> float:
         """Training timestep of `sigma`, interpolated linearly in log sigma between timesteps."""
-        table = self.training_sigmas
-        right = bisect_left(table, sigma)
-        if right == 0 or right == len(table):
-            return float(min(right, len(table) - 1))
-        low, high = math.log(table[right - 1]), math.log(table[right])
-        return right - 1 + (math.log(sigma) - low) / (high - low)
+        return interpolate_time(self.training_sigmas, sigma)
 
     def sigma_at(self, times: Tensor) -> Tensor:
         """Sigma at training timesteps, interpolated likewise."""
@@ -100,6 +95,24 @@ class DiscreteVP(_VariancePreserving):
         left = times.floor().long().clamp(0, max(len(logs) - 2, 0))
         right = (left + 1).clamp(max=len(logs) - 1)
         return (logs[left] + (times - left) * (logs[right] - logs[left])).exp()
+
+
+def interpolate_time(table: Sequence[float], sigma: float) -> float:
+    """Training timestep of `sigma`, interpolated linearly in log sigma between timesteps.
+
+    Args:
+        table: Sigma at every training timestep, rising.
+        sigma: Below and above the table, the first and the last timestep.
+
+    Example:
+        >>> interpolate_time((1.0, 4.0), 2.0)
+        0.5
+    """
+    right = bisect_left(table, sigma)
+    if right == 0 or right == len(table):
+        return float(min(right, len(table) - 1))
+    low, high = math.log(table[right - 1]), math.log(table[right])
+    return right - 1 + (math.log(sigma) - low) / (high - low)
 
 
 def _linear(process: DiscreteVP) -> Tensor:

@@ -14,7 +14,13 @@ from torch import Tensor
 
 from erta_framework import Engine, Policy, Profile, Profiler, Samples, Seam, Trace
 from erta_framework.attach import Attached
-from erta_framework.calibration import calibrate, describe_run, describe_samples, find_profiler
+from erta_framework.calibration import (
+    Solution,
+    calibrate,
+    describe_run,
+    describe_samples,
+    find_profiler,
+)
 from erta_framework.errors import InputError
 from erta_framework.modules import MODULES
 from erta_framework.sampling import (
@@ -34,6 +40,7 @@ from erta_integrations.diffusers.bundled._pipeline_model import (
     pipeline,
     request,
 )
+from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.pipeline import capabilities, find_level_capabilities
 
 
@@ -133,16 +140,7 @@ class PipelineSampler:
             InputError: No prompts, or another model.
             NonFiniteError: A reused output was NaN or infinite.
         """
-        if isinstance(prompts, str) or not prompts:
-            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        if not isinstance(model, self.through.kind):
-            kind = self.through.kind.__name__
-            raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
-        names = tuple(prompts)
-        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
-        if len(numbers) != len(names):
-            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
-        placed = cast(BundledModel, model.to(self.device))  # as `kind` of the description
+        names, numbers, placed = self._place(model, prompts, seeds, seed)
         pipe = pipeline(placed, self.scheduler, self.through)
         starts = range(0, len(names), self.batch_size)
         start = RunStart(len(names), len(starts), self.num_steps, title)
@@ -172,6 +170,35 @@ class PipelineSampler:
             seconds=sum(batch.seconds for batch in done),
             emitted=tuple(run.emitted),
         )
+
+    def solve(
+        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution:
+        """The nearly exact solution of what this samples, through the same pipeline.
+
+        Args:
+            model: A model of the class that `through` describes.
+            prompts: One per sample.
+            seed: The noise of sample k is drawn from `seed + k`.
+            substeps: Steps for each step of the schedule; even.
+
+        Returns:
+            Latents in the pipeline's layout, and `samples` in that of `sample`.
+
+        Raises:
+            CapabilityError: What the scheduler integrates is not known, or cannot be divided.
+            InputError: No prompts, another model, or `substeps` is not even.
+        """
+        names, numbers, placed = self._place(model, prompts, None, seed)
+        pipe, found = pipeline(placed, self.scheduler, self.through), []
+        for begin in range(0, len(names), self.batch_size):
+            chosen = slice(begin, begin + self.batch_size)
+
+            def run(chosen: slice = chosen) -> Any:
+                return pipe(**self._request(placed, names[chosen], numbers[chosen]))
+
+            found.append(solve_pipeline(pipe, run, substeps, self.through.samples))
+        return Solution.merge(found)
 
     def calibrate(
         self,
@@ -216,6 +243,37 @@ class PipelineSampler:
             weights=model.fingerprint()["weights"],
         )
 
+    def _place(
+        self,
+        model: TextModel,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | None,
+        seed: int,
+    ) -> tuple[tuple[str, ...], tuple[int, ...], BundledModel]:
+        """Prompts, a seed for each, and the model on the device."""
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        if not isinstance(model, self.through.kind):
+            kind = self.through.kind.__name__
+            raise InputError(f"the model is {type(model).__name__}; this pipeline runs {kind}")
+        names = tuple(prompts)
+        numbers = tuple(seeds) if seeds is not None else tuple(range(seed, seed + len(names)))
+        if len(numbers) != len(names):
+            raise InputError(f"{len(numbers)} seeds for {len(names)} prompts; give one a prompt")
+        placed = cast(BundledModel, model.to(self.device))  # as `kind` of the description
+        return names, numbers, placed
+
+    def _request(
+        self, model: BundledModel, prompts: tuple[str, ...], seeds: tuple[int, ...]
+    ) -> dict[str, Any]:
+        return request(
+            model,
+            prompts,
+            seeds=seeds,
+            num_steps=self.num_steps,
+            guidance_scale=self.guidance_scale,
+        )
+
     def _sample_batch(
         self,
         pipe: Any,
@@ -229,13 +287,7 @@ class PipelineSampler:
         if isinstance(run, Attachment):
             run.prompts = prompts
         clock = time.perf_counter()
-        arguments = request(
-            model,
-            prompts,
-            seeds=seeds,
-            num_steps=self.num_steps,
-            guidance_scale=self.guidance_scale,
-        )
+        arguments = self._request(model, prompts, seeds)
         output = pipe(**arguments, callback_on_step_end=report_step)
         samples = self.through.samples(output).cpu()
         seconds = time.perf_counter() - clock
