@@ -10,6 +10,8 @@ from erta_framework._deferred import defer_face
 
 if TYPE_CHECKING:
     from erta_framework.cli._app import app, main
+    from erta_framework.cli._calibrate import find_calibrator, make_blank_policy
+    from erta_framework.cli._candidates import describe_policies, needs_profile
     from erta_framework.cli._installed import BenchGroup, InstalledCommand
     from erta_framework.cli._models import (
         find_own_demo,
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
         get_demo_prompts,
         load_model,
     )
+    from erta_framework.cli._policy_options import read_policies
     from erta_framework.cli._progress import OverallProgress
     from erta_framework.cli._show_comparison import show_comparison
     from erta_framework.console import make_console
@@ -26,12 +29,17 @@ __all__ = [
     "InstalledCommand",
     "OverallProgress",
     "app",
+    "describe_policies",
+    "find_calibrator",
     "find_own_demo",
     "find_shipped_profile",
     "get_demo_prompts",
     "load_model",
     "main",
+    "make_blank_policy",
     "make_console",
+    "needs_profile",
+    "read_policies",
     "show_comparison",
 ]
 
@@ -41,6 +49,9 @@ defer_face(
     "erta_framework.cli._installed",
     "erta_framework.console",
     "erta_framework.cli._models",
+    "erta_framework.cli._policy_options",
     "erta_framework.cli._progress",
     "erta_framework.cli._show_comparison",
+    "erta_framework.cli._calibrate",
+    "erta_framework.cli._candidates",
 )

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from erta_framework.budgets import forecast
 from erta_framework.calibration import require_profiler
 from erta_framework.cli._calibrate import find_calibrator, make_blank_policy, require_seam
 from erta_framework.cli._models import find_profile
@@ -15,6 +16,7 @@ from erta_framework.cli._policy_options import (
     Spec,
     give_budget,
     give_profile,
+    list_options,
     name_all,
     read_policies,
 )
@@ -26,9 +28,8 @@ from erta_framework.config import (
     options_of,
     registered_name,
 )
-from erta_framework.errors import InputError
+from erta_framework.errors import ErtaError, InputError, ProfileError
 from erta_framework.plugins import Policy, Profiler, find_default_policy
-from erta_framework.plugins import policies as policy_catalogue
 from erta_framework.session import Seam
 
 LONGEST = 40
@@ -54,7 +55,7 @@ class Candidate:
     config: RunConfig
     specs: tuple[Spec, ...]
 
-    def build(self, make_profile: MakeProfile) -> tuple[Policy, ...]:
+    def build(self, make_profile: MakeProfile, num_steps: int) -> tuple[Policy, ...]:
         """Its policies, with a profile made for each that needs one and has none.
 
         Raises:
@@ -64,7 +65,7 @@ class Candidate:
         made = []
         for spec in self.specs:
             ((name, options),) = spec.items()
-            if needs_profile(name) and options.get("profile") is None:
+            if needs_profile(spec, num_steps):
                 asked = find_calibrator(make_blank_policy(name))
                 if asked is not None:
                     profiler = require_profiler(asked)
@@ -113,7 +114,7 @@ def list_candidates(
             '--policy "{skip_policy: {every: 2}}"'
         )
     share_options([specs for _, _, specs in found], options)
-    names = name_apart([name or describe(specs) for name, _, specs in found])
+    names = name_apart([name or describe_policies(specs) for name, _, specs in found])
     return shared, [
         Candidate(name, config, tuple(specs))
         for name, (_, config, specs) in zip(names, found, strict=True)
@@ -166,18 +167,29 @@ def share_options(found: Iterable[list[Spec]], options: PolicyOptions) -> None:
             raise refused[0]
 
 
-def needs_profile(name: str) -> bool:
-    """Whether a policy must be given a profile."""
-    known = {field.name: field for field in fields(policy_catalogue().load(name))}
-    field = known.get("profile")
-    return field is not None and field.default is MISSING and field.default_factory is MISSING
+def needs_profile(spec: Spec, num_steps: int) -> bool:
+    """Whether a policy with these options still has to be given a profile.
+
+    It is built, and asked for its schedule if it plans ahead. A policy that reads its profile only
+    while it samples says so then.
+    """
+    ((name, options),) = spec.items()
+    if "profile" not in list_options(name) or options.get("profile") is not None:
+        return False
+    try:
+        forecast(build_policies([spec]), num_steps)
+    except ProfileError:
+        return True
+    except ErtaError as error:
+        return "profile" in str(error) and "plans ahead" not in str(error)
+    return False
 
 
-def describe(specs: Sequence[Spec]) -> str:
+def describe_policies(specs: Sequence[Spec]) -> str:
     """A short name for policies, from their names and options.
 
     Example:
-        >>> describe([{"skip_policy": {"every": 2}}])
+        >>> describe_policies([{"skip_policy": {"every": 2}}])
         'skip_policy every=2'
     """
     texts = []

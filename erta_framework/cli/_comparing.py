@@ -18,6 +18,8 @@ from erta_framework.report import compare as measure
 from erta_framework.sampling import Samples
 from erta_framework.text import escape_line
 
+STEPS = 50
+"""Steps for which schedules are tried where a pipeline has not said how many it has."""
 ROUNDS, RECORDED = 2, 1
 """Parts in which the methods take turns, and prompts of the untimed pass before."""
 
@@ -50,7 +52,7 @@ def make_methods(
     )
     methods = []
     for position, each in enumerate(candidates):
-        policies = each.build(make_profile)
+        policies = each.build(make_profile, steps or STEPS)
         own = steps if each.config.steps == ground.config.steps else each.config.steps
         methods.append(
             Method(

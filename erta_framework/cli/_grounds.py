@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -134,14 +135,14 @@ class BundledGround:
 
     def solve(self, full: Method, prompts: Sequence[str], seed: int) -> Exact:
         """By many second-order steps, in the own loop or where the sampler offers it."""
-        sampler = self.make_sampler(full, (), [ProgressBar()], len(prompts))
+        sampler = self.make_sampler(full, (), (), len(prompts))
+        options = {"seed": seed, "substeps": SUBSTEPS}
         if isinstance(sampler, Sampler):
-            try:
-                found = solve(sampler, self.model, prompts, seed=seed, substeps=SUBSTEPS)
-            except CapabilityError as error:
-                return None, f"none, {error}"
-            return found.latents[:, -1], describe_solution(found)
-        return solve_with(sampler, self.model, prompts, seed)
+            return solve_with(partial(solve, sampler, self.model, prompts, **options))
+        offer = getattr(sampler, "solve", None)
+        if offer is None:
+            return None, f"none, {type(sampler).__name__} offers no finer run of its grid (`solve`)"
+        return solve_with(partial(offer, self.model, prompts, **options))
 
     def describe(self) -> dict[str, str]:
         """Model, network, loop."""
@@ -218,8 +219,9 @@ class PipelineGround:
         return made
 
     def solve(self, full: Method, prompts: Sequence[str], seed: int) -> Exact:
-        """Where the pipeline's runner offers it."""
-        return solve_with(self.run, None, prompts, seed)
+        """By the pipeline itself, with many steps for each of its scheduler's."""
+        options = {**self.arguments, "seed": seed, "steps": full.steps, "substeps": SUBSTEPS}
+        return solve_with(partial(self.run.solve, prompts, **options))
 
     def describe(self) -> dict[str, str]:
         """Pipeline and the options of its requests."""
@@ -233,15 +235,13 @@ class PipelineGround:
         }
 
 
-def solve_with(runner: Any, model: Any, prompts: Sequence[str], seed: int) -> Exact:
-    """The exact solution of a runner that offers one."""
-    if getattr(runner, "solve", None) is None:
-        return None, "none, this loop offers no finer run of its own grid"
+def solve_with(run: Callable[[], Solution]) -> Exact:
+    """The exact solution, or why there is none."""
     try:
-        found = runner.solve(model, prompts, seed=seed, substeps=SUBSTEPS)
+        found = run()
     except CapabilityError as error:
         return None, f"none, {error}"
-    return found.latents[:, -1], describe_solution(found)
+    return found.samples, describe_solution(found)
 
 
 def describe_solution(found: Solution) -> str:
@@ -249,4 +249,6 @@ def describe_solution(found: Solution) -> str:
     said = f"{found.substeps} second-order steps for each step of the full run"
     if found.error <= 0:
         return said
+    if found.finished is not None:
+        return f"{said}; its latents are off by {math.sqrt(found.error):.2g} (root mean square)"
     return f"{said}, itself exact to {10 * math.log10(4 / found.error):.0f} dB"

@@ -18,13 +18,14 @@ def show_comparison(out: Console, comparison: Comparison, report: Report) -> Non
         title_justify="left",
         caption=clock or None,
         box=SIMPLE_HEAD,
+        pad_edge=False,
         caption_justify="left",
     )
-    table.add_column("", min_width=20)
-    heads = ["calls", "work", "seconds", "speed", "PSNR full"]
-    heads += ["PSNR exact"] if comparison.exact_note else []
+    table.add_column("")
+    heads = ["calls", "work", "seconds", "speed", "PSNR\nfull"]
+    heads += ["PSNR\nexact"] if comparison.exact_note else []
     for name in (*heads, "SSIM"):
-        table.add_column(name, justify="right", min_width=max(map(len, name.split())))
+        table.add_column(name, justify="right", no_wrap=True)
     for position, row in enumerate(comparison.rows):
         style = "bold" if position == comparison.subject else None
         table.add_row(escape_line(row.name), *make_cells(comparison, row), style=style)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor
 
 from erta_framework import Policy, Profile, Profiler, Samples, Seam
-from erta_framework.calibration import calibrate, describe_run, describe_samples
+from erta_framework.calibration import Solution, calibrate, describe_run, describe_samples
 from erta_framework.errors import CapabilityError, ErtaError, InputError
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.sampling import Callback, Observers, RunStart, resolve_device
 from erta_framework.text import show_error
 from erta_integrations.diffusers._attach import attach
 from erta_integrations.diffusers._step_teller import StepTeller
+from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 
 ARGUMENTS = {  # options of the command line, as pipelines call them
@@ -146,6 +148,32 @@ class LoadedPipeline:
             emitted=tuple(run.emitted),
         )
 
+    def solve(
+        self, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8, **options: Any
+    ) -> Solution:
+        """The nearly exact solution of what this samples, through the same pipeline.
+
+        Args:
+            prompts: One per request.
+            seed: The noise of prompt k is drawn from `seed + k`.
+            substeps: Steps for each step of the schedule; even.
+            options: As for `calibrate`.
+
+        Raises:
+            CapabilityError: What the scheduler integrates is not known, or cannot be divided.
+            InputError: No prompts, or an option that this pipeline does not have.
+        """
+        arguments, name = self._read_arguments(prompts, options), type(self.pipe).__name__
+        found = []
+        for number, prompt in enumerate(prompts):
+            request = partial(self._call, prompt, seed + number, "pt", arguments)
+            found.append(
+                solve_pipeline(
+                    self.pipe, request, substeps, lambda output: as_sample(output, name)[None]
+                )
+            )
+        return Solution.merge(found)
+
     def inspect_places(self, prompt: str, *, seed: int = 0, **options: Any) -> list[PlaceGroup]:
         """Find the places of the networks, and measure what they cost in one request.
 
@@ -194,12 +222,14 @@ class LoadedPipeline:
         seed: int,
         output_type: str,
         arguments: Mapping[str, Any],
-        told: StepTeller,
+        told: StepTeller | None = None,
         copies: int = 1,
     ) -> Any:
         generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
         parameters = inspect.signature(self.pipe.__call__).parameters
-        watched = {"callback_on_step_end": told} if "callback_on_step_end" in parameters else {}
+        watched = {}
+        if told is not None and "callback_on_step_end" in parameters:
+            watched["callback_on_step_end"] = told
         try:
             output = self.pipe(
                 prompt=prompt if copies == 1 else [prompt] * copies,
