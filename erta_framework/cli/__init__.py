@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         get_demo_prompts,
         load_model,
     )
-    from erta_framework.cli._policy_options import read_policies
+    from erta_framework.cli._policy_options import is_complete, read_policies
     from erta_framework.cli._progress import OverallProgress
     from erta_framework.cli._show_comparison import show_comparison
     from erta_framework.console import make_console
@@ -34,6 +34,7 @@ __all__ = [
     "find_own_demo",
     "find_shipped_profile",
     "get_demo_prompts",
+    "is_complete",
     "load_model",
     "main",
     "make_blank_policy",

@@ -85,10 +85,11 @@ def compare(
         exact=exact,
         clock="processor" if shared and device.type == "cpu" else "wall",
     )
+    first, *others = candidates
     report = write_report(
         comparison,
         output,
-        title=" against ".join(each.name for each in candidates),
+        title=" against ".join(filter(None, (first.name, ", ".join(o.name for o in others)))),
         setting=ground.describe(),
         forecast=planned,
         device=device,

@@ -17,7 +17,7 @@ from erta_framework.config import (
     options_of,
     registered_name,
 )
-from erta_framework.errors import ConfigError, InputError
+from erta_framework.errors import ConfigError, ErtaError, InputError
 from erta_framework.plugins import find_default_policy, list_budgeted
 from erta_framework.plugins import policies as policy_catalogue
 from erta_framework.text import show_value
@@ -193,6 +193,8 @@ def give_budget(specs: Sequence[Spec], budget: Mapping[str, float], replaced: bo
         if "budget" not in known:
             continue
         others = [k for k in ("budget", "calls", "threshold") if options.get(k) is not None]
+        if replaced and not others and is_complete(spec):
+            continue  # its own options say its schedule
         if others and not replaced:
             raise InputError(
                 f"--{kind} {value:g}: {name} has {others[0]} {options[others[0]]} already; give one"
@@ -205,6 +207,15 @@ def give_budget(specs: Sequence[Spec], budget: Mapping[str, float], replaced: bo
         f"--{kind} {value:g}: none of these policies takes a budget ({name_all(specs)}); those "
         f"that do are {', '.join(list_budgeted())}; others are set by their own options"
     )
+
+
+def is_complete(spec: Spec) -> bool:
+    """Whether a policy can be built with these options."""
+    try:
+        build_policies([spec])
+    except ErtaError:
+        return False
+    return True
 
 
 def name_all(specs: Sequence[Spec]) -> str:

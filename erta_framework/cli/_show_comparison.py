@@ -6,7 +6,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from erta_framework.report import Comparison, MethodRow, Report
+from erta_framework.report import Comparison, MethodRow, Report, count_prompts
 from erta_framework.text import escape_line
 
 
@@ -14,7 +14,7 @@ def show_comparison(out: Console, comparison: Comparison, report: Report) -> Non
     """Print the measured table, whether work was equal, and where the report lies."""
     clock = "processor seconds, the machine is shared" if comparison.clock == "processor" else ""
     table = Table(
-        title=f"{len(comparison.prompts)} prompts, measured against the first row",
+        title=f"{count_prompts(comparison)}, measured against the first row",
         title_justify="left",
         caption=clock or None,
         box=SIMPLE_HEAD,
@@ -37,8 +37,8 @@ def show_comparison(out: Console, comparison: Comparison, report: Report) -> Non
         out.print(
             escape_line(
                 f"not equal work: {subject.name} did that of "
-                f"{comparison.count_calls(subject):.1f} network calls a branch, and more than 5 % "
-                f"off are {names}; compare each with the plain row at its own calls"
+                f"{comparison.count_calls(subject):.1f} network calls a branch; more than 5 % "
+                f"off it: {names}; compare each with the plain row at its own calls"
             ),
             style="yellow",
             soft_wrap=True,

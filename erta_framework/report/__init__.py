@@ -17,6 +17,7 @@ from erta_framework.report._contact_sheet import (
 )
 from erta_framework.report._figure import Figure, new_figure
 from erta_framework.report._front_plot import write_front_plot
+from erta_framework.report._page import count_prompts
 from erta_framework.report._pictures import write_gif, write_png
 from erta_framework.report._recorder import TrajectoryRecorder
 from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
@@ -35,6 +36,7 @@ __all__ = [
     "SchedulePlot",
     "TrajectoryRecorder",
     "compare",
+    "count_prompts",
     "count_work",
     "embed_image",
     "new_figure",

@@ -23,6 +23,7 @@ from erta_bench.core import Row
 from erta_framework.cli import (
     describe_policies,
     find_calibrator,
+    is_complete,
     make_blank_policy,
     needs_profile,
     read_policies,
@@ -30,7 +31,7 @@ from erta_framework.cli import (
 from erta_framework.compatibility import Role, find_role
 from erta_framework.config import build_policies, options_of, registered_name
 from erta_framework.errors import ErtaError, InputError, suggest
-from erta_framework.plugins import Catalogue, flatten, list_budgeted, policies
+from erta_framework.plugins import Catalogue, flatten, policies
 from erta_framework.session import Seam
 from erta_framework.text import show_error
 
@@ -148,9 +149,11 @@ def complete(spec: Mapping[str, Any], searches: list[SearchRange]) -> Spec:
         RegistryError: It is not installed.
     """
     ((name, options),) = spec.items()
-    known = {field.name: field for field in fields(policies().load(name))}
+    cls = policies().load(name)
+    known = {field.name for field in fields(cls)}
     made = {key: read_option(value, searches) for key, value in options.items()}
-    if name in list_budgeted() and "budget" in known and not searches and not builds(name, made):
+    example = fill(made, partial(make_example, searches=searches))
+    if "budget" in known and hasattr(cls, "with_calls") and not is_complete({name: example}):
         made["budget"] = {"calls": BUDGET}
     example = fill(made, partial(make_example, searches=searches))
     if needs_profile({name: example}, STEPS):
@@ -159,15 +162,6 @@ def complete(spec: Mapping[str, Any], searches: list[SearchRange]) -> Spec:
             given = {k: v for k, v in options_of(profiler).items() if v is not None}
             made["profile"] = calibrate_with(registered_name(type(profiler)), **given)
     return {name: made}
-
-
-def builds(name: str, options: Mapping[str, Any]) -> bool:
-    """Whether a policy needs no more options than these."""
-    try:
-        build_policies([{name: fill(options, partial(make_example, searches=()))}])
-    except ErtaError:
-        return False
-    return True
 
 
 def read_option(value: Any, searches: list[SearchRange]) -> Any:
