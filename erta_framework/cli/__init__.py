@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from erta_framework.cli._policy_options import is_complete, read_policies
     from erta_framework.cli._progress import OverallProgress
+    from erta_framework.cli._settings import read_lines
     from erta_framework.cli._show_comparison import show_comparison
     from erta_framework.console import make_console
 
@@ -40,6 +41,7 @@ __all__ = [
     "make_blank_policy",
     "make_console",
     "needs_profile",
+    "read_lines",
     "read_policies",
     "show_comparison",
 ]
@@ -52,6 +54,7 @@ defer_face(
     "erta_framework.cli._models",
     "erta_framework.cli._policy_options",
     "erta_framework.cli._progress",
+    "erta_framework.cli._settings",
     "erta_framework.cli._show_comparison",
     "erta_framework.cli._calibrate",
     "erta_framework.cli._candidates",

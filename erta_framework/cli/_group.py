@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 from erta_framework.cli._installed import CatalogueGroup
 from erta_framework.console import make_console
 from erta_framework.errors import ConfigError, ErtaError, InputError
+from erta_framework.optional_dependencies import find_extra
 from erta_framework.text import escape_text
 
 if TYPE_CHECKING:
@@ -79,6 +80,15 @@ class ErtaGroup(CatalogueGroup):
             for note in getattr(error, "__notes__", ()):
                 typer.echo(escape_text(note), err=True)
             raise
+        except ModuleNotFoundError as error:
+            extra = None if error.name is None else find_extra(error.name)
+            if ctx.meta["erta.debug"] or isinstance(error, ErtaError) or extra is None:
+                raise
+            print_error(
+                f"this needs {error.name}, which is not installed; pip install "
+                f'"erta-framework[{extra}]"'
+            )
+            raise typer.Exit(1) from error
         except (ErtaError, OSError) as error:
             if ctx.meta["erta.debug"] or isinstance(error, BrokenPipeError):
                 raise  # typer ends quietly where the reader of a pipe has gone
@@ -98,7 +108,7 @@ def make_pointer(name: str, message: str) -> TyperCommand:
     )
 
 
-def print_error(error: BaseException) -> None:
+def print_error(error: BaseException | str) -> None:
     """One red message on standard error: what happened, where, and where to see more."""
     console = make_console(stderr=True)
     console.print(f"error: {error}", style="bold red", soft_wrap=True)

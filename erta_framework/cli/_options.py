@@ -204,6 +204,10 @@ class ProfileOptions:
     threshold: Annotated[
         list[float] | None, unset("Error threshold; repeatable.", panel=WITH_PROFILE)
     ] = None
+    speedup: Annotated[
+        list[float] | None,
+        unset("Steps over network calls; repeatable.", panel=WITH_PROFILE, min=1.0),
+    ] = None
     budget: Annotated[
         list[str] | None,
         unset(
@@ -213,7 +217,11 @@ class ProfileOptions:
     ] = None
     policy: Annotated[
         str | None,
-        unset("Policy that plans, if not the default policy.", panel=WITH_PROFILE),
+        unset(
+            'Policy that plans, if not the default policy: a name, or "{name: {option: value}}"; '
+            "one without a profile needs no --profile.",
+            panel=WITH_PROFILE,
+        ),
     ] = None
     option: Annotated[
         list[str] | None,
@@ -248,8 +256,12 @@ class FrontOptions:
         ),
     ] = 0
     prompts: Annotated[
-        int, typer.Option(min=1, help="Number of prompts to replay.", rich_help_panel=FRONT)
-    ] = 16
+        str,
+        typer.Option(
+            help="Prompts to replay: how many of those at hand, or a file with one a line.",
+            rich_help_panel=FRONT,
+        ),
+    ] = "16"
     plot: Annotated[Path | None, unset("Draw the front into this picture.", panel=FRONT)] = None
 
     @property

@@ -117,3 +117,21 @@ def choose_prompts(
             "no prompts; give --prompt TEXT, or set prompts or prompts_file in the configuration"
         )
     return prompts
+
+
+def choose_counted(config: RunConfig, asked: str, fallback: Sequence[str]) -> list[str]:
+    """The prompts that a `--prompts` asks for which takes a number or a file.
+
+    Args:
+        config: Has prompts, perhaps.
+        asked: How many of the prompts at hand, or a file with one a line.
+        fallback: The prompts at hand, where the configuration has none.
+
+    Raises:
+        InputError: There is no such file, or there are no prompts.
+    """
+    if not asked.isdigit():
+        return read_lines(asked)
+    if int(asked) < 1:
+        raise InputError(f"--prompts {asked}: give 1 or more, or a file with one prompt a line")
+    return choose_prompts(config, None, fallback)[: int(asked)]

@@ -241,7 +241,10 @@ class LoadedPipeline:
             )
         except ErtaError:
             raise
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RuntimeError) as error:
+            said = str(error).lower()
+            if isinstance(error, RuntimeError) and "size" not in said and "shape" not in said:
+                raise  # not of the size that was asked for
             given = ", ".join(f"{name}={value}" for name, value in arguments.items())
             raise InputError(
                 f"{type(self.pipe).__name__} refuses this request ({given or 'its defaults'}): "

@@ -22,6 +22,7 @@ from erta_framework.cli import (
     get_demo_prompts,
     load_model,
     make_console,
+    read_lines,
     show_comparison,
 )
 from erta_framework.config import build_policies
@@ -52,9 +53,12 @@ def demo(
         "runs/demo"
     ),
     calls: Annotated[int, typer.Option(min=2, help="Network calls a guidance branch.")] = 25,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts to sample.")] = 8,
+    prompts: Annotated[
+        str, typer.Option(help="How many held-out prompts to sample, or a file with one a line.")
+    ] = "8",
     steps: Annotated[int, typer.Option(help="Steps of the full run.")] = 50,
     model: Annotated[str, typer.Option(help="Model of the catalogue.")] = "shapes-wan",
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda', 'mps' or 'auto'.")] = "auto",
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Calibrate even if the model ships a profile.")
     ] = False,
@@ -75,20 +79,22 @@ def demo(
     shared, out = is_shared(), make_console()  # the load before this one's own
     network = load_model(model)
     calibration, held_out = choose_prompts(network, model, prompts)
-    device = resolve_device("auto", 1)
-    clock: Clock = "processor" if shared and device.type == "cpu" else "wall"
-    with choose_threads(network, held_out, device):
-        profile, origin = choose_profile(network, calibration, steps, output, out, recalibrate)
+    placed = resolve_device(device, 1)
+    clock: Clock = "processor" if shared and placed.type == "cpu" else "wall"
+    with choose_threads(network, held_out, placed):
+        profile, origin = choose_profile(
+            network, calibration, steps, output, out, recalibrate, device
+        )
         methods = list_methods(profile, calls, steps, pipeline=runs_in_pipeline(network))
         plan = forecast(methods[-1].policies, steps)
-        comparison = run_methods(network, methods, held_out, clock)
+        comparison = run_methods(network, methods, held_out, clock, device)
         report = write_report(
             comparison,
             output,
             title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
             setting=describe_setting(model, network, comparison, origin),
             forecast=plan,
-            device=device,
+            device=placed,
             command="erta demo",
         )
     show_comparison(out, comparison, report)
@@ -113,8 +119,8 @@ def choose_threads(
     return use_fastest_threads(call)
 
 
-def choose_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
-    """Calibration prompts and `count` held-out ones.
+def choose_prompts(model: TextModel, name: str, asked: str) -> tuple[list[str], list[str]]:
+    """Calibration prompts, and as many held-out ones as are asked for, or those of a file.
 
     Raises:
         InputError: The model brings no prompts, or fewer than were asked for.
@@ -125,11 +131,13 @@ def choose_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], 
             f"the model {name!r} brings no prompts for a demo (demo_prompts); use `erta sample`"
         )
     calibration, held_out = offered
-    if not 1 <= count <= len(held_out):
+    if not asked.isdigit():
+        return calibration, read_lines(asked)
+    if not 1 <= int(asked) <= len(held_out):
         raise InputError(
-            f"--prompts {count}: {name!r} brings 1 to {len(held_out)} held-out prompts"
+            f"--prompts {asked}: {name!r} brings 1 to {len(held_out)} held-out prompts"
         )
-    return calibration, held_out[:count]
+    return calibration, held_out[: int(asked)]
 
 
 def choose_profile(
@@ -139,6 +147,7 @@ def choose_profile(
     output: Path,
     out: Console,
     recalibrate: bool,
+    accelerator: str,
 ) -> tuple[Path, str]:
     """The shipped profile, or a new one from a few prompts; says which."""
     shipped = None if recalibrate else find_shipped_profile(model)
@@ -152,7 +161,7 @@ def choose_profile(
         out.print(f"using the profile {origin}", soft_wrap=True)
         return shipped, origin
     few = calibration[:CALIBRATION_PROMPTS]
-    sampler = make_sampler(model, (), [ProgressBar()], steps=steps)
+    sampler = make_sampler(model, (), [ProgressBar()], steps=steps, accelerator=accelerator)
     (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
     profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
     path = profile.save(output / "profile.safetensors")
@@ -162,7 +171,7 @@ def choose_profile(
 
 
 def run_methods(
-    model: TextModel, methods: list[Method], prompts: list[str], clock: Clock
+    model: TextModel, methods: list[Method], prompts: list[str], clock: Clock, accelerator: str
 ) -> Comparison:
     """Compare the methods under one progress bar.
 
@@ -185,6 +194,7 @@ def run_methods(
             batch_size=batch_size,
             solver=method.solver,
             scheduler=method.scheduler,
+            accelerator=accelerator,
         )
 
     total = (1 + rounds) * sum(method.steps for method in methods)
