@@ -19,11 +19,14 @@ import torch
 __all__ = [
     "collect_versions",
     "describe_machine",
+    "is_shared",
     "list_accelerators",
     "read_processor_name",
     "use_fastest_threads",
 ]
 
+QUIET = 0.5
+"""Load of the last minute up to which a machine counts as free: one program half of the time."""
 PACKAGES = ("erta-framework", "torch", "numpy", "diffusers", "torchmetrics")
 
 
@@ -132,3 +135,14 @@ def list_accelerators() -> tuple[str, ...]:
     if torch.cuda.is_available():
         found.append("cuda")
     return tuple(found)
+
+
+def is_shared() -> bool:
+    """Whether other programs keep this machine busy, as its load of the last minute says.
+
+    Asked before any work, so that the load is not one's own. Where the system gives no load,
+    nothing is known and the answer is no.
+    """
+    if not hasattr(os, "getloadavg"):
+        return False
+    return os.getloadavg()[0] > QUIET

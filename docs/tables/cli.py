@@ -20,8 +20,9 @@ def load_cli() -> Any:
 def load_below(command: Any) -> Any:
     """A command with the installed ones below it imported, which `erta` does when one runs."""
     command = command.load() if hasattr(command, "load") else command
-    for name, inner in getattr(command, "commands", {}).items():
-        command.commands[name] = load_below(inner)
+    command = command.load() if hasattr(command, "load") else command
+    for name in command.list_commands(None) if hasattr(command, "list_commands") else ():
+        command.commands[name] = load_below(command.commands[name])
     return command
 
 

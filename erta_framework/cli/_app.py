@@ -1,4 +1,4 @@
-"""The app behind the `erta` command: its options and its own commands, in the order of `--help`."""
+"""The app behind the `erta` command, and its options."""
 
 from __future__ import annotations
 
@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from erta_framework.cli._calibrate import calibrate
-from erta_framework.cli._convert import schedule_app
-from erta_framework.cli._explain import explain
 from erta_framework.cli._group import ErtaGroup
-from erta_framework.cli._hub import add_travel
-from erta_framework.cli._inspect import inspect
-from erta_framework.cli._options import expand_options
-from erta_framework.cli._plan import plan
-from erta_framework.cli._policies import list_policies
-from erta_framework.cli._profile import profile_app
-from erta_framework.cli._sample import sample
 
 app = typer.Typer(
     name="erta",
@@ -26,7 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -57,18 +46,11 @@ def options(
     """Options that come before the command; `ErtaGroup` acts on `--debug`."""
 
 
-for command in (sample, calibrate, plan, explain, inspect):
-    app.command()(expand_options(command))
-app.command("policies")(list_policies)
-add_travel(profile_app)
-app.add_typer(profile_app, name="profile")
-app.add_typer(schedule_app, name="schedule")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `erta` command.
 
     Args:
         arguments: Instead of the command line.
     """
-    app(args=None if arguments is None else list(arguments))
+    # the same name for `python -m erta_framework`, which completion also goes by
+    app(args=None if arguments is None else list(arguments), prog_name="erta")

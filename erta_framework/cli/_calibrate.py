@@ -18,6 +18,7 @@ from erta_framework.cli._options import (
     unset,
 )
 from erta_framework.cli._pipeline import load_pipeline, read_prompts, to_arguments, wants_pipeline
+from erta_framework.cli._policy_options import Spec, read_policies
 from erta_framework.cli._samplers import make_sampler_at_seam, require_own_loop
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.compatibility import Role, find_role
@@ -46,7 +47,11 @@ def calibrate(
         ),
     ] = None,
     policy: Annotated[
-        str | None, unset("Policy to calibrate, instead of those of the configuration.")
+        list[str] | None,
+        unset(
+            'Policy to calibrate, instead of those of the configuration: a name, or "{name: '
+            '{option: value}}" where its options matter.'
+        ),
     ] = None,
     profiler: Annotated[
         str | None, unset("Profiler to run, instead of the one that belongs to a policy.")
@@ -59,10 +64,13 @@ def calibrate(
     --pipeline and none of these, the default policy is calibrated.
     """
     settings, config = config_options.settings, config_options.read()
-    piped = wants_pipeline(pipeline_options, request, config, settings)
+    piped = wants_pipeline(pipeline_options, config, settings)
+    config = config if piped else request.apply(config)
     if piped and policy is None and profiler is None and not config.policies:
-        policy = find_default_policy()
-    policies = [make_blank_policy(policy)] if policy is not None else list(config.policies)
+        policy = [find_default_policy()]
+    policies = list(config.policies)
+    if policy is not None:
+        policies = [make_asked_policy(spec) for text in policy for spec in read_policies(text)]
     target = output or find_profile_path(policies) or Path("profile.safetensors")
     refuse_reference(target)
     if target.exists() and not force:
@@ -70,11 +78,11 @@ def calibrate(
     require_writable(target, "profile")
     chosen = require_profiler(find_profiler(policies, profiler))
     require_seam(chosen, Seam(config.seam))
+    texts = read_prompts(request.prompts, prompt)
     if piped:
-        texts = read_prompts(request.prompts, prompt)
         made = calibrate_pipeline(pipeline_options, request.steps, config, texts, chosen)
     else:
-        found = calibrate_model(config, prompt, chosen)
+        found = calibrate_model(config, texts, chosen)
         if found is None:
             return
         made = found
@@ -103,7 +111,9 @@ def calibrate_pipeline(
         )
     texts = choose_prompts(config, prompts, fallback=profiler.calibration_prompts)
     run = load_pipeline(options, config)
-    made: Profile = run.calibrate(texts, profiler, **to_arguments(options, steps, config))
+    made: Profile = run.calibrate(
+        texts, profiler, callbacks=[ProgressBar()], **to_arguments(options, steps, config)
+    )
     return made
 
 
@@ -185,6 +195,16 @@ def require_seam(profiler: Policy, seam: Seam) -> None:
             f"{profiler!r} observes the {' and '.join(sorted(seams))} seam, not the "
             f"{seam.value} seam; calibrate with --seam {min(seams)}, or another policy"
         )
+
+
+def make_asked_policy(spec: Spec) -> Policy:
+    """The policy of a `--policy`: blank where no options are given.
+
+    Raises:
+        ConfigError: An option is unknown, or one that it needs is missing.
+    """
+    ((name, options),) = spec.items()
+    return build_policy(spec, where="--policy") if options else make_blank_policy(name)
 
 
 def make_blank_policy(name: str) -> Policy:

@@ -1,4 +1,4 @@
-"""`erta schedule convert` and `erta schedule formats`: schedule files of other projects."""
+"""Convert schedules between the formats of caching projects."""
 
 from __future__ import annotations
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from erta_framework.budgets import promise
-from erta_framework.cli._options import AllowEnv, Settings
+from erta_framework.cli._options import ConfigOptions
+from erta_framework.cli._policy_options import PolicyOptions
 from erta_framework.cli._samplers import make_sampler
-from erta_framework.cli._settings import read_run
 from erta_framework.config import MaskedRunConfig
 from erta_framework.console import make_console
 from erta_framework.text import escape_line
 
 
-def explain(settings: Settings = None, allow_env: AllowEnv = False) -> None:
+def explain(config_options: ConfigOptions, policies: PolicyOptions) -> None:
     """Show what a configuration does: settings, policies, hooks in call order; samples nothing."""
-    config = read_run(settings, allow_env)
+    config = config_options.read_run()
     if isinstance(config, MaskedRunConfig):
         explain_tokens(config)
         return
+    config = policies.apply(config)
     sampler = make_sampler(config, config.policies)
     sigmas = sampler.schedule.sigmas
     out = make_console()

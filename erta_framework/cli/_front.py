@@ -27,7 +27,7 @@ from erta_framework.cli._models import find_profile_path, get_demo_prompts, load
 from erta_framework.cli._options import FrontOptions, PipelineOptions
 from erta_framework.cli._pipeline import PipelineReplayer, load_pipeline, to_arguments
 from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
-from erta_framework.cli._settings import choose_prompts
+from erta_framework.cli._settings import choose_counted
 from erta_framework.config import RunConfig
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
@@ -146,14 +146,15 @@ def make_setting(config: RunConfig, num_steps: int, request: FrontRequest) -> Re
         return ReplaySetting(
             sampler=lambda policies: PipelineReplayer(run, policies, arguments),
             model=None,
-            prompts=choose_prompts(config, None, fallback=())[: request.options.prompts],
+            prompts=choose_counted(config, request.options.prompts, fallback=()),
             seed=arguments["seed"],
             batch=1,
             device=config.accelerator,
         )
     model: Any = load_model(request.bundled or config.model)
     offered = get_demo_prompts(model)
-    prompts = choose_prompts(config, None, fallback=offered[0] if offered is not None else ())
+    fallback = offered[0] if offered is not None else ()
+    prompts = choose_counted(config, request.options.prompts, fallback)
     if request.bundled is None:
         sampler: MakeSampler = own_loop(make_sampler(config, ()))
         if config.seam != "latent":
@@ -168,7 +169,7 @@ def make_setting(config: RunConfig, num_steps: int, request: FrontRequest) -> Re
     return ReplaySetting(
         sampler=sampler,
         model=model,
-        prompts=prompts[: request.options.prompts],
+        prompts=prompts,
         seed=config.seed,
         batch=config.batch_size,
         device=config.accelerator,

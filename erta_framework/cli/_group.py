@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from typer.core import TyperCommand
 
-from erta_framework.cli._installed import CommandGroup
+from erta_framework.cli._installed import CatalogueGroup
 from erta_framework.console import make_console
 from erta_framework.errors import ConfigError, ErtaError, InputError
+from erta_framework.optional_dependencies import find_extra
 from erta_framework.text import escape_text
 
+if TYPE_CHECKING:
+    from erta_framework.plugins import Catalogue
+
+OWN = {
+    "sample": "erta_framework.cli._sample:sample",
+    "compare": "erta_framework.cli._compare:compare",
+    "calibrate": "erta_framework.cli._calibrate:calibrate",
+    "plan": "erta_framework.cli._plan:plan",
+    "explain": "erta_framework.cli._explain:explain",
+    "inspect": "erta_framework.cli._inspect:inspect",
+    "policies": "erta_framework.cli._policies:list_policies",
+    "profile": "erta_framework.cli._profile:profile_app",
+    "schedule": "erta_framework.cli._convert:schedule_app",
+}
+"""The commands of this distribution, in the order of `--help`."""
 USAGE_ERRORS = (ConfigError, InputError, OSError)
 """What the caller gave was wrong (exit status 2); any other `ErtaError` exits with 1."""
 ELSEWHERE = {
@@ -27,11 +43,18 @@ PASS_ON = {
 }
 
 
-class ErtaGroup(CommandGroup):
+class ErtaGroup(CatalogueGroup):
     """Prints errors as one red message with their notes; `--debug`, anywhere, shows tracebacks."""
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    own = OWN
+
+    def catalogue(self) -> Catalogue:
+        from erta_framework.plugins import commands
+
+        return commands()
+
+    def find_commands(self) -> None:
+        super().find_commands()
         for name, message in ELSEWHERE.items():
             if name not in self.commands:
                 self.add_command(make_pointer(name, message))
@@ -42,7 +65,7 @@ class ErtaGroup(CommandGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         hidden = {entry.name: entry for entry in self.catalogue().hidden()}
-        if args[0] in hidden and args[0] not in self.commands:
+        if args[0] in hidden and args[0] not in self.list_commands(ctx):
             entry = hidden[args[0]]
             raise InputError(
                 f"erta {entry.name} comes from {entry.distribution}, which ERTA_PLUGINS="
@@ -57,6 +80,15 @@ class ErtaGroup(CommandGroup):
             for note in getattr(error, "__notes__", ()):
                 typer.echo(escape_text(note), err=True)
             raise
+        except ModuleNotFoundError as error:
+            extra = None if error.name is None else find_extra(error.name)
+            if ctx.meta["erta.debug"] or isinstance(error, ErtaError) or extra is None:
+                raise
+            print_error(
+                f"this needs {error.name}, which is not installed; pip install "
+                f'"erta-framework[{extra}]"'
+            )
+            raise typer.Exit(1) from error
         except (ErtaError, OSError) as error:
             if ctx.meta["erta.debug"] or isinstance(error, BrokenPipeError):
                 raise  # typer ends quietly where the reader of a pipe has gone
@@ -76,7 +108,7 @@ def make_pointer(name: str, message: str) -> TyperCommand:
     )
 
 
-def print_error(error: BaseException) -> None:
+def print_error(error: BaseException | str) -> None:
     """One red message on standard error: what happened, where, and where to see more."""
     console = make_console(stderr=True)
     console.print(f"error: {error}", style="bold red", soft_wrap=True)

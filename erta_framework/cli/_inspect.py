@@ -10,9 +10,15 @@ import typer
 from rich.table import Table
 
 from erta_framework.cli._models import load_model
-from erta_framework.cli._options import Json, PipelineOptions, Prompts, RequestOptions, Settings
+from erta_framework.cli._options import (
+    ConfigOptions,
+    Json,
+    PipelineOptions,
+    Prompts,
+    RequestOptions,
+)
 from erta_framework.cli._pipeline import load_pipeline, read_prompts, to_arguments, wants_pipeline
-from erta_framework.cli._settings import choose_prompts, read_settings
+from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import RunConfig
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
@@ -23,9 +29,9 @@ OUTSIDE = "outside"
 
 
 def inspect(
+    config_options: ConfigOptions,
     pipeline_options: PipelineOptions,
     request: RequestOptions,
-    settings: Settings = None,
     prompt: Prompts = None,
     json: Json = False,
 ) -> None:
@@ -34,10 +40,10 @@ def inspect(
     Runs one request of the first prompt, of one step unless --steps says more, and measures the
     first call of each network in it.
     """
-    config = read_settings(settings)
+    settings, config = config_options.settings, config_options.read()
     given = read_prompts(request.prompts, prompt)
     text = choose_prompts(config, given, fallback=("",))[0]
-    if wants_pipeline(pipeline_options, request, config, settings):
+    if wants_pipeline(pipeline_options, config, settings):
         arguments = to_arguments(pipeline_options, request.steps, config)
         found = load_pipeline(pipeline_options, config).inspect_places(text, **arguments)
     else:

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
-from erta_framework.plugins import Catalogue, Entry, benches, commands
 from erta_framework.text import escape_line
 
+if TYPE_CHECKING:  # imported when a command is looked for, so that `--version` needs no torch
+    from erta_framework.plugins import Catalogue, Entry
 
-class InstalledCommand(TyperCommand):
-    """A command of a catalogue. Nothing is imported until it runs or shows its own help.
+
+class DeferredCommand(TyperCommand):
+    """A command that is imported when it runs or shows its own help.
 
     Args:
-        name: Name in the catalogue.
-        catalogue: Loads a Typer app, or a function that becomes a command.
+        name: Its name.
+        load: Gives a Typer app, or a function that becomes a command.
         summary: One line for the list of commands.
     """
 
-    def __init__(self, name: str, catalogue: Catalogue, summary: str) -> None:
+    def __init__(self, name: str, load: Callable[[], Any], summary: str) -> None:
         # the help of typer reads markup and prints what it is given
         super().__init__(escape_line(name), help=escape(escape_line(summary)))
-        self._entry, self._catalogue = name, catalogue
+        self._load = load
 
     def load(self) -> Any:
         """The command itself.
@@ -35,10 +40,12 @@ class InstalledCommand(TyperCommand):
         Raises:
             RegistryError: It cannot be imported, or several distributions provide it.
         """
-        loaded = self._catalogue.load(self._entry)
+        from erta_framework.cli._options import expand_options
+
+        loaded = self._load()
         if not isinstance(loaded, typer.Typer):
             single = typer.Typer(add_completion=False)
-            single.command(self.name)(loaded)
+            single.command(self.name)(expand_options(loaded) if callable(loaded) else loaded)
             loaded = single
         return typer.main.get_command(loaded)
 
@@ -48,33 +55,78 @@ class InstalledCommand(TyperCommand):
         return self.load().make_context(info_name, args, parent, **extra)
 
 
-class CatalogueGroup(TyperGroup):
+class InstalledCommand(DeferredCommand):
+    """A command of a catalogue.
+
+    Args:
+        name: Name in the catalogue.
+        catalogue: Loads a Typer app, or a function that becomes a command.
+        summary: One line for the list of commands.
+    """
+
+    def __init__(self, name: str, catalogue: Catalogue, summary: str) -> None:
+        super().__init__(name, lambda: catalogue.load(name), summary)
+
+
+class DeferredGroup(TyperGroup):
+    """A group whose commands are looked for when one of them or their list is asked for."""
+
+    def find_commands(self) -> None:
+        """Add the commands; those that are there already stay."""
+        raise NotImplementedError
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        self._find_once()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        self._find_once()
+        return super().get_command(ctx, name)
+
+    def _find_once(self) -> None:
+        if not getattr(self, "_found", False):
+            self._found = True
+            self.find_commands()
+
+
+class CatalogueGroup(DeferredGroup):
     """A group that also holds the commands of a catalogue; its own come first and win."""
+
+    own: Mapping[str, str] = {}
+    """Commands of its own, as `module:name`."""
 
     def catalogue(self) -> Catalogue:
         """Where the group looks for commands."""
         raise NotImplementedError
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def find_commands(self) -> None:
+        for name, place in self.own.items():
+            self.add_command(DeferredCommand(name, partial(load, place), summarise(place)))
         catalogue = self.catalogue()
         for entry in catalogue.entries():
             if escape_line(entry.name) not in self.commands:
                 self.add_command(InstalledCommand(entry.name, catalogue, read_summary(entry)))
 
 
-class CommandGroup(CatalogueGroup):
-    """A group with the commands of `erta_framework.commands`."""
-
-    def catalogue(self) -> Catalogue:
-        return commands()
-
-
 class BenchGroup(CatalogueGroup):
     """A group with the benchmarks of `erta_framework.benches`."""
 
     def catalogue(self) -> Catalogue:
+        from erta_framework.plugins import benches
+
         return benches()
+
+
+def load(place: str) -> Any:
+    """What `module:name` names."""
+    module, _, name = place.partition(":")
+    return getattr(import_module(module), name)
+
+
+def summarise(place: str) -> str:
+    """The first line of the docstring of what `module:name` names; nothing is imported."""
+    module, _, name = place.partition(":")
+    return read_docstring(module, name).partition("\n")[0]
 
 
 def read_summary(entry: Entry) -> str:
@@ -82,12 +134,11 @@ def read_summary(entry: Entry) -> str:
 
     Where the source cannot be read, the distribution that provides it.
     """
-    module, _, name = entry.point.value.partition(":")
     try:
-        text = read_docstring(module, name)
+        line = summarise(entry.point.value)
     except Exception:  # whatever a source of others may hold
-        text = ""
-    return text.partition("\n")[0] or f"From {entry.distribution} {entry.version}."
+        line = ""
+    return line or f"From {entry.distribution} {entry.version}."
 
 
 def read_docstring(module: str, name: str) -> str:

@@ -80,8 +80,9 @@ def sample_job(
     """
     if request.prompts is not None and prompt:
         raise InputError("got --prompt and --prompts; give one of them")
-    piped = wants_pipeline(pipeline, replace(request, prompts=None), config, settings)
+    piped = wants_pipeline(pipeline, config, settings)
     if not piped:
+        config = request.apply(config)
         require_own_loop(config)
     prompts = request.prompts or choose_prompts(config, prompt, fallback=())
     open_piped = partial(open_pipeline, config, pipeline, request.steps)

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -26,6 +26,7 @@ WITH_PIPELINE = "With --pipeline"
 WITH_PROFILE = "With --profile"
 FRONT = "The front of all budgets"
 MANY = "For many prompts and devices"
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def unset(help: str, *names: str, panel: str | None = None, **checks: Any) -> Any:
@@ -67,15 +68,21 @@ class ConfigOptions:
             "blocks, in a pipeline. Default: the configuration's."
         ),
     ] = None
+    model: Annotated[
+        str | None, unset("Name of a bundled model. Default: the configuration's.")
+    ] = None
+    device: Annotated[
+        str | None, unset("'cpu', 'cuda', 'mps' or 'auto'. Default: the configuration's.")
+    ] = None
 
     def read(self) -> RunConfig:
-        """The configuration, with the seam of `--seam` where it was given.
+        """The configuration, with the seam, model and device of the options.
 
         Raises:
             ConfigError: The file or an override is wrong.
             InputError: Two files, or `--seam` is no seam of a pipeline.
         """
-        return self._at_seam(read_settings(self.settings, self.allow_env))
+        return self.complete(read_settings(self.settings, self.allow_env))
 
     def read_run(self) -> RunConfig | MaskedRunConfig:
         """As `read`, or the configuration of a run that decodes tokens.
@@ -86,35 +93,54 @@ class ConfigOptions:
         """
         config = read_run(self.settings, self.allow_env)
         if isinstance(config, RunConfig):
-            return self._at_seam(config)
+            return self.complete(config)
         if self.seam is not None:
             raise InputError(
                 f"--seam {self.seam} has no effect on a configuration with a decoder, which "
                 "decodes tokens; leave it out"
             )
-        return config
+        given: dict[str, Any] = {"model": self.model, "accelerator": self.device}
+        return replace(config, **{k: v for k, v in given.items() if v is not None})
 
-    def _at_seam(self, config: RunConfig) -> RunConfig:
-        if self.seam is None:
-            return config
-        if self.seam not in (Seam.LATENT, Seam.TRUNK):
+    def complete(self, config: RunConfig) -> RunConfig:
+        """The configuration with what the options set.
+
+        Raises:
+            InputError: There is no such seam or device.
+        """
+        if self.seam not in (None, Seam.LATENT, Seam.TRUNK):
             raise InputError(f"seam is {self.seam!r}, it must be 'latent' or 'trunk'")
-        return replace(config, seam=cast(Literal["latent", "trunk"], self.seam))
+        if self.device is not None and self.device not in DEVICES:
+            raise InputError(f"--device {self.device}: it must be {', '.join(DEVICES)}")
+        named = {"seam": self.seam, "model": self.model, "accelerator": self.device}
+        given: dict[str, Any] = named
+        return replace(config, **{k: v for k, v in given.items() if v is not None})
 
 
 @dataclass(frozen=True, slots=True)
 class RequestOptions:
-    """Prompts and steps of a pipeline's requests; jobs take the file of prompts too."""
+    """Prompts and steps of a run."""
 
     prompts: Annotated[
         Path | None,
-        unset(
-            "File with one prompt a line. `erta sample` also takes a .jsonl file of requests, with "
-            "or without --pipeline.",
-            panel=WITH_PIPELINE,
-        ),
+        unset("File with one prompt a line. `erta sample` also takes a .jsonl file of requests."),
     ] = None
-    steps: Annotated[int | None, unset("Number of steps.", panel=WITH_PIPELINE, min=1)] = None
+    steps: Annotated[int | None, unset("Number of steps.", min=1)] = None
+
+    def apply(self, config: RunConfig) -> RunConfig:
+        """The configuration of a bundled model with this number of steps.
+
+        Raises:
+            InputError: The configuration has sigmas, which say the steps.
+        """
+        if self.steps is None:
+            return config
+        if config.sigmas is not None:
+            raise InputError(
+                f"--steps {self.steps}, but the configuration has sigmas of "
+                f"{len(config.sigmas) - 1} steps; give one of them"
+            )
+        return replace(config, steps=self.steps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +204,10 @@ class ProfileOptions:
     threshold: Annotated[
         list[float] | None, unset("Error threshold; repeatable.", panel=WITH_PROFILE)
     ] = None
+    speedup: Annotated[
+        list[float] | None,
+        unset("Steps over network calls; repeatable.", panel=WITH_PROFILE, min=1.0),
+    ] = None
     budget: Annotated[
         list[str] | None,
         unset(
@@ -187,7 +217,11 @@ class ProfileOptions:
     ] = None
     policy: Annotated[
         str | None,
-        unset("Policy that plans, if not the default policy.", panel=WITH_PROFILE),
+        unset(
+            'Policy that plans, if not the default policy: a name, or "{name: {option: value}}"; '
+            "one without a profile needs no --profile.",
+            panel=WITH_PROFILE,
+        ),
     ] = None
     option: Annotated[
         list[str] | None,
@@ -222,8 +256,12 @@ class FrontOptions:
         ),
     ] = 0
     prompts: Annotated[
-        int, typer.Option(min=1, help="Number of prompts to replay.", rich_help_panel=FRONT)
-    ] = 16
+        str,
+        typer.Option(
+            help="Prompts to replay: how many of those at hand, or a file with one a line.",
+            rich_help_panel=FRONT,
+        ),
+    ] = "16"
     plot: Annotated[Path | None, unset("Draw the front into this picture.", panel=FRONT)] = None
 
     @property

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from erta_framework.attach import load_driver
-from erta_framework.cli._options import PipelineOptions, RequestOptions
+from erta_framework.cli._options import PipelineOptions
 from erta_framework.cli._settings import list_set_keys, read_lines
 from erta_framework.config import RunConfig
 from erta_framework.errors import InputError
 from erta_framework.plugins import Policy
-from erta_framework.sampling import Samples
+from erta_framework.sampling import Callback, Samples
 
 RUNNER = "diffusers-run"
 """Entry of `erta_framework.drivers` that loads a pipeline by name."""
@@ -25,7 +25,6 @@ WITHOUT_EFFECT = ("model", "solver", "guidance", "steps", "sigmas", "batch_size"
 
 def wants_pipeline(
     options: PipelineOptions,
-    request: RequestOptions,
     config: RunConfig,
     settings: Sequence[str] | None,
 ) -> bool:
@@ -35,14 +34,11 @@ def wants_pipeline(
         InputError: Options without `--pipeline`, or settings that have no effect with it.
     """
     if options.pipeline is None:
-        values = {
-            f.name: getattr(group, f.name) for group in (request, options) for f in fields(group)
-        }
-        given = [f"--{name}" for name, value in values.items() if value is not None]
+        given = [f"--{f.name}" for f in fields(options) if getattr(options, f.name) is not None]
         if given:
             raise InputError(
                 f"{' and '.join(given)}: only with --pipeline; for a bundled model give "
-                "key=value, such as steps=30 prompts_file=prompts.txt"
+                "key=value, such as guidance.cfg.scale=5 seed=1"
             )
         return False
     unread = list_set_keys(config, settings, WITHOUT_EFFECT)
@@ -103,16 +99,18 @@ class PipelineReplayer:
         run: The loaded pipeline.
         policies: In call order.
         arguments: Options of the run; the seed is given to `sample`.
+        callbacks: Observers of the runs.
     """
 
     run: Any
     policies: Sequence[Policy]
     arguments: Mapping[str, Any]
+    callbacks: Sequence[Callback] = ()
 
     def sample(self, model: object, prompts: Sequence[str], *, seed: int = 0) -> Samples:
         """Sample one prompt after another; `model` is not used, the pipeline has its own."""
         samples: Samples = self.run.sample(
-            prompts, self.policies, **{**self.arguments, "seed": seed}
+            prompts, self.policies, callbacks=self.callbacks, **{**self.arguments, "seed": seed}
         )
         return samples
 

@@ -20,10 +20,10 @@ from erta_framework.cli._options import (
     Json,
     PipelineOptions,
     ProfileOptions,
-    RequestOptions,
     unset,
 )
 from erta_framework.cli._pipeline import wants_pipeline
+from erta_framework.cli._policy_options import is_complete, read_policies
 from erta_framework.cli._schedules import as_record, make_table, show_schedule
 from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.console import make_console
@@ -60,11 +60,13 @@ def plan(
     sample in that pipeline, on the prompts of the configuration (prompts_file=prompts.txt).
     """
     config = config_options.read()
-    piped = wants_pipeline(pipeline, RequestOptions(), config, config_options.settings)
+    piped = wants_pipeline(pipeline, config, config_options.settings)
     refuse_conflicts(planned, front, export, output, piped)
-    chosen = FromProfile.read(planned)
-    no_budget = not (planned.calls or planned.threshold or planned.budget)
-    if front.wanted or (chosen is not None and no_budget):
+    chosen = FromProfile.read(planned, config)
+    no_budget = not (planned.calls or planned.speedup or planned.threshold or planned.budget)
+    if chosen is not None and no_budget and not front.wanted and chosen.is_complete:
+        show_plans([chosen.build()], chosen.steps, export, output, as_json)
+    elif front.wanted or (chosen is not None and no_budget):
         refuse_budgets(planned, export)
         request = FrontRequest(
             options=front,
@@ -100,11 +102,12 @@ def refuse_conflicts(
         raise InputError("--export <cache> and --output <file> go together; give both or neither")
     if piped and not front.measured:
         raise InputError("--pipeline replays plans; give --measure or --refine N with it")
-    own = planned.threshold or planned.budget or planned.option or planned.policy
-    if planned.profile is None and (own or (planned.calls and not front.measured)):
+    own = planned.threshold or planned.budget or planned.option or planned.speedup
+    alone = planned.profile is None and planned.policy is None
+    if alone and (own or (planned.calls and not front.measured)):
         raise InputError(
-            "--calls, --threshold, --budget, --policy and --option go with --profile; override "
-            "the configuration with key=value, such as policies.0.NAME.budget.calls=17"
+            "--calls, --speedup, --threshold, --budget and --option go with --profile or --policy; "
+            "override the configuration with key=value, such as policies.0.NAME.budget.calls=17"
         )
 
 
@@ -119,9 +122,10 @@ def refuse_budgets(planned: ProfileOptions, export: str | None) -> None:
             "--export writes one schedule, this asks for the front of all budgets; give one "
             "--calls N, and no --front, --plot, --measure or --refine"
         )
-    if planned.threshold or planned.budget:
+    if planned.threshold or planned.budget or planned.speedup:
         raise InputError(
-            "a front has all budgets; give --calls to measure some, no --threshold or --budget"
+            "a front has all budgets; give --calls to measure some, no --speedup, --threshold or "
+            "--budget"
         )
 
 
@@ -154,40 +158,54 @@ def count_steps(config: RunConfig) -> int:
 
 @dataclass(frozen=True, slots=True)
 class FromProfile:
-    """A policy that plans from a profile, as `--profile`, `--policy` and `--option` name it.
+    """A policy that plans, as `--profile`, `--policy` and `--option` name it.
 
     Attributes:
-        file: The profile.
+        file: The profile; None where the policy needs none.
         policy: Name of the policy that plans.
         options: Its other settings.
-        steps: Steps of the profile.
+        steps: Steps of the profile, or of the configuration.
         bundled: Model that brings this profile; None for a file of the user's.
     """
 
-    file: Path
+    file: Path | None
     policy: str
     options: Mapping[str, Any]
     steps: int
     bundled: str | None
 
     @classmethod
-    def read(cls, options: ProfileOptions) -> FromProfile | None:
-        """With the profile found and read; None without `--profile`.
+    def read(cls, options: ProfileOptions, config: RunConfig) -> FromProfile | None:
+        """With the profile found and read; None without `--profile` and `--policy`.
 
         Raises:
             InputError: An option is not `KEY=VALUE`.
+            ConfigError: `--policy` is none.
             ProfileError: There is no such profile.
         """
-        if options.profile is None:
+        if options.profile is None and options.policy is None:
             return None
-        file = find_profile(options.profile)
+        specs = read_policies(options.policy or find_default_policy())
+        if len(specs) != 1:
+            raise InputError(f"--policy {options.policy}: one policy plans, got {len(specs)}")
+        ((name, given),) = specs[0].items()
+        file = None if options.profile is None else find_profile(options.profile)
         return cls(
             file,
-            options.policy or find_default_policy(),
-            options_from("--option", options.option or ()),
-            steps=Profile.load(file).num_steps,
+            name,
+            {**given, **options_from("--option", options.option or ())},
+            steps=count_steps(config) if file is None else Profile.load(file).num_steps,
             bundled=None if file == options.profile else str(options.profile),
         )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether its options say a schedule already, without a profile or a budget."""
+        return self.file is None and is_complete({self.policy: dict(self.options)})
+
+    def build(self) -> tuple[Policy, ...]:
+        """The policy with its own options."""
+        return self._with({})
 
     def build_whole(self) -> tuple[Policy, ...]:
         """The policy with a budget of every step."""
@@ -202,11 +220,13 @@ class FromProfile:
         """
         wanted: list[dict[str, Any]] = [{"budget": {"calls": n}} for n in options.calls or ()]
         wanted += [{"budget": options_from("--budget", [each])} for each in options.budget or ()]
+        wanted += [{"budget": {"speedup": value}} for value in options.speedup or ()]
         wanted += [{"threshold": value} for value in options.threshold or ()]
         return [self._with(each) for each in wanted]
 
     def _with(self, chosen: Mapping[str, Any]) -> tuple[Policy, ...]:
-        options = {"profile": str(self.file), **self.options, **chosen}
+        profile = {} if self.file is None else {"profile": str(self.file)}
+        options = {**profile, **self.options, **chosen}
         return build_policies([{self.policy: options}])
 
 

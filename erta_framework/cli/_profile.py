@@ -1,4 +1,4 @@
-"""`erta profile show` and `erta profile merge`."""
+"""Show a calibration profile, or add up several."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from erta_framework.calibration import Profile
+from erta_framework.cli._hub import add_travel
 from erta_framework.cli._options import Force, Json
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
@@ -73,3 +74,6 @@ def merge(
     merged = Profile.merge([Profile.load(file) for file in files])
     merged.save(output)
     make_console().print(escape_line(f"{merged!r} written to {output}"), soft_wrap=True)
+
+
+add_travel(profile_app)

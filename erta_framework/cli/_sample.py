@@ -28,6 +28,7 @@ from erta_framework.cli._pipeline import (
     wants_pipeline,
     write_picture,
 )
+from erta_framework.cli._policy_options import PolicyOptions
 from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import MaskedRunConfig, RunConfig
@@ -36,10 +37,8 @@ from erta_framework.files import stage_outputs
 from erta_framework.sampling import (
     BatchEnd,
     Callback,
-    Observers,
     PictureWriter,
     ProgressBar,
-    RunStart,
     Samples,
     TraceLogger,
 )
@@ -50,6 +49,7 @@ def sample(
     config_options: ConfigOptions,
     pipeline_options: PipelineOptions,
     request: RequestOptions,
+    policies: PolicyOptions,
     job: JobOptions,
     prompt: Prompts = None,
     output: Annotated[
@@ -67,17 +67,18 @@ def sample(
     A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job. A job is
     divided over devices and machines, writes one file for each sample, and can be resumed.
     """
-    settings, config = config_options.settings, config_options.read_run()
+    settings, config = config_options.settings, policies.apply(config_options.read_run())
     folder = output if output is not None else Path(config.output)
     if isinstance(config, MaskedRunConfig):
         refuse_unread(pipeline_options, request, job)
         sample_tokens(config, read_prompts(request.prompts, prompt), folder)
     elif is_job(job, request.prompts, config):
         sample_job(job, pipeline_options, request, config, settings, prompt, folder, gifs)
-    elif wants_pipeline(pipeline_options, request, config, settings):
+    elif wants_pipeline(pipeline_options, config, settings):
         sample_pipeline(pipeline_options, request, config, prompt, folder, gifs)
     else:
-        sample_model(config, prompt, folder, gifs)
+        texts = read_prompts(request.prompts, prompt)
+        sample_model(request.apply(config), texts, folder, gifs)
 
 
 def sample_model(
@@ -115,27 +116,12 @@ def sample_pipeline(
     with stage_outputs(folder) as staged:
         run = load_pipeline(options, config)
         arguments = to_arguments(options, request.steps, config)
-        result: Samples = run.sample(texts, config.policies, **arguments)
-        callbacks: list[Callback] = [TraceLogger(staged / TRACE), batches]
+        callbacks: list[Callback] = [ProgressBar(), TraceLogger(staged / TRACE), batches]
         if pictures:
             callbacks.append(PictureWriter(staged / "pictures", write_picture))
-        replay_observers(result, callbacks)
+        result: Samples = run.sample(texts, config.policies, callbacks=callbacks, **arguments)
         write_samples(result, staged)
     show_samples(result, batches, folder)
-
-
-def replay_observers(result: Samples, callbacks: Sequence[Callback]) -> None:
-    """Show a finished run to callbacks, a batch for each sample."""
-    seconds = result.seconds / len(result.prompts)
-    count = len(result.prompts)
-    start = RunStart(count, count, result.traces[0].num_steps, "sampling")
-    with Observers(tuple(callbacks), start) as observers:
-        for text, number, one, trace in zip(
-            result.prompts, result.seeds, result.samples, result.traces, strict=True
-        ):
-            for step in trace.steps:
-                observers.step(step)
-            observers.batch(BatchEnd((text,), (number,), one.unsqueeze(0), trace, seconds))
 
 
 def write_samples(result: Samples, folder: Path) -> None:

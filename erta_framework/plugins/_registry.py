@@ -10,7 +10,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from erta_framework.errors import RegistryError, suggest
-from erta_framework.optional_dependencies import MissingExtraError
+from erta_framework.optional_dependencies import MissingExtraError, find_extra
 from erta_framework.plugins._interrupts import is_from_keyboard
 from erta_framework.plugins._own import CORE, HOME, list_offers, normalize_name
 from erta_framework.plugins._policy import Policy
@@ -148,6 +148,14 @@ class Catalogue:
             if is_from_keyboard(error):
                 error.add_note(f"interrupted while importing {entry}")
                 raise
+            missing = error.name if isinstance(error, ModuleNotFoundError) and entry.own else None
+            extra = None if missing is None else find_extra(missing, prefer=entry.name)
+            if extra is not None:
+                top = str(missing).partition(".")[0]
+                raise RegistryError(
+                    f"{show_value(entry.name)} needs {top}, which is not installed; "
+                    f'pip install "erta-framework[{extra}]"'
+                ) from error
             raise RegistryError(f"{entry} failed to import: {show_error(error)}") from error
         if problem is not None:
             raise RegistryError(f"{entry} {problem}")

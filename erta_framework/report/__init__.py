@@ -8,8 +8,8 @@ pictures can be made alone as well: GIFs, contact sheets, and plots of schedules
 Needs the extra `report`: `pip install "erta-framework[report]"`.
 """
 
-from erta_framework.report._compare import SamplerFactory, compare
-from erta_framework.report._comparison import Comparison, Method, MethodRow
+from erta_framework.report._compare import SamplerFactory, compare, count_work
+from erta_framework.report._comparison import Clock, Comparison, Method, MethodRow
 from erta_framework.report._contact_sheet import (
     ContactSheet,
     write_contact_animation,
@@ -18,6 +18,7 @@ from erta_framework.report._contact_sheet import (
 from erta_framework.report._figure import Figure, new_figure
 from erta_framework.report._front_plot import write_front_plot
 from erta_framework.report._gallery import Exhibit, find_profiles, write_gallery
+from erta_framework.report._page import count_prompts
 from erta_framework.report._pictures import write_gif, write_png
 from erta_framework.report._profile_card import write_profile_card
 from erta_framework.report._recorder import TrajectoryRecorder
@@ -27,6 +28,7 @@ from erta_framework.report._templates import embed_image, render_page
 from erta_framework.report._write import Report, write_report
 
 __all__ = [
+    "Clock",
     "Comparison",
     "ContactSheet",
     "Exhibit",
@@ -38,6 +40,8 @@ __all__ = [
     "SchedulePlot",
     "TrajectoryRecorder",
     "compare",
+    "count_prompts",
+    "count_work",
     "embed_image",
     "find_profiles",
     "new_figure",

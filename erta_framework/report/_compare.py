@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr, relative_l1, ssim
 from erta_framework.plugins import Policy
-from erta_framework.report._comparison import Comparison, Method, MethodRow
+from erta_framework.report._comparison import Clock, Comparison, Method, MethodRow
 from erta_framework.report._recorder import TrajectoryRecorder
 from erta_framework.sampling import (
     Callback,
@@ -21,6 +22,7 @@ from erta_framework.sampling import (
     TextModel,
     TextSampler,
 )
+from erta_framework.session import Trace
 
 
 class SamplerFactory(Protocol):
@@ -47,6 +49,9 @@ def compare(
     callbacks: Sequence[Callback] = (),
     recorded: int = 2,
     make_sampler: SamplerFactory | None = None,
+    exact: Tensor | None = None,
+    exact_note: str = "",
+    clock: Clock = "wall",
 ) -> Comparison:
     """Sample the prompts with every method from the same noise and measure.
 
@@ -66,6 +71,10 @@ def compare(
         recorded: Prompts in the untimed pass.
         make_sampler: Makes the samplers, such as those of a pipeline, instead of `Sampler` with
             `guidance` and `accelerator`.
+        exact: The exact solution of the prompts, `[N, C, ...]`, such as the last latents of
+            `erta_framework.sampling.solve`.
+        exact_note: How exact it is, or why there is none.
+        clock: Whether speed-ups are of wall or of processor seconds.
 
     Raises:
         InputError: No methods, two of one name, no prompts, or `guidance` or `accelerator` beside
@@ -92,20 +101,25 @@ def compare(
     size = -(-len(prompts) // rounds)
     samplers = [make_sampler(method, method.policies, callbacks, size) for method in methods]
     runs: list[list[Samples]] = [[] for _ in methods]
+    spent = [0.0] * len(methods)
     for begin in range(0, len(prompts), size):
         for position, each in enumerate(samplers):
             part = prompts[begin : begin + size]
+            began = time.process_time()
             runs[position].append(each.sample(model, part, seed=seed + begin))
+            spent[position] += time.process_time() - began
     samples = tuple(torch.cat([run.samples for run in parts]) for parts in runs)
     return Comparison(
         methods=tuple(methods),
-        rows=_measure_rows(methods, runs, samples),
+        rows=_measure_rows(methods, runs, samples, spent, exact, clock),
         samples=samples,
         traces=tuple(parts[0].traces[0] for parts in runs),
         distances=_measure_distances(methods, latents),
         prompts=tuple(prompts),
         seed=seed,
         recorded=len(few),
+        clock=clock,
+        exact_note=exact_note,
     )
 
 
@@ -132,9 +146,16 @@ def _make_default_factory(guidance: Guidance | None, accelerator: str) -> Sample
 
 
 def _measure_rows(
-    methods: Sequence[Method], runs: Sequence[Sequence[Samples]], samples: Sequence[Tensor]
+    methods: Sequence[Method],
+    runs: Sequence[Sequence[Samples]],
+    samples: Sequence[Tensor],
+    processor: Sequence[float],
+    exact: Tensor | None,
+    clock: Clock,
 ) -> tuple[MethodRow, ...]:
-    seconds = [sum(run.seconds for run in parts) for parts in runs]
+    wall = [sum(run.seconds for run in parts) for parts in runs]
+    taken = processor if clock == "processor" else wall
+    work = [sum(count_work(trace) for run in parts for trace in run.traces) for parts in runs]
     rows = []
     for position, (method, parts) in enumerate(zip(methods, runs, strict=True)):
         traces = [trace for run in parts for trace in run.traces]
@@ -146,13 +167,23 @@ def _measure_rows(
                 calls=sum(trace.network_calls for trace in traces) / len(traces),
                 computed=sum(len(trace.computed_steps) for trace in traces) / len(traces),
                 steps=method.steps,
-                seconds=seconds[position],
-                speedup=seconds[0] / seconds[position],
+                work=work[position] / work[0],
+                seconds=wall[position],
+                processor_seconds=processor[position],
+                speedup=taken[0] / taken[position],
                 psnr=() if reference else tuple(psnr(*pair).tolist()),
                 ssim=() if reference else tuple(ssim(*pair).tolist()),
+                exact_psnr=() if exact is None else tuple(psnr(pair[0], exact).tolist()),
             )
         )
     return tuple(rows)
+
+
+def count_work(trace: Trace) -> float:
+    """Work of the network calls and of the trials, which may be on smaller latents, in samples."""
+    if not trace.trial_calls:
+        return trace.work
+    return trace.work + trace.trial_samples * trace.trial_share / trace.trial_calls
 
 
 def _measure_distances(

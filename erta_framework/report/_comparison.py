@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from torch import Tensor
 
 from erta_framework.plugins import Policy
 from erta_framework.sampling import Solver
 from erta_framework.session import Trace
+
+EQUAL = 0.05
+"""Works that differ by no more than this share of them count as equal."""
+Clock = Literal["wall", "processor"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -45,35 +50,47 @@ class MethodRow:
         calls: Network calls of one batch, all guidance branches counted.
         computed: Steps in which the network ran.
         steps: Steps of the schedule.
+        work: What the network did, with trials and parts of it, as a share of the reference's.
         seconds: Wall seconds over all prompts.
-        speedup: Seconds of the reference over these.
+        processor_seconds: Seconds of processor time over all prompts, in this process.
+        speedup: Seconds of the reference over these, by the clock of the comparison.
         psnr: PSNR of each sample against the reference; empty for the reference.
         ssim: SSIM of each sample against the reference; empty for the reference.
+        exact_psnr: PSNR of each sample against the exact solution; empty where there is none.
     """
 
     name: str
     calls: float
     computed: float
     steps: int
+    work: float
     seconds: float
+    processor_seconds: float
     speedup: float
     psnr: tuple[float, ...]
     ssim: tuple[float, ...]
+    exact_psnr: tuple[float, ...] = ()
 
     @property
     def psnr_mean(self) -> float | None:
         """Mean PSNR in dB; None for the reference."""
-        return sum(self.psnr) / len(self.psnr) if self.psnr else None
+        return _average(self.psnr)
+
+    @property
+    def exact_psnr_mean(self) -> float | None:
+        """Mean PSNR in dB against the exact solution; None where there is none."""
+        return _average(self.exact_psnr)
 
     @property
     def ssim_mean(self) -> float | None:
         """Mean SSIM; None for the reference."""
-        return sum(self.ssim) / len(self.ssim) if self.ssim else None
+        return _average(self.ssim)
 
     def as_record(self) -> dict[str, object]:
         """A flat record for JSON; a mean that is missing or infinite is None there."""
-        plain = {key: value for key, value in asdict(self).items() if key not in ("psnr", "ssim")}
-        means = {"psnr_mean": self.psnr_mean, "ssim_mean": self.ssim_mean}
+        each = ("psnr", "ssim", "exact_psnr")
+        plain = {key: value for key, value in asdict(self).items() if key not in each}
+        means = {f"{name}_mean": getattr(self, f"{name}_mean") for name in each}
         finite = {k: v if v is not None and math.isfinite(v) else None for k, v in means.items()}
         return {**plain, **finite}
 
@@ -92,6 +109,9 @@ class Comparison:
         prompts: The prompts.
         seed: Sample k draws its noise from `seed + k`.
         recorded: Number of samples behind `distances`.
+        clock: The clock of the speed-ups, `"wall"` or `"processor"`.
+        exact_note: How exact the exact solution is, or why there is none; empty where none was
+            asked for.
     """
 
     methods: tuple[Method, ...]
@@ -102,9 +122,29 @@ class Comparison:
     prompts: tuple[str, ...]
     seed: int
     recorded: int
+    clock: Clock = "wall"
+    exact_note: str = ""
 
     @property
     def subject(self) -> int:
         """Position of the method that the report is about; the last one if none is marked."""
         marked = [k for k, method in enumerate(self.methods) if method.subject]
         return marked[0] if marked else len(self.methods) - 1
+
+    def seconds(self, row: MethodRow) -> float:
+        """Seconds of a row by the clock of the comparison."""
+        return row.processor_seconds if self.clock == "processor" else row.seconds
+
+    def count_calls(self, row: MethodRow) -> float:
+        """The work of a row in network calls of each branch: the reference has one a step."""
+        return row.work * self.rows[0].steps
+
+    def list_unequal(self) -> list[MethodRow]:
+        """Rows with policies whose work is more than 5 % off that of the subject."""
+        own = self.rows[self.subject].work
+        pairs = zip(self.methods, self.rows, strict=True)
+        return [row for m, row in pairs if m.policies and abs(row.work - own) > EQUAL * own]
+
+
+def _average(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

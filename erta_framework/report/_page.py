@@ -67,6 +67,10 @@ def render_comparison(comparison: Comparison, page: Page) -> str:
         "title": page.title,
         "headline": write_headline(comparison),
         "best_psnr": max((row.psnr_mean or 0.0 for row in rows), default=0.0),
+        "best_exact": max((row.exact_psnr_mean or 0.0 for row in rows[1:]), default=0.0),
+        "number_of_prompts": count_prompts(comparison),
+        "work_note": describe_work(comparison),
+        "clock_note": describe_clock(comparison),
         "best_ssim": max((row.ssim_mean or 0.0 for row in rows), default=0.0),
         "videos": [[embed_image(path) for path in column] for column in page.videos],
         "plot_light": embed_image(page.plot),
@@ -81,7 +85,7 @@ def write_headline(comparison: Comparison) -> str:
     """What the numbers say, in two sentences, whoever comes out first."""
     full, subject = comparison.rows[0], comparison.rows[comparison.subject]
     text = (
-        f"{subject.name} sampled {len(comparison.prompts)} prompts with "
+        f"{subject.name} sampled {count_prompts(comparison)} with "
         f"{format_count(subject.calls)} network calls each instead of {format_count(full.calls)}."
     )
     same = [row for row in comparison.rows[1:] if row.calls == subject.calls]
@@ -90,6 +94,43 @@ def write_headline(comparison: Comparison) -> str:
     ranked = sorted(same, key=lambda row: row.psnr_mean or 0.0, reverse=True)
     order = ", ".join(f"{row.name} ({row.psnr_mean:.1f} dB)" for row in ranked)
     return f"{text} At this number of calls, from closest to the full run to furthest: {order}."
+
+
+def count_prompts(comparison: Comparison) -> str:
+    """How many prompts were sampled."""
+    number = len(comparison.prompts)
+    return "1 prompt" if number == 1 else f"{number} prompts"
+
+
+def describe_work(comparison: Comparison) -> str:
+    """Whether the rows did as much work as the subject, and what else to compare them with.
+
+    Example:
+        >>> describe_work(comparison)  # doctest: +SKIP
+        'All rows below the first did the work of 25 network calls a branch, within 5 %.'
+    """
+    subject = comparison.rows[comparison.subject]
+    own = format_count(round(comparison.count_calls(subject), 1))
+    unequal = comparison.list_unequal()
+    if not unequal:
+        return f"All rows below the first did the work of {own} network calls a branch, within 5 %."
+    others = ", ".join(
+        f"{row.name} ({format_count(round(comparison.count_calls(row), 1))})" for row in unequal
+    )
+    return (
+        f"Not equal work: {subject.name} did that of {own} network calls a branch. More than 5 % "
+        f"off it: {others}. Compare each of them with the plain row at its own number of calls."
+    )
+
+
+def describe_clock(comparison: Comparison) -> str:
+    """Which seconds the page shows, and why."""
+    if comparison.clock == "processor":
+        return (
+            "Seconds are of processor time, because other programs share this machine: wall "
+            "seconds would say more about them."
+        )
+    return "Seconds are wall seconds."
 
 
 def _describe_step(step: StepTrace) -> StepLine:

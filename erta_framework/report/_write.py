@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from erta_framework.budgets import StepSchedule
 from erta_framework.environment import collect_versions, describe_machine
@@ -21,9 +22,12 @@ from erta_framework.report._contact_sheet import (
     write_contact_sheet,
 )
 from erta_framework.report._page import Page, render_comparison
-from erta_framework.report._pictures import write_gif
+from erta_framework.report._pictures import write_gif, write_png
 from erta_framework.report._schedule_plot import SchedulePlot, write_schedule_plot
 from erta_framework.report._templates import format_count
+
+SIDE = 128
+"""Least side of the pictures beside the page, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Report:
         animation: All samples as one GIF.
         schedule: Which steps ran the network.
         results: The measured rows as JSON.
-        gifs: Every sample as a GIF, `<prompt number>-<method>.gif`.
+        gifs: Every sample as a GIF, `<prompt number>-<method>.gif`; an image as a PNG.
     """
 
     html: Path
@@ -88,7 +92,7 @@ def write_report(
     with tempfile.TemporaryDirectory() as scratch:
         # the page enlarges pixels by itself, so its videos stay at their own size
         small = [
-            [write_gif(s, Path(scratch) / f"{k}-{n}", scale=1) for n, s in enumerate(samples)]
+            [_write_picture(s, Path(scratch) / f"{k}-{n}") for n, s in enumerate(samples)]
             for k, samples in enumerate(comparison.samples)
         ]
         page = Page(
@@ -111,6 +115,8 @@ def write_report(
         "command": command,
         "versions": versions,
         "machine": machine,
+        "clock": comparison.clock,
+        "exact": comparison.exact_note or None,
         "rows": [{**row.as_record(), **common} for row in comparison.rows],
     }
     results = folder / "results.json"
@@ -164,9 +170,16 @@ def _describe_plot(plot: SchedulePlot, recorded: int) -> str:
     return " ".join(parts)
 
 
+def _write_picture(sample: Tensor, path: Path, side: int = 1) -> Path:
+    """A video as GIF, an image as PNG; small ones are enlarged by whole factors up to `side`."""
+    scale = max(1, side // sample.shape[-1])
+    write = write_png if sample.ndim == 3 else write_gif
+    return write(sample, path, scale=scale)
+
+
 def _write_gifs(comparison: Comparison, folder: Path) -> tuple[Path, ...]:
     return tuple(
-        write_gif(sample, folder / f"{number:02d}-{_slugify(method.name)}")
+        _write_picture(sample, folder / f"{number:02d}-{_slugify(method.name)}", SIDE)
         for method, samples in zip(comparison.methods, comparison.samples, strict=True)
         for number, sample in enumerate(samples)
     )

@@ -12,6 +12,7 @@ from erta_framework.cli._policies import list_hooks
 
 COMMANDS = (
     "sample",
+    "compare",
     "calibrate",
     "plan",
     "explain",
@@ -200,9 +201,9 @@ def test_plan_does_what_sampling_does(erta, profile):
     [
         (("plan",), "plans ahead (no policies)"),
         (("plan", "policies=[sometimes]"), "plans ahead (sometimes)"),
-        (("plan", "--calls", "3"), "--option go with --profile"),
-        (("plan", "--front", "--budget", "calls=3"), "--option go with --profile"),
-        (("plan", "--option", "gamma=2"), "--option go with --profile"),
+        (("plan", "--calls", "3"), "go with --profile or --policy"),
+        (("plan", "--front", "--budget", "calls=3"), "go with --profile or --policy"),
+        (("plan", "--option", "gamma=2"), "go with --profile or --policy"),
         (
             ("plan", "--profile", "toy.st", "--budget", "psnr"),
             "--budget psnr: it must be KEY=VALUE",

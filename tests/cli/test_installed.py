@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from erta_framework.cli import _installed as installed
+from erta_framework.plugins import Catalogue, commands
 
 COMMANDS = '''"""Loud things."""
 
@@ -148,10 +148,10 @@ def test_an_unknown_command_names_the_closest(erta):
 # -------------------------------------------------------------------------- erta bench
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("overhead", "--steps", "3")])
 def test_bench_says_in_one_line_how_to_get_it(erta, monkeypatch, arguments):
-    real = installed.commands().entries()
+    real = commands().entries()
     others = [entry for entry in real if entry.name != "bench"]
     assert len(others) == len(real) - 1
-    monkeypatch.setattr(installed.Catalogue, "entries", lambda _: others)
+    monkeypatch.setattr(Catalogue, "entries", lambda _: others)
     done = erta("bench", *arguments)
     assert done.exit_code == 2
     (line,) = done.output.splitlines()

@@ -279,7 +279,7 @@ def test_a_profile_of_another_guidance_is_refused(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--steps", "4"], "--steps: only with --pipeline"),
+        (["--height", "4"], "--height: only with --pipeline"),
         (["--pipeline", "./nowhere", "-p", "x"], "no folder ./nowhere"),
         (["--pipeline", "FOLDER", "steps=50"], "steps in the configuration would have no effect"),
         (["--pipeline", "FOLDER", "--frames", "9", "-p", "x"], "has no num_frames, so frames"),
@@ -318,3 +318,34 @@ def test_inspect_shows_a_bundled_model_and_refuses_what_has_no_effect(erta: Erta
     refused = erta("inspect", "model=shapes-wan", "--height", "16")
     assert refused.exit_code == 2
     assert "only with --pipeline" in refused.output
+
+
+def test_one_bar_counts_prompts_and_a_size_that_cannot_be_is_one_message(
+    erta: Erta, folder: str, prompts: str
+) -> None:
+    done = erta("sample", *common(folder, prompts), "--no-gifs", "-o", "out")
+    assert done.exit_code == 0, done.output
+    assert f"2/2 samples {2 * STEPS}/{2 * STEPS} steps" in done.stderr
+    wrong = erta("sample", *common(folder, prompts), "--height", "13", "-o", "wrong")
+    assert wrong.exit_code == 2
+    assert "StableDiffusionPipeline refuses this request (num_inference_steps=6" in wrong.stderr
+    assert "divisible by 8" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+
+
+def test_policies_are_compared_in_a_pipeline(erta: Erta, folder: str, prompts: str) -> None:
+    done = erta(
+        "compare", *common(folder, prompts), "--policy", "{skip_policy: {every: 2}}", "-o", "out"
+    )
+    assert done.exit_code == 0, done.output
+    record = json.loads(Path("out/results.json").read_text(encoding="utf-8"))
+    full, every, plain = record["rows"]
+    assert [full["steps"], every["steps"], plain["steps"]] == [STEPS, STEPS, 4]
+    assert every["work"] == plain["work"] == pytest.approx(4 / STEPS)
+    assert full["exact_psnr_mean"] > every["exact_psnr_mean"]
+    assert "4 second-order steps for each step" in record["exact"]
+    refused = erta(
+        "compare", *common(folder, prompts), "--policy", "planned_schedule", "--calls", "3"
+    )
+    assert refused.exit_code == 2
+    assert f"`erta calibrate --pipeline {folder} --policy planned_schedule" in refused.stderr

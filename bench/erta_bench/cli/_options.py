@@ -52,6 +52,15 @@ Rows = Annotated[
     list[str] | None,
     typer.Option("--row", help="Only rows of this name, or with this policy; repeatable."),
 ]
+OwnRows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy",
+        help='A row of any installed policy: "{mine: {period: 3}}". An option may say CALLS, or '
+        "SOLVE low..high for a value that meets the number of calls; repeatable. Alone it stands "
+        "beside the plain rows.",
+    ),
+]
 
 
 def require_extras(command: str, report: Path | None) -> None:

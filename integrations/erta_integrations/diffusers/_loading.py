@@ -21,10 +21,12 @@ from erta_framework.calibration import (
     describe_samples,
     makes_more_runs,
 )
-from erta_framework.errors import CapabilityError, InputError
+from erta_framework.errors import CapabilityError, ErtaError, InputError
 from erta_framework.optional_dependencies import require_extra
-from erta_framework.sampling import LatentRecorder, resolve_device
+from erta_framework.sampling import Callback, LatentRecorder, Observers, RunStart, resolve_device
+from erta_framework.text import show_error
 from erta_integrations.diffusers._attach import attach
+from erta_integrations.diffusers._step_teller import StepTeller
 from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 from erta_integrations.diffusers.network import find_networks
@@ -62,7 +64,13 @@ class LoadedPipeline:
         self.memory = memory
 
     def calibrate(
-        self, prompts: Sequence[str], profiler: Policy, *, seed: int = 0, **options: Any
+        self,
+        prompts: Sequence[str],
+        profiler: Policy,
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
     ) -> Profile:
         """Run the full network on calibration prompts and merge what the profiler emits.
 
@@ -70,6 +78,7 @@ class LoadedPipeline:
             prompts: One per request.
             profiler: Such as `ResidualProfiler()`.
             seed: The noise of prompt k is drawn from `seed + k`.
+            callbacks: Observers, such as `ProgressBar()`; they see no finished samples.
             options: `steps`, `guidance`, `height`, `width`, `frames`; None keeps the
                 pipeline's default.
 
@@ -78,15 +87,21 @@ class LoadedPipeline:
             PolicyError: The profiler emitted nothing.
         """
         arguments = self._read_arguments(prompts, options)
+        start = self._describe_start(prompts, arguments, "calibrating")
 
         memory = NetworkMemory()
 
         def run(current: Profiler) -> Sequence[Profile]:
-            with attach(self.pipe, [current], seam=self.seam) as attached:
+            attached = attach(self.pipe, [current], seam=self.seam)
+            with Observers(tuple(callbacks), start) as observers, attached:
                 for number, prompt in enumerate(prompts):
                     attached.prompts = [prompt]
                     copies = current.calibration_copies
-                    self._call(prompt, seed + number, "latent", arguments, copies)
+                    clock = time.perf_counter()
+                    told = StepTeller(attached, observers)
+                    self._call(prompt, seed + number, "latent", arguments, told, copies)
+                    nothing, took = torch.empty(1, 0), time.perf_counter() - clock
+                    told.finish(prompt, seed + number, nothing, took)
             return attached.emitted
 
         def solve(substeps: int) -> Solution:
@@ -116,7 +131,13 @@ class LoadedPipeline:
         )
 
     def sample(
-        self, prompts: Sequence[str], policies: Sequence[Policy], *, seed: int = 0, **options: Any
+        self,
+        prompts: Sequence[str],
+        policies: Sequence[Policy],
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
     ) -> Samples:
         """Sample one output per prompt: images `[C, H, W]` or videos `[C, F, H, W]` in [-1, 1].
 
@@ -124,23 +145,30 @@ class LoadedPipeline:
             prompts: One per request.
             policies: In call order; without any, every step is computed.
             seed: The noise of prompt k is drawn from `seed + k`.
+            callbacks: Observers, such as `ProgressBar()`.
             options: As for `calibrate`.
 
         Raises:
-            InputError: No prompts, or an option that this pipeline does not have.
+            InputError: No prompts, an option that this pipeline does not have, or one of a value
+                that it refuses.
             NonFiniteError: A reused output was NaN or infinite.
         """
         arguments = self._read_arguments(prompts, options)
+        start = self._describe_start(prompts, arguments, "sampling")
         samples: list[Tensor] = []
         seconds = 0.0
-        with attach(
+        run = attach(
             self.pipe, list(policies), seam=self.seam, keep_traces=None, memory=self.memory
-        ) as run:
+        )
+        with Observers(tuple(callbacks), start) as observers, run:
             for number, prompt in enumerate(prompts):
                 clock = time.perf_counter()
-                output = self._call(prompt, seed + number, "pt", arguments)
+                told = StepTeller(run, observers)
+                output = self._call(prompt, seed + number, "pt", arguments, told)
                 samples.append(as_sample(output, type(self.pipe).__name__))
-                seconds += time.perf_counter() - clock
+                took = time.perf_counter() - clock
+                told.finish(prompt, seed + number, samples[-1].unsqueeze(0), took)
+                seconds += took
         return Samples(
             samples=torch.stack(samples),
             prompts=tuple(prompts),
@@ -149,6 +177,32 @@ class LoadedPipeline:
             seconds=seconds,
             emitted=tuple(run.emitted),
         )
+
+    def solve(
+        self, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8, **options: Any
+    ) -> Solution:
+        """The nearly exact solution of what this samples, through the same pipeline.
+
+        Args:
+            prompts: One per request.
+            seed: The noise of prompt k is drawn from `seed + k`.
+            substeps: Steps for each step of the schedule; even.
+            options: As for `calibrate`.
+
+        Raises:
+            CapabilityError: What the scheduler integrates is not known, or cannot be divided.
+            InputError: No prompts, or an option that this pipeline does not have.
+        """
+        arguments, name = self._read_arguments(prompts, options), type(self.pipe).__name__
+        found = []
+        for number, prompt in enumerate(prompts):
+            request = partial(self._call, prompt, seed + number, "pt", arguments)
+            found.append(
+                solve_pipeline(
+                    self.pipe, request, substeps, lambda output: as_sample(output, name)[None]
+                )
+            )
+        return Solution.merge(found)
 
     def inspect_places(self, prompt: str, *, seed: int = 0, **options: Any) -> list[PlaceGroup]:
         """Find the places of the networks, and measure what they cost in one request.
@@ -182,22 +236,50 @@ class LoadedPipeline:
                 )
         return {ARGUMENTS[name]: value for name, value in chosen.items()}
 
+    def _describe_start(
+        self, prompts: Sequence[str], arguments: Mapping[str, Any], title: str
+    ) -> RunStart:
+        """What is about to run; a pipeline that says no number of steps counts as one a prompt."""
+        name = ARGUMENTS["steps"]
+        known = inspect.signature(self.pipe.__call__).parameters.get(name)
+        steps = arguments.get(name, None if known is None else known.default)
+        count = len(prompts)
+        return RunStart(count, count, steps if isinstance(steps, int) else 1, title)
+
     def _call(
         self,
         prompt: str,
         seed: int,
         output_type: str,
         arguments: Mapping[str, Any],
+        told: StepTeller | None = None,
         copies: int = 1,
     ) -> Any:
         generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
-        output = self.pipe(
-            prompt=prompt if copies == 1 else [prompt] * copies,
-            generator=generators[0] if copies == 1 else generators,
-            output_type=output_type,
-            return_dict=False,
-            **arguments,
-        )
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        watched = {}
+        if told is not None and "callback_on_step_end" in parameters:
+            watched["callback_on_step_end"] = told
+        try:
+            output = self.pipe(
+                prompt=prompt if copies == 1 else [prompt] * copies,
+                generator=generators[0] if copies == 1 else generators,
+                output_type=output_type,
+                return_dict=False,
+                **watched,
+                **arguments,
+            )
+        except ErtaError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            said = str(error).lower()
+            if isinstance(error, RuntimeError) and "size" not in said and "shape" not in said:
+                raise  # not of the size that was asked for
+            given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+            raise InputError(
+                f"{type(self.pipe).__name__} refuses this request ({given or 'its defaults'}): "
+                f"{show_error(error)}"
+            ) from error
         return output[0]
 
 
@@ -258,6 +340,7 @@ def load(
         )
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise InputError(f"the pipeline {source} cannot be loaded; {remedy}: {said[0]}") from error
+    pipe.set_progress_bar_config(disable=True)  # `callbacks` show one bar for all prompts
     return LoadedPipeline(pipe.to(device), folder.name if local else source, seam, memory)
 
 

@@ -12,34 +12,33 @@ from typing import Annotated
 import torch
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import TimeRemainingColumn as Remaining
-from rich.table import Table
 
 from erta_framework.budgets import forecast
 from erta_framework.calibration import Profile
 from erta_framework.cli import (
+    OverallProgress,
     find_own_demo,
     find_shipped_profile,
     get_demo_prompts,
     load_model,
     make_console,
+    read_lines,
+    show_comparison,
 )
 from erta_framework.config import build_policies
-from erta_framework.environment import use_fastest_threads
+from erta_framework.environment import is_shared, use_fastest_threads
 from erta_framework.errors import InputError, ProfileMismatchError
 from erta_framework.files import require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 from erta_framework.plugins import Policy
 from erta_framework.report import (
+    Clock,
     Comparison,
     Method,
-    Report,
     compare,
     write_report,
 )
 from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
-from erta_framework.session import StepTrace
 from erta_integrations.shapes_wan.demo._methods import (
     list_methods,
     make_sampler,
@@ -54,9 +53,12 @@ def demo(
         "runs/demo"
     ),
     calls: Annotated[int, typer.Option(min=2, help="Network calls a guidance branch.")] = 25,
-    prompts: Annotated[int, typer.Option(help="Held-out prompts to sample.")] = 8,
+    prompts: Annotated[
+        str, typer.Option(help="How many held-out prompts to sample, or a file with one a line.")
+    ] = "8",
     steps: Annotated[int, typer.Option(help="Steps of the full run.")] = 50,
     model: Annotated[str, typer.Option(help="Model of the catalogue.")] = "shapes-wan",
+    device: Annotated[str, typer.Option(help="'cpu', 'cuda', 'mps' or 'auto'.")] = "auto",
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Calibrate even if the model ships a profile.")
     ] = False,
@@ -74,25 +76,28 @@ def demo(
     if calls > steps:
         raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
     require_writable_folder(output)
-    out = make_console()
+    shared, out = is_shared(), make_console()  # the load before this one's own
     network = load_model(model)
     calibration, held_out = choose_prompts(network, model, prompts)
-    device = resolve_device("auto", 1)
-    with choose_threads(network, held_out, device):
-        profile, origin = choose_profile(network, calibration, steps, output, out, recalibrate)
+    placed = resolve_device(device, 1)
+    clock: Clock = "processor" if shared and placed.type == "cpu" else "wall"
+    with choose_threads(network, held_out, placed):
+        profile, origin = choose_profile(
+            network, calibration, steps, output, out, recalibrate, device
+        )
         methods = list_methods(profile, calls, steps, pipeline=runs_in_pipeline(network))
         plan = forecast(methods[-1].policies, steps)
-        comparison = run_methods(network, methods, held_out)
+        comparison = run_methods(network, methods, held_out, clock, device)
         report = write_report(
             comparison,
             output,
             title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
             setting=describe_setting(model, network, comparison, origin),
             forecast=plan,
-            device=device,
+            device=placed,
             command="erta demo",
         )
-    show_results(out, comparison, report)
+    show_comparison(out, comparison, report)
     if show:
         webbrowser.open(report.html.resolve().as_uri())
 
@@ -114,8 +119,8 @@ def choose_threads(
     return use_fastest_threads(call)
 
 
-def choose_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], list[str]]:
-    """Calibration prompts and `count` held-out ones.
+def choose_prompts(model: TextModel, name: str, asked: str) -> tuple[list[str], list[str]]:
+    """Calibration prompts, and as many held-out ones as are asked for, or those of a file.
 
     Raises:
         InputError: The model brings no prompts, or fewer than were asked for.
@@ -126,11 +131,13 @@ def choose_prompts(model: TextModel, name: str, count: int) -> tuple[list[str], 
             f"the model {name!r} brings no prompts for a demo (demo_prompts); use `erta sample`"
         )
     calibration, held_out = offered
-    if not 1 <= count <= len(held_out):
+    if not asked.isdigit():
+        return calibration, read_lines(asked)
+    if not 1 <= int(asked) <= len(held_out):
         raise InputError(
-            f"--prompts {count}: {name!r} brings 1 to {len(held_out)} held-out prompts"
+            f"--prompts {asked}: {name!r} brings 1 to {len(held_out)} held-out prompts"
         )
-    return calibration, held_out[:count]
+    return calibration, held_out[: int(asked)]
 
 
 def choose_profile(
@@ -140,6 +147,7 @@ def choose_profile(
     output: Path,
     out: Console,
     recalibrate: bool,
+    accelerator: str,
 ) -> tuple[Path, str]:
     """The shipped profile, or a new one from a few prompts; says which."""
     shipped = None if recalibrate else find_shipped_profile(model)
@@ -153,7 +161,7 @@ def choose_profile(
         out.print(f"using the profile {origin}", soft_wrap=True)
         return shipped, origin
     few = calibration[:CALIBRATION_PROMPTS]
-    sampler = make_sampler(model, (), [ProgressBar()], steps=steps)
+    sampler = make_sampler(model, (), [ProgressBar()], steps=steps, accelerator=accelerator)
     (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
     profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
     path = profile.save(output / "profile.safetensors")
@@ -162,18 +170,9 @@ def choose_profile(
     return path, origin
 
 
-class DemoProgress(Callback):
-    """One bar over every run of the demo."""
-
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def on_step(self, step: StepTrace) -> None:
-        """Advance by one step."""
-        self._progress.update(self._task, advance=1)
-
-
-def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> Comparison:
+def run_methods(
+    model: TextModel, methods: list[Method], prompts: list[str], clock: Clock, accelerator: str
+) -> Comparison:
     """Compare the methods under one progress bar.
 
     Raises:
@@ -195,12 +194,11 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
             batch_size=batch_size,
             solver=method.solver,
             scheduler=method.scheduler,
+            accelerator=accelerator,
         )
 
     total = (1 + rounds) * sum(method.steps for method in methods)
-    columns = (TextColumn("sampling"), BarColumn(bar_width=30), TimeElapsedColumn(), Remaining())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = DemoProgress(progress, progress.add_task("sampling", total=total))
+    with OverallProgress(total, "sampling") as bar:
         try:
             return compare(
                 model,
@@ -210,6 +208,7 @@ def run_methods(model: TextModel, methods: list[Method], prompts: list[str]) -> 
                 rounds=rounds,
                 callbacks=[bar],
                 make_sampler=sampler_of,
+                clock=clock,
             )
         except ProfileMismatchError as error:
             error.add_note("the shipped profile does not fit; run `erta demo --recalibrate`")
@@ -228,28 +227,3 @@ def describe_setting(
         **sampler.facts,
         "profile": origin,
     }
-
-
-def show_results(out: Console, comparison: Comparison, report: Report) -> None:
-    """The measured table and where to look."""
-    table = Table(
-        title=f"{len(comparison.prompts)} held-out prompts, measured against the first row",
-        title_justify="left",
-    )
-    table.add_column("", no_wrap=True)
-    for name in ("network calls", "seconds", "speed-up", "PSNR dB", "SSIM"):
-        table.add_column(name, justify="right")
-    for position, row in enumerate(comparison.rows):
-        table.add_row(
-            row.name,
-            f"{row.calls:.0f}",
-            f"{row.seconds:.2f}",
-            f"{row.speedup:.2f}x",
-            "-" if row.psnr_mean is None else f"{row.psnr_mean:.2f}",
-            "-" if row.ssim_mean is None else f"{row.ssim_mean:.4f}",
-            style="bold" if position == comparison.subject else None,
-        )
-    out.print(table)
-    out.print(f"report         {report.html}", markup=False, soft_wrap=True)
-    out.print(f"contact sheet  {report.contact_sheet}", markup=False, soft_wrap=True)
-    out.print(f"animation      {report.animation}", markup=False, soft_wrap=True)

@@ -32,13 +32,26 @@ def make_sampler(
     batch_size: int = 16,
     solver: Solver | None = None,
     scheduler: str | None = None,
+    accelerator: str = "auto",
 ) -> TextSampler:
     """The pipeline's sampler where the model offers one, else that of the own loop."""
     offer = getattr(model, "pipeline_sampler", None)
     if offer is None:
-        return Sampler(policies, callbacks, solver=solver, num_steps=steps, batch_size=batch_size)
+        return Sampler(
+            policies,
+            callbacks,
+            solver=solver,
+            num_steps=steps,
+            batch_size=batch_size,
+            accelerator=accelerator,
+        )
     made: TextSampler = offer(
-        policies, callbacks, scheduler=scheduler, num_steps=steps, batch_size=batch_size
+        policies,
+        callbacks,
+        scheduler=scheduler,
+        num_steps=steps,
+        batch_size=batch_size,
+        accelerator=accelerator,
     )
     return made
 
