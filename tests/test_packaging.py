@@ -122,6 +122,7 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         "diffusers",
         "fabric",
         "language",
+        "ray",
         "report",
         "demo",
         "quantization",
