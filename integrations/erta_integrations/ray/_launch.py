@@ -15,7 +15,7 @@ from erta_framework.jobs import CalibrationRequest, FabricConfig, JobRequest, Su
 from erta_integrations.ray._actors import Actors
 from erta_integrations.ray._crew import Crew
 from erta_integrations.ray._job import calibrate_on_crew, sample_on_crew
-from erta_integrations.ray._place import read_place
+from erta_integrations.ray._place import check_settings, read_place
 from erta_integrations.ray._worker import Surroundings
 
 VARIABLES = ("ERTA_PLUGINS",)
@@ -39,6 +39,7 @@ class RayLauncher:
         """
         if request.open is None:
             raise InputError("this request opens no model; use Sampler(launcher='ray').sample_job")
+        check_settings(request.fabric)
         with connect():
             return sample_on_crew(hire_crew(request.open, request.fabric), request)
 
@@ -49,6 +50,7 @@ class RayLauncher:
             ConfigError: A setting means nothing to Ray, or the cluster lacks the accelerator.
             ErtaError: A share of the prompts cannot be calibrated.
         """
+        check_settings(request.fabric)
         with connect():
             crew = hire_crew(request.open, request.fabric)
             return calibrate_on_crew(crew, request), True

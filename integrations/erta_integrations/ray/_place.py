@@ -45,16 +45,7 @@ def read_place(config: FabricConfig, resources: Mapping[str, float]) -> Place:
         >>> read_place(FabricConfig(devices="auto"), {"CPU": 16.0, "GPU": 2.0})
         Place(accelerator='cuda', count=2, precision='32')
     """
-    if config.strategy not in (None, "auto"):
-        raise ConfigError(
-            f"fabric.strategy is {config.strategy!r}, but with launcher=ray every worker has a "
-            "whole model; leave it out"
-        )
-    if config.num_nodes not in (None, 1):
-        raise ConfigError(
-            f"fabric.num_nodes is {config.num_nodes}, but Ray decides on which machines workers "
-            "run; leave it out, and write the workers of all machines as fabric.devices"
-        )
+    check_settings(config)
     accelerator = read_accelerator(config.accelerator, resources)
     there = int(resources.get(RESOURCES[accelerator], 0))
     count = read_count(config.devices, there)
@@ -68,6 +59,32 @@ def read_place(config: FabricConfig, resources: Mapping[str, float]) -> Place:
         )
     precision = "32-true" if config.precision in (None, "32") else config.precision
     return Place(accelerator, count, name_precision(precision))
+
+
+def check_settings(config: FabricConfig) -> None:
+    """Refuse settings that mean nothing to Ray, whatever the cluster has.
+
+    Raises:
+        ConfigError: Names the setting, its value and the remedy.
+    """
+    if config.strategy not in (None, "auto"):
+        raise ConfigError(
+            f"fabric.strategy is {config.strategy!r}, but with launcher=ray every worker has a "
+            "whole model; leave it out"
+        )
+    if config.num_nodes not in (None, 1):
+        raise ConfigError(
+            f"fabric.num_nodes is {config.num_nodes}, but Ray decides on which machines workers "
+            "run; leave it out, and write the workers of all machines as fabric.devices"
+        )
+    devices = config.devices
+    if devices in (None, "auto"):
+        return
+    if (isinstance(devices, str) and not devices.isdecimal()) or int(devices or 0) < 1:
+        raise ConfigError(
+            f"fabric.devices is {devices!r}, but Ray decides which devices workers have; write "
+            "how many workers, or auto"
+        )
 
 
 def read_accelerator(name: str | None, resources: Mapping[str, float]) -> str:
@@ -93,18 +110,7 @@ def read_accelerator(name: str | None, resources: Mapping[str, float]) -> str:
 
 
 def read_count(devices: int | str | None, there: int) -> int:
-    """The number of workers: one, a number, or all that the cluster has devices for.
-
-    Raises:
-        ConfigError: It is neither a number above 0 nor `"auto"`.
-    """
+    """The number of workers: one, a number, or all that the cluster has devices for."""
     if devices is None:
         return 1
-    if devices == "auto":
-        return max(1, there)
-    if (isinstance(devices, str) and not devices.isdecimal()) or int(devices) < 1:
-        raise ConfigError(
-            f"fabric.devices is {devices!r}, but Ray decides which devices workers have; write "
-            "how many workers, or auto"
-        )
-    return int(devices)
+    return max(1, there) if devices == "auto" else int(devices)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from erta_framework import Sampler
 from erta_framework.cli import app
 from erta_framework.config import load_config
-from erta_framework.errors import CapabilityError, InputError, RegistryError
+from erta_framework.errors import CapabilityError, ConfigError, InputError, RegistryError
 from erta_framework.jobs import FabricConfig, JobRequest, Summary, load_launcher
 from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.testing import AffineFlow
@@ -140,9 +140,12 @@ def test_a_ray_that_was_there_stays(fake_ray):
     assert said == []
 
 
-def test_a_request_that_opens_nothing_starts_no_cluster(fake_ray, tmp_path):
+def test_a_request_that_cannot_run_starts_no_cluster(fake_ray, tmp_path):
     from erta_integrations.ray import RayLauncher
 
     with pytest.raises(InputError, match="opens no model"):
         RayLauncher().sample(JobRequest(prompts=["a"], output=tmp_path))
+    two = JobRequest(open=print, prompts=["a"], output=tmp_path, fabric=FabricConfig(num_nodes=2))
+    with pytest.raises(ConfigError, match=r"fabric\.num_nodes is 2"):
+        RayLauncher().sample(two)
     assert fake_ray[0] == []
