@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 ACCELERATORS = {"cuda": "cuda", "gpu": "cuda", "mps": "mps"}
 """Accelerators that a machine may lack, by Fabric's names, and what torch calls them."""
 LAUNCHER = "fabric"
-"""Entry of `erta_framework.launchers` that is used when several devices are asked for."""
+"""Entry of `erta_framework.launchers` that runs jobs where no other is named."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FabricConfig:
     """Where a job runs, in the names of Lightning Fabric; None means not set.
+
+    Other launchers read the same settings, and refuse those that mean nothing to them.
 
     Attributes:
         accelerator: `"auto"`, `"cpu"`, `"cuda"`, `"gpu"` or `"mps"`.
@@ -196,6 +198,9 @@ def is_launched() -> bool:
 
 def load_launcher(name: str = LAUNCHER) -> Launcher:
     """A launcher of the catalogue.
+
+    Args:
+        name: Such as `"fabric"` or `"ray"`; a name of the catalogue, never an import path.
 
     Raises:
         MissingExtraError: What ours imports is not installed; names the extra.

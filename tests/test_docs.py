@@ -44,6 +44,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def blocks_with_output(page: Path) -> list[tuple[str, str]]:
+    """The blocks of Python of a page, each with the output that the page shows; often none."""
+    text = page.read_text(encoding="utf-8")
+    pattern = r"^```python\n(.*?)^```\n(?:\n```text title=\"prints\"\n(.*?)^```$)?"
+    return re.findall(pattern, text + "\n", re.MULTILINE | re.DOTALL)
+
+
 def named(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
@@ -86,14 +93,21 @@ def test_examples_are_counted_as_the_tests_try_them(tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------------- code
 @pytest.mark.parametrize("page", executed_pages())
 def test_the_code_of_a_page_runs(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     module = ModuleType("page_of_the_docs")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for number, block in enumerate(blocks(page, "python"), start=1):
+    for number, (block, shown) in enumerate(blocks_with_output(page), start=1):
         code = compile(block, f"{named(page)}, block {number}", "exec")
+        capsys.readouterr()
         exec(code, vars(module))  # noqa: S102 - our own pages
+        # its numbers are in the first line; the rest are words for people
+        first, printed = shown.partition("\n")[0], capsys.readouterr().out
+        assert first in printed, f"{named(page)}, block {number} prints {printed!r}"
 
 
 def test_the_policy_of_the_tutorial_has_seven_lines() -> None:

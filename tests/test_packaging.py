@@ -123,6 +123,7 @@ def test_the_wheel_names_what_it_needs(wheel: zipfile.ZipFile) -> None:
         "fabric",
         "hub",
         "language",
+        "ray",
         "report",
         "demo",
         "quantization",

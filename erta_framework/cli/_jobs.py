@@ -27,6 +27,7 @@ from erta_framework.config import RunConfig
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
 from erta_framework.jobs import (
+    LAUNCHER,
     CalibrationRequest,
     FabricConfig,
     JobRequest,
@@ -47,7 +48,8 @@ def is_job(options: JobOptions, prompts: Path | None, config: RunConfig) -> bool
 
 def is_distributed(config: RunConfig) -> bool:
     """Whether a configuration, or whoever started this process, asks for several processes."""
-    return config.devices != 1 or config.fabric.is_distributed or is_launched()
+    elsewhere = config.launcher != LAUNCHER
+    return elsewhere or config.devices != 1 or config.fabric.is_distributed or is_launched()
 
 
 def merge_fabric(config: RunConfig) -> FabricConfig:
@@ -86,7 +88,7 @@ def sample_job(
         require_own_loop(config)
     prompts = request.prompts or choose_prompts(config, prompt, fallback=())
     open_piped = partial(open_pipeline, config, pipeline, request.steps)
-    summary = load_launcher().sample(
+    summary = load_launcher(config.launcher).sample(
         JobRequest(
             open=open_piped if piped else partial(open_model, config),
             prompts=prompts,
@@ -185,7 +187,7 @@ def calibrate_job(
     config: RunConfig, prompts: Sequence[str], profiler: Policy
 ) -> tuple[Profile, bool]:
     """Calibrate over several devices: the profile, and whether this is rank 0."""
-    return load_launcher().calibrate(
+    return load_launcher(config.launcher).calibrate(
         CalibrationRequest(
             open=partial(open_model, config),
             prompts=tuple(prompts),

@@ -64,8 +64,8 @@ def sample(
 
     A configuration with a decoder writes texts, as texts.jsonl.
 
-    A .jsonl file of prompts, --resume, --log-json or fabric.devices=N make it a job. A job is
-    divided over devices and machines, writes one file for each sample, and can be resumed.
+    A .jsonl file of prompts, --resume, --log-json, fabric.devices=N or launcher=ray make it a job.
+    A job is divided over devices and machines, writes one file for each sample, and can be resumed.
     """
     settings, config = config_options.settings, policies.apply(config_options.read_run())
     folder = output if output is not None else Path(config.output)

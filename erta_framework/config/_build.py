@@ -13,7 +13,7 @@ from erta_framework.config._masked_config import MaskedRunConfig
 from erta_framework.config._problems import Misfit
 from erta_framework.config._run_config import RunConfig
 from erta_framework.errors import ConfigError, suggest
-from erta_framework.jobs import ACCELERATORS, FabricConfig, JobConfig, check_accelerator
+from erta_framework.jobs import ACCELERATORS, LAUNCHER, FabricConfig, JobConfig, check_accelerator
 from erta_framework.masked import Decoder, open_decoder_catalogue
 from erta_framework.plugins import Catalogue, PipelineFacts, Policy, load_chooser, take_budget
 from erta_framework.sampling import Guidance, Solver, open_guidance_catalogue, open_solver_catalogue
@@ -49,7 +49,8 @@ def build_run(values: Mapping[str, Any], only: Collection[str] | None = None) ->
             values[key] = construct(section, values[key], where=key)
     run = construct(RunConfig, values, where="configuration")
     asked = run.fabric.accelerator
-    if asked in (None, "auto"):
+    # the workers of another launcher run on other machines, and it knows what those have
+    if asked in (None, "auto") or run.launcher != LAUNCHER:
         return run
     check_accelerator(asked, "fabric.accelerator")
     # one process without Fabric runs there as well, unless told otherwise

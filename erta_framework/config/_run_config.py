@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from erta_framework.jobs import FabricConfig, JobConfig
+from erta_framework.jobs import LAUNCHER, FabricConfig, JobConfig
 from erta_framework.plugins import Policy
 from erta_framework.sampling import CFG, FlowEuler, Guidance, Solver
 
@@ -32,6 +32,8 @@ class RunConfig:
             of a pipeline's network. Read by `erta sample`, `erta calibrate` and `erta plan`.
         memory: The most that places inside the network may keep in a batch, such as `2GiB`.
         output: Folder to write to.
+        launcher: Who runs a job over several devices: `"fabric"`, or another installed launcher
+            such as `"ray"`. Any but `"fabric"` makes a run a job, also on one device.
         fabric: Where a job over several devices runs, in the names of Lightning Fabric.
         job: How such a job is divided.
     """
@@ -52,5 +54,6 @@ class RunConfig:
     seam: Literal["latent", "trunk"] = "latent"
     memory: str | None = None
     output: str = "runs"
+    launcher: str = LAUNCHER
     fabric: FabricConfig = field(default_factory=FabricConfig)
     job: JobConfig = field(default_factory=JobConfig)

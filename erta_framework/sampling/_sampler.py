@@ -28,6 +28,7 @@ from erta_framework.calibration import (
 )
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.jobs import (
+    LAUNCHER,
     CalibrationRequest,
     FabricConfig,
     JobConfig,
@@ -76,6 +77,7 @@ class Sampler:
         strategy: How Fabric starts the processes, such as `"ddp"`.
         num_nodes: Machines.
         memory: The most that places inside the network may keep in a batch, such as `"2GiB"`.
+        launcher: Who runs `sample_job`: `"fabric"`, or another installed launcher such as `"ray"`.
         budget: One of `calls`, `speedup`, `psnr`, `seconds`, `work` and `quality`, such as
             `speedup=2`: for the first policy that takes one. Without policies, some that need no
             profile are chosen.
@@ -106,6 +108,7 @@ class Sampler:
         strategy: str | None = None,
         num_nodes: int | None = None,
         memory: str | int | None = None,
+        launcher: str = LAUNCHER,
         **budget: Any,
     ) -> None:
         self.callbacks = tuple(callbacks)
@@ -120,9 +123,12 @@ class Sampler:
             strategy=strategy,
             precision=None if precision == "32" else precision,
         )
-        # each of several processes has one device; which, Fabric says when it launches them
+        self.launcher = launcher
+        # each of several processes has one device; which, the launcher says when it starts them.
+        # The workers of other launchers than Fabric may run where there are other accelerators
         self.device = resolve_device(
-            accelerator, 1 if self.fabric.is_distributed and devices else devices
+            accelerator if launcher == LAUNCHER else "auto",
+            1 if self._is_launched and devices else devices,
         )
         check_precision(precision)
         self.precision = precision
@@ -130,6 +136,11 @@ class Sampler:
             raise InputError(f"batch_size is {batch_size}, it must be at least 1")
         self.batch_size = batch_size
         self.loop = SamplingLoop(Engine(self.policies), self.solver, self.guidance, memory)
+
+    @property
+    def _is_launched(self) -> bool:
+        """Whether a launcher runs this sampler, not the process that made it."""
+        return self.fabric.is_distributed or self.launcher != LAUNCHER
 
     @property
     def facts(self) -> dict[str, str]:
@@ -170,10 +181,12 @@ class Sampler:
             NonFiniteError: A reused output was NaN or infinite.
         """
         require_prediction(model, self.solver)
-        if self.fabric.is_distributed:
+        if self._is_launched:
             raise CapabilityError(
-                f"this sampler has several devices ({self.fabric}), whose samples go to a folder; "
-                "use sample_job(model, prompts, folder), or devices=1"
+                f"this sampler has several devices ({self.fabric}, launcher {self.launcher!r}), "
+                "whose samples go to a folder; use sample_job(model, prompts, folder), or devices=1"
+                + f" and launcher={LAUNCHER!r}"
+                * (self.launcher != LAUNCHER)
             )
         names = as_prompts(prompts)
         numbers = as_seeds(seeds, seed, len(names))
@@ -239,7 +252,7 @@ class Sampler:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
         chosen = find_profiler(self.policies, profiler)
-        if self.fabric.is_distributed:
+        if self._is_launched:
             request = CalibrationRequest(
                 open=partial(open_worker, use_one_device(self), model),
                 prompts=tuple(prompts),
@@ -247,7 +260,7 @@ class Sampler:
                 seed=seed,
                 fabric=self.fabric,
             )
-            return load_launcher().calibrate(request)[0]
+            return load_launcher(self.launcher).calibrate(request)[0]
 
         memory = NetworkMemory()
         with watch_model(model, memory, self.device, chosen) as seen:
@@ -307,11 +320,11 @@ class Sampler:
         log_json: bool = False,
         job: JobConfig | None = None,
     ) -> Summary:
-        """Sample many prompts into a folder on this sampler's devices, through Lightning Fabric.
+        """Sample many prompts into a folder on this sampler's devices, through its launcher.
 
         Every process that takes part calls it; Fabric starts those that nobody else started, by
-        running the script again. A sample depends on its prompt, seed and settings alone, not on
-        how many processes there are.
+        running the script again, and Ray needs this process alone. A sample depends on its prompt,
+        seed and settings alone, not on how many processes there are.
 
         Args:
             model: Encodes the prompts and predicts.
@@ -329,7 +342,7 @@ class Sampler:
         Raises:
             InputError: The prompts are wrong, or the folder holds another job.
             CapabilityError: The strategy splits one sample over ranks.
-            MissingExtraError: Lightning is not installed.
+            MissingExtraError: Lightning, or Ray, is not installed.
         """
         request = JobRequest(
             open=partial(open_worker, use_one_device(self), model),
@@ -341,7 +354,7 @@ class Sampler:
             fabric=self.fabric,
             job=job if job is not None else JobConfig(),
         )
-        return load_launcher().sample(request)
+        return load_launcher(self.launcher).sample(request)
 
     def _request(
         self, model: TextModel, names: Sequence[str], start: Tensor, first: int, number: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
-from erta_framework.jobs import FabricConfig
+from erta_framework.jobs import LAUNCHER, FabricConfig
 from erta_framework.sampling._device import check_precision, resolve_device
 from erta_framework.sampling._text_model import TextModel
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def use_one_device(sampler: Sampler) -> Sampler:
     """The same sampler on one of its devices."""
     twin = copy.copy(sampler)
-    twin.fabric = FabricConfig()
+    twin.fabric, twin.launcher = FabricConfig(), LAUNCHER
     return twin
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from erta_framework.calibration import Profile
 from erta_framework.errors import ErtaError, PolicyError
 from erta_framework.jobs import CalibrationRequest
 from erta_framework.sampling import Sampler, TextModel
+from erta_integrations.fabric.jobs import list_shares, merge_shares
 
 
 def calibrate_share(
@@ -32,13 +32,13 @@ def calibrate_share(
         ErtaError: This rank's calibration failed.
         ProfileMismatchError: The ranks do not calibrate the same run; names what differs.
     """
-    prompts, world = request.prompts, fabric.world_size
-    first, last = (len(prompts) * (fabric.global_rank + k) // world for k in (0, 1))
+    own = list_shares(len(request.prompts), fabric.world_size)[fabric.global_rank]
+    prompts = request.prompts[own.start : own.stop]
     data, problem = b"", None
     try:
-        if first < last:
+        if prompts:
             share = sampler.calibrate(
-                model, prompts[first:last], seed=request.seed + first, profiler=request.profiler
+                model, prompts, seed=request.seed + own.start, profiler=request.profiler
             )
             data = to_bytes(share)
     except ErtaError as error:
@@ -49,11 +49,7 @@ def calibrate_share(
         raise problem
     if parts is None:
         raise PolicyError("calibration failed on another rank; its message says why")
-    merged = Profile.merge([from_bytes(part) for part in parts if part])
-    return merged.with_provenance(
-        prompts=hashlib.sha256("\n".join(prompts).encode()).hexdigest()[:16],
-        seeds=f"{request.seed}..{request.seed + len(prompts) - 1}",
-    )
+    return merge_shares((from_bytes(part) for part in parts if part), request)
 
 
 def gather_bytes(fabric: Fabric, data: bytes, failed: bool) -> list[bytes] | None:

@@ -28,11 +28,15 @@ from erta_framework.jobs import (
 )
 from erta_framework.sampling import Sampler, TextModel
 from erta_integrations.fabric._calibration import calibrate_share
-from erta_integrations.fabric.jobs import PipelineSource, SamplerSource, SampleSource, run_job
+from erta_integrations.fabric.jobs import (
+    SamplerSource,
+    SampleSource,
+    name_precision,
+    open_source,
+    run_job,
+)
 
 T = TypeVar("T")
-PRECISIONS = {"32-true": "32", "bf16-mixed": "bf16-mixed", "16-mixed": "16-mixed"}
-"""Fabric's names of the precisions that a `Sampler` has."""
 
 
 class FabricLauncher:
@@ -169,16 +173,8 @@ def sample_part(fabric: Fabric, request: JobRequest) -> Summary:
     """
     if request.open is None:
         raise InputError("this request opens no model; use sample_job(fabric, sampler, model, ...)")
-    return take_part(fabric, open_source(fabric, request.open), request)
-
-
-def open_source(fabric: Fabric, make: Callable[[str, str], Any]) -> SampleSource:
-    """What samples on this rank: a sampler and its model, or a pipeline."""
-    opened = make(fabric.device.type, to_precision(fabric))
-    if isinstance(opened, tuple) and len(opened) == 2:
-        sampler, model = opened
-        return SamplerSource(sampler, setup(fabric, model), fabric.device)
-    return PipelineSource(*opened)
+    opened = request.open(fabric.device.type, to_precision(fabric))
+    return take_part(fabric, open_source(opened, fabric.device, partial(setup, fabric)), request)
 
 
 def take_part(fabric: Fabric, source: SampleSource, request: JobRequest) -> Summary:
@@ -199,10 +195,7 @@ def to_precision(fabric: Fabric) -> str:
     Raises:
         CapabilityError: A `Sampler` has no such precision.
     """
-    name = str(fabric.strategy.precision.precision)
-    if name not in PRECISIONS:
-        raise CapabilityError(f"precision {name!r} is none of a job; use {', '.join(PRECISIONS)}")
-    return PRECISIONS[name]
+    return name_precision(str(fabric.strategy.precision.precision))
 
 
 def calibrate_part(fabric: Fabric, request: CalibrationRequest) -> tuple[Profile, bool]:

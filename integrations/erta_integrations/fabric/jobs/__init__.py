@@ -8,11 +8,13 @@ remains of a killed process is taken over by the others, or by a later run in th
 from erta_integrations.fabric.jobs._claims import Claim, Claims
 from erta_integrations.fabric.jobs._job import run_job
 from erta_integrations.fabric.jobs._manifest import Tally, WorkerLog, write_manifest
+from erta_integrations.fabric.jobs._opened import name_precision, open_source
 from erta_integrations.fabric.jobs._pipeline_source import PipelineSource
 from erta_integrations.fabric.jobs._progress import JobProgress, ProgressWatch, show_progress
 from erta_integrations.fabric.jobs._prompts import Item, load_items
-from erta_integrations.fabric.jobs._runner import JobRunner
+from erta_integrations.fabric.jobs._runner import JobRunner, is_device_lost
 from erta_integrations.fabric.jobs._sample_source import SampledItem, SamplerSource, SampleSource
+from erta_integrations.fabric.jobs._shares import list_shares, merge_shares
 from erta_integrations.fabric.jobs._store import SHARD, Store, count_committed, open_folder
 from erta_integrations.fabric.jobs._workers import Worker
 
@@ -33,8 +35,13 @@ __all__ = [
     "Worker",
     "WorkerLog",
     "count_committed",
+    "is_device_lost",
+    "list_shares",
     "load_items",
+    "merge_shares",
+    "name_precision",
     "open_folder",
+    "open_source",
     "run_job",
     "show_progress",
     "write_manifest",
