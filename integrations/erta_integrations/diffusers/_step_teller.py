@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erta_framework.sampling import BatchEnd, Observers
 from erta_framework.session import StepTrace
-from erta_integrations.diffusers._attach import Attachment
+from erta_integrations.diffusers._attachment import Attachment
 
 
 class StepTeller:
