@@ -23,7 +23,7 @@ from erta_framework.errors import (
     UnusedWarning,
 )
 from erta_policies.ertacache import ERTACache, ResidualProfiler, SkipPolicy
-from tiny_pipelines import FAMILIES, Family, counted, flow
+from tiny_pipelines import FAMILIES, counted, flow
 from tiny_pipelines.toys import Net, Toy
 
 WAN = FAMILIES["wan-euler"]
@@ -158,14 +158,10 @@ def test_options_without_a_policy_are_refused() -> None:
 # ------------------------------------------------------------------------ tiers
 @pytest.fixture(scope="module")
 def measured() -> erta.Profile:
-    return measure(WAN)
-
-
-def measure(family: Family) -> erta.Profile:
-    """A profile of a tiny pipeline with plans of 4, 6 and 8 calls that were measured."""
-    pipe = family.build()
+    """A profile of the tiny pipeline with plans of 4, 6 and 8 calls that were measured."""
+    pipe = WAN.build()
     with erta.attach(pipe, [ResidualProfiler()]) as run:
-        family.run(pipe, steps=STEPS)
+        WAN.run(pipe, steps=STEPS)
     front = MeasuredFront(
         steps=((0, 4, 8, 11), (0, 2, 4, 6, 8, 11), (0, 1, 2, 3, 5, 7, 9, 11)),
         refined=((0, 4, 8, 11), (0, 2, 4, 6, 8, 11), (0, 1, 2, 3, 5, 7, 9, 11)),
@@ -203,15 +199,25 @@ def test_a_tier_out_of_reach_is_an_error(measured: erta.Profile, budget: dict[st
 
 
 def test_a_request_that_computes_more_than_its_tier_says_so(
-    caplog: pytest.LogCaptureFixture,
+    measured: erta.Profile, caplog: pytest.LogCaptureFixture
 ) -> None:
-    family = FAMILIES["wan22"]  # the second network also computes its first step
-    pipe = family.build()
+    pipe = WAN.build()
+    embeds = WAN.inputs(1)["prompt_embeds"]
+
+    def change(_: Any, index: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Other conditioning from step 2 on, which begins a new history."""
+        return {"prompt_embeds": embeds + 1} if index == 1 else {}
+
     with (
-        erta.attach(pipe, [ERTACache(profile=measure(family), calls=8)]) as run,
+        erta.attach(pipe, [ERTACache(profile=measured, calls=8, linearizer=False)]) as run,
         run.using(calls=4),
     ):
-        family.run(pipe, steps=STEPS)
+        WAN.run(
+            pipe,
+            steps=STEPS,
+            callback_on_step_end=change,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
     assert "5 steps were computed, more than its tier has" in run.summary()
     assert "calls=4: 4 calls, measured 30.0 dB" in caplog.text
 
