@@ -6,7 +6,7 @@ profile as a `MeasuredFront`.
 """
 
 from erta_framework.budgets._export import export_schedule, plan_export, write_export
-from erta_framework.budgets._forecast import forecast, promise
+from erta_framework.budgets._forecast import explain_shortfall, forecast, promise
 from erta_framework.budgets._listed_steps import ListedSteps, with_steps
 from erta_framework.budgets._measured_front import MeasuredFront, list_measured_units
 from erta_framework.budgets._measured_tables import REMEDY
@@ -36,6 +36,7 @@ __all__ = [
     "Tier",
     "as_planner",
     "count_replay_calls",
+    "explain_shortfall",
     "export_schedule",
     "find_planner",
     "forecast",

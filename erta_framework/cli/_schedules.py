@@ -8,15 +8,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from erta_framework.budgets import StepSchedule
+from erta_framework.budgets import StepSchedule, explain_shortfall
 
 
 def show_schedule(out: Console, each: StepSchedule) -> None:
     """The schedule as a strip of computed and reused steps, ten to a group."""
     out.print(
-        f"{each.policy}: {each.calls} of {each.num_steps} steps computed",
+        f"{each.owner or each.policy}: {each.calls} of {each.num_steps} steps computed",
         style="bold",
     )
+    if short := explain_shortfall(each):
+        out.print(short)
     strip = Text()
     for index in range(each.num_steps):
         computed = each.sources[index] == index
@@ -62,6 +64,7 @@ def as_record(each: StepSchedule) -> dict[str, object]:
         "policy": each.policy,
         "steps": each.num_steps,
         "calls": each.calls,
+        "asked": each.asked,
         "speedup": each.speedup,
         "threshold": each.threshold,
         "computed": list(each.computed),

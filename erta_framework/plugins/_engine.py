@@ -36,7 +36,7 @@ from erta_framework.plugins._dispatch import (
 from erta_framework.plugins._explain import explain_engine
 from erta_framework.plugins._hooks import check_hooks, find_raiser, is_wrapper
 from erta_framework.plugins._hookspecs import HOOKS, PROJECT, HookSpecs, hookimpl
-from erta_framework.plugins._policy import Policy, find_owners, flatten
+from erta_framework.plugins._policy import Policy, find_owners, flatten_owned
 from erta_framework.session import (
     GUIDED,
     PREFIX,
@@ -100,8 +100,10 @@ class Engine:
     """
 
     def __init__(self, policies: Sequence[Policy] = ()) -> None:
-        self.policies = flatten(policies)
+        owned = flatten_owned(policies)
+        self.policies = tuple(part for part, _ in owned)
         self.listed = tuple(policies)
+        self._listed_by_part = {id(part): owner for part, owner in owned}
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(HookSpecs)
         self._manager.register(CoreDefaults(), name="core")
@@ -147,6 +149,10 @@ class Engine:
         """The policies that implement `hook`, in call order: wrappers first, then as listed."""
         found = (p for p in self.policies if hook in self._implemented[id(p)])
         return tuple(sorted(found, key=lambda policy: not is_wrapper(hook, policy)))
+
+    def listed_of(self, policy: Policy) -> Policy:
+        """The listed policy that one of this engine's policies is a part of; itself if listed."""
+        return self._listed_by_part[id(policy)]
 
     def hooks_of(self, policy: Policy) -> tuple[str, ...]:
         """The hooks that one of this engine's policies implements."""

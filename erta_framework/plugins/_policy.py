@@ -149,9 +149,20 @@ def flatten(policies: Sequence[Policy], where: str = "policies") -> tuple[Policy
     Raises:
         PolicyError: An entry is a class or no policy at all, or stands twice in the list.
     """
+    return tuple(part for part, _ in flatten_owned(policies, where))
+
+
+def flatten_owned(
+    policies: Sequence[Policy], where: str = "policies"
+) -> tuple[tuple[Policy, Policy], ...]:
+    """The same, each part with the listed policy that it belongs to.
+
+    Raises:
+        PolicyError: As `flatten`.
+    """
     if isinstance(policies, Policy) or not isinstance(policies, Iterable):
         raise PolicyError(f"{where} is {policies!r}, not a list; write [{policies!r}]")
-    flat: list[Policy] = []
+    flat: list[tuple[Policy, Policy]] = []
     for position, policy in enumerate(policies):
         if isinstance(policy, type) and issubclass(policy, Policy):
             raise PolicyError(
@@ -165,9 +176,10 @@ def flatten(policies: Sequence[Policy], where: str = "policies") -> tuple[Policy
             )
         parts = tuple(policy.parts())
         for part in parts:  # a recipe may list itself beside others
-            flat.extend((part,) if part is policy else flatten((part,), f"{policy.name}.parts"))
-    for policy in flat:
-        if sum(policy is other for other in flat) > 1:
+            inner = (part,) if part is policy else flatten((part,), f"{policy.name}.parts")
+            flat.extend((each, policy) for each in inner)
+    for policy, _ in flat:
+        if sum(policy is other for other, _ in flat) > 1:
             raise PolicyError(
                 f"the same object {policy!r} stands twice in the policies; make a second one"
             )

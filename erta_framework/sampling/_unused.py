@@ -30,7 +30,7 @@ def warn_unused(engine: Engine, traces: Sequence[Trace]) -> None:
     if any(trace.samples_differed for trace in traces):
         return
     steps = {trace.num_steps for trace in traces}
-    if asked := [policy.name for policy in find_asked(engine, steps)]:
+    if asked := dict.fromkeys(policy.name for policy in find_asked(engine, steps)):
         reason, count = Counter(map(explain_reason, calls)).most_common(1)[0]
         warnings.warn(
             f"nothing was reused in {len(traces)} batches, although {' and '.join(asked)} may "
@@ -42,11 +42,11 @@ def warn_unused(engine: Engine, traces: Sequence[Trace]) -> None:
 
 
 def find_asked(engine: Engine, steps: set[int]) -> Iterator[Policy]:
-    """The policies that were asked to reuse: those that plan to, or decide while sampling."""
+    """The listed policies that were asked to reuse: that plan to, or decide while sampling."""
     for policy in engine.implementers("decide"):
         plan = getattr(policy, "plan", None)
         if plan is None:
             if not policy.traits.static:
-                yield policy
+                yield engine.listed_of(policy)
         elif any(len(plan(count).computed) < count for count in steps if count > 2):
-            yield policy
+            yield engine.listed_of(policy)

@@ -219,7 +219,7 @@ class Attachment:
 
         Args:
             path: The page; it needs no other file.
-            title: Heading; by default the pipeline and its policies.
+            title: Heading; by default that of the pipeline.
 
         Raises:
             InputError: There was no request yet.
@@ -228,7 +228,11 @@ class Attachment:
         from erta_framework.report import write_run_page
 
         return write_run_page(
-            self.traces, path, title=title or repr(self), facts=self.explain(), said=self.summary()
+            self.traces,
+            path,
+            title=title or f"{self._pipeline}: what was computed, and what was reused",
+            facts=self.explain(),
+            said=self.summary(),
         )
 
     def using(self, *, measured: bool = True, **budget: Any) -> AbstractContextManager[Tier]:

@@ -198,6 +198,30 @@ def test_a_tier_out_of_reach_is_an_error(measured: erta.Profile, budget: dict[st
         WAN.run(run._driver.parts.pipe, steps=STEPS)  # type: ignore[attr-defined]
 
 
+def test_a_request_that_computes_more_than_its_tier_says_so(
+    measured: erta.Profile, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipe = WAN.build()
+    embeds = WAN.inputs(1)["prompt_embeds"]
+
+    def change(_: Any, index: int, time: Any, given: dict[str, Any]) -> dict[str, Any]:
+        """Other conditioning from step 2 on, which begins a new history."""
+        return {"prompt_embeds": embeds + 1} if index == 1 else {}
+
+    with (
+        erta.attach(pipe, [ERTACache(profile=measured, calls=8, linearizer=False)]) as run,
+        run.using(calls=4),
+    ):
+        WAN.run(
+            pipe,
+            steps=STEPS,
+            callback_on_step_end=change,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        )
+    assert "5 steps were computed, more than its tier has" in run.summary()
+    assert "calls=4: 4 calls, measured 30.0 dB" in caplog.text
+
+
 def test_a_tier_that_was_not_measured_must_be_wanted() -> None:
     pipe = WAN.build()
     with erta.attach(pipe, "taylorseer") as run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import threading
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from erta_framework import Interval, SessionInfo, Trace
 from erta_framework.attach import RequestLog
+from erta_framework.budgets import Tier
 from erta_integrations.diffusers.network import find_channel_dim
 from erta_integrations.diffusers.pipeline._call_frame import CallFrame
 from erta_integrations.diffusers.pipeline._capabilities import capabilities
@@ -30,6 +32,8 @@ from erta_integrations.diffusers.pipeline._row_branches import find_row_branches
 from erta_integrations.diffusers.pipeline._run_length import find_run_steps, keep_steps
 from erta_integrations.diffusers.pipeline._schedulers import find_first_index, read_schedule
 from erta_integrations.diffusers.pipeline._usage import Usage
+
+log = logging.getLogger(__name__)
 
 
 class Aborted(Exception):
@@ -224,8 +228,20 @@ class RequestLife:
         try:
             session.__exit__(type(error) if error else None, error, None)
         finally:
+            note_tier(session.trace, request.tier)
             self.log.add(session)
             self.usage.note_request(session.trace)
+            log.info("%s: %s", type(request.pipe).__name__, session.trace.headline())
+
+
+def note_tier(trace: Trace, tier: Tier | None) -> None:
+    """Note in a trace that more was computed than its tier promises."""
+    made = len(trace.computed_steps)
+    if tier is None or tier.calls is None or made <= tier.calls:
+        return
+    said = f"{made} steps were computed, more than its tier has ({tier.describe()})"
+    trace.notes = (*trace.notes, said)
+    log.warning("%s: %s", trace.request_id, said)
 
 
 def can_follow(call: CallFrame, request: PipelineRequest) -> bool:

@@ -97,7 +97,7 @@ class Usage:
                 "branch the same at every step"
             )
 
-        elif asked := [policy.name for policy in self._find_asked()]:
+        elif asked := dict.fromkeys(policy.name for policy in self._find_asked()):
             reason, count = self._reasons.most_common(1)[0]
             yield (
                 f"nothing was reused in {self._requests} requests of {pipe}, although "
@@ -111,9 +111,9 @@ class Usage:
             planner = as_planner(policy)
             if planner is None:
                 if not policy.traits.static:
-                    yield policy
+                    yield self.engine.listed_of(policy)
             elif any(len(planner.plan(steps).computed) < steps for steps in self._steps):
-                yield policy
+                yield self.engine.listed_of(policy)
 
     def _count_outside(self, name: str) -> int:
         return sum(count for (found, _), count in self.outside.items() if found == name)
