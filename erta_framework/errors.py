@@ -79,10 +79,15 @@ class UnusedWarning(UserWarning):
     """What was attached to a pipeline was never used; nobody would notice otherwise."""
 
 
+LISTED = 30
+"""Names that a message lists, at the most."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
-    """What to write instead of `name`: the close matches, else everything known."""
+    """What to write instead of `name`: the close matches, else the first of what is known."""
     names = sorted(known)
     close = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(match) for match in close) + "?"
-    return "known: " + (", ".join(map(escape_line, names)) if names else "none")
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return "known: " + (", ".join(map(escape_line, names[:LISTED])) if names else "none") + more

@@ -128,7 +128,7 @@ class Catalogue:
         if not matches:
             raise RegistryError(
                 f"no installed distribution provides {show_value(name)} in "
-                f"{self.group}{self.limit}; " + suggest(name, self.names())
+                f"{self.group}{self.limit}; {suggest(name, self.names())}{self._listed_by()}"
             )
         if len(matches) > 1:
             owners = ", ".join(match.origin for match in matches)
@@ -137,6 +137,10 @@ class Catalogue:
                 f"{owners}; uninstall one, or allow only one through {LIMIT_VARIABLE}"
             )
         return self._import(matches[0])
+
+    def _listed_by(self) -> str:
+        """The command that lists them, for a message."""
+        return "; `erta policies` lists all" if self.group == "erta_framework.policies" else ""
 
     def _import(self, entry: Entry) -> Any:
         log.debug("importing %s", entry)

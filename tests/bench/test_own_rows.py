@@ -51,6 +51,7 @@ def test_rows_of_ones_own_stand_beside_the_plain_ones_or_the_named_ones() -> Non
         ("foraa", InputError, "no row and no policy 'foraa'; did you mean 'fora'"),
         ("{fora: 3}", ConfigError, "is no policy"),
         ("{foraa: {interval: 3}}", ErtaError, "foraa"),
+        ("{fora: {intervall: 3}}", ConfigError, "did you mean 'interval'"),
         ("{fora: {interval: SOLVE 3..3}}", InputError, "is no range"),
         ("{easycache: {threshold: SOLVE 1..2, warmup: SOLVE 1..2}}", InputError, "2 options say"),
     ],

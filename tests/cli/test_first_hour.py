@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import erta_framework
+from erta_framework.optional_dependencies import find_extra
 
 CHECK = """
 import sys
@@ -100,3 +102,55 @@ def test_a_policy_a_budget_and_a_device_need_no_file(erta, profile) -> None:
     done = erta(*run, "--policy", "{skip_policy: {every: 4}}")
     assert done.exit_code == 0, done.output
     assert "2 samples, 6 network calls" in done.output
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("PIL.Image", "report"),
+        ("matplotlib", "report"),
+        ("diffusers.schedulers", "diffusers"),
+        ("lightning", "fabric"),
+        ("torchao", "quantization"),
+        ("nothing_of_ours", None),
+    ],
+)
+def test_a_missing_library_belongs_to_the_smallest_extra(module, extra) -> None:
+    assert find_extra(module) == extra
+    assert find_extra("diffusers", prefer="demo") == "demo"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra"), [(("sample", "-p", "x"), "diffusers"), (("demo",), "demo")]
+)
+def test_what_misses_a_library_names_the_pip_line(erta, monkeypatch, arguments, extra) -> None:
+    def load(point):
+        raise ModuleNotFoundError("No module named 'diffusers.x'", name="diffusers.x")
+
+    monkeypatch.setattr("importlib.metadata.EntryPoint.load", load)
+    done = erta(*arguments)
+    assert done.exit_code == 1
+    told = " ".join(done.output.split())
+    assert f'needs diffusers, which is not installed; pip install "erta-framework[{extra}]"' in told
+
+
+def test_a_library_that_is_missed_later_is_one_message_as_well(erta, monkeypatch) -> None:
+    def show(*_):
+        raise ModuleNotFoundError("No module named 'PIL'", name="PIL")
+
+    monkeypatch.setattr("erta_framework.cli._explain.explain_tokens", show)
+    done = erta("explain", "decoder=random", "model=words")
+    assert done.exit_code == 1
+    assert (
+        'error: this needs PIL, which is not installed; pip install "erta-framework[report]"'
+        in (done.output)
+    )
+
+
+def test_a_policy_of_its_own_options_is_planned_without_a_profile(erta, profile) -> None:
+    done = erta("plan", "steps=9", "--policy", "{skip_policy: {every: 4}}", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)[0]["computed"] == [0, 4, 8]
+    asked = ("plan", "--profile", profile, "--policy", "{planned_schedule: {cost: forecast}}")
+    found = json.loads(erta(*asked, "--speedup", "2", "--json").output)
+    assert [plan["calls"] for plan in found] == [4]

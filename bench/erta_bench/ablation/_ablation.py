@@ -31,7 +31,7 @@ COLUMNS = {
     "name": "policies",
     "calls": "made",
     "work": "work",
-    "speedup": "speed",
+    "processor_speedup": "speed",
     "psnr_mean": "PSNR",
     "psnr_std": "std",
     "gain_mean": "gain",

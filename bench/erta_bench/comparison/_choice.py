@@ -106,6 +106,7 @@ def read_own_row(text: str) -> Contender:
         raise InputError(
             f"--policy {text}: {len(searches)} options say SOLVE; one can be solved for"
         )
+    require_buildable(specs, searches)
     found: list[object] = []
     fill(specs, found.append)
     return Contender(
@@ -116,6 +117,19 @@ def read_own_row(text: str) -> Contender:
         seam=find_seam(specs, searches),
         bound="" if BUDGET in found or SOLVED in found else FIXED,
     )
+
+
+def require_buildable(specs: Sequence[Spec], searches: Sequence[SearchRange]) -> None:
+    """Refuse options that no policy has before anything is measured.
+
+    Raises:
+        ErtaError: As the policy says it.
+    """
+    try:
+        build_policies(fill(list(specs), partial(make_example, searches=searches)))
+    except ErtaError as error:
+        if "profile" not in str(error):  # which is calibrated when the row is prepared
+            raise
 
 
 def find_seam(specs: Sequence[Spec], searches: Sequence[SearchRange]) -> str:

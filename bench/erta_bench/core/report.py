@@ -18,6 +18,8 @@ from erta_framework.files import write_atomically
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
+CLOCK = "by processor seconds, which other programs on the machine disturb less than wall seconds"
+"""Said below a table with such a column."""
 """One flat record; common keys are `name, calls, steps, seconds, speedup, psnr_mean, psnr_std,
 ssim_mean, seeds, prompts`."""
 
@@ -90,6 +92,8 @@ class Bench:
         """Print the table, and write the JSON file if one is named."""
         console = console or make_console()
         console.print(self.table())
+        if "processor_speedup" in self.columns:
+            console.print(f"{self.columns['processor_speedup']}: {CLOCK}", highlight=False)
         if path is not None:
             console.print(f"wrote {self.write(path)}", highlight=False)
 
