@@ -65,6 +65,8 @@ SENSITIVITIES = toy_profile(SensitivityProfiler())
 FITTED = toy_profile(FittedProfiler())
 BLOCK_SUMS = toy_profile(SurrogateProfiler())
 SMOOTH = toy_profile(SmoothCacheProfiler())
+GAPS = toy_profile(OURS["cem_profiler"]())
+UNSEARCHED = OURS["budcache_profiler"](budget={"calls": 5}, iterations=0, climbs=0)
 SPAN = Select(kind=("block",), depth="1:", span=True)
 FEATURES = toy_profile(OURS["feature_profiler"](sites=SPAN, interval=4))
 # it was made on the toy with blocks
@@ -253,6 +255,12 @@ POLICIES: list[Policy] = [
     OURS["smoothcache"](profile=SMOOTH, threshold=0.2),
     OURS["smoothcache"](profile=SMOOTH, budget={"work": 7}),
     OURS["smoothcache"](schedule={"attn": (1, 0, 0, 1, 1, 0, 1, 1, 1, 0), "mlp": (1, 0) * 5}),
+    OURS["cem_profiler"](),
+    OURS["cem_profiler"](longest=3),
+    OURS["cem"](profile=GAPS, calls=5),
+    OURS["cem"](profile=GAPS, budget={"speedup": 2.0}, weight="none"),
+    UNSEARCHED,
+    OURS["budcache"](profile=toy_profile(UNSEARCHED), calls=5),
     OURS["spectrum"](first=2, growth=1.0),
     STACK,
     OURS["spectrum"](level="blocks", first=2, free_mean=True, blend=1.0),

@@ -17,7 +17,7 @@ from erta_bench.core.pareto import Point, find_frontier, write_pareto_plot
 from erta_framework import Policy, Reuse, hookimpl
 from erta_framework.compatibility import Role, find_role
 from erta_framework.config import build_policies
-from erta_framework.errors import CapabilityError, InputError
+from erta_framework.errors import BudgetError, CapabilityError, InputError
 from erta_framework.plugins import policies
 from erta_framework.sampling.guidance import NoGuidance
 from erta_framework.session import Trace
@@ -33,12 +33,14 @@ from erta_bench.comparison._contender import (
     SOLVED,
     CalibratedBy,
     Contender,
+    ListedSteps,
     SearchRange,
     calibrate_with,
     fill,
     mix,
     policy,
 )
+from erta_bench.comparison._listed import choose_steps
 from erta_bench.comparison._memory import MemoryMeter, count_live_bytes, count_only_new
 from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._rows import (
@@ -114,6 +116,19 @@ def test_stand_ins_are_filled_at_every_depth() -> None:
 
 
 # -------------------------------------------------------------------------- solving
+def test_a_published_list_is_taken_as_it_is_and_others_lie_between() -> None:
+    listed = ListedSteps("steps", 50, ("0,1,3,7,14,21,28,35,42,49", "0-5,7,10,16,23,30,37,44,49"))
+    assert choose_steps(listed, 10, 50) == (0, 1, 3, 7, 14, 21, 28, 35, 42, 49)
+    assert choose_steps(listed, 14, 50) == (0, 1, 2, 3, 4, 5, 7, 10, 16, 23, 30, 37, 44, 49)
+    for calls, steps in ((2, 50), (8, 50), (12, 50), (17, 50), (25, 50), (10, 20), (20, 20)):
+        chosen = choose_steps(listed, calls, steps)
+        assert len(set(chosen)) == calls
+        assert chosen == tuple(sorted(chosen))
+        assert (chosen[0], chosen[-1]) == (0, steps - 1)
+    with pytest.raises(BudgetError, match="a first and a last step"):
+        choose_steps(listed, 1, 50)
+
+
 def test_a_threshold_is_solved_for_the_calls_nearest_to_the_budget() -> None:
     tried: list[float] = []
 
@@ -502,7 +517,11 @@ def fill_by_hand(contender: Contender) -> list[Any] | None:
     if any(isinstance(one, CalibratedBy) for one in found):
         return None
     solved = 2 if contender.search is not None and contender.search.whole else 0.5
-    return build_policies(list(fill(contender.policies, {BUDGET: 25, SOLVED: solved}.__getitem__)))
+
+    def replace_placeholder(what: Any) -> Any:
+        return (0, 5) if isinstance(what, ListedSteps) else {BUDGET: 25, SOLVED: solved}[what]
+
+    return build_policies(list(fill(contender.policies, replace_placeholder)))
 
 
 @pytest.mark.parametrize("contender", CONTENDERS, ids=lambda contender: contender.name)

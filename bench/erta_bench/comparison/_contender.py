@@ -27,6 +27,21 @@ PARTS = Placeholder("parts")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ListedSteps(Placeholder):
+    """Stands for a list of computed steps that was published, by number of calls.
+
+    A number of calls that has none gets one between the nearest two, see `choose_steps`.
+
+    Attributes:
+        num_steps: Steps of the run that the lists are for.
+        lists: The lists, as text such as `"0-8,10,13"`.
+    """
+
+    num_steps: int
+    lists: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class CalibratedBy:
     """Stands for the profile that a profiler makes; rows with the same one share it.
 
@@ -35,12 +50,14 @@ class CalibratedBy:
         options: Its settings; where `BUDGET` is among them, each number of calls has its own.
         seam: Where it is calibrated; empty for the contender's own seam.
         steps: Steps that it is calibrated with; 0 for those of the run.
+        samples: Samples that it is calibrated on; 0 for all.
     """
 
     profiler: str
     options: tuple[tuple[str, Any], ...] = ()
     seam: str = ""
     steps: int = 0
+    samples: int = 0
 
     @property
     def budgeted(self) -> bool:
@@ -50,14 +67,16 @@ class CalibratedBy:
         return BUDGET in found
 
 
-def calibrate_with(profiler: str, seam: str = "", steps: int = 0, **options: Any) -> CalibratedBy:
+def calibrate_with(
+    profiler: str, seam: str = "", steps: int = 0, samples: int = 0, **options: Any
+) -> CalibratedBy:
     """Stand for a profile of a profiler with these options, at this seam and number of steps.
 
     Example:
         >>> calibrate_with("teacache_profiler", signal="latents").options
         (('signal', 'latents'),)
     """
-    return CalibratedBy(profiler, tuple(options.items()), seam, steps)
+    return CalibratedBy(profiler, tuple(options.items()), seam, steps, samples)
 
 
 @dataclass(frozen=True, slots=True)

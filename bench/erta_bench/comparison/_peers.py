@@ -12,7 +12,7 @@ from erta_bench.comparison._contender import Contender, own, plain
 from erta_bench.comparison._leaders import KINDS
 from erta_bench.comparison._runner import SUBSTEPS
 from erta_bench.comparison.contenders import CONTENDERS, EXACT, LEARNED, MULTISTEP, SCHEDULE
-from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS
+from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS, SEARCHED
 from erta_bench.core import Bench
 from erta_bench.setting import Setting
 from erta_framework.errors import InputError, suggest
@@ -61,6 +61,8 @@ RECOMBINED = (
     "ERTACache steps + line",
     "ERTACache steps + parabola",
     "MeanCache steps + line",
+    "BudCache search + line",
+    "LeMiCa's steps + line",
     "first-block rule + line",
     *COMPOSED,
 )
@@ -88,7 +90,7 @@ def list_peers() -> list[Contender]:
         *(named[name] for name in OURS),
         ORACLE,
         *LEARNED,
-        *(named[name] for name in (*AS_PUBLISHED, *MODULES, *PLANS)),
+        *(named[name] for name in (*AS_PUBLISHED, *SEARCHED, *MODULES, *PLANS)),
         *(contender for contender in CONTENDERS if contender.group == "other"),
         *(named[name] for name in RECOMBINED),
         *(

@@ -18,10 +18,12 @@ from erta_bench.comparison._contender import (
     STEPS,
     CalibratedBy,
     Contender,
+    ListedSteps,
     Spec,
     fill,
 )
 from erta_bench.comparison._learning import SolverTraining
+from erta_bench.comparison._listed import choose_steps
 from erta_bench.comparison._runner import Prepared, Runner
 from erta_bench.comparison._search import SettingSearch, count_planned_calls
 from erta_bench.setting import CALIBRATION_SEEDS
@@ -142,6 +144,8 @@ class Preparation:
                 return profile_of(what, fill(dict(what.options), replace_placeholder))
             if what is RATIOS:
                 return self._magnitude_ratios()
+            if isinstance(what, ListedSteps):
+                return choose_steps(what, round(budget), self.runner.steps)
             return {BUDGET: budget, SOLVED: value, PARTS: list(self.runner.through.parts)}[what]
 
         policies = build_policies(list(fill(contender.policies, replace_placeholder)))
@@ -168,8 +172,9 @@ class Preparation:
         where = made.seam or seam
         key = made, where, budget if made.budgeted else None
         if key not in self.profiles:
+            prompts = self.calibration[: made.samples or None]
             self.profiles[key], self.calibration_calls[key] = self.calibrator.calibrate(
-                made, where, options, self.calibration, CALIBRATION_SEEDS
+                made, where, options, prompts, CALIBRATION_SEEDS
             )
         return self.profiles[key]
 

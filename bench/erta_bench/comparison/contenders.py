@@ -24,6 +24,7 @@ from erta_bench.comparison._contender import (
     TOLERANCE,
     WEIGHT,
     Contender,
+    ListedSteps,
     Spec,
     calibrate_with,
     learned,
@@ -61,6 +62,8 @@ SPAN = {"kind": ["block"], "depth": "1:-1", "span": True, "by_list": True}
 FEATURES = calibrate_with("feature_profiler", interval=12)
 SPANS = calibrate_with("feature_profiler", sites=SPAN, interval=12)
 
+CHANGES = calibrate_with("cem_profiler")
+
 SCHEDULE: Spec = {"skip_policy": {"profile": RESIDUAL, "calls": BUDGET}}
 EVENLY: Spec = {"skip_policy": {"evenly": BUDGET}}
 MULTISTEP: Spec = {"multistep_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}}}
@@ -80,6 +83,24 @@ PLANNED: Spec = {"planned_schedule": {"profile": RESIDUAL, "budget": {"calls": B
 FORESEEN: Spec = {
     "planned_schedule": {"profile": RESIDUAL, "budget": {"calls": BUDGET}, "cost": "forecast"}
 }
+
+
+SEARCHED = calibrate_with("budcache_profiler", samples=1, budget={"calls": BUDGET})
+SEARCHED_FOR_LINE = calibrate_with(
+    "budcache_profiler", samples=1, budget={"calls": BUDGET}, predictor=LINE
+)
+# released lists of LeMiCa's code: for Wan 2.1 1.3B, and the shortest for HunyuanVideo 1.5
+LEMICA = ListedSteps(
+    "steps",
+    50,
+    (
+        "0-12,14,16,18,21,24,29,35,40,44,47,48,49",
+        "0-9,11,13,16,20,26,33,40,45,48,49",
+        "0-8,10,13,18,25,32,39,46,49",
+        "0-5,7,10,16,23,30,37,44,49",
+        "0,1,3,5,9,17,25,33,41,49",
+    ),
+)
 
 
 def make_teacache(**options: object) -> Spec:
@@ -229,6 +250,9 @@ CONTENDERS: tuple[Contender, ...] = (
         {"seacache": {"threshold": SOLVED, "order": 0, "max_consecutive": None}},
         search=THRESHOLD,
     ),
+    policy("CEM + TaylorSeer's line", {"cem": {"profile": CHANGES, "calls": BUDGET}}, TAYLOR),
+    policy("BudCache search, reuse", {"budcache": {"profile": SEARCHED}}),
+    policy("LeMiCa's steps, reuse", {"skip_policy": {"steps": LEMICA}}),
     # ------------------------------------------- policies that work inside the network
     policy("FORA, modules", make_module_recipe("fora"), search=INTERVAL),
     policy("TaylorSeer, modules", make_module_recipe("taylorseer", first=1), search=INTERVAL),
@@ -341,6 +365,8 @@ CONTENDERS: tuple[Contender, ...] = (
     mix("MagCache, latents, corrected", MAGNITUDE, CORRECTED, search=THRESHOLD),
     mix("MagCache, latents + line", MAGNITUDE, LINE, search=THRESHOLD),
     mix("MagCache, latents + parabola", MAGNITUDE, PARABOLA, search=THRESHOLD),
+    mix("BudCache search + line", {"budcache": {"profile": SEARCHED_FOR_LINE}}, LINE),
+    mix("LeMiCa's steps + line", {"skip_policy": {"steps": LEMICA}}, LINE),
     mix("MeanCache steps + line", PATH, LINE),
     mix("MeanCache steps + parabola", PATH, PARABOLA),
     mix("EasyCache, corrected", EASY, CORRECTED, search=THRESHOLD),
@@ -415,6 +441,14 @@ CONTENDERS: tuple[Contender, ...] = (
         Bn_compute_blocks=0,
         residual_diff_threshold=SOLVED,
         calibrator_config="FoCaCalibratorConfig",
+    ),
+    other(
+        "cache-dit DBCache F1B0, DMD",
+        "cache-dit",
+        Fn_compute_blocks=1,
+        Bn_compute_blocks=0,
+        residual_diff_threshold=SOLVED,
+        calibrator_config="DMDCalibratorConfig",
     ),
 )
 

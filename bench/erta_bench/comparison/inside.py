@@ -42,6 +42,12 @@ VARIANTS = (
     "ProCache, nothing refreshed",
 )
 """Other settings of them, which have studies of their own; only `erta bench policies` has these."""
+SEARCHED = (
+    "CEM + TaylorSeer's line",
+    "BudCache search, reuse",
+    "LeMiCa's steps, reuse",
+)
+"""Published planners, searches and lists of whole steps."""
 COMPOSED = ("CFG-Cache, no bands + DeepCache",)
 """Recombinations of them."""
 WHOLE = (
