@@ -131,7 +131,8 @@ def choose_peers(
         if (row.kind in kinds or not (kinds or rows))
         and not (step_level and (row.rival or row.name in inside))
     ]
-    return [row for row in peers if row in named or row in grouped]
+    listed = [row for row in peers if row in named or row in grouped]
+    return [*listed, *(row for row in named if row not in peers)]
 
 
 def compare_peers(
