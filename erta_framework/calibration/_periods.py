@@ -23,7 +23,7 @@ def find_period(changes: Sequence[float]) -> int | None:
     A cache with a fixed interval answers with an older output between its steps, so that every n-th
     change is much larger than all others. Smooth changes, a steep start and single peaks are none.
 
-    Source: ours; the case is the released Wan 2.1 profile of CEM (arXiv 2512.23258), in which every
+    Source: ours; the case is the released Wan 2.1 profile of arXiv 2512.23258, in which every
     fifth value is about 12 times the others.
 
     Args:

@@ -48,7 +48,7 @@ def start_plan(num_steps: int, calls: int, share: float) -> tuple[tuple[int, ...
 
     Example:
         >>> start_plan(50, 8, 0.3)
-        ((0, 1, 11, 20, 30, 39, 49), 2)
+        ((0, 1, 9, 17, 25, 33, 41, 49), 2)
     """
     prefix = max(1, min(calls, round(share * calls)))
     rest = calls - prefix
