@@ -76,7 +76,7 @@ def explain_shortfall(schedule: StepSchedule) -> str:
     """Why a plan makes fewer calls than were asked for, and who makes as many; empty if it does.
 
     Example:
-        >>> explain_shortfall(StepSchedule.of((0, 2), 4, asked=2))
+        >>> explain_shortfall(StepSchedule((0, 2), (0, 0, 2, 2), asked=2))
         ''
     """
     if schedule.asked is None or schedule.calls >= schedule.asked:

@@ -1,4 +1,7 @@
-"""`Attachment`: a pipeline with policies attached, and what is known of its requests."""
+"""`Attachment`: a pipeline with policies attached, and what is known of its requests.
+
+Over 250 lines because all that a user may ask of an attachment is documented here.
+"""
 
 from __future__ import annotations
 
