@@ -10,6 +10,7 @@ from erta_framework.calibration._calibrate import (
 )
 from erta_framework.calibration._entries import Entry, ProfileKind, StepSeries
 from erta_framework.calibration._fingerprint import make_fingerprint
+from erta_framework.calibration._network_memory import NetworkMemory, makes_more_runs
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 from erta_framework.calibration._quantized import describe_quantized
@@ -18,6 +19,7 @@ from erta_framework.calibration._solution import Solution, check_substeps, divid
 __all__ = [
     "MEASURED",
     "Entry",
+    "NetworkMemory",
     "Profile",
     "ProfileKind",
     "SampleWith",
@@ -32,5 +34,6 @@ __all__ = [
     "find_period",
     "find_profiler",
     "make_fingerprint",
+    "makes_more_runs",
     "require_profiler",
 ]

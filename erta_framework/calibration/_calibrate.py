@@ -6,10 +6,12 @@ import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from erta_framework.calibration._network_memory import NetworkMemory
 from erta_framework.calibration._profile import Profile
 from erta_framework.calibration._solution import Solution
 from erta_framework.errors import CapabilityError, PolicyError
@@ -17,8 +19,19 @@ from erta_framework.plugins import Policy, Profiler
 
 RunRound = Callable[[Profiler], Sequence[Profile]]
 """Runs the full network on the calibration samples; the profiles that the profiler emitted."""
-SampleWith = Callable[[Sequence[Policy]], Tensor]
-"""The calibration samples under policies, `[N, C, ...]` at the end of the run."""
+
+
+class SampleWith(Protocol):
+    """Samples the calibration samples under policies."""
+
+    def __call__(self, policies: Sequence[Policy], *, keep: bool = False) -> Tensor:
+        """The latents at the end of the run, `[N, C, ...]`.
+
+        Args:
+            policies: In call order.
+            keep: Later runs begin like this one. What its network said is kept for them.
+        """
+        ...
 
 
 def calibrate(
@@ -26,6 +39,7 @@ def calibrate(
     run: RunRound,
     solve: Callable[[int], Solution] | None = None,
     sample: SampleWith | None = None,
+    memory: NetworkMemory | None = None,
 ) -> Profile:
     """Run a profiler, and those that follow it on the same samples, and merge what the last emits.
 
@@ -34,6 +48,9 @@ def calibrate(
         run: Runs one round under the given profiler, with its `calibration_copies` of each sample.
         solve: Solves the samples with so many steps for each; None where that cannot be done.
         sample: Samples under policies, for a profiler that tries its profile out; None likewise.
+        memory: Stands before the network. The profile's provenance then says as `full_runs` what
+            the calibration took: all network calls, divided by those of one full run of the same
+            samples.
 
     Raises:
         PolicyError: A profiler emitted nothing, or is no `Profiler`.
@@ -42,29 +59,53 @@ def calibrate(
     last = require_profiler(profiler)
     current: Profiler | None = last
     merged: Profile | None = None
+    full = 0.0
     while current is not None:
-        if current.substeps:
-            if solve is None:
-                raise CapabilityError(
-                    f"{current!r} wants the exact solution of its samples, which this driver does "
-                    "not make; calibrate with Sampler on the same network, or give the profiler "
-                    "its solution"
-                )
-            current = current.with_solution(solve(current.substeps))
+        current = with_solution(current, solve)
+        before = 0 if memory is None else memory.rows
         emitted = run(current)
         if not emitted:
             raise PolicyError(f"{current!r} emitted no profile from on_session_end")
+        if memory is not None and not full:
+            full = (memory.rows - before) / current.calibration_copies
         merged = Profile.merge(emitted)
         last, current = current, current.next_profiler(merged)
     assert merged is not None
-    if not last.tries_out:
+    if last.tries_out:
+        merged = last.finish(merged, require_sample(last, sample))
+    if memory is None or not full:
         return merged
+    return merged.with_provenance(full_runs=f"{memory.rows / full:.1f}")
+
+
+def with_solution(profiler: Profiler, solve: Callable[[int], Solution] | None) -> Profiler:
+    """The profiler with the exact solution of its samples, if it wants one.
+
+    Raises:
+        CapabilityError: This driver does not make it.
+    """
+    if not profiler.substeps:
+        return profiler
+    if solve is None:
+        raise CapabilityError(
+            f"{profiler!r} wants the exact solution of its samples, which this driver does not "
+            "make; calibrate with Sampler on the same network, or give the profiler its solution"
+        )
+    return profiler.with_solution(solve(profiler.substeps))
+
+
+def require_sample(profiler: Profiler, sample: SampleWith | None) -> SampleWith:
+    """How to sample under policies.
+
+    Raises:
+        CapabilityError: This driver does not offer it.
+    """
     if sample is None:
         raise CapabilityError(
-            f"{last!r} tries its profile out on its samples, which this driver does not offer; "
-            "calibrate with Sampler on the same network"
+            f"{profiler!r} tries its profile out on its samples, which this driver does not "
+            "offer; calibrate with Sampler on the same network"
         )
-    return last.finish(merged, sample)
+    return sample
 
 
 def require_profiler(policy: object) -> Profiler:

@@ -1,5 +1,6 @@
 """Sampling with any network: `Sampler`, the loop below it, solvers, guidance and callbacks."""
 
+from erta_framework.sampling._calibration_runs import CalibrationRuns
 from erta_framework.sampling._callbacks import (
     BatchEnd,
     Callback,
@@ -37,6 +38,7 @@ __all__ = [
     "DDIM",
     "BatchEnd",
     "Branch",
+    "CalibrationRuns",
     "Callback",
     "Denoiser",
     "DenoiserCall",

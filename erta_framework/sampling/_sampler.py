@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from erta_framework.calibration import (
+    NetworkMemory,
     Profile,
     Solution,
     calibrate,
@@ -33,7 +34,8 @@ from erta_framework.jobs import (
     Summary,
     load_launcher,
 )
-from erta_framework.plugins import Engine, Policy, Profiler
+from erta_framework.plugins import Engine, Policy
+from erta_framework.sampling._calibration_runs import CalibrationRuns, watch_model
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.sampling._device import autocast, check_precision, resolve_device
 from erta_framework.sampling._inputs import (
@@ -42,7 +44,6 @@ from erta_framework.sampling._inputs import (
     check_latents,
     check_start,
     make_noise,
-    repeat_batches,
     require_prediction,
 )
 from erta_framework.sampling._loop import Request, SamplingLoop
@@ -239,22 +240,19 @@ class Sampler:
             )
             return load_launcher().calibrate(request)[0]
 
-        def run(current: Profiler) -> Sequence[Profile]:
-            twin = self.with_policies((current,))
-            copies = current.calibration_copies
-            twin.batch_size = self.batch_size * copies
-            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
-            return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
-
-        def sample(policies: Sequence[Policy]) -> Tensor:
-            return self.with_policies(policies).sample(model, prompts, seed=seed).samples
-
-        def solve_samples(substeps: int) -> Solution:
-            return solve(self, model, prompts, seed=seed, substeps=substeps)
-
-        return calibrate(chosen, run, solve_samples, sample).with_provenance(
+        memory = NetworkMemory()
+        with watch_model(model, memory, self.device, chosen) as seen:
+            runs = CalibrationRuns(self, seen, prompts, seed, memory)
+            profile = calibrate(chosen, runs.run, runs.solve, runs.sample, memory)
+        return profile.with_provenance(
             **describe_samples(prompts, seed), **describe_run(self.device)
         )
+
+    def solve(
+        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution:
+        """The nearly exact solution of what this samples; see `erta_framework.sampling.solve`."""
+        return solve(self, model, prompts, seed=seed, substeps=substeps)
 
     def with_policies(
         self,

@@ -34,16 +34,16 @@ class LatentRecorder(Policy):
 
     Attributes:
         into: Where they go, in the order of the steps.
-        every: How many steps lie between them.
+        every: How many steps lie between them; 0 for those at the end alone.
     """
 
     traits = Traits(static=True)
     into: list[Tensor]
-    every: int = 1
+    every: int = 0
 
     @hookimpl
     def post_step(self, step: Step, sample: Tensor) -> None:
-        if (step.index + 1) % self.every == 0:
+        if (step.index + 1) % (self.every or step.num_steps) == 0:
             self.into.append(sample.cpu())
 
 

@@ -18,6 +18,8 @@ from typer.testing import Result
 
 from erta_framework import Profile
 from erta_framework.metrics import psnr
+from erta_policies.ertacache import SkipPolicy
+from erta_policies.fitted import FittedProfiler
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -95,6 +97,18 @@ def profile(erta: Erta, folder: str, prompts: str) -> str:
     done = erta("calibrate", *common(folder, prompts), "--output", "sd.safetensors")
     assert done.exit_code == 0, done.output
     return "sd.safetensors"
+
+
+def test_a_fit_leads_to_the_exact_solution_in_a_pipeline(folder: str) -> None:
+    from erta_integrations.diffusers import load
+
+    options: dict[str, Any] = {"steps": STEPS, "height": 16, "width": 16, "guidance": 5.0}
+    profiler = FittedProfiler(schedule=SkipPolicy(steps=(0, 2, 4)), target="exact", steps_within=2)
+    profile = load(folder, accelerator="cpu").calibrate(PROMPTS, profiler, **options)
+    assert profile.samples == len(PROMPTS)
+    assert "solution" in profile.statistics
+    # the solution, and four copies of each sample to fit and to judge
+    assert profile.provenance["full_runs"] == "11.0"
 
 
 def test_plans_are_measured_in_a_pipeline(

@@ -13,15 +13,23 @@ import torch
 from torch import Tensor
 
 from erta_framework import Policy, Profile, Profiler, Samples, Seam
-from erta_framework.calibration import Solution, calibrate, describe_run, describe_samples
+from erta_framework.calibration import (
+    NetworkMemory,
+    Solution,
+    calibrate,
+    describe_run,
+    describe_samples,
+    makes_more_runs,
+)
 from erta_framework.errors import CapabilityError, ErtaError, InputError
 from erta_framework.optional_dependencies import require_extra
-from erta_framework.sampling import Callback, Observers, RunStart, resolve_device
+from erta_framework.sampling import Callback, LatentRecorder, Observers, RunStart, resolve_device
 from erta_framework.text import show_error
 from erta_integrations.diffusers._attach import attach
 from erta_integrations.diffusers._step_teller import StepTeller
 from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
+from erta_integrations.diffusers.network import find_networks
 
 ARGUMENTS = {  # options of the command line, as pipelines call them
     "steps": "num_inference_steps",
@@ -81,6 +89,8 @@ class LoadedPipeline:
         arguments = self._read_arguments(prompts, options)
         start = self._describe_start(prompts, arguments, "calibrating")
 
+        memory = NetworkMemory()
+
         def run(current: Profiler) -> Sequence[Profile]:
             attached = attach(self.pipe, [current], seam=self.seam)
             with Observers(tuple(callbacks), start) as observers, attached:
@@ -94,7 +104,27 @@ class LoadedPipeline:
                     told.finish(prompt, seed + number, nothing, took)
             return attached.emitted
 
-        return calibrate(profiler, run).with_provenance(
+        def solve(substeps: int) -> Solution:
+            def request(number: int) -> Any:
+                return self._call(prompts[number], seed + number, "latent", arguments)
+
+            parts = range(len(prompts))
+            return Solution.merge(
+                [solve_pipeline(self.pipe, partial(request, part), substeps) for part in parts]
+            )
+
+        def sample(policies: Sequence[Policy], *, keep: bool = False) -> Tensor:
+            memory.begin(keep)
+            recorder = LatentRecorder(into=[])
+            with attach(self.pipe, [*policies, recorder], seam=self.seam):
+                for number, prompt in enumerate(prompts):
+                    self._call(prompt, seed + number, "latent", arguments)
+            return torch.cat(recorder.into)
+
+        watched = find_networks(self.pipe, None).values() if makes_more_runs(profiler) else ()
+        with memory.watch(*watched):
+            profile = calibrate(profiler, run, solve, sample, memory)
+        return profile.with_provenance(
             pipeline=f"{type(self.pipe).__name__} {self.source}",
             **describe_samples(prompts, seed),
             **describe_run(self.pipe.device),

@@ -15,8 +15,9 @@ Some samples are held out; the weights that are best on them are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,8 +60,17 @@ class Refinement:
     runs: int
 
 
-RunWith = Callable[[Tensor], Tensor]
-"""Samples `[N, C, ...]` at the end of a run with these weights by step, `[T, C, n + 2]`."""
+class RunWith(Protocol):
+    """Samples with weights."""
+
+    def __call__(self, rows: Tensor, *, keep: bool = False) -> Tensor:
+        """Samples `[N, C, ...]` at the end of a run.
+
+        Args:
+            rows: Weights of velocities, latents and displacement by step, `[T, C, n + 2]`.
+            keep: The next runs begin like this one, so that its network calls can be kept.
+        """
+        ...
 
 
 def find_edges(computed: Sequence[int], num_steps: int, depth: int) -> tuple[Edge, ...]:
@@ -98,35 +108,43 @@ def refine_rows(
         rounds: Most Gauss-Newton steps; each takes a run for every weight of every edge, and one
             for each damping that is tried.
     """
-    fitted = ~held_out
-    base = run(rows).double()
-    runs = 1
+    fitted, moves = ~held_out, list_moves(rows, edges)
+    goal = exact.double()[fitted]
+    base = run(rows, keep=True).double()
     best = judge(base, exact)[held_out].mean()
-    before = float(best)
-    for _ in range(rounds):
-        moves = list_moves(rows, edges)
-        jacobian = torch.stack(
-            [(run(rows + NUDGE * move).double() - base)[fitted] / NUDGE for move in moves], dim=-1
-        ).flatten(1, -2)  # [N, elements, weights]
-        runs += len(moves)
-        residual = (base - exact.double())[fitted].flatten(1)
-        weight = 1.0 / residual.square().sum(dim=1)
-        square = torch.einsum("n,new,nev->wv", weight, jacobian, jacobian)
-        right = torch.einsum("n,new,ne->w", weight, jacobian, residual)
+    before, runs = float(best), 1
+    for number in range(rounds):
+        if number:  # what the weights of the round before say is kept
+            base = run(rows, keep=True).double()
+        slopes = [(run(rows + NUDGE * move).double() - base)[fitted] / NUDGE for move in moves]
         found = None
-        for damping in DAMPINGS:
-            penalty = damping * square.diagonal() + 1e-12 * square.diagonal().max()
-            change = -torch.linalg.solve(square + penalty.diag(), right)
+        for change in solve_changes(slopes, base[fitted] - goal):
             moved = rows + sum(c * move for c, move in zip(change.tolist(), moves, strict=True))
-            ends = run(moved).double()
-            runs += 1
-            quality = judge(ends, exact)[held_out].mean()
+            quality = judge(run(moved), exact)[held_out].mean()
             if bool(quality < best):
-                best, found = quality, (moved, ends)
+                best, found = quality, moved
+        runs += len(moves) + len(DAMPINGS) + bool(number)
         if found is None:
             break
-        rows, base = found
+        rows = found
     return Refinement(rows, before, float(best), runs)
+
+
+def solve_changes(slopes: Sequence[Tensor], residual: Tensor) -> list[Tensor]:
+    """The Gauss-Newton changes of the weights, one for each damping.
+
+    Args:
+        slopes: Of the samples at the end, for each weight, `[N, C, ...]`.
+        residual: How far they are from where they should be, `[N, C, ...]`.
+    """
+    jacobian = torch.stack(list(slopes), dim=-1).flatten(1, -2)  # [N, elements, weights]
+    apart = residual.flatten(1)
+    weight = 1.0 / apart.square().sum(dim=1).clamp(min=1e-30)
+    square = torch.einsum("n,new,nev->wv", weight, jacobian, jacobian)
+    right = torch.einsum("n,new,ne->w", weight, jacobian, apart)
+    least = 1e-12 * square.diagonal().max()
+    penalties = [damping * square.diagonal() + least for damping in DAMPINGS]
+    return [-torch.linalg.solve(square + penalty.diag(), right) for penalty in penalties]
 
 
 def judge(samples: Tensor, exact: Tensor) -> Tensor:

@@ -86,9 +86,9 @@ def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: i
     edges = find_edges(table.computed, len(table.choices), depth)
     held_out = torch.arange(len(goal)) % HELD_OUT == HELD_OUT - 1
 
-    def run(rows: Tensor) -> Tensor:
+    def run(rows: Tensor, *, keep: bool = False) -> Tensor:
         moved = with_rows(profile, rows)
-        return sample((FittedSchedule(profile=moved), FittedVelocity(profile=moved)))
+        return sample((FittedSchedule(profile=moved), FittedVelocity(profile=moved)), keep=keep)
 
     found = refine_rows(table.weigh_steps(), edges, run, goal, held_out, rounds)
     ends = run(found.rows)

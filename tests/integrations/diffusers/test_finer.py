@@ -14,6 +14,7 @@ import diffusers
 from erta_bench.shapes_image import ShapesFlux, ShapesUNet
 from erta_bench.shapes_image._unet import NOISE
 from erta_framework import CFG, Sampler
+from erta_framework.calibration import Solution
 from erta_framework.errors import CapabilityError, ConflictError, InputError
 from erta_framework.metrics import psnr
 from erta_framework.sampling import DDIM, FlowEuler, solve
@@ -21,11 +22,14 @@ from erta_integrations.diffusers import attach, solve_pipeline
 from erta_integrations.diffusers.bundled import InPipeline, pipeline, request
 from erta_integrations.shapes_wan import ShapesWan
 from erta_policies.ertacache import SkipPolicy
+from erta_policies.fitted import EndToEndProfiler, FittedReuse, FittedTable
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:__array__ implementation:DeprecationWarning"  # schedulers of diffusers, NumPy 2
 )
 STEPS, SEED = 3, 11
+FIRST: dict[type[InPipeline], str] = {ShapesFlux: "x_embedder", ShapesUNet: "conv_in"}
+"""The layer of each network that latents meet first: it runs when the network really runs."""
 
 
 def fresh(kind: type[InPipeline]) -> Any:
@@ -37,6 +41,10 @@ def fresh(kind: type[InPipeline]) -> Any:
 @pytest.fixture(scope="module")
 def unet() -> Any:
     return fresh(ShapesUNet)
+
+
+def solve_with(pipe: Any, model: Any) -> Solution:
+    return solve_pipeline(pipe, lambda: pipe(**ask(model)), substeps=16)
 
 
 def ask(model: Any, **options: Any) -> dict[str, Any]:
@@ -91,7 +99,7 @@ def test_the_same_ode_has_the_same_solution_under_other_schedulers(unet: Any) ->
         pipe = pipeline(unet)
         off = {"clip_sample": False} if name == "DDIMScheduler" else {}
         pipe.scheduler = getattr(diffusers, name)(**NOISE, **off)
-        ends.append(solve_pipeline(pipe, lambda pipe=pipe: pipe(**ask(unet)), substeps=16).samples)
+        ends.append(solve_with(pipe, unet).samples)
     # latents of variance exploding, which the pipeline scales, and ratios instead of levels
     for end in ends[1:]:
         assert float((end - ends[0]).norm() / ends[0].norm()) < 0.02
@@ -137,3 +145,31 @@ def test_requests_that_do_not_fit_are_refused(unet: Any) -> None:
     with attach(pipe, SkipPolicy(every=1)), pytest.raises(ConflictError, match="has policies"):
         solve_pipeline(pipe, lambda: pipe(**ask(unet)))
     pipe(**ask(unet))  # the scheduler is as before
+
+
+@pytest.mark.parametrize("kind", [ShapesFlux, ShapesUNet])
+def test_a_fit_leads_there_and_is_refined_through_the_pipeline(kind: type[InPipeline]) -> None:
+    model, rows = fresh(kind), list[int]()
+    prompts = (model.demo_prompts()[0] * 8)[:8]
+    profiler = EndToEndProfiler(
+        schedule=SkipPolicy(steps=(0, 1)), target="exact", refine=1, steps_within=2
+    )
+    network = getattr(model, kind.pipeline_model().network)
+    handle = getattr(network, FIRST[kind]).register_forward_pre_hook(
+        lambda _, args: rows.append(len(args[0]))
+    )
+    sampler = model.pipeline_sampler(num_steps=STEPS)
+    profile = sampler.calibrate(model, prompts, seed=SEED, profiler=profiler)
+    handle.remove()
+    # honest: counted where the network runs
+    assert float(profile.provenance["full_runs"]) == pytest.approx(
+        sum(rows) / (2 * 8 * STEPS), abs=0.05
+    )
+    assert "forward" not in vars(network)
+    table, solution = FittedTable.of(profile), sampler.solve(model, prompts, seed=SEED, substeps=2)
+    full = sampler.sample(model, prompts, seed=SEED).samples
+    own = model.pipeline_sampler([FittedReuse(profile=profile)], num_steps=STEPS)
+    found = own.sample(model, prompts, seed=SEED)
+    errors = [float((x - solution.samples).square().mean()) for x in (found.samples, full)]
+    assert table.errors["fitted"] == pytest.approx(errors[0], rel=1e-3)
+    assert found.traces[0].computed_steps == (0, 1)

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erta_framework import NoGuidance, Profile
-from erta_framework.calibration import Solution
+from erta_framework.calibration import NetworkMemory, Solution
 from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileError
 from erta_framework.metrics import psnr
 from erta_framework.sampling import solve
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
-from erta_framework.testing import AffineFlow
+from erta_framework.testing import AffineFlow, GaussianMixtureFlow
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.fitted import EndToEndProfiler, FittedProfiler, FittedReuse, FittedTable
 from erta_policies.fitted._end_to_end import find_edges, refine_rows
@@ -188,7 +188,7 @@ class TestRefinement:
         truth = torch.tensor([0.7, -0.4], dtype=torch.float64)
         goal = features @ truth
 
-        def run(rows):
+        def run(rows, *, keep=False):
             return torch.einsum("nef,f->ne", features, rows[1, 0, :2])
 
         rows = torch.zeros(2, 1, 4, dtype=torch.float64)
@@ -198,7 +198,7 @@ class TestRefinement:
         assert found.after < found.before
 
     def test_it_never_ends_worse_on_the_samples_that_judge(self):
-        def run(rows):
+        def run(rows, *, keep=False):
             return torch.full((8, 3), 1.0 + float(rows.abs().sum()))  # every move is worse
 
         rows = torch.zeros(2, 1, 4, dtype=torch.float64)
@@ -243,3 +243,67 @@ class TestRefinement:
         profile = field.fit(FittedProfiler(), prompts=TRAINING, batch=16)
         with pytest.raises(CapabilityError, match="tries its profile out"):
             calibrate(EndToEndProfiler(), lambda profiler: (profile,))
+
+
+class CountingFlow(GaussianMixtureFlow):
+    """Counts the samples that it has predicted."""
+
+    rows = 0
+
+    def __call__(self, x, times, cond):
+        self.rows += len(x)
+        return super().__call__(x, times, cond)
+
+
+class TestCost:
+    def test_the_profile_says_what_its_calibration_took(self, field):
+        model = CountingFlow(field.shape)
+        profiler = EndToEndProfiler(
+            schedule=SkipPolicy(evenly=4), target="exact", refine=1, steps_within=4
+        )
+        profile = field.fit(profiler, model=model, prompts=TRAINING[:8])
+        full = 2 * 8 * 12  # branches, samples, steps
+        assert float(profile.provenance["full_runs"]) == pytest.approx(model.rows / full, abs=0.05)
+        # the solution, four copies, and of the refinement what comes after each moved weight
+        edges = find_edges(FittedTable.of(profile).computed, 12, 4)
+        moved = sum((edge.depth + 1) * (3 - place) for place, edge in enumerate(edges))
+        tried = 1 + 4 + 1  # at first, each damping, and the end, of which the start is known
+        assert full * 10 + 16 * moved < model.rows <= full * 10 + 16 * (moved + tried * 4)
+
+    def test_two_rounds_at_twelve_calls_take_less_than_forty_full_runs(self):
+        # by counting: no run is needed for what is known beforehand
+        edges = find_edges((0, 4, 8, 13, 17, 21, 26, 30, 34, 39, 43, 47), 50, 4)
+        round_ = sum((edge.depth + 1) * (11 - place) for place, edge in enumerate(edges)) + 5 * 12
+        assert 12 + 4 + (2 * round_ + 2 * 12) / 50 < 40
+
+    def test_what_was_computed_before_changes_nothing(self, field):
+        found = []
+        for kept in (True, False):
+            memory = NetworkMemory()
+            if not kept:
+                memory.begin = lambda keep: None
+            x = torch.ones(2, 3)
+            ends = []
+            for keep, factor in ((True, 2.0), (False, 2.0), (False, 3.0)):
+                memory.begin(keep)
+                first = memory.call(torch.sin, (x,), {})
+                ends.append(memory.call(torch.cos, (first * factor,), {}))
+            found.append((ends, memory.rows))
+        (ends, rows), (plain, all_rows) = found
+        assert all(torch.equal(a, b) for a, b in zip(ends, plain, strict=True))
+        assert (rows, all_rows) == (4 + 2, 12)
+
+    def test_a_memory_leaves_a_module_as_it_was(self):
+        layer, memory = torch.nn.Linear(3, 3).requires_grad_(False), NetworkMemory()
+        x = torch.ones(2, 3)
+        wanted = layer(x)
+        with memory.watch(layer):
+            memory.begin(True)
+            assert torch.equal(layer(x), wanted)
+            memory.begin(False)
+            answer = layer(x)
+            answer.zero_()  # a caller may change it
+            memory.begin(False)
+            assert torch.equal(layer(input=x), wanted)
+        assert memory.rows == 2
+        assert "forward" not in vars(layer)

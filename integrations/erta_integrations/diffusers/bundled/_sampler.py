@@ -1,4 +1,7 @@
-"""`PipelineSampler`: samples and calibrates a bundled model through its unmodified pipeline."""
+"""`PipelineSampler`: samples and calibrates a bundled model through its unmodified pipeline.
+
+Over 250 lines because it is documented for users here, as `Sampler` is.
+"""
 
 from __future__ import annotations
 
@@ -12,24 +15,26 @@ import diffusers
 import torch
 from torch import Tensor
 
-from erta_framework import Engine, Policy, Profile, Profiler, Samples, Seam, Trace
+from erta_framework import Engine, Policy, Profile, Samples, Seam, Trace
 from erta_framework.attach import Attached
 from erta_framework.calibration import (
+    NetworkMemory,
     Solution,
     calibrate,
     describe_run,
     describe_samples,
     find_profiler,
+    makes_more_runs,
 )
 from erta_framework.errors import InputError
 from erta_framework.modules import MODULES
 from erta_framework.sampling import (
     BatchEnd,
+    CalibrationRuns,
     Callback,
     Observers,
     RunStart,
     TextModel,
-    repeat_batches,
     resolve_device,
 )
 from erta_framework.session import PLANNED, RESIZED, TEXT, TRIAL, TWO_BRANCHES
@@ -219,28 +224,36 @@ class PipelineSampler:
         Raises:
             PolicyError: No policy asks for a profiler and none was given, or it emitted nothing.
         """
-
-        def run(current: Profiler) -> Sequence[Profile]:
-            copies = current.calibration_copies
-            twin = PipelineSampler(
-                [current],
-                self.callbacks,
-                through=self.through,
-                scheduler=self.scheduler,
-                guidance_scale=self.guidance_scale,
-                num_steps=self.num_steps,
-                accelerator=self.device.type,
-                batch_size=self.batch_size * copies,
-                seam=self.seam,
-            )
-            names, seeds = repeat_batches(prompts, seed, self.batch_size, copies)
-            return twin.sample(model, names, seeds=seeds, title="calibrating").emitted
-
-        return calibrate(find_profiler(self.policies, profiler), run).with_provenance(
+        _, _, placed = self._place(model, prompts, None, seed)
+        memory, network = NetworkMemory(), getattr(placed, self.through.network)
+        runs = CalibrationRuns(self, model, prompts, seed, memory)
+        chosen = find_profiler(self.policies, profiler)
+        with memory.watch(*([network] if makes_more_runs(chosen) else ())):
+            profile = calibrate(chosen, runs.run, runs.solve, runs.sample, memory)
+        return profile.with_provenance(
             **describe_samples(prompts, seed),
             **describe_run(self.device),
             diffusers=diffusers.__version__,
             weights=model.fingerprint()["weights"],
+        )
+
+    def with_policies(self, policies: Sequence[Policy]) -> PipelineSampler:
+        """The same run in everything but its policies, and what is attached instead of them.
+
+        Raises:
+            CapabilityError: A policy needs something that the scheduler cannot do.
+        """
+        return PipelineSampler(
+            policies,
+            self.callbacks,
+            through=self.through,
+            scheduler=self.scheduler,
+            guidance_scale=self.guidance_scale,
+            num_steps=self.num_steps,
+            accelerator=self.device.type,
+            batch_size=self.batch_size,
+            seam=self.seam,
+            memory=self.memory,
         )
 
     def _place(
