@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -10,7 +13,7 @@ from typer.core import TyperCommand
 
 from erta_framework.cli._installed import CatalogueGroup
 from erta_framework.console import make_console
-from erta_framework.errors import ConfigError, ErtaError, InputError
+from erta_framework.errors import ConfigError, ErtaError, InputError, UnusedWarning
 from erta_framework.optional_dependencies import find_extra
 from erta_framework.text import escape_text
 
@@ -75,7 +78,9 @@ class ErtaGroup(CatalogueGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = partial(show_warning, warnings.showwarning)
+                return super().invoke(ctx)
         except KeyboardInterrupt as error:
             for note in getattr(error, "__notes__", ()):
                 typer.echo(escape_text(note), err=True)
@@ -106,6 +111,17 @@ def make_pointer(name: str, message: str) -> TyperCommand:
     return TyperCommand(
         name, callback=point, hidden=True, add_help_option=False, context_settings=PASS_ON
     )
+
+
+def show_warning(
+    otherwise: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any
+) -> None:
+    """A warning of ours as one line, without the line of our code; others as Python shows them."""
+    if issubclass(category, UnusedWarning):
+        console = make_console(stderr=True)
+        console.print(f"warning: {message}", style="yellow", soft_wrap=True)
+        return
+    otherwise(message, category, *place)
 
 
 def print_error(error: BaseException | str) -> None:

@@ -107,3 +107,23 @@ def test_what_cannot_be_compared_is_refused(erta, arguments, message):
     assert message in " ".join(done.output.split())
     assert "Traceback" not in done.output
     assert not Path("out/report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("shared", "clock", "said"),
+    [(True, "processor", "Seconds are of processor time"), (False, "wall", "are wall seconds")],
+)
+def test_seconds_are_of_the_processor_where_the_machine_is_shared(
+    erta, monkeypatch, shared, clock, said
+):
+    monkeypatch.setattr("erta_framework.cli._compare.is_shared", lambda: shared)
+    given = ("--policy", EVERY, "-p", "one", "--no-exact", "--device", "cpu")
+    done = erta(*TOY, *given)
+    assert done.exit_code == 0, done.output
+    assert ("processor seconds, the machine is shared" in done.output) is shared
+    record = json.loads(Path("out/results.json").read_text())
+    assert record["clock"] == clock
+    assert said in Path("out/report.html").read_text()
+    full, every, _ = record["rows"]
+    key = "processor_seconds" if shared else "seconds"
+    assert every["speedup"] == pytest.approx(full[key] / every[key])

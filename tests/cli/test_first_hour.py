@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import erta_framework
+from erta_framework.cli._group import show_warning
+from erta_framework.errors import UnusedWarning
 from erta_framework.optional_dependencies import find_extra
 
 CHECK = """
@@ -154,3 +156,12 @@ def test_a_policy_of_its_own_options_is_planned_without_a_profile(erta, profile)
     asked = ("plan", "--profile", profile, "--policy", "{planned_schedule: {cost: forecast}}")
     found = json.loads(erta(*asked, "--speedup", "2", "--json").output)
     assert [plan["calls"] for plan in found] == [4]
+
+
+def test_a_warning_of_ours_is_one_line_and_others_stay_as_they_are(capsys) -> None:
+    seen: list[object] = []
+    show_warning(lambda *given: seen.append(given), UnusedWarning("nothing ran"), UnusedWarning)
+    assert capsys.readouterr().err == "warning: nothing ran\n"
+    other = DeprecationWarning("old")
+    show_warning(lambda *given: seen.append(given), other, DeprecationWarning, "file.py", 3)
+    assert seen == [(other, DeprecationWarning, "file.py", 3)]

@@ -18,10 +18,10 @@ from erta_framework.files import write_atomically
 
 Value = str | int | float | bool | None
 Row = Mapping[str, Value]
-CLOCK = "by processor seconds, which other programs on the machine disturb less than wall seconds"
-"""Said below a table with such a column."""
 """One flat record; common keys are `name, calls, steps, seconds, speedup, psnr_mean, psnr_std,
 ssim_mean, seeds, prompts`."""
+CLOCK = "by processor seconds, which other programs on the machine disturb less than wall seconds"
+"""Said below a table with such a column."""
 
 
 @dataclass(frozen=True, slots=True)
