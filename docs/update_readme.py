@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables.ablation import render_ablation_summary
 from tables.data import Record, load_record
 from tables.peers import render_peers_summary
 
 README = Path(__file__).parents[1] / "README.md"
 SUMMARIES: Mapping[str, Callable[[Record], str]] = {
     "peers": render_peers_summary,
-    "ablation": render_ablation_summary,
 }
 """What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of `docs/data/NAME.json`."""
 

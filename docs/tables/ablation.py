@@ -57,17 +57,6 @@ def render_ladder(record: Record) -> str:
     return render_table(["", *(f"{n} of {steps} calls" for n in columns)], lines)
 
 
-def render_ablation_summary(record: Record) -> str:
-    """The table of the README, with where it comes from and what it says."""
-    return "\n\n".join(
-        [
-            render_ladder(record),
-            f"{count_samples(record)}; {format_caption(record)}",
-            describe_findings(record),
-        ]
-    )
-
-
 def render_ablation(record: Record) -> str:
     """Every row that was measured: the ablation, its times, and the open choices."""
     full = find_full_run(record)
