@@ -132,7 +132,8 @@ def test_the_example_of_the_readme_runs(
 
         @classmethod
         def from_pretrained(cls, source: str, **settings: object) -> SmallWan:
-            assert source.startswith("Wan-AI/") and set(settings) == {"torch_dtype", "device_map"}
+            assert source.startswith("Wan-AI/")
+            assert set(settings) == {"torch_dtype", "device_map"}
             return cls(None, None, build_wan_vae(), flow(shift=3.0), build_wan_network())
 
         def __call__(self, prompt: str) -> Any:

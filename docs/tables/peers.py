@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from erta_bench.comparison import (
     CLEAR,
     KINDS,
@@ -15,7 +18,7 @@ from erta_bench.comparison import (
     list_unclear,
 )
 from erta_bench.core.page import find_full_run
-from tables.data import Record, Row
+from tables.data import Record
 from tables.markdown import escape_cell, format_caption, render_table, render_words
 
 LED = ("peer", "plain", "composed")
@@ -67,7 +70,7 @@ def format_over(leaders: Leaders, kind: str) -> str:
     return f"{leads} ({best['name']}, {best[leaders.axis.mean]:.1f})"
 
 
-def format_distance(row: Row, axis: Axis) -> list[str]:
+def format_distance(row: Mapping[str, Any], axis: Axis) -> list[str]:
     """Mean with its deviation, and worst sample."""
     mean, std, worst = (row.get(key) for key in (axis.mean, axis.std, axis.worst))
     if mean is None:
@@ -126,7 +129,7 @@ def render_peers(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-def format_peer(row: Row) -> list[str]:
+def format_peer(row: Mapping[str, Any]) -> list[str]:
     """One row; the setting that was solved for stands under its name."""
     solved = f"<br>`{row['setting']}`" if row.get("setting") else ""
 
