@@ -22,6 +22,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
+from erta_framework.budgets import own_loop
 from erta_framework.calibration import make_fingerprint
 from erta_framework.errors import (
     CapabilityError,
@@ -289,3 +290,13 @@ def test_noise_depends_on_the_seed_alone(seed, dtype):
     assert batch.dtype == dtype
     assert torch.equal(batch[1], sample_noise((2, 3), [seed], dtype)[0])
     assert not torch.equal(batch[0], batch[1])
+
+
+def test_a_twin_carries_everything_but_its_policies() -> None:
+    sampler = Sampler(num_steps=7, batch_size=3, memory="1MiB", accelerator="cpu")
+    twins = [sampler.with_policies(()), own_loop(sampler)([])]
+    for twin in twins:
+        assert (twin.loop.memory, twin.batch_size) == (2**20, 3)
+        assert twin.schedule is sampler.schedule
+    finer = sampler.with_policies((), sigmas=(1.0, 0.4, 0.0))
+    assert (finer.schedule.sigmas, sampler.schedule.num_steps) == ((1.0, 0.4, 0.0), 7)

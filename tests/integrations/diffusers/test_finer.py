@@ -44,7 +44,7 @@ def unet() -> Any:
 
 
 def solve_with(pipe: Any, model: Any) -> Solution:
-    return solve_pipeline(pipe, lambda: pipe(**ask(model)), substeps=16)
+    return solve_pipeline(pipe, lambda: pipe(**ask(model)), substeps=8)
 
 
 def ask(model: Any, **options: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erta_framework import NoGuidance, Profile
-from erta_framework.calibration import NetworkMemory, Solution
+from erta_framework.calibration import NetworkMemory, Solution, divide_steps
 from erta_framework.errors import CapabilityError, InputError, PolicyError, ProfileError
 from erta_framework.metrics import psnr
 from erta_framework.sampling import solve
@@ -110,12 +110,34 @@ class TestSolution:
 
     @given(st.lists(st.floats(0.01, 80.0), min_size=1, max_size=5, unique=True), st.integers(1, 9))
     def test_grids_are_divided_between_the_sigmas(self, sigmas, count):
-        from erta_framework.sampling._solve import divide_steps
-
         whole = (*sorted(sigmas, reverse=True), 0.0)
         fine = divide_steps(whole, count)
         assert fine[::count] == whole
         assert all(a > b for a, b in pairwise(fine)) or count > 1
+
+    @given(st.floats(0.05, 80.0), st.integers(2, 9))
+    def test_nothing_is_asked_below_the_smallest_sigma_of_the_network(self, first, count):
+        fine = divide_steps((first, 0.0), count, least=0.02)
+        assert (fine[0], fine[-2], fine[-1]) == (first, 0.02, 0.0)
+        assert len(fine) == count + 1
+        assert all(a > b for a, b in pairwise(fine))
+
+    def test_the_solution_of_discrete_noise_levels_is_of_second_order(self, field):
+        solver = DDIM().parts
+        model = NoiseModel(solver)
+        sampler = field.sampler(solver=solver, steps=10, batch=4, guidance=NoGuidance())
+        ends = [solve(sampler, model, TRAINING[:4], substeps=k).samples for k in (8, 16, 64)]
+        apart = [float((end - ends[-1]).norm()) for end in ends[:-1]]
+        # a finer grid by two, an error that is smaller by about four
+        assert 3 < apart[0] / apart[1] < 6
+
+    def test_a_solution_needs_one_start(self, exact):
+        fine = exact.latents
+        with pytest.raises(InputError, match="other noise"):
+            Solution.of_runs(exact.sigmas, fine + 1, fine, 8)
+        again = Solution.of_runs(exact.sigmas, fine, fine, 8)
+        assert (again.error, again.calls) == (0.0, exact.calls)
+        assert torch.equal(again.samples, exact.samples)
 
 
 class TestExactTarget:
@@ -274,7 +296,8 @@ class TestCost:
         # by counting: no run is needed for what is known beforehand
         edges = find_edges((0, 4, 8, 13, 17, 21, 26, 30, 34, 39, 43, 47), 50, 4)
         round_ = sum((edge.depth + 1) * (11 - place) for place, edge in enumerate(edges)) + 5 * 12
-        assert 12 + 4 + (2 * round_ + 2 * 12) / 50 < 40
+        # the solution, fit and judgement of two batches
+        assert 12 + 4 + 4 + (2 * round_ + 2 * 12) / 50 < 40
 
     def test_what_was_computed_before_changes_nothing(self, field):
         found = []
