@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from erta_bench.other_caches import RIVALS, Rival, bridge
+from erta_bench.other_caches import RIVALS, Rival, Target, bridge
 from erta_framework.errors import ConflictError, InputError
 from erta_framework.optional_dependencies import MissingExtraError
 from erta_integrations.diffusers import attach
@@ -243,6 +243,13 @@ def test_a_cache_that_is_not_there_says_so(
     monkeypatch.setitem(RIVALS, "absent", absent)
     with pytest.raises(MissingExtraError, match=said):
         bridge(WAN.build(), "absent", threshold=0.1)
+
+
+def test_a_version_without_a_class_beside_the_configuration_says_so() -> None:
+    rival = Rival("Module", beside=("calibrator_config",), module="torch.nn", package="torch")
+    target = Target(nn.Identity(), ())
+    with pytest.raises(MissingExtraError, match=r"torch .* has no DMDCalibratorConfig; install"):
+        rival.enable(target, {"calibrator_config": "DMDCalibratorConfig"})
 
 
 def test_cache_dit_is_absent_or_there() -> None:

@@ -157,7 +157,7 @@ class Rival:
             module = importlib.import_module(self.module)
             own = {name: value for name, value in settings.items() if name not in self.beside}
             beside = {
-                name: getattr(module, value)() if isinstance(value, str) else value
+                name: self._make_beside(value) if isinstance(value, str) else value
                 for name, value in settings.items()
                 if name in self.beside
             }
@@ -173,6 +173,19 @@ class Rival:
                 enable(config)
         hand = self.needed in (need_clock, need_faster_cache) and not has_clock(target.pipe)
         return BY_HAND_CLOCK if hand else ""
+
+    def _make_beside(self, name: str) -> Any:
+        """An object of a class of the module, with that class's defaults.
+
+        Raises:
+            MissingExtraError: This version has no such class.
+        """
+        module = importlib.import_module(self.module)
+        if not hasattr(module, name):
+            raise MissingExtraError(
+                f"{self.package} {version(self.package)} has no {name}; install a newer"
+            )
+        return getattr(module, name)()
 
     def disable(self, target: Target) -> None:
         """Switch it off by its own means, and put back what was set beside it."""
