@@ -49,7 +49,7 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
 
     Example:
         >>> MultistepSchedule(profile="wan.safetensors", budget={"calls": 12}).budget
-        PlanBudget(calls=12, speedup=None, psnr=None, seconds=None, work=None)
+        PlanBudget(calls=12)
     """
 
     profile: str | Path | Profile | None = None

@@ -60,7 +60,7 @@ class PlannedSchedule(BudgetedPlanner, FixedSchedule):
 
     Example:
         >>> PlannedSchedule(profile="wan.safetensors", budget={"speedup": 2.0}).budget
-        PlanBudget(calls=None, speedup=2.0, psnr=None, seconds=None, work=None)
+        PlanBudget(speedup=2.0)
     """
 
     profile: str | Path | Profile | None = None
