@@ -48,8 +48,8 @@ class MultistepSchedule(BudgetedPlanner, FixedSchedule):
         PolicyError: There is no budget in calls or speed-up, or a setting is out of range.
 
     Example:
-        >>> MultistepSchedule(profile="wan.safetensors", budget={"calls": 12}).budget.calls
-        12
+        >>> MultistepSchedule(profile="wan.safetensors", budget={"calls": 12}).budget
+        PlanBudget(calls=12)
     """
 
     profile: str | Path | Profile | None = None

@@ -59,8 +59,8 @@ class PlannedSchedule(BudgetedPlanner, FixedSchedule):
         PolicyError: There is no budget, no such cost, or a setting is out of range.
 
     Example:
-        >>> PlannedSchedule(profile="wan.safetensors", budget={"speedup": 2.0}).budget.speedup
-        2.0
+        >>> PlannedSchedule(profile="wan.safetensors", budget={"speedup": 2.0}).budget
+        PlanBudget(speedup=2.0)
     """
 
     profile: str | Path | Profile | None = None

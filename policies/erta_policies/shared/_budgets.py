@@ -29,7 +29,7 @@ QUALITIES = {"high": 40.0, "medium": 35.0, "low": 30.0}
 """Names of qualities, and the least mean PSNR against the full run that each stands for, in dB."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PlanBudget:
     """What a schedule is planned for; exactly one of the six is given.
 
@@ -83,6 +83,10 @@ class PlanBudget:
             raise PolicyError(
                 f"a budget of {given[0]} {amount}: it must be finite and {spell_bound(least)}"
             )
+
+    def __repr__(self) -> str:
+        (given,) = (f.name for f in fields(self) if getattr(self, f.name) is not None)
+        return f"PlanBudget({given}={getattr(self, given)!r})"
 
     @classmethod
     def of(cls, value: PlanBudget | Mapping[str, Any] | None) -> PlanBudget | None:
