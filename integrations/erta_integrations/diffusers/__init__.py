@@ -8,7 +8,8 @@ cost; `network` reads and patches one.
 
 from erta_integrations.diffusers._attach import attach
 from erta_integrations.diffusers._attachment import Attachment
-from erta_integrations.diffusers._loading import LoadedPipeline, load
+from erta_integrations.diffusers._loaded_pipeline import LoadedPipeline
+from erta_integrations.diffusers._loading import load
 from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 from erta_integrations.diffusers.pipeline import CAPABILITIES, Capability, Support

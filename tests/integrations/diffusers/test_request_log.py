@@ -12,7 +12,7 @@ from erta_framework import Profile
 from erta_framework.attach import _request_log
 from erta_framework.errors import InputError
 from erta_integrations.diffusers import attach
-from erta_integrations.diffusers._loading import LoadedPipeline
+from erta_integrations.diffusers._loaded_pipeline import LoadedPipeline
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 from tiny_pipelines import FAMILIES
 

@@ -1,0 +1,302 @@
+"""`LoadedPipeline`: calibrates, samples and solves a pipeline, one prompt at a time."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from erta_framework import Policy, Profile, Profiler, Samples, Seam
+from erta_framework.calibration import (
+    NetworkMemory,
+    Solution,
+    calibrate,
+    describe_run,
+    describe_samples,
+    makes_more_runs,
+)
+from erta_framework.errors import CapabilityError, ErtaError, InputError
+from erta_framework.sampling import Callback, LatentRecorder, Observers, RunStart
+from erta_framework.text import show_error
+from erta_integrations.diffusers._attach import attach
+from erta_integrations.diffusers._step_teller import StepTeller
+from erta_integrations.diffusers.finer import solve_pipeline
+from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
+from erta_integrations.diffusers.network import find_networks
+
+ARGUMENTS = {  # options of the command line, as pipelines call them
+    "steps": "num_inference_steps",
+    "guidance": "guidance_scale",
+    "height": "height",
+    "width": "width",
+    "frames": "num_frames",
+}
+
+
+class LoadedPipeline:
+    """A loaded pipeline, to be calibrated or sampled one prompt at a time.
+
+    Attributes:
+        pipe: The diffusers pipeline.
+        source: Name of its folder, or its hub id.
+        seam: What a reused step leaves out, `"latent"` or `"trunk"`.
+        memory: The most that places inside the networks may keep in a request; None: no bound.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        source: str,
+        seam: str = Seam.LATENT,
+        memory: str | int | None = None,
+    ) -> None:
+        self.pipe = pipe
+        self.source = source
+        self.seam = seam
+        self.memory = memory
+
+    def calibrate(
+        self,
+        prompts: Sequence[str],
+        profiler: Policy,
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
+    ) -> Profile:
+        """Run the full network on calibration prompts and merge what the profiler emits.
+
+        Args:
+            prompts: One per request.
+            profiler: Such as `ResidualProfiler()`.
+            seed: The noise of prompt k is drawn from `seed + k`.
+            callbacks: Observers, such as `ProgressBar()`; they see no finished samples.
+            options: `steps`, `guidance`, `height`, `width`, `frames`; None keeps the
+                pipeline's default.
+
+        Raises:
+            InputError: No prompts, or an option that this pipeline does not have.
+            PolicyError: The profiler emitted nothing.
+        """
+        arguments = self._read_arguments(prompts, options)
+        start = self._describe_start(prompts, arguments, "calibrating")
+
+        memory = NetworkMemory()
+
+        def run(current: Profiler) -> Sequence[Profile]:
+            attached = attach(self.pipe, [current], seam=self.seam)
+            with Observers(tuple(callbacks), start) as observers, attached:
+                for number, prompt in enumerate(prompts):
+                    attached.prompts = [prompt]
+                    copies = current.calibration_copies
+                    clock = time.perf_counter()
+                    told = StepTeller(attached, observers)
+                    self._call(prompt, seed + number, "latent", arguments, told, copies)
+                    nothing, took = torch.empty(1, 0), time.perf_counter() - clock
+                    told.finish(prompt, seed + number, nothing, took)
+            return attached.emitted
+
+        def solve(substeps: int) -> Solution:
+            def request(number: int) -> Any:
+                return self._call(prompts[number], seed + number, "latent", arguments)
+
+            parts = range(len(prompts))
+            return Solution.merge(
+                [solve_pipeline(self.pipe, partial(request, part), substeps) for part in parts]
+            )
+
+        def sample(policies: Sequence[Policy], *, keep: bool = False) -> Tensor:
+            memory.begin(keep)
+            recorder = LatentRecorder(into=[])
+            with attach(self.pipe, [*policies, recorder], seam=self.seam):
+                for number, prompt in enumerate(prompts):
+                    self._call(prompt, seed + number, "latent", arguments)
+            return torch.cat(recorder.into)
+
+        watched = find_networks(self.pipe, None).values() if makes_more_runs(profiler) else ()
+        with memory.watch(*watched):
+            profile = calibrate(profiler, run, solve, sample, memory)
+        return profile.with_provenance(
+            pipeline=f"{type(self.pipe).__name__} {self.source}",
+            **describe_samples(prompts, seed),
+            **describe_run(self.pipe.device),
+        )
+
+    def sample(
+        self,
+        prompts: Sequence[str],
+        policies: Sequence[Policy],
+        *,
+        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
+    ) -> Samples:
+        """Sample one output per prompt: images `[C, H, W]` or videos `[C, F, H, W]` in [-1, 1].
+
+        Args:
+            prompts: One per request.
+            policies: In call order; without any, every step is computed.
+            seed: The noise of prompt k is drawn from `seed + k`.
+            callbacks: Observers, such as `ProgressBar()`.
+            options: As for `calibrate`.
+
+        Raises:
+            InputError: No prompts, an option that this pipeline does not have, or one of a value
+                that it refuses.
+            NonFiniteError: A reused output was NaN or infinite.
+        """
+        arguments = self._read_arguments(prompts, options)
+        start = self._describe_start(prompts, arguments, "sampling")
+        samples: list[Tensor] = []
+        seconds = 0.0
+        run = attach(
+            self.pipe, list(policies), seam=self.seam, keep_traces=None, memory=self.memory
+        )
+        with Observers(tuple(callbacks), start) as observers, run:
+            for number, prompt in enumerate(prompts):
+                clock = time.perf_counter()
+                told = StepTeller(run, observers)
+                output = self._call(prompt, seed + number, "pt", arguments, told)
+                samples.append(as_sample(output, type(self.pipe).__name__))
+                took = time.perf_counter() - clock
+                told.finish(prompt, seed + number, samples[-1].unsqueeze(0), took)
+                seconds += took
+        return Samples(
+            samples=torch.stack(samples),
+            prompts=tuple(prompts),
+            seeds=tuple(range(seed, seed + len(prompts))),
+            traces=tuple(run.traces),
+            seconds=seconds,
+            emitted=tuple(run.emitted),
+        )
+
+    def solve(
+        self, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8, **options: Any
+    ) -> Solution:
+        """The nearly exact solution of what this samples, through the same pipeline.
+
+        Args:
+            prompts: One per request.
+            seed: The noise of prompt k is drawn from `seed + k`.
+            substeps: Steps for each step of the schedule; even.
+            options: As for `calibrate`.
+
+        Raises:
+            CapabilityError: What the scheduler integrates is not known, or cannot be divided.
+            InputError: No prompts, or an option that this pipeline does not have.
+        """
+        arguments, name = self._read_arguments(prompts, options), type(self.pipe).__name__
+        found = []
+        for number, prompt in enumerate(prompts):
+            request = partial(self._call, prompt, seed + number, "pt", arguments)
+            found.append(
+                solve_pipeline(
+                    self.pipe, request, substeps, lambda output: as_sample(output, name)[None]
+                )
+            )
+        return Solution.merge(found)
+
+    def inspect_places(self, prompt: str, *, seed: int = 0, **options: Any) -> list[PlaceGroup]:
+        """Find the places of the networks, and measure what they cost in one request.
+
+        Args:
+            prompt: Of the request.
+            seed: Of its noise.
+            options: As for `calibrate`; `steps` is 1 where it is not given.
+
+        Raises:
+            CapabilityError: A network has no places, or did not run in this request.
+            InputError: An option that this pipeline does not have.
+        """
+        arguments = self._read_arguments([prompt], {**options, "steps": options.get("steps") or 1})
+        generator = torch.Generator().manual_seed(seed)
+        return inspect_places(
+            self.pipe, prompt=prompt, generator=generator, output_type="latent", **arguments
+        )
+
+    def _read_arguments(self, prompts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+        if isinstance(prompts, str) or not prompts:
+            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        chosen = {name: value for name, value in options.items() if value is not None}
+        for name in chosen:
+            if ARGUMENTS.get(name) not in parameters:
+                usable = [option for option, own in ARGUMENTS.items() if own in parameters]
+                raise InputError(
+                    f"{type(self.pipe).__name__} has no {ARGUMENTS.get(name, name)}, so {name} "
+                    f"cannot be set; it has {', '.join(usable)}"
+                )
+        return {ARGUMENTS[name]: value for name, value in chosen.items()}
+
+    def _describe_start(
+        self, prompts: Sequence[str], arguments: Mapping[str, Any], title: str
+    ) -> RunStart:
+        """What is about to run; a pipeline that says no number of steps counts as one a prompt."""
+        name = ARGUMENTS["steps"]
+        known = inspect.signature(self.pipe.__call__).parameters.get(name)
+        steps = arguments.get(name, None if known is None else known.default)
+        count = len(prompts)
+        return RunStart(count, count, steps if isinstance(steps, int) else 1, title)
+
+    def _call(
+        self,
+        prompt: str,
+        seed: int,
+        output_type: str,
+        arguments: Mapping[str, Any],
+        told: StepTeller | None = None,
+        copies: int = 1,
+    ) -> Any:
+        generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
+        parameters = inspect.signature(self.pipe.__call__).parameters
+        watched = {}
+        if told is not None and "callback_on_step_end" in parameters:
+            watched["callback_on_step_end"] = told
+        try:
+            output = self.pipe(
+                prompt=prompt if copies == 1 else [prompt] * copies,
+                generator=generators[0] if copies == 1 else generators,
+                output_type=output_type,
+                return_dict=False,
+                **watched,
+                **arguments,
+            )
+        except ErtaError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            said = str(error).lower()
+            if isinstance(error, RuntimeError) and "size" not in said and "shape" not in said:
+                raise  # not of the size that was asked for
+            given = ", ".join(f"{name}={value}" for name, value in arguments.items())
+            raise InputError(
+                f"{type(self.pipe).__name__} refuses this request ({given or 'its defaults'}): "
+                f"{show_error(error)}"
+            ) from error
+        return output[0]
+
+
+def as_sample(output: Any, pipeline: str) -> Tensor:
+    """Convert one output of a pipeline to `[C, H, W]` or `[C, F, H, W]` in [-1, 1], on the CPU.
+
+    Args:
+        output: What the pipeline returned for `output_type="pt"`: `[1, C, H, W]` or
+            `[1, F, C, H, W]` in [0, 1].
+        pipeline: Class of the pipeline, for the message.
+
+    Raises:
+        CapabilityError: It is neither.
+    """
+    first = output[0] if isinstance(output, Tensor | list | tuple) and len(output) == 1 else None
+    if not isinstance(first, Tensor) or first.ndim not in (3, 4):
+        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise CapabilityError(
+            f'{pipeline} gave {got} for output_type="pt"; one image [1, C, H, W] or one video '
+            "[1, F, C, H, W] can be written, so run this pipeline in Python with attach"
+        )
+    pixels = first if first.ndim == 3 else first.movedim(0, 1)
+    return pixels.detach().to("cpu", torch.float32) * 2 - 1
