@@ -14,6 +14,7 @@ from tables.ablation import describe_findings, render_ablation
 from tables.accuracy import render_accuracy, render_image_accuracy
 from tables.batch import render_batch
 from tables.budgets import render_budgets, render_lambda
+from tables.chosen import render_chosen
 from tables.cli import render_cli
 from tables.combinations import render_combinations
 from tables.data import DATA, MissingDataError, find_command, load_record
@@ -98,6 +99,7 @@ SECTIONS: dict[str, Section] = {
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
     "goals:peersunet": make_section(render_goals, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
+    "table:chosen": make_section(render_chosen, "peers", "peersflux", "peersunet"),
     "table:methods": make_section(render_methods),
     "table:modulesunet": make_section(render_modules, "modules_unet"),
     "table:moduleswan": make_section(render_modules, "modules_wan"),

@@ -75,6 +75,9 @@ EXACT = calibrate_with(
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
 TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
+FROM_THE_END: Spec = {
+    "refresh_interval": {"budget": {"calls": BUDGET}, "first": 3, "counting": "fora"}
+}
 PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
 EASY: Spec = {"easycache": {"threshold": SOLVED}}
 MAGNITUDE: Spec = {"magcache": {"profile": MAG, "threshold": SOLVED, "max_skips": 6}}
@@ -343,6 +346,8 @@ CONTENDERS: tuple[Contender, ...] = (
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
     own("fitted reuse, exact, multistep plan", {"fitted": {"profile": EXACT}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
+    # what `erta.enable(pipe)` takes where no constants ship
+    own("no profile: steps counted from the end + line", FROM_THE_END, TAYLOR),
     own("multistep plan + line", MULTISTEP, LINE),
     own("multistep plan + parabola", MULTISTEP, PARABOLA),
     own("planned steps, reuse", PLANNED),
