@@ -114,8 +114,8 @@ def read_policies(text: str) -> list[Spec]:
         ConfigError: It is none of these.
 
     Example:
-        >>> read_policies("{fora: {interval: 3}}")
-        [{'fora': {'interval': 3}}]
+        >>> read_policies("{mine: {period: 3}}")
+        [{'mine': {'period': 3}}]
     """
     if text.endswith((".yaml", ".yml")):
         raise ConfigError(
@@ -139,7 +139,7 @@ def as_spec(value: object, text: str) -> Spec:
             return {str(name): dict(options or {})}
     raise ConfigError(
         f"--policy {show_value(text)} is no policy; write a name, or "
-        '"{name: {option: value}}", such as "{skip_policy: {every: 2}}"'
+        '"{name: {option: value}}"; `erta policies` lists them'
     )
 
 
