@@ -111,7 +111,7 @@ def list_candidates(
     if not found:
         raise InputError(
             "nothing to compare; give configuration files, or a policy as "
-            '--policy "{mine: {period: 2}}"'
+            '--policy "{name: {option: value}}"; `erta policies` lists them'
         )
     share_options([specs for _, _, specs in found], options)
     names = name_apart([name or describe_policies(specs) for name, _, specs in found])
@@ -189,8 +189,8 @@ def describe_policies(specs: Sequence[Spec]) -> str:
     """A short name for policies, from their names and options.
 
     Example:
-        >>> describe_policies([{"mine": {"period": 2}}])
-        'mine period=2'
+        >>> describe_policies([{"mine": {"period": 3}}])
+        'mine period=3'
     """
     texts = []
     for spec in specs:

@@ -139,7 +139,7 @@ def as_spec(value: object, text: str) -> Spec:
             return {str(name): dict(options or {})}
     raise ConfigError(
         f"--policy {show_value(text)} is no policy; write a name, or "
-        '"{name: {option: value}}", such as "{mine: {period: 2}}"'
+        '"{name: {option: value}}"; `erta policies` lists them'
     )
 
 
