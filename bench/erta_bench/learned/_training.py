@@ -51,18 +51,19 @@ class Training:
     """How a solver is trained: Adam on the mean logarithm of the samples' errors.
 
     Attributes:
-        iterations: Most steps of the optimiser.
+        iterations: Most steps of the optimiser at each rate.
         batch: Samples a step.
-        rate: Step size at first; it falls to 0 along half a cosine.
+        rates: Step sizes at first, each of its own training; they fall to 0 along half a cosine.
+            Which is best depends on the network, so the samples that judge choose.
         held_out: Every so many samples, one only judges.
         every: Steps between two looks at the samples that judge.
         patience: Looks without a better result after which training ends.
         seed: Of the order of the samples.
     """
 
-    iterations: int = 200
+    iterations: int = 150
     batch: int = 8
-    rate: float = 5e-3
+    rates: tuple[float, ...] = (5e-3, 3e-2)
     held_out: int = 3
     every: int = 10
     patience: int = 8
@@ -125,16 +126,19 @@ class Trainer:
         form, start = find_form(solver), solver.schedule(num_calls)
         tried = [SolverParameters.of(form, base, start) for base in BASES]
         # chosen on all samples: a choice of two needs no others that judge
-        parameters = min(tried, key=lambda each: self._judge(each, self.samples))
-        before = best = self._judge(parameters, judging)
-        kept, stale = parameters.copy(), 0
-        for _ in self._move(parameters, fit):
-            found = self._judge(parameters, judging)
-            stale = 0 if found < best else stale + 1
-            if found < best:
-                best, kept = found, parameters.copy()
-            if stale > self.training.patience:
-                break
+        plain = min(tried, key=lambda each: self._judge(each, self.samples))
+        before = best = self._judge(plain, judging)
+        kept = plain
+        for rate in self.training.rates:
+            parameters, stale, own = plain.copy(), 0, before
+            for _ in self._move(parameters, fit, rate):
+                found = self._judge(parameters, judging)
+                stale = 0 if found < own else stale + 1
+                own = min(own, found)
+                if found < best:
+                    best, kept = found, parameters.copy()
+                if stale > self.training.patience:
+                    break
         ten = math.log(10)
         return Trained(kept.as_solver(), kept.base, before / ten, best / ten, self.calls)
 
@@ -150,12 +154,14 @@ class Trainer:
             )
         return self.samples.take(places[~judging]), self.samples.take(places[judging])
 
-    def _move(self, parameters: SolverParameters, fit: TrainingSamples) -> Iterator[None]:
+    def _move(
+        self, parameters: SolverParameters, fit: TrainingSamples, rate: float
+    ) -> Iterator[None]:
         """Move the numbers along the gradient; comes back every `training.every` steps."""
         tensors = [tensor.requires_grad_() for tensor in parameters.tensors]
         chosen = torch.Generator().manual_seed(self.training.seed)
         total = self.training.iterations
-        optimizer = torch.optim.Adam(tensors, lr=self.training.rate)
+        optimizer = torch.optim.Adam(tensors, lr=rate)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total)
         for step in range(1, total + 1):
             order = torch.randperm(len(fit.latents), generator=chosen)
