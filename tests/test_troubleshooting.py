@@ -27,6 +27,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("diffusers")
 
+import diffusers
+
 from erta_bench.other_caches import bridge
 from erta_framework import (
     Call,
@@ -54,7 +56,7 @@ from erta_framework.errors import ErtaError, UnusedWarning
 from erta_framework.files import require_writable
 from erta_framework.modules import Select, check_memory, find_cut, find_places, measure
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
-from erta_integrations.diffusers import CAPABILITIES, Support, attach, load
+from erta_integrations.diffusers import CAPABILITIES, Support, attach, load, solve_pipeline
 from erta_integrations.diffusers._loaded_pipeline import as_sample
 from erta_integrations.diffusers.modules import inspect_places
 from erta_integrations.diffusers.network import CallArguments, OutputSpec, TrialRunner, read_output
@@ -614,6 +616,84 @@ def _() -> None:
         index = '{"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}'
         Path(folder, "model_index.json").write_text(index, encoding="utf-8")
         load(folder, accelerator="cpu")
+
+
+# ------------------------------------------------------------------------ the exact solution
+NOISES: dict[str, Any] = {"beta_schedule": "scaled_linear", "timestep_spacing": "trailing"}
+
+
+def solve_under(scheduler: Any, request: Callable[[Any], Any] = lambda pipe: pipe()) -> None:
+    pipe = Pipe(scheduler=scheduler)
+    solve_pipeline(pipe, lambda: request(pipe), substeps=2)
+
+
+@says("there is no exact solution, because {reason}")
+def _() -> None:
+    solve_under(diffusers.EulerAncestralDiscreteScheduler(**NOISES))
+
+
+@says(
+    "what {scheduler} integrates is not known (its network predicts {prediction}), so there is no "
+    "exact solution"
+)
+def _() -> None:
+    solve_under(diffusers.EDMEulerScheduler())
+
+
+@says("the first latents of {scheduler} are noise without signal")
+def _() -> None:
+    options = {**NOISES, "clip_sample": False, "rescale_betas_zero_snr": True}
+    solve_under(diffusers.DDIMScheduler(**options))
+
+
+@says("step {number} of {scheduler} goes from {sigma} to {sigma} at the timestep {timestep}")
+def _() -> None:
+    solve_under(diffusers.HeunDiscreteScheduler(**NOISES))
+
+
+@says("{scheduler} has no alphas_cumprod, so the timesteps between its own are not known")
+def _() -> None:
+    scheduler = diffusers.EulerDiscreteScheduler(**NOISES)
+    del scheduler.alphas_cumprod
+    solve_under(scheduler)
+
+
+@says("the scheduler ({class}) has policies attached; solve outside that")
+def _() -> None:
+    pipe = Pipe()
+    with attach(pipe, [SOME]):
+        solve_pipeline(pipe, pipe, substeps=2)
+
+
+@says("the pipeline made {number} of the {number} steps of a finer grid of {scheduler}")
+def _() -> None:
+    solve_under(flow(), lambda _: None)
+
+
+@says(
+    "the pipeline stepped {scheduler} at the timestep {timestep}, where a finer grid has "
+    "{timestep} at step {number}"
+)
+def _() -> None:
+    def step_late(pipe: Pipe) -> None:
+        pipe.scheduler.set_timesteps(4)
+        x, time = torch.ones(1, 3, 2), pipe.scheduler.timesteps[1]
+        pipe.scheduler.step(x, time, x)
+
+    solve_under(flow(), step_late)
+
+
+@says(
+    "the output {shape} is not of the shape of the latents {shape}, so the exact solution is not "
+    "known"
+)
+def _() -> None:
+    def step_wider(pipe: Pipe) -> None:
+        pipe.scheduler.set_timesteps(4)
+        x = torch.ones(1, 3, 2)
+        pipe.scheduler.step(torch.ones(1, 6, 2), pipe.scheduler.timesteps[0], x)
+
+    solve_under(flow(), step_wider)
 
 
 # ------------------------------------------------------------------------------- the trunk
@@ -1271,6 +1351,7 @@ def test_every_entry_has_a_cause_and_a_remedy() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize("heading", TRIGGERS)
 def test_the_message_is_really_produced(heading: str) -> None:
     with pytest.raises((ErtaError, UnusedWarning)) as caught:
