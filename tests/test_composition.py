@@ -29,6 +29,7 @@ from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2
 from erta_framework.testing import BlockFlow, GaussianMixtureFlow, ToySetup, toy_profile
 from erta_policies.adapters import WarmUp
 from erta_policies.at import At
+from erta_policies.budcache import BudCacheProfiler
 from erta_policies.cachequant import FeatureProfiler
 from erta_policies.easycache import EasyCache
 from erta_policies.ertacache import ErrorLinearizer, ERTACache, ResidualProfiler, TimestepAdjuster
@@ -69,9 +70,12 @@ def settings(width):
     # of another toy, but for the number of steps
     other = tuple(set(features.fingerprint) - {"num_steps", "rows", "of"})
     grouped = {"profile": features, "interval": 3, "allow": (*other, *MORE_OF_PIPELINES)}
+    steps = toy_profile(BudCacheProfiler(budget={"calls": 4}, iterations=0, climbs=0), setup=SETUP)
+    other = tuple(set(steps.fingerprint) - {"num_steps"})
     return {
         **SETTINGS,
         "prompt_threshold": {**SETTINGS["prompt_threshold"], **more},
+        "budcache": {"profile": steps, "allow": (*other, *MORE_OF_PIPELINES)},
         "grouped_steps": grouped,
     }
 

@@ -132,7 +132,7 @@ def test_plan_of_a_profile_compares_budgets(erta, profile):
     assert two["threshold"] > four["threshold"] > 0
     shown = erta("plan", "--profile", profile, "--calls", "4")
     assert "2.00x" in shown.output
-    assert "skip_policy: 4 of 8 steps computed" in shown.output
+    assert "ertacache: 4 of 8 steps computed" in shown.output
     computed = "".join("█" if k in four["computed"] else "░" for k in range(8))
     assert computed in shown.output
 

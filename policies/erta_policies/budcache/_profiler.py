@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from erta_framework import Policy, Profile, SessionInfo, Step, hookimpl
+from erta_framework import Policy, Profile, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import Entry, ProfileKind, SampleWith
 from erta_framework.errors import PolicyError
 from erta_policies.budcache._search import Search, search_steps, start_plan
@@ -70,6 +70,7 @@ class BudCacheProfiler(RunProfiler):
         >>> Sampler().calibrate(model, ["a cat"], profiler=profiler)  # doctest: +SKIP
     """
 
+    traits = Traits(deterministic=True)
     kind = KIND
     budget: BudgetLike = None
     predictor: Policy | None = None

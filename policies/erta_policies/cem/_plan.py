@@ -63,7 +63,8 @@ def price_gaps(profile: Profile, weight: Weight) -> Tensor:
     """
     rows = profile.statistics["rows"].clamp(min=1)
     change = profile.statistics["change"] / rows  # [L, T]
-    longest, num_steps = change.shape
+    num_steps = change.shape[1]
+    longest = min(len(change), num_steps - 1)  # a short run has no longer gaps
     edges = change.new_full((num_steps + 1, longest + 1), torch.inf)
     edges[:num_steps, 0] = 0.0
     for reused in range(1, longest + 1):

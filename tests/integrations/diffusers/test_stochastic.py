@@ -53,7 +53,10 @@ class AncestralEuler(FlowEuler):
 def list_profilers() -> dict[str, Profiler]:
     found = policies()
     classes = {name: found.load(name) for name in found.names()}
-    options: dict[str, dict[str, Any]] = {"replay_profiler": {"threshold": 0.1}}
+    options: dict[str, dict[str, Any]] = {
+        "budcache_profiler": {"budget": {"calls": 12}},
+        "replay_profiler": {"threshold": 0.1},
+    }
     return {
         name: cls(**options.get(name, {}))
         for name, cls in classes.items()

@@ -151,7 +151,7 @@ def test_a_network_that_is_told_positions_is_refused_at_attach(name: str) -> Non
     pipe = FAMILIES[name].build()
     with pytest.raises(CapabilityError, match="takes the positions of its tokens in"):
         attach(pipe, [Shrinks()])
-    attach(pipe, [Repeats(pairs=[])])  # trials of the same size remain
+    attach(pipe, [Repeats(pairs=[])]).detach()  # trials of the same size remain
 
 
 @pytest.mark.parametrize(

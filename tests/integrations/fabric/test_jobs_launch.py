@@ -245,7 +245,7 @@ def test_a_file_of_requests_is_a_job(tmp_path, monkeypatch):
     assert "--height: only with --pipeline" in piped.output
     text = CliRunner().invoke(app, ["sample", "--prompts", "p.txt", "-o", "out"])
     assert text.exit_code == 2
-    assert "--prompts: only with --pipeline" in text.output
+    assert "there is no file p.txt with prompts" in text.output
 
 
 def test_one_device_without_requests_is_no_job(tmp_path, monkeypatch):
