@@ -180,8 +180,8 @@ def test_a_configuration_that_names_one_is_refused(rng, examples, site):
 
 @pytest.mark.slow
 def test_many_hostile_plugins(rng, examples, site):
-    try_loading(rng, site, examples(2000))
-    try_building(rng, site, examples(2000))
+    try_loading(rng, site, examples(400))
+    try_building(rng, site, examples(400))
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["bench", "--help"], ["policies"]])
