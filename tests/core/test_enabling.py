@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -25,7 +27,7 @@ from erta_framework.plugins import (
 )
 from erta_framework.session import CallTrace, explain_reason
 from erta_framework.testing import GaussianMixtureFlow
-from erta_policies.automatic import list_known, recognise
+from erta_policies.automatic import choose, list_known, recognise
 from erta_policies.constants import models
 from erta_policies.easycache import EasyCache
 from erta_policies.meancache import MeanCache
@@ -194,3 +196,9 @@ def test_a_run_in_which_nothing_was_reused_warns():
     with pytest.warns(UnusedWarning, match="nothing was reused in 1 batches, although easy_cache"):
         sampler.sample(GaussianMixtureFlow(), ["one"])
     assert torch.isfinite(Sampler(num_steps=3).sample(GaussianMixtureFlow(), ["one"]).samples).all()
+
+
+@pytest.mark.parametrize("budget", [{"speedup": {"a": 1}}, {"calls": "five"}, {"calls": True}])
+def test_a_budget_that_is_no_number_is_refused(budget: dict[str, Any]) -> None:
+    with pytest.raises(PolicyError, match="it must be a number"):
+        choose(PipelineFacts("MyPipeline"), budget)

@@ -16,7 +16,7 @@ from erta_policies.constants import read_published
 from erta_policies.forecast import Forecaster
 from erta_policies.magcache import MagCache
 from erta_policies.meancache import MeanCache
-from erta_policies.shared import read_quality
+from erta_policies.shared import PlanBudget, read_quality
 from erta_policies.taylorseer import RefreshInterval, TaylorSeer
 from erta_policies.teacache import TeaCache
 
@@ -67,6 +67,8 @@ def choose(facts: PipelineFacts, budget: Mapping[str, Any]) -> Choice:
         ['refresh_interval', 'forecaster']
     """
     refuse_few_steps(facts)
+    if budget:
+        PlanBudget(**budget)  # refuses what is none
     known = recognise(facts)
     missed: list[str] = []
     for policy, seam, why in find_published(known, facts, budget) if known is not None else ():

@@ -78,6 +78,8 @@ class PlanBudget:
             object.__setattr__(self, "quality", None)
             return
         amount = getattr(self, given[0])
+        if isinstance(amount, bool) or not isinstance(amount, int | float):
+            raise PolicyError(f"a budget of {given[0]} {amount!r}: it must be a number")
         least = {"calls": 1, "speedup": 1.0, "work": 1.0}.get(given[0], 0.0)
         if not (least <= amount < math.inf) or amount == 0:
             raise PolicyError(

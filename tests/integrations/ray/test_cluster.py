@@ -78,7 +78,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("PYTHONPATH", str(site))
     monkeypatch.setenv("TOY_LOG", str(log))
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_worker_niceness", "0")  # 15 by default, which starves beside other tests
+    # 15 by default, which starves beside other tests
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.chdir(work)
