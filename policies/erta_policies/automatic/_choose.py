@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -26,29 +25,11 @@ MEANCACHE_STEPS, MEANCACHE_CALLS = 50, 25
 """The released tables are for 50 steps; that of 25 calls is the most careful one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What the rule without a profile measured on the bundled models, at 50 steps.
-
-    Attributes:
-        speedup: Steps for each network call.
-        psnr: Least mean PSNR against the full run, of those models, in dB.
-    """
-
-    speedup: float
-    psnr: float
-
-
-BY_QUALITY = MappingProxyType(
-    {"high": Measured(2.0, 44.7), "medium": Measured(3.0, 36.3), "low": Measured(4.0, 35.4)}
-)
-"""What a named quality stands for where nothing was measured on the user's own model.
-
-Source: ours; how it was measured is in the guide to diffusers pipelines.
-"""
+BY_QUALITY = MappingProxyType({"high": 2.0, "medium": 3.0, "low": 4.0})
+"""Steps a network call that a named quality stands for without a profile. Ours, and a guess."""
 DEFAULT = "high"
 FEW_CALLS = 3.5
-"""Steps a call from which on the released count of TaylorSeer was ahead of one from the end."""
+"""Steps a call from which on the released count of TaylorSeer is taken; the guide has numbers."""
 
 
 def choose(facts: PipelineFacts, budget: Mapping[str, Any]) -> Choice:
@@ -124,7 +105,7 @@ def find_calls(budget: Mapping[str, Any], num_steps: int) -> int:
         return int(num_steps / float(budget["speedup"]) + 1e-9)
     if not budget:
         return MEANCACHE_CALLS
-    return int(num_steps / BY_QUALITY[budget["quality"]].speedup) if "quality" in budget else 0
+    return int(num_steps / BY_QUALITY[budget["quality"]]) if "quality" in budget else 0
 
 
 def find_problem(policy: Policy, seam: str, facts: PipelineFacts) -> str:
@@ -151,12 +132,14 @@ def choose_without_profile(
     Raises:
         PolicyError: The budget needs a profile, or is none.
     """
-    asked, measured = dict(budget), None
+    asked, guess = dict(budget), ""
     if not budget or "quality" in budget:
         quality = asked.pop("quality", DEFAULT)
         read_quality(quality)
-        measured = BY_QUALITY[quality]
-        asked["speedup"] = measured.speedup
+        asked["speedup"] = BY_QUALITY[quality]
+        guess = (
+            f"; {asked['speedup']:g} steps a call stand for quality={quality!r}, unmeasured here"
+        )
     policies, named = make_rule(asked, facts.num_steps or USUAL_STEPS)
     if known is None:
         reason = f"no constants ship for {describe(facts)}"
@@ -167,17 +150,12 @@ def choose_without_profile(
             f"{known.model.model}, recognised {known.how}: constants ship for it, each for its own "
             "number of calls, which is not what was asked for"
         )
-    said = f"{reason}. {named} needs no profile, and of such rules was best on the bundled models"
-    if measured is not None:
-        said += (
-            f" (at least {measured.psnr:g} dB at {measured.speedup:g} steps a call, of 50); on "
-            "this model nothing was measured"
-        )
+    said = f"{reason}. {named} needs no profile{guess}"
     return Choice(policies, said, facts.seam or "latent")
 
 
 def make_rule(budget: Mapping[str, Any], num_steps: int) -> tuple[tuple[Policy, ...], str]:
-    """The rule that was best of those without a profile at so many calls, and its name.
+    """A rule that needs no profile, for so many calls, and its name.
 
     A line through the last two computed outputs, at an interval that is counted from the end so
     that the last step is computed; for few calls TaylorSeer as released.
