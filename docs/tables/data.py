@@ -81,6 +81,7 @@ COMMANDS = {
         for name in ("flux", "wan", "unet")
     },
     "peersflux": "erta bench peers --model shapes-flux",
+    "peersgalaxyhsc32": "erta bench peers --model galaxy-hsc32",
     "peersunet": "erta bench peers --model shapes-unet",
     **dict(command_study(name, model) for name, model in STUDIES),
     "masked_permutations": "erta bench masked --model permutations",

@@ -99,6 +99,8 @@ SECTIONS: dict[str, Section] = {
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
     "goals:peersunet": make_section(render_goals, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
+    "summary:galaxyhsc32": make_section(render_peers_summary, "peersgalaxyhsc32", optional=True),
+    "goals:galaxyhsc32": make_section(render_goals, "peersgalaxyhsc32", optional=True),
     "table:chosen": make_section(render_chosen, "peers", "peersflux", "peersunet"),
     "table:methods": make_section(render_methods),
     "table:modulesunet": make_section(render_modules, "modules_unet"),

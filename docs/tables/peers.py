@@ -8,6 +8,7 @@ from typing import Any
 from erta_bench.comparison import (
     CLEAR,
     KINDS,
+    OWN_LOOP,
     TO_EXACT,
     TO_FULL,
     Axis,
@@ -40,12 +41,18 @@ def render_peers_summary(record: Record) -> str:
     total = full["prompts"] * full["seeds"]
     said = (
         f"PSNR in dB, over {full['prompts']} held-out samples in each of {full['seeds']} seed sets "
-        f"({total} in all), on {record['settings']['model']} through the unmodified "
-        f"{record['settings']['pipeline']}; leads are of the mean and of the worst sample. "
+        f"({total} in all), on {record['settings']['model']} {describe_loop(record)}; leads are "
+        f"of the mean and of the worst sample. "
         f"{describe_solution(record)} {format_caption(record)}"
     )
     verdicts = "; ".join(f"{goal.number}: {VERDICTS[goal.reached]}" for goal in judge_goals(record))
     return "\n\n".join([render_table(headings, lines), said, f"Goals: {verdicts}."])
+
+
+def describe_loop(record: Record) -> str:
+    """What the model was sampled by."""
+    pipeline = record["settings"]["pipeline"]
+    return f"in {OWN_LOOP}" if pipeline == OWN_LOOP else f"through the unmodified {pipeline}"
 
 
 def format_leaders(exact: Leaders, full: Leaders) -> list[str]:

@@ -19,12 +19,14 @@ from erta_bench.comparison._leaders import (
     is_comparable,
     list_unclear,
 )
+from erta_bench.comparison._own_runner import OWN_LOOP
 from erta_bench.comparison._peers import choose_peers, compare_peers, list_peers
 from erta_bench.comparison._runner import Prepared, Runner, RunResult
 
 __all__ = [
     "CLEAR",
     "KINDS",
+    "OWN_LOOP",
     "TO_EXACT",
     "TO_FULL",
     "Axis",
