@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables.data import Record, load_record
-from tables.peers import render_peers_summary
+from tables.data import load_record
+from tables.peers import describe_claim, render_peers_summary
 
 README = Path(__file__).parents[1] / "README.md"
-SUMMARIES: Mapping[str, Callable[[Record], str]] = {
-    "peers": render_peers_summary,
+SUMMARIES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "claim": (describe_claim, ("peers", "peersflux", "peersunet")),
+    "peers": (render_peers_summary, ("peers",)),
 }
-"""What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of `docs/data/NAME.json`."""
+"""What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of which files."""
 
 
 def fill_summaries(text: str) -> str:
@@ -22,13 +23,13 @@ def fill_summaries(text: str) -> str:
         ValueError: The markers are missing.
         MissingDataError: A file is missing.
     """
-    for name, summary in SUMMARIES.items():
+    for name, (summarise, files) in SUMMARIES.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if text.count(begin) != 1 or text.count(end) != 1:
             raise ValueError(f"the README must hold {begin} and {end} once")
         before, rest = text.split(begin)
         after = rest.split(end)[1]
-        text = f"{before}{begin}\n{summary(load_record(name))}\n{end}{after}"
+        text = f"{before}{begin}\n{summarise(*map(load_record, files))}\n{end}{after}"
     return text
 
 

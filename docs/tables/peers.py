@@ -49,6 +49,19 @@ def render_peers_summary(record: Record) -> str:
     return "\n\n".join([render_table(headings, lines), said, f"Goals: {verdicts}."])
 
 
+def describe_claim(*records: Record) -> str:
+    """How much nearer to the exact solution than the full run ours is, model by model."""
+    said = []
+    for record in records:
+        full = find_full_run(record)[TO_EXACT.mean]
+        leads = [
+            f"{leaders.best['ours'][TO_EXACT.mean] - full:+.1f} dB at {leaders.budget}"
+            for leaders in find_leaders(record["rows"], TO_EXACT)
+        ]
+        said.append(f"* {record['settings']['model']}: {', '.join(leads)} calls.")
+    return "\n".join(said)
+
+
 def describe_loop(record: Record) -> str:
     """What the model was sampled by."""
     pipeline = record["settings"]["pipeline"]
