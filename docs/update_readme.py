@@ -10,7 +10,7 @@ from tables.peers import describe_claim, render_peers_summary
 
 README = Path(__file__).parents[1] / "README.md"
 SUMMARIES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
-    "claim": (describe_claim, ("peers", "peersflux", "peersunet")),
+    "claim": (describe_claim, ("peers", "peersflux", "peersunet", "peersgalaxyhsc32")),
     "peers": (render_peers_summary, ("peers",)),
 }
 """What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of which files."""
