@@ -259,5 +259,5 @@ def test_random_requests(
 def test_many_random_requests(
     name: str, method: str, rng: random.Random, examples: Callable[[int], int]
 ) -> None:
-    for _ in range(examples(30)):
+    for _ in range(examples(12)):
         check_sequence(name, method, rng)

@@ -470,7 +470,6 @@ UNLISTED: Mapping[str, str] = {
     "grouped_steps": "the schedule of cachequant, which has rows",
     "centered_steps": "another schedule of deepcache, which has rows",
     "constant": "stands branches in that are known for one model, and has nothing to solve for",
-    "refresh_interval": "the schedule of taylorseer, hicache and fora, which have rows",
     "band_correction": "the part of freqca inside the network, which has a row",
     "growing_window": "the schedule of spectrum, which has rows",
     "drift_gate": "the gate of fastcache, which has rows",
