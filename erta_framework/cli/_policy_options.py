@@ -204,8 +204,9 @@ def give_budget(specs: Sequence[Spec], budget: Mapping[str, float], replaced: bo
         options["budget"] = {kind: value}
         return
     raise InputError(
-        f"--{kind} {value:g}: none of these policies takes a budget ({name_all(specs)}); those "
-        f"that do are {', '.join(list_budgeted())}; others are set by their own options"
+        f"--{kind} {value:g}: none of these policies takes a budget as it is given "
+        f"({name_all(specs)}); those that do are {', '.join(list_budgeted())}; others are set by "
+        "their own options"
     )
 
 
