@@ -99,13 +99,12 @@ def find_table(name: str, calls: int) -> MeanCache | None:
 
 def find_calls(budget: Mapping[str, Any], num_steps: int) -> int:
     """The network calls that a budget means; 0 where it means none in particular."""
-    if "calls" in budget:
-        return int(budget["calls"])
-    if "speedup" in budget:
-        return int(num_steps / float(budget["speedup"]) + 1e-9)
     if not budget:
         return MEANCACHE_CALLS
-    return int(num_steps / BY_QUALITY[budget["quality"]]) if "quality" in budget else 0
+    if "quality" in budget:
+        return PlanBudget(speedup=BY_QUALITY[budget["quality"]]).calls_for(num_steps)
+    named = "calls" in budget or "speedup" in budget
+    return PlanBudget(**budget).calls_for(num_steps) if named else 0
 
 
 def find_problem(policy: Policy, seam: str, facts: PipelineFacts) -> str:
