@@ -56,7 +56,9 @@ def calibrate(
         PolicyError: A profiler emitted nothing, or is no `Profiler`.
         CapabilityError: A profiler wants to solve or to sample, where that cannot be done.
     """
-    last = require_profiler(profiler)
+    last = with_solution(require_profiler(profiler), solve)
+    if last.tries_before:
+        last = last.begin(require_sample(last, sample))
     current: Profiler | None = last
     merged: Profile | None = None
     full = 0.0
@@ -102,7 +104,7 @@ def require_sample(profiler: Profiler, sample: SampleWith | None) -> SampleWith:
     """
     if sample is None:
         raise CapabilityError(
-            f"{profiler!r} tries its profile out on its samples, which this driver does not "
+            f"{profiler!r} tries something out on its samples, which this driver does not "
             "offer; calibrate with Sampler on the same network"
         )
     return sample

@@ -44,6 +44,7 @@ class NetworkMemory:
     def __init__(self) -> None:
         self.rows = 0
         self._known: list[KnownCall] = []
+        self._kept: list[KnownCall] = []
         self._place = 0
         self._keeping = False
 
@@ -53,26 +54,26 @@ class NetworkMemory:
         Args:
             keep: Keep its calls, for the runs after it, instead of those that were kept before.
         """
-        self._place, self._keeping = 0, keep
-        if keep:
-            self._known = []
+        if self._keeping:
+            self._known = self._kept
+        self._place, self._keeping, self._kept = 0, keep, []
 
     def call(
         self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """What the network answers."""
         inputs = tuple(iter_tensors((args, kwargs)))
-        if not self._keeping and self._place < len(self._known):
-            known = self._known[self._place]
-            if is_same(known.inputs, inputs):
-                self._place += 1
-                return copy.deepcopy(known.output)
+        known = self._known[self._place] if self._place < len(self._known) else None
         self._place += 1
-        output = network(*args, **kwargs)
-        self.rows += inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+        if known is None or not is_same(known.inputs, inputs):
+            output = network(*args, **kwargs)
+            self.rows += inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+            if not self._keeping:
+                return output
+            known = KnownCall(copy.deepcopy(inputs), copy.deepcopy(output))
         if self._keeping:
-            self._known.append(KnownCall(copy.deepcopy(inputs), copy.deepcopy(output)))
-        return output
+            self._kept.append(known)
+        return copy.deepcopy(known.output)
 
     @contextmanager
     def watch(self, *networks: nn.Module) -> Iterator[None]:
@@ -98,7 +99,9 @@ class NetworkMemory:
 
 def makes_more_runs(profiler: Policy) -> bool:
     """Whether a calibration makes other runs than the rounds of its profiler."""
-    return isinstance(profiler, Profiler) and bool(profiler.substeps or profiler.tries_out)
+    return isinstance(profiler, Profiler) and bool(
+        profiler.substeps or profiler.tries_before or profiler.tries_out
+    )
 
 
 def iter_tensors(value: Any) -> Iterator[Tensor]:

@@ -116,6 +116,19 @@ class Profiler(Policy):
         return self
 
     @property
+    def tries_before(self) -> bool:
+        """Whether `begin` wants to sample before the first round."""
+        return False
+
+    def begin(self, sample: SampleWith) -> Profiler:
+        """The profiler of the first round, after runs that choose its settings; see `tries_before`.
+
+        Args:
+            sample: The calibration samples under policies, `[N, C, ...]` at the end of the run.
+        """
+        return self
+
+    @property
     def tries_out(self) -> bool:
         """Whether `finish` wants to sample with the profile."""
         return False

@@ -54,6 +54,7 @@ class CalibrationRuns:
 
     def run(self, current: Profiler) -> Sequence[Profile]:
         """One round; what the profiler emitted."""
+        self.memory.begin(keep=False)
         return self._sample([current], current.calibration_copies).emitted
 
     def sample(self, policies: Sequence[Policy], *, keep: bool = False) -> Tensor:

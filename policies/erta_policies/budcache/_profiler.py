@@ -13,7 +13,7 @@ from erta_framework import Policy, Profile, SessionInfo, Step, Traits, hookimpl
 from erta_framework.calibration import Entry, ProfileKind, SampleWith
 from erta_framework.errors import PolicyError
 from erta_policies.budcache._search import Search, search_steps, start_plan
-from erta_policies.shared import BudgetLike, FixedSchedule, PlanBudget, RunProfiler
+from erta_policies.shared import BudgetLike, ListedSteps, PlanBudget, RunProfiler
 
 KIND = ProfileKind(
     "budcache_profiler",
@@ -23,20 +23,6 @@ KIND = ProfileKind(
         "runs": Entry(shape="1", counts=True),
     },
 )
-
-
-class FoundSteps(FixedSchedule):
-    """Computes these steps.
-
-    Attributes:
-        steps: The steps.
-    """
-
-    steps: tuple[int, ...] = (0,)
-
-    def computed_steps(self, num_steps: int) -> tuple[int, ...]:
-        """The steps."""
-        return self.steps
 
 
 class BudCacheProfiler(RunProfiler):
@@ -110,7 +96,7 @@ class BudCacheProfiler(RunProfiler):
         beside = () if self.predictor is None else (self.predictor,)
 
         def measure(steps: tuple[int, ...]) -> float:
-            ends = sample((FoundSteps(steps=steps), *beside)).double()
+            ends = sample((ListedSteps(steps=steps), *beside)).double()
             loss = float((ends - goal).square().mean())
             return loss if math.isfinite(loss) else math.inf
 

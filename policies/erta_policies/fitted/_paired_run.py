@@ -28,8 +28,8 @@ from erta_framework.errors import PolicyError
 from erta_policies.fitted import _features as features
 from erta_policies.fitted import _normal_equations as equations
 from erta_policies.fitted._batch_checks import check_copies, check_nodes, count_samples
-from erta_policies.fitted._branch_weights import BranchWeights
 from erta_policies.fitted._cached_run import RUNS, CachedRun, combine_features
+from erta_policies.fitted._guided_branches import GuidedBranches
 from erta_policies.fitted._normal_equations import FOLDS, FitSettings, StepChoice
 from erta_policies.fitted._solver_variable import SolverVariable, is_one_step
 
@@ -72,7 +72,6 @@ class PairedRun:
         self.solution = solution
         self.exact: Tensor | None = None
         self.full_error = 0.0
-        self.batch = 0
         self.rows = 0
         self.variable = SolverVariable.of(session)
         self.nodes = check_nodes([self.variable.node(sigma) for sigma in session.sigmas])
@@ -88,43 +87,31 @@ class PairedRun:
         )
         self.errors = torch.zeros(len(RUNS) - 1, dtype=wide, device=session.device)
         self.folds = torch.zeros(0, dtype=torch.long, device=session.device)
-        self.order: tuple[str, ...] = ()
-        self.before: tuple[str, ...] = ()
         self.depths = torch.zeros(session.num_steps, dtype=torch.float64)
-        self.weights = BranchWeights(is_one_step(session), wide)
+        self.branches = GuidedBranches(is_one_step(session), wide, len(RUNS))
         self.runs = {name: CachedRun() for name in RUNS[1:]}
-        self.outputs: dict[str, list[Tensor]] = {}
-        self.x: Tensor | None = None
         self.answered = False
         self.finished = False
 
     # ------------------------------------------------------------------ one branch of a step
     def answer(self, step: Step, call: Call, output: Tensor) -> Tensor:
         """The network's output, or for the last branch the output that steers the copies."""
-        # how many branches a call holds shows at the end of the first step
-        pieces = output.shape[0] // self.batch if self.batch else 1
-        if not self.outputs:
-            self.x = call.x.chunk(pieces)[0]
+        if not self.branches.outputs:
             self.answered = False
-        self.outputs[call.branch] = list(output.chunk(pieces))
-        order = step.branches or self.order
-        # other branches than in the step before: what is cached belongs to another combination
-        if not order or call.branch != order[-1] or tuple(self.outputs) != self.before:
+        if not self.branches.add(step, call, output):
             return output
-        self.weights.require_steerable(self.outputs)
-        return self.weights.steer(self.outputs, self._step(step), output, self.rows)
+        return self.branches.steer(self._step(step), output, self.rows)
 
     def _begin(self, batch: int) -> None:
         """Take note of the batch, and check that it holds each sample once a run."""
-        assert self.x is not None
-        self.batch, self.rows = batch, count_samples(batch)
-        self.x = self.x[:batch]
-        check_copies(self.x, "latents")
+        self.rows = count_samples(batch)
+        self.branches.begin(batch)
+        assert self.branches.x is not None
+        check_copies(self.branches.x, "latents")
         if self.solution is not None:
-            self.exact = self.solution.find(self.x[: self.rows]).to(self.sums.dtype)
-        for branch, (output,) in self.outputs.items():
-            self.outputs[branch] = list(torch.split(output, batch))
-            for piece in self.outputs[branch]:
+            self.exact = self.solution.find(self.branches.x[: self.rows]).to(self.sums.dtype)
+        for branch, pieces in self.branches.outputs.items():
+            for piece in pieces:
                 check_copies(piece, f"outputs of branch {branch!r}")
 
     # ------------------------------------------------------------------------------ the step
@@ -134,9 +121,9 @@ class PairedRun:
         The trajectory target is the velocity that leads copy 1 back to the full run within this
         step, or to the exact solution.
         """
-        assert self.x is not None
-        network = self.weights.guide(self.outputs).chunk(len(RUNS))
-        xs = self.x.chunk(len(RUNS))
+        assert self.branches.x is not None
+        network = self.branches.guide().chunk(len(RUNS))
+        xs = self.branches.x.chunk(len(RUNS))
         computes = step.index in self.planned
         if computes:
             self._computed(step.index, network, xs)
@@ -191,30 +178,17 @@ class PairedRun:
         Raises:
             PolicyError: Guidance is no weighted sum that stays the same.
         """
-        if not self.batch:
+        if not self.branches.batch:
             self._begin(len(sample))
-        order = tuple(self.outputs)
-        parts = [
-            piece.chunk(len(RUNS))[0].to(self.sums.dtype)
-            for each in self.outputs.values()
-            for piece in each
-        ]
-        assert self.x is not None
-        start, end = (each.chunk(len(RUNS))[0] for each in (self.x, sample))
-        guided, rounding = self.variable.measure_movement(
-            step.interval, start, end, self.sums.dtype
-        )
-        self.weights.learn(step, order, parts, guided)
-        if order != self.before:
+        if self.branches.learn(step, sample, self.variable):
             self._start_over(step)
         elif not self.answered:
             raise PolicyError(
-                f"FittedProfiler was asked for the branches {', '.join(order)} at step "
-                f"{step.index} in another order than before; calibrate without other plugins"
+                f"FittedProfiler was asked for the branches {', '.join(self.branches.names)} at "
+                f"step {step.index} in another order than before; calibrate without other plugins"
             )
-        self.order, self.before = self.order or order, order
-        self.weights.verify(step, order, parts, guided, rounding)
-        self.outputs = {}
+        self.branches.verify(step)
+        self.branches.end()
         if step.index == step.num_steps - 1:
             full, *others = sample.to(self.sums.dtype).chunk(len(RUNS))
             if self.exact is not None:
@@ -225,10 +199,10 @@ class PairedRun:
 
     def _start_over(self, step: Step) -> None:
         """Cache the first step with these branches: the network's output, whatever the schedule."""
-        assert self.x is not None
+        assert self.branches.x is not None
         if step.index == 0:
-            self.folds = equations.find_folds(self.x[: self.rows])
+            self.folds = equations.find_folds(self.branches.x[: self.rows])
         for run in self.runs.values():
             run.velocities = []  # of another set of branches
-        network = self.weights.guide(self.outputs).chunk(len(RUNS))
-        self._computed(step.index, network, self.x.chunk(len(RUNS)))
+        network = self.branches.guide().chunk(len(RUNS))
+        self._computed(step.index, network, self.branches.x.chunk(len(RUNS)))

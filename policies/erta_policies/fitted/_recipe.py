@@ -25,6 +25,7 @@ class FittedReuse(Policy):
         target: What `erta calibrate` leads to, as in `FittedProfiler`; `"exact"` is the exact
             solution. Sampling does not read it.
         refine: How often `erta calibrate` refines the weights end to end, likewise.
+        search: How many sweeps `erta calibrate` makes to move the steps of the schedule, likewise.
         judge: Let `erta calibrate` judge the profile, where it was added up from several batches,
             instead of making one; see `FittedProfiler.start`. Sampling does not read it.
         guard: As in `FittedVelocity`.
@@ -39,18 +40,21 @@ class FittedReuse(Policy):
     schedule: Policy | None = None
     target: float | Literal["exact"] | None = None
     refine: int = 0
+    search: int = 0
     judge: bool = False
     guard: bool = False
     allow: tuple[str, ...] = ()
 
     def calibrator(self) -> Profiler | None:
         if self.judge:
-            return self._make_profiler(start=self.profile)
-        return self._make_profiler(schedule=self.schedule)
+            return self._make_profiler(0, start=self.profile)
+        return self._make_profiler(self.search, schedule=self.schedule)
 
-    def _make_profiler(self, **options: Any) -> Profiler:
-        if self.refine:
-            return EndToEndProfiler(target=self.target, refine=self.refine, **options)
+    def _make_profiler(self, search: int, **options: Any) -> Profiler:
+        if self.refine or search:
+            return EndToEndProfiler(
+                target=self.target, refine=self.refine, search=search, **options
+            )
         return FittedProfiler(target=self.target, **options)
 
     def parts(self) -> Sequence[Policy]:

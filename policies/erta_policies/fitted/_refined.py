@@ -1,20 +1,23 @@
-"""`EndToEndProfiler`: a fit whose weights are refined on the error at the end of the run."""
+"""`EndToEndProfiler`: a fit whose steps and weights are judged by where the run ends."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
 
-from erta_framework import Profile
+from erta_framework import Profile, Profiler
 from erta_framework.calibration import SampleWith
 from erta_framework.errors import PolicyError
-from erta_policies.fitted._end_to_end import find_edges, refine_rows, with_rows
+from erta_policies.fitted._edge_fit import record_full_run, try_steps
+from erta_policies.fitted._end_to_end import find_edges, judge, refine_rows, with_rows
+from erta_policies.fitted._moved_steps import move_steps
 from erta_policies.fitted._profiler import FittedProfiler
 from erta_policies.fitted._schedule import FittedSchedule
 from erta_policies.fitted._table import FittedTable
 from erta_policies.fitted._velocity import FittedVelocity
+from erta_policies.shared import ListedSteps
 
 HELD_OUT = 4
 """Every so many samples one is held out."""
@@ -22,7 +25,11 @@ LEAST_SAMPLES = 2 * HELD_OUT
 
 
 class EndToEndProfiler(FittedProfiler):
-    """A `FittedProfiler` that moves its weights once more, end to end.
+    """A `FittedProfiler` that moves its steps and its weights, judged by where the run ends.
+
+    Before the fit, `search` sweeps move one computed step at a time, see `move_steps`. Each
+    schedule is tried out by a run that fits its weights on the way and asks the network at computed
+    steps alone, see `EdgeFit`; the mean logarithm of the samples' errors at the end decides.
 
     The fit goes step by step. What counts is where the run ends, so the weights then take
     Gauss-Newton steps on the error there, see `refine_rows`. Each round costs about as many cached
@@ -32,27 +39,67 @@ class EndToEndProfiler(FittedProfiler):
     Source: ours.
 
     Attributes:
-        refine: Most rounds.
+        refine: Most rounds of the refinement.
+        search: Most sweeps over the schedule. One costs about two cached runs for each two computed
+            steps, since a run with a moved step begins like the one without.
 
     Raises:
-        PolicyError: There are no rounds; or as `FittedProfiler`.
+        PolicyError: There are neither rounds nor sweeps; or as `FittedProfiler`.
 
     Example:
-        >>> EndToEndProfiler(target="exact", refine=2).tries_out
-        True
+        >>> profiler = EndToEndProfiler(target="exact", search=2, refine=2)
+        >>> profiler.tries_before, profiler.tries_out
+        (True, True)
     """
 
     refine: int = 2
+    search: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.refine < 1:
-            raise PolicyError(f"{type(self).__name__}(refine={self.refine}): give 1 or more rounds")
+        if min(self.refine, self.search) < 0 or not (self.refine or self.search):
+            raise PolicyError(
+                f"{type(self).__name__}(refine={self.refine}, search={self.search}): give 1 or "
+                "more rounds or sweeps"
+            )
+        if self.search and self.start is not None:
+            raise PolicyError(
+                f"{type(self).__name__} got search={self.search} and start, whose steps are fixed; "
+                "give one of them"
+            )
+
+    @property
+    def tries_before(self) -> bool:
+        """Whether the schedule is searched."""
+        return self.search > 0
 
     @property
     def tries_out(self) -> bool:
-        """Yes: the weights are refined on whole runs."""
-        return True
+        """Whether the weights are refined."""
+        return self.refine > 0
+
+    def begin(self, sample: SampleWith) -> Profiler:
+        """Search the schedule.
+
+        Raises:
+            PolicyError: There are too few samples, or the solver has memory.
+        """
+        goal = record_full_run(sample) if self.solution is None else self.solution
+        require_samples(len(goal.latents), "the search of a schedule", "search")
+        num_steps = len(goal.sigmas) - 1
+        settings = self.settings(one_step=True)
+
+        def measure(steps: tuple[int, ...], *, keep: bool = False) -> float:
+            ends = try_steps(sample, goal, settings, steps, keep)
+            return float(judge(ends, goal.latents[:, -1]).mean())
+
+        start = tuple(sorted(self.steps(num_steps)))
+        steps = move_steps(start, num_steps, measure, self.search)
+        found = ListedSteps(steps=steps)
+        if self.refine:
+            return replace(self, schedule=found, search=0)
+        shared = {each.name: getattr(self, each.name) for each in fields(FittedProfiler)}
+        return FittedProfiler(**{**shared, "schedule": found})
 
     def finish(self, profile: Profile, sample: SampleWith) -> Profile:
         """Refine the weights.
@@ -76,11 +123,9 @@ def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: i
     Raises:
         PolicyError: There are too few samples to hold some out.
     """
-    if len(goal) < LEAST_SAMPLES:
-        raise PolicyError(
-            f"the end-to-end refinement holds out every {HELD_OUT}th sample, and there are "
-            f"{len(goal)}; calibrate on {LEAST_SAMPLES} or more, or with refine=0"
-        )
+    require_samples(
+        len(goal), f"the refinement, which holds out every {HELD_OUT}th sample", "refine"
+    )
     table = FittedTable.of(profile)
     depth = table.settings.velocities
     edges = find_edges(table.computed, len(table.choices), depth)
@@ -96,3 +141,21 @@ def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: i
     errors = profile.statistics["errors"].clone()
     errors[0] = (ends.double() - goal.double()).square().sum()
     return replace(refined, statistics={**refined.statistics, "errors": errors})
+
+
+def require_samples(count: int, what: str, setting: str) -> None:
+    """Refuse to judge by too few samples.
+
+    Args:
+        count: Samples that there are.
+        what: What judges by them.
+        setting: The setting that asks for it.
+
+    Raises:
+        PolicyError: There are fewer than `LEAST_SAMPLES`.
+    """
+    if count < LEAST_SAMPLES:
+        raise PolicyError(
+            f"there are {count} samples for {what}; calibrate on {LEAST_SAMPLES} or more, or with "
+            f"{setting}=0"
+        )

@@ -244,7 +244,7 @@ class TestRefinement:
     def test_it_needs_samples_to_hold_out(self, field):
         with pytest.raises(PolicyError, match="calibrate on 8 or more"):
             field.fit(EndToEndProfiler(refine=1), prompts=TRAINING[:4], batch=4)
-        with pytest.raises(PolicyError, match="1 or more rounds"):
+        with pytest.raises(PolicyError, match="1 or more rounds or sweeps"):
             EndToEndProfiler(refine=0)
 
     def test_the_recipe_calibrates_it(self):
@@ -263,7 +263,7 @@ class TestRefinement:
         with pytest.raises(CapabilityError, match="exact solution"):
             calibrate(FittedProfiler(target="exact"), lambda profiler: ())
         profile = field.fit(FittedProfiler(), prompts=TRAINING, batch=16)
-        with pytest.raises(CapabilityError, match="tries its profile out"):
+        with pytest.raises(CapabilityError, match="tries something out"):
             calibrate(EndToEndProfiler(), lambda profiler: (profile,))
 
 
