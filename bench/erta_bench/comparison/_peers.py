@@ -67,7 +67,9 @@ RECOMBINED = (
     *COMPOSED,
 )
 OURS = (
+    "fitted reuse, exact, searched steps",
     "fitted reuse, exact, multistep plan",
+    "fitted reuse, searched steps",
     "fitted reuse, multistep plan",
     "fitted reuse, ERTACache steps",
     "multistep plan + line",

@@ -72,8 +72,8 @@ FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
 EXACT = calibrate_with(
     "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, refine=1
 )
-SEARCHED = calibrate_with("end_to_end_profiler", schedule=MULTISTEP, search=2, refine=1)
-EXACT_SEARCHED = calibrate_with(
+MOVED = calibrate_with("end_to_end_profiler", schedule=MULTISTEP, search=2, refine=1)
+EXACT_MOVED = calibrate_with(
     "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, search=2, refine=1
 )
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
@@ -349,8 +349,8 @@ CONTENDERS: tuple[Contender, ...] = (
     # --------------------------------------------------------------------- ours
     own("fitted reuse, multistep plan", {"fitted": {"profile": FITTED}}),
     own("fitted reuse, exact, multistep plan", {"fitted": {"profile": EXACT}}),
-    own("fitted reuse, searched steps", {"fitted": {"profile": SEARCHED}}),
-    own("fitted reuse, exact, searched steps", {"fitted": {"profile": EXACT_SEARCHED}}),
+    own("fitted reuse, searched steps", {"fitted": {"profile": MOVED}}),
+    own("fitted reuse, exact, searched steps", {"fitted": {"profile": EXACT_MOVED}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
     # what `erta.enable(pipe)` takes where no constants ship
     own("no profile: steps counted from the end + line", FROM_THE_END, TAYLOR),
