@@ -17,6 +17,7 @@ from torch import Tensor
 
 from erta_framework.budgets._measured_tables import (
     FACTS,
+    FULL,
     MASKS,
     NUMBERS,
     REMEDY,
@@ -36,7 +37,7 @@ class MeasuredFront:
         steps: Computed steps of each plan, rising.
         refined: Those after a search that replayed them; the same where nothing was refined.
         predicted: What the planner predicted of each, in its own unit.
-        psnr: Mean PSNR of each against the full run, in dB.
+        psnr: Mean PSNR of each against the target, in dB.
         psnr_std: Deviation over samples.
         refined_psnr: Mean PSNR of the refined plans.
         seconds: Wall seconds of one request under each plan, and last of the full run; NaN where
@@ -47,6 +48,7 @@ class MeasuredFront:
         policies: All policies of the replays.
         spent: Network calls of each branch and sample that measuring took.
         unit: What predicted errors are in, as in `StepSchedule.unit`.
+        target: What quality was measured to: the full run or the exact solution.
     """
 
     steps: tuple[tuple[int, ...], ...]
@@ -62,6 +64,7 @@ class MeasuredFront:
     policies: str
     spent: int
     unit: str
+    target: str = FULL
 
     @property
     def calls(self) -> tuple[int, ...]:
@@ -99,6 +102,7 @@ class MeasuredFront:
             policies=facts["policies"],
             spent=read_count(profile, facts["spent"]),
             unit=unit,
+            target=facts["target"] or FULL,
         )
 
     def added_to(self, profile: Profile) -> Profile:

@@ -13,7 +13,9 @@ from erta_framework.errors import ProfileError
 
 MASKS = ("computed", "refined")
 NUMBERS = ("predicted", "psnr", "psnr_std", "refined_psnr", "seconds")
-FACTS = ("batch", "device", "planner", "policies", "spent")
+FACTS = ("batch", "device", "planner", "policies", "spent", "target")
+FULL, EXACT = "the full run", "the exact solution"
+"""What quality is measured to."""
 SHAPES: Mapping[str, Entry] = MappingProxyType(
     {
         **dict.fromkeys(MASKS, Entry(shape="n T", most=1.0, dtype=torch.uint8)),

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from erta_framework.budgets._forecast import forecast
 from erta_framework.budgets._listed_steps import with_steps
 from erta_framework.budgets._measured_front import MeasuredFront, device_facts
+from erta_framework.budgets._measured_tables import EXACT, FULL
 from erta_framework.budgets._planner import with_calls
 from erta_framework.budgets._refinement import search_moves
 from erta_framework.budgets._step_schedule import StepSchedule
-from erta_framework.errors import InputError
+from erta_framework.calibration import Solution
+from erta_framework.errors import CapabilityError, InputError
 from erta_framework.metrics import psnr
 from erta_framework.plugins import Policy, flatten
 from erta_framework.sampling import Sampler, Samples, TextModel, resolve_device
@@ -29,6 +31,15 @@ class Replayer(Protocol):
     """What samples a replay: any `TextSampler`, or a pipeline that holds its model."""
 
     def sample(self, model: Any, prompts: Sequence[str], *, seed: int = 0) -> Samples: ...
+
+
+@runtime_checkable
+class SolvingReplayer(Replayer, Protocol):
+    """One that can solve its samples exactly as well."""
+
+    def solve(
+        self, model: Any, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution: ...
 
 
 MakeSampler = Callable[[Sequence[Policy]], Replayer]
@@ -46,6 +57,8 @@ class ReplaySetting:
         seed: Sample k draws its noise from `seed + k`.
         batch: Samples of a request.
         device: Name of the accelerator that runs, as for `Sampler`.
+        solution: The exact solution of the samples, if quality is measured to it; see
+            `with_solution`. None measures to the full run.
     """
 
     sampler: MakeSampler
@@ -54,6 +67,25 @@ class ReplaySetting:
     seed: int = 0
     batch: int = 16
     device: str = "auto"
+    solution: Solution | None = None
+
+    def with_solution(self, substeps: int = 8) -> ReplaySetting:
+        """The same setting, with quality measured to the exact solution of the samples.
+
+        Args:
+            substeps: Steps of the solution for each step of the schedule; even.
+
+        Raises:
+            CapabilityError: What the sampler integrates cannot be divided into finer steps.
+        """
+        sampler = self.sampler(())
+        if not isinstance(sampler, SolvingReplayer):
+            raise CapabilityError(
+                f"{type(sampler).__name__} does not solve samples exactly, so quality cannot be "
+                "measured to the exact solution; measure to the full run"
+            )
+        found = sampler.solve(self.model, self.prompts, seed=self.seed, substeps=substeps)
+        return replace(self, solution=found)
 
     def run(self, policies: Sequence[Policy]) -> Samples:
         """The samples under these policies."""
@@ -67,7 +99,7 @@ def own_loop(sampler: Sampler) -> MakeSampler:
 
 @dataclass(slots=True)
 class Replays:
-    """Runs against one full run, counted.
+    """Runs against one full run or its exact solution, counted.
 
     Attributes:
         setting: What they share.
@@ -82,13 +114,20 @@ class Replays:
     @classmethod
     def of(cls, setting: ReplaySetting, num_steps: int) -> Replays:
         """With the full run made."""
-        return cls(setting, setting.run(()), num_steps)
+        solving = 0 if setting.solution is None else setting.solution.calls
+        return cls(setting, setting.run(()), num_steps + solving)
+
+    @property
+    def reference(self) -> Tensor:
+        """What quality is measured to."""
+        solution = self.setting.solution
+        return self.full.samples if solution is None else solution.samples
 
     def measure_quality(self, policies: Sequence[Policy], calls: int) -> tuple[Tensor, float]:
         """PSNR of each sample, and seconds of a request."""
         result = self.setting.run(policies)
         self.spent += calls
-        return psnr(result.samples, self.full.samples), result.seconds / len(result.traces)
+        return psnr(result.samples, self.reference), result.seconds / len(result.traces)
 
     def refine_steps(
         self, policies: Sequence[Policy], steps: tuple[int, ...], quality: float, trials: int
@@ -184,4 +223,5 @@ def measure(
         unit=schedule.unit,
         policies=", ".join(part.name for part in flatten(chosen)),
         spent=replays.spent,
+        target=FULL if setting.solution is None else EXACT,
     )

@@ -38,6 +38,7 @@ from erta_framework.text import escape_line
 
 CALLS = (0.5, 0.34, 0.24)
 """The numbers of calls that are measured by default, as parts of the steps."""
+TARGETS = ("full", "exact")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,12 +116,17 @@ def measure_front(
     refuse_reference(target)
     profile = Profile.load(source)
     require_writable(target, "measured profile")
+    if request.options.target not in TARGETS:
+        raise InputError(f"--target {request.options.target}: it is one of {', '.join(TARGETS)}")
     setting = make_setting(config, num_steps, request)
     calls = sorted({*(request.calls or [max(2, round(part * num_steps)) for part in CALLS])})
     out = typer.get_text_stream("stderr")
     batches = -(-len(setting.prompts) // setting.batch)
     most = count_replay_calls(calls, num_steps, request.options.refine) * batches
     print(f"at most {most} network calls a branch", file=out)
+    if request.options.target == "exact":
+        print("and 12 full runs for the exact solution", file=out)
+        setting = setting.with_solution()
     found = measure(
         setting,
         policies,
@@ -180,7 +186,7 @@ def make_front_table(rows: Sequence[FrontRow], held: MeasuredFront | None) -> Ta
     """One row a plan, with columns for what was measured."""
     caption = "speed-up is steps over network calls"
     if held is not None:
-        caption += f"; PSNR on calibration samples with {held.policies}"
+        caption += f"; PSNR to {held.target} on calibration samples with {held.policies}"
         if held.timed:
             caption += f"; seconds of a request of {held.batch} on {held.device}"
     table = Table(caption=caption)

@@ -262,6 +262,14 @@ class FrontOptions:
             rich_help_panel=FRONT,
         ),
     ] = "16"
+    target: Annotated[
+        str,
+        typer.Option(
+            help="What PSNR is measured to: 'full', the full run, or 'exact', the exact solution, "
+            "which takes twelve more full runs.",
+            rich_help_panel=FRONT,
+        ),
+    ] = "full"
     plot: Annotated[Path | None, unset("Draw the front into this picture.", panel=FRONT)] = None
 
     @property

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from erta_framework.attach import load_driver
+from erta_framework.calibration import Solution
 from erta_framework.cli._options import PipelineOptions
 from erta_framework.cli._settings import list_set_keys, read_lines
 from erta_framework.config import RunConfig
@@ -113,6 +114,14 @@ class PipelineReplayer:
             prompts, self.policies, callbacks=self.callbacks, **{**self.arguments, "seed": seed}
         )
         return samples
+
+    def solve(
+        self, model: object, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution:
+        """The nearly exact solution of what `sample` samples without policies."""
+        options = {**self.arguments, "seed": seed, "substeps": substeps}
+        solution: Solution = self.run.solve(prompts, **options)
+        return solution
 
 
 def write_picture(sample: Tensor, path: Path) -> Path:

@@ -72,8 +72,8 @@ def describe_front(front: MeasuredFront, num_steps: int) -> Iterator[str]:
         yield f"Replayed with {escape_markdown(front.policies)}.\n"
     place = f", seconds on {escape_markdown(front.device)}" if front.timed else ""
     yield (
-        "PSNR against the full run in dB, mean and deviation over calibration samples; calls are "
-        f"of each branch of guidance{place}.\n"
+        f"PSNR to {escape_markdown(front.target)} in dB, mean and deviation over calibration "
+        f"samples; calls are of each branch of guidance{place}.\n"
     )
     full = len(front.seconds) - 1
     rows = [

@@ -164,7 +164,13 @@ def test_plan_shows_the_front_of_a_profile(erta, profile):
 
 def test_plan_measures_into_the_profile(erta, profile):
     asked = ("--profile", profile, "--calls", "3", "--calls", "5", "--prompts", "2")
-    done = erta("plan", "model=toy-video", "steps=8", *asked, "--refine", "2", "-o", "m.st")
+    again = ("plan", "model=toy-video", "steps=8", *asked, "--refine", "2", "-o", "m.st")
+    done = erta(*again, "--target", "exact")
+    assert done.exit_code == 0, done.output
+    assert "and 12 full runs for the exact solution" in done.output
+    assert "PSNR to the exact solution" in " ".join(done.output.split())
+    assert "it is one of full, exact" in erta(*again, "--target", "exactly").output
+    done = erta(*again)
     assert done.exit_code == 0, done.output
     assert "at most 32 network calls a branch" in done.output  # 8 + 3 * (3 + 5)
     rows = json.loads(erta("plan", "--profile", "m.st", "--json").output)

@@ -10,10 +10,11 @@ from dataclasses import replace
 import torch
 
 from erta_framework import Policy, Profile, SessionInfo, Step, Traits, hookimpl
+from erta_framework.budgets import ListedSteps
 from erta_framework.calibration import Entry, ProfileKind, SampleWith
 from erta_framework.errors import PolicyError
 from erta_policies.budcache._search import Search, search_steps, start_plan
-from erta_policies.shared import BudgetLike, ListedSteps, PlanBudget, RunProfiler
+from erta_policies.shared import BudgetLike, PlanBudget, RunProfiler
 
 KIND = ProfileKind(
     "budcache_profiler",

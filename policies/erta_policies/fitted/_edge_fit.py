@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Call, Needs, Policy, Seam, SessionInfo, Step, Traits, hookimpl
+from erta_framework.budgets import ListedSteps
 from erta_framework.calibration import SampleWith, Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import _features as features
@@ -25,7 +26,6 @@ from erta_policies.fitted._cached_run import CachedRun, combine_features
 from erta_policies.fitted._guided_branches import GuidedBranches
 from erta_policies.fitted._normal_equations import FitSettings
 from erta_policies.fitted._solver_variable import SolverVariable
-from erta_policies.shared import ListedSteps
 
 
 class EdgeFit(Policy):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from erta_framework import Profile, Profiler
+from erta_framework.budgets import ListedSteps
 from erta_framework.calibration import SampleWith
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._edge_fit import record_full_run, try_steps
@@ -17,7 +18,6 @@ from erta_policies.fitted._profiler import FittedProfiler
 from erta_policies.fitted._schedule import FittedSchedule
 from erta_policies.fitted._table import FittedTable
 from erta_policies.fitted._velocity import FittedVelocity
-from erta_policies.shared import ListedSteps
 
 HELD_OUT = 4
 """Every so many samples one is held out."""

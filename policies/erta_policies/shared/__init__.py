@@ -35,7 +35,7 @@ from erta_policies.shared._drift import (
     measure_spread,
     measure_spread_drift,
 )
-from erta_policies.shared._fixed_schedule import FixedSchedule, ListedSteps
+from erta_policies.shared._fixed_schedule import FixedSchedule
 from erta_policies.shared._module_profiler import ROWS, SAMPLES, ModuleProfiler, Seen, read_rows
 from erta_policies.shared._newest_steps import find_newest, plan_newest, require_schedule
 from erta_policies.shared._paths import find_cheapest_paths, forbid_growing_gaps, to_band
@@ -118,7 +118,6 @@ __all__ = [
     "FixedSchedule",
     "LineFit",
     "LinearFit",
-    "ListedSteps",
     "Mixing",
     "ModuleProfiler",
     "PairMoments",

@@ -57,19 +57,3 @@ class FixedSchedule(Policy, Planner):
     def decide(self, step: Step) -> Decision:
         computed: frozenset[int] = step.session.state_of(self, frozenset)
         return Compute("schedule") if step.index in computed else Reuse("schedule")
-
-
-class ListedSteps(FixedSchedule):
-    """Computes these steps, as a search tries them out.
-
-    Source: ours.
-
-    Attributes:
-        steps: The steps.
-    """
-
-    steps: tuple[int, ...] = (0,)
-
-    def computed_steps(self, num_steps: int) -> tuple[int, ...]:
-        """The steps."""
-        return self.steps

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from erta_framework import NoGuidance
+from erta_framework.budgets import ListedSteps
 from erta_framework.calibration import NetworkMemory
 from erta_framework.errors import InputError, PolicyError
 from erta_framework.metrics import psnr
@@ -20,7 +21,6 @@ from erta_policies.ertacache import SkipPolicy
 from erta_policies.fitted import EndToEndProfiler, FittedProfiler, FittedReuse, FittedTable
 from erta_policies.fitted._edge_fit import EdgeFit, record_full_run, try_steps
 from erta_policies.fitted._moved_steps import move_steps
-from erta_policies.shared import ListedSteps
 
 TRAINING = [f"sample {k}" for k in range(16)]
 HELD_OUT = [f"test {k}" for k in range(16)]

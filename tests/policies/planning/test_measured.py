@@ -25,7 +25,9 @@ from erta_framework.budgets import (
 from erta_framework.budgets._measured_front import device_facts, level_rises
 from erta_framework.budgets._refinement import list_moves
 from erta_framework.errors import InputError, PolicyError, ProfileError
+from erta_framework.metrics import psnr
 from erta_framework.report import write_front_plot
+from erta_framework.report._profile_card import describe_front
 from erta_framework.testing import AlternateSteps, GaussianMixtureFlow
 from erta_policies.ertacache import (
     ErrorLinearizer,
@@ -131,12 +133,27 @@ def test_refining_is_never_worse_on_the_samples_it_saw(measured):
 
 
 def test_what_a_replay_measures_is_what_sampling_gives(profile, measured):
-    from erta_framework.metrics import psnr
-
     full = own_loop(SAMPLER)(()).sample(TOY, PROMPTS, seed=50)
     (policy,) = with_calls(planned(profile), 6)
     result = own_loop(SAMPLER)([policy]).sample(TOY, PROMPTS, seed=50)
     assert float(psnr(result.samples, full.samples).mean()) == measured.psnr[1]
+
+
+def test_quality_may_be_measured_to_the_exact_solution(profile):
+    solved = setting().with_solution(substeps=4)
+    assert solved.solution is not None
+    found = measure(solved, planned(profile), STEPS, (6,), refine=3)
+    assert found.target == "the exact solution"
+    assert found.spent == STEPS * (1 + 4 + 2) + 6 * 4
+    # the planner's search is judged by it as well
+    (policy,) = with_calls(planned(profile), 6)
+    for steps, quality in ((found.steps[0], found.psnr), (found.refined[0], found.refined_psnr)):
+        result = own_loop(SAMPLER)(with_steps([policy], steps)).sample(TOY, PROMPTS, seed=50)
+        assert float(psnr(result.samples, solved.solution.samples).mean()) == quality[0]
+    again = MeasuredFront.of(found.added_to(profile), found.unit)
+    assert again == found
+    card = "\n".join(describe_front(found, STEPS))
+    assert "PSNR to the exact solution" in card
 
 
 def test_moves_keep_the_ends_and_the_number_of_steps():
