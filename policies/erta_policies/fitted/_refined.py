@@ -11,6 +11,7 @@ from erta_framework import Profile
 from erta_framework.calibration import SampleWith
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._end_to_end import find_edges, refine_rows, with_rows
+from erta_policies.fitted._gradient import make_differentiate
 from erta_policies.fitted._profiler import FittedProfiler
 from erta_policies.fitted._schedule import FittedSchedule
 from erta_policies.fitted._table import FittedTable
@@ -25,9 +26,10 @@ class EndToEndProfiler(FittedProfiler):
     """A `FittedProfiler` that moves its weights once more, end to end.
 
     The fit goes step by step. What counts is where the run ends, so the weights then take
-    Gauss-Newton steps on the error there, see `refine_rows`. Each round costs about as many cached
-    runs as there are weights, five for each computed step. Every fourth sample is held out, and
-    says when to stop.
+    Gauss-Newton steps on the error there, see `refine_rows`. The first round costs about as many
+    cached runs as there are weights, five for each computed step; each later one four, and four
+    more where the driver and the network let a gradient through. Every fourth sample is held out,
+    and says when to stop.
 
     Source: ours.
 
@@ -90,9 +92,11 @@ def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: i
         moved = with_rows(profile, rows)
         return sample((FittedSchedule(profile=moved), FittedVelocity(profile=moved)), keep=keep)
 
-    found = refine_rows(table.weigh_steps(), edges, run, goal, held_out, rounds)
+    slope = make_differentiate(profile, sample)
+    found = refine_rows(table.weigh_steps(), edges, run, goal, held_out, rounds, slope)
     ends = run(found.rows)
     refined = with_rows(profile, found.rows)
     errors = profile.statistics["errors"].clone()
     errors[0] = (ends.double() - goal.double()).square().sum()
-    return replace(refined, statistics={**refined.statistics, "errors": errors})
+    judged = replace(refined, statistics={**refined.statistics, "errors": errors})
+    return judged.with_provenance(refinement=str(found))
