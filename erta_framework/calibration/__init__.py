@@ -2,6 +2,7 @@
 
 from erta_framework.calibration._calibrate import (
     SampleWith,
+    SampleWithGradients,
     calibrate,
     describe_run,
     describe_samples,
@@ -10,7 +11,11 @@ from erta_framework.calibration._calibrate import (
 )
 from erta_framework.calibration._entries import Entry, ProfileKind, StepSeries
 from erta_framework.calibration._fingerprint import make_fingerprint
-from erta_framework.calibration._network_memory import NetworkMemory, makes_more_runs
+from erta_framework.calibration._network_memory import (
+    GRADIENT_CALLS,
+    NetworkMemory,
+    makes_more_runs,
+)
 from erta_framework.calibration._periods import find_period
 from erta_framework.calibration._profile import MEASURED, Profile
 from erta_framework.calibration._quantized import describe_quantized
@@ -26,6 +31,7 @@ from erta_framework.calibration._references import (
 from erta_framework.calibration._solution import Solution, check_substeps, divide_steps
 
 __all__ = [
+    "GRADIENT_CALLS",
     "HUB",
     "MEASURED",
     "Entry",
@@ -36,6 +42,7 @@ __all__ = [
     "ProfileReference",
     "ProfileStore",
     "SampleWith",
+    "SampleWithGradients",
     "Solution",
     "StepSeries",
     "calibrate",

@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -30,6 +30,31 @@ class SampleWith(Protocol):
         Args:
             policies: In call order.
             keep: Later runs begin like this one. What its network said is kept for them.
+        """
+        ...
+
+
+@runtime_checkable
+class SampleWithGradients(SampleWith, Protocol):
+    """Samples them within autograd as well: a driver that can, in which a network may not.
+
+    Example:
+        >>> if isinstance(sample, SampleWithGradients):  # doctest: +SKIP
+        ...     ends = sample.differentiate([FixedWeights(weights=weights.requires_grad_())])
+        ...     (slope,) = torch.autograd.grad(ends.square().sum(), weights)
+    """
+
+    def differentiate(self, policies: Sequence[Policy]) -> Tensor:
+        """The same latents, bit by bit, with the graph to tensors that the policies hold.
+
+        Only the inputs of network calls are kept. A call is made again for its gradient, and
+        counts as `GRADIENT_CALLS` calls.
+
+        Args:
+            policies: In call order.
+
+        Raises:
+            CapabilityError: The network lets no gradient through to its latents.
         """
         ...
 

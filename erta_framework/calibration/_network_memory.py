@@ -11,8 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from erta_framework.errors import CapabilityError
 from erta_framework.plugins import Policy, Profiler
+
+GRADIENT_CALLS = 1 + 1 + 2
+"""Network calls that one with its gradient counts as: the call, the same once more, so that no
+activations are kept until then, and the gradient as two."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,10 +33,12 @@ class NetworkMemory:
     """Answers calls of a network that an earlier run has made with the same inputs.
 
     Runs that differ from some step on begin alike. A call has the same place in both runs, and its
-    inputs are compared bit by bit, so the answer is what the network would say.
+    inputs are compared bit by bit, so the answer is what the network would say. Calls whose inputs
+    require gradients are always made.
 
     Attributes:
-        rows: Samples that the network has computed, over all calls.
+        rows: Samples that the network has computed, over all calls; one with its gradient counts
+            `GRADIENT_CALLS` times.
 
     Example:
         >>> memory, x = NetworkMemory(), torch.ones(2)
@@ -61,8 +69,19 @@ class NetworkMemory:
     def call(
         self, network: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """What the network answers."""
+        """What the network answers.
+
+        Raises:
+            CapabilityError: Its inputs require gradients, and it lets none through.
+        """
         inputs = tuple(iter_tensors((args, kwargs)))
+        if torch.is_grad_enabled():
+            if not any(value.requires_grad for value in inputs):
+                with torch.no_grad():  # the network's own parameters may require gradients
+                    return self.call(network, args, kwargs)
+            self._place += 1
+            self.rows += GRADIENT_CALLS * inputs[0].shape[0]
+            return call_with_gradient(network, args, kwargs)
         known = self._known[self._place] if self._place < len(self._known) else None
         self._place += 1
         if known is None or not is_same(known.inputs, inputs):
@@ -95,6 +114,23 @@ class NetworkMemory:
             return self.call(original, args, kwargs)
 
         return forward
+
+
+def call_with_gradient(
+    network: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Any:
+    """What a network answers, with the gradient of its inputs, without keeping activations.
+
+    Raises:
+        CapabilityError: It lets no gradients through.
+    """
+    output = checkpoint(network, *args, use_reentrant=False, **kwargs)
+    if not any(value.requires_grad for value in iter_tensors(output)):
+        raise CapabilityError(
+            "the network lets no gradients through: its output has none, though its inputs "
+            "require them; remove no_grad or inference_mode from its forward"
+        )
+    return output
 
 
 def makes_more_runs(profiler: Policy) -> bool:

@@ -1,6 +1,6 @@
 """Sampling with any network: `Sampler`, the loop below it, solvers, guidance and callbacks."""
 
-from erta_framework.sampling._calibration_runs import CalibrationRuns
+from erta_framework.sampling._calibration_runs import CalibrationRuns, LoopSamples
 from erta_framework.sampling._callbacks import (
     BatchEnd,
     Callback,
@@ -47,6 +47,7 @@ __all__ = [
     "FlowEuler",
     "Guidance",
     "LatentRecorder",
+    "LoopSamples",
     "NoGuidance",
     "Observers",
     "PictureWriter",

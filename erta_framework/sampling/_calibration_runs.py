@@ -75,6 +75,27 @@ class CalibrationRuns:
         return twin.sample(self.model, names, seeds=seeds, title="calibrating")
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LoopSamples:
+    """`SampleWithGradients` of the own loop.
+
+    Attributes:
+        plain: Runs without gradients.
+        within: The same runs within autograd.
+    """
+
+    plain: CalibrationRuns
+    within: CalibrationRuns
+
+    def __call__(self, policies: Sequence[Policy], *, keep: bool = False) -> Tensor:
+        """The latents at the end under policies, `[N, C, ...]`."""
+        return self.plain.sample(policies, keep=keep)
+
+    def differentiate(self, policies: Sequence[Policy]) -> Tensor:
+        """The same, with the graph to tensors that the policies hold."""
+        return self.within.sample(policies)
+
+
 @contextmanager
 def watch_model(
     model: TextModel, memory: NetworkMemory, device: torch.device, profiler: Profiler

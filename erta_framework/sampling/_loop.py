@@ -95,6 +95,7 @@ class SamplingLoop:
         solver: How the trajectory is integrated.
         guidance: How branches combine; none by default.
         memory: The most that places inside the network may keep in a request, such as `"2GiB"`.
+        gradients: Let gradients through, from the samples to tensors that policies hold.
 
     Raises:
         CapabilityError: A policy needs something that the solver cannot do.
@@ -110,8 +111,9 @@ class SamplingLoop:
         solver: Solver,
         guidance: Guidance | None = None,
         memory: str | int | None = None,
+        gradients: bool = False,
     ) -> None:
-        self.engine = engine
+        self.engine, self.gradients = engine, gradients
         self.memory = None if memory is None else parse_bytes(memory)
         self.solver = solver
         self.guidance: Guidance = guidance if guidance is not None else NoGuidance()
@@ -119,7 +121,6 @@ class SamplingLoop:
         offered = list_capabilities(solver, self.guidance)
         engine.check(offered | engine.signals, type(solver).__name__)
 
-    @torch.no_grad()
     def run(
         self,
         network: Denoiser,
@@ -141,6 +142,7 @@ class SamplingLoop:
         settled = schedule.interval(request.first)
         found = find_signals(network) if self.engine.signals else {}
         with (
+            torch.set_grad_enabled(self.gradients),
             self._gated(network) as seam,
             self.engine.session(self._info(request, found)) as session,
         ):

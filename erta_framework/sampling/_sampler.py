@@ -38,7 +38,7 @@ from erta_framework.jobs import (
 )
 from erta_framework.plugins import Engine, Policy
 from erta_framework.sampling._budgets import choose_for_budget
-from erta_framework.sampling._calibration_runs import CalibrationRuns, watch_model
+from erta_framework.sampling._calibration_runs import CalibrationRuns, LoopSamples, watch_model
 from erta_framework.sampling._callbacks import BatchEnd, Callback, Observers, RunStart
 from erta_framework.sampling._device import autocast, check_precision, resolve_device
 from erta_framework.sampling._inputs import (
@@ -265,7 +265,8 @@ class Sampler:
         memory = NetworkMemory()
         with watch_model(model, memory, self.device, chosen) as seen:
             runs = CalibrationRuns(self, seen, prompts, seed, memory)
-            profile = calibrate(chosen, runs.run, runs.solve, runs.sample, memory)
+            within = replace(runs, sampler=self.with_policies((), gradients=True))
+            profile = calibrate(chosen, runs.run, runs.solve, LoopSamples(runs, within), memory)
         return profile.with_provenance(
             **describe_samples(prompts, seed), **describe_run(self.device)
         )
@@ -283,6 +284,7 @@ class Sampler:
         callbacks: Sequence[Callback] | None = None,
         solver: Solver | None = None,
         sigmas: Sequence[float] | None = None,
+        gradients: bool | None = None,
     ) -> Sampler:
         """The same run in everything but its policies, and what else is given.
 
@@ -291,6 +293,7 @@ class Sampler:
             callbacks: Observers; this sampler's by default.
             solver: Another solver; this sampler's by default.
             sigmas: Another schedule; this sampler's by default.
+            gradients: Let gradients through, as in `SamplingLoop`; as this sampler by default.
 
         Raises:
             CapabilityError: A policy needs something that the solver cannot do.
@@ -306,7 +309,8 @@ class Sampler:
         if sigmas is not None:
             twin.schedule = twin.solver.schedule(len(sigmas) - 1, sigmas)
         engine = Engine(twin.policies)
-        twin.loop = SamplingLoop(engine, twin.solver, self.guidance, self.loop.memory)
+        through = self.loop.gradients if gradients is None else gradients
+        twin.loop = SamplingLoop(engine, twin.solver, self.guidance, self.loop.memory, through)
         return twin
 
     def sample_job(

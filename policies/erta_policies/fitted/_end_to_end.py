@@ -1,8 +1,10 @@
 """End-to-end refinement: fitted weights moved so that the *end* of the run comes nearer.
 
 The fit goes step by step, and each step does what is best for itself. What counts is where the run
-ends. So the weights are moved by Gauss-Newton steps on the error at the end, with the derivatives
-from runs in which one weight is moved a little. No gradient of the network is needed.
+ends. So the weights are moved by Gauss-Newton steps on the error at the end. The slopes come from
+runs in which one weight is moved a little. That is done once. Later rounds keep these slopes,
+corrected by where the runs have ended that were tried. So a later round costs a few runs. Where it
+gains nothing, the gradient corrects them as well, if the driver and the network let it through.
 
 Only computed latents matter: between two computed steps the latents move by a weighted sum of the
 cached velocities and of themselves, however many steps that takes. So one change of each weight
@@ -15,19 +17,15 @@ Some samples are held out; the weights that are best on them are kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from erta_framework import Profile
-
-NUDGE = 1e-3
-"""By how much a weight is moved for its derivative."""
-DAMPINGS = (1e-4, 1e-3, 1e-2, 1e-1)
-"""Penalties that are tried, relative to the curvature along each weight."""
+from erta_policies.fitted._descent import Descent, Differentiate, RunWith
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,26 +49,26 @@ class Refinement:
         rows: Of velocities, latents and displacement by step, `[T, C, n + 2]`.
         before: Mean log10 of the held-out samples' squared error at first.
         after: The same at the end.
-        runs: Runs that it took.
+        runs: Runs that it took; one with its gradient counts `GRADIENT_CALLS`.
+        rounds: How many there were.
+        gradients: How many of them took a gradient.
+        blocked: Why none can be taken; empty where it can.
     """
 
     rows: Tensor
     before: float
     after: float
     runs: int
+    rounds: int
+    gradients: int
+    blocked: str
 
-
-class RunWith(Protocol):
-    """Samples with weights."""
-
-    def __call__(self, rows: Tensor, *, keep: bool = False) -> Tensor:
-        """Samples `[N, C, ...]` at the end of a run.
-
-        Args:
-            rows: Weights of velocities, latents and displacement by step, `[T, C, n + 2]`.
-            keep: The next runs begin like this one, so that its network calls can be kept.
-        """
-        ...
+    def __str__(self) -> str:
+        """In words, for the provenance of a profile."""
+        gradients = (
+            f"no gradient: {self.blocked}" if self.blocked else f"{self.gradients} gradients"
+        )
+        return f"{self.rounds} rounds, {gradients}"
 
 
 def find_edges(computed: Sequence[int], num_steps: int, depth: int) -> tuple[Edge, ...]:
@@ -96,6 +94,7 @@ def refine_rows(
     exact: Tensor,
     held_out: Tensor,
     rounds: int = 2,
+    differentiate: Differentiate | None = None,
 ) -> Refinement:
     """Move the weights of a fit towards a smaller error at the end of the run.
 
@@ -105,46 +104,31 @@ def refine_rows(
         run: Samples with weights.
         exact: Where the samples should end, `[N, C, ...]`.
         held_out: Which samples only judge, `[N]`.
-        rounds: Most Gauss-Newton steps; each takes a run for every weight of every edge, and one
-            for each damping that is tried.
+        rounds: Most Gauss-Newton steps. Each takes a run for each damping that is tried; before the
+            first there is one for every weight of every edge.
+        differentiate: Samples with the gradient of weights, where the driver offers that; it is
+            asked where a round has gained nothing.
     """
-    fitted, moves = ~held_out, list_moves(rows, edges)
-    goal = exact.double()[fitted]
-    base = run(rows, keep=True).double()
-    best = judge(base, exact)[held_out].mean()
-    before, runs = float(best), 1
-    for number in range(rounds):
-        if number:  # what the weights of the round before say is kept
-            base = run(rows, keep=True).double()
-        slopes = [(run(rows + NUDGE * move).double() - base)[fitted] / NUDGE for move in moves]
-        found = None
-        for change in solve_changes(slopes, base[fitted] - goal):
-            moved = rows + sum(c * move for c, move in zip(change.tolist(), moves, strict=True))
-            quality = judge(run(moved), exact)[held_out].mean()
-            if bool(quality < best):
-                best, found = quality, moved
-        runs += len(moves) + len(DAMPINGS) + bool(number)
-        if found is None:
+    goal = exact.double()
+
+    def measure(ends: Tensor) -> float:
+        return float(judge(ends, goal)[held_out].mean().nan_to_num(math.inf))
+
+    descent = Descent(rows, list_moves(rows, edges), run, goal, ~held_out, measure)
+    before, made, gradients, stuck = descent.best, 0, 0, False
+    blocked = "the driver offers none" if differentiate is None else ""
+    while made < rounds:
+        if stuck and differentiate is not None:
+            blocked = descent.take_gradient(differentiate)
+            if blocked:
+                break
+            gradients += 1
+        better = descent.try_changes()
+        made += 1
+        if stuck and not better:
             break
-        rows = found
-    return Refinement(rows, before, float(best), runs)
-
-
-def solve_changes(slopes: Sequence[Tensor], residual: Tensor) -> list[Tensor]:
-    """The Gauss-Newton changes of the weights, one for each damping.
-
-    Args:
-        slopes: Of the samples at the end, for each weight, `[N, C, ...]`.
-        residual: How far they are from where they should be, `[N, C, ...]`.
-    """
-    jacobian = torch.stack(list(slopes), dim=-1).flatten(1, -2)  # [N, elements, weights]
-    apart = residual.flatten(1)
-    weight = 1.0 / apart.square().sum(dim=1).clamp(min=1e-30)
-    square = torch.einsum("n,new,nev->wv", weight, jacobian, jacobian)
-    right = torch.einsum("n,new,ne->w", weight, jacobian, apart)
-    least = 1e-12 * square.diagonal().max()
-    penalties = [damping * square.diagonal() + least for damping in DAMPINGS]
-    return [-torch.linalg.solve(square + penalty.diag(), right) for penalty in penalties]
+        stuck = not better
+    return Refinement(descent.rows, before, descent.best, descent.runs, made, gradients, blocked)
 
 
 def judge(samples: Tensor, exact: Tensor) -> Tensor:
@@ -166,6 +150,11 @@ def list_moves(rows: Tensor, edges: Sequence[Edge]) -> list[Tensor]:
 
 
 def with_rows(profile: Profile, rows: Tensor) -> Profile:
-    """The profile with these weights instead of those that its normal equations give."""
-    refined = rows.double() * profile.samples
-    return replace(profile, statistics={**profile.statistics, "refined": refined})
+    """The profile with these weights instead of those that its normal equations give.
+
+    It stands for them, even where calibration ended nearer with a rule, until their error is known.
+    """
+    errors = profile.statistics["errors"].clone()
+    errors[0] = 0.0
+    found = {"refined": rows.double() * profile.samples, "errors": errors}
+    return replace(profile, statistics={**profile.statistics, **found})

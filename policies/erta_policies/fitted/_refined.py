@@ -13,6 +13,7 @@ from erta_framework.calibration import SampleWith
 from erta_framework.errors import PolicyError
 from erta_policies.fitted._edge_fit import record_full_run, try_steps
 from erta_policies.fitted._end_to_end import find_edges, judge, refine_rows, with_rows
+from erta_policies.fitted._gradient import make_differentiate
 from erta_policies.fitted._moved_steps import move_steps
 from erta_policies.fitted._profiler import FittedProfiler
 from erta_policies.fitted._schedule import FittedSchedule
@@ -32,9 +33,10 @@ class EndToEndProfiler(FittedProfiler):
     steps alone, see `EdgeFit`; the mean logarithm of the samples' errors at the end decides.
 
     The fit goes step by step. What counts is where the run ends, so the weights then take
-    Gauss-Newton steps on the error there, see `refine_rows`. Each round costs about as many cached
-    runs as there are weights, five for each computed step. Every fourth sample is held out, and
-    says when to stop.
+    Gauss-Newton steps on the error there, see `refine_rows`. The first round costs about as many
+    cached runs as there are weights, five for each computed step; each later one four, and four
+    more where the driver and the network let a gradient through. Every fourth sample is held out,
+    and says when to stop.
 
     Source: ours.
 
@@ -135,12 +137,14 @@ def refine_profile(profile: Profile, sample: SampleWith, goal: Tensor, rounds: i
         moved = with_rows(profile, rows)
         return sample((FittedSchedule(profile=moved), FittedVelocity(profile=moved)), keep=keep)
 
-    found = refine_rows(table.weigh_steps(), edges, run, goal, held_out, rounds)
+    slope = make_differentiate(profile, sample)
+    found = refine_rows(table.weigh_steps(), edges, run, goal, held_out, rounds, slope)
     ends = run(found.rows)
     refined = with_rows(profile, found.rows)
     errors = profile.statistics["errors"].clone()
     errors[0] = (ends.double() - goal.double()).square().sum()
-    return replace(refined, statistics={**refined.statistics, "errors": errors})
+    judged = replace(refined, statistics={**refined.statistics, "errors": errors})
+    return judged.with_provenance(refinement=str(found))
 
 
 def require_samples(count: int, what: str, setting: str) -> None:

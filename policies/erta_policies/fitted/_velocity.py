@@ -130,15 +130,7 @@ class FittedVelocity(Policy):
 
     def _weights(self, session: SessionInfo) -> tuple[Sequence[Weight] | None, ...]:
         """Weights by step: numbers, or tensors on the device that broadcast along channels."""
-        shape = [1] * len(session.shape)
-        found: list[Sequence[Weight] | None] = []
-        for row in self._numbers:
-            if isinstance(row, Tensor):
-                shape[session.channel_dim] = len(row)
-                columns = row.T.to(session.device, torch.float32)
-                row = [column.reshape(shape) for column in columns]
-            found.append(row)
-        return tuple(found)
+        return tuple(None if row is None else spread(row, session) for row in self._numbers)
 
     @hookimpl
     def forward(self, step: Step, call: Call) -> Tensor | None:
@@ -146,7 +138,7 @@ class FittedVelocity(Policy):
         rows: tuple[Sequence[Weight] | None, ...] = step.session.state_of(self, tuple)
         if not call.reused:
             weights = rows[step.index]
-            return self._corrected(call, weights) if follows and weights is not None else None
+            return self._corrected(step, call, weights) if follows and weights is not None else None
         kept = self._table.kept
         if kept == "plain":
             return None
@@ -154,7 +146,7 @@ class FittedVelocity(Policy):
             call.compute.reason = "" if follows else OFF
             answer = self._line(step, call)
         else:
-            answer = self._answer(call, rows[step.index])
+            answer = self._answer(step, call, rows[step.index])
         return self._guarded(call, answer) if self.guard else answer
 
     def _follows(self, step: Step, call: Call) -> bool:
@@ -165,17 +157,27 @@ class FittedVelocity(Policy):
         state.good = state.good and on_grid and as_planned
         return state.good
 
-    def _corrected(self, call: Call, weights: Sequence[Weight]) -> Tensor:
+    def _corrected(self, step: Step, call: Call, weights: Sequence[Weight]) -> Tensor:
         output = call.compute()
         earlier = [e.output for e in call.history if e.output is not None]
-        return combine_velocities(call.x, call.x, [output, *earlier], weights)
+        return self._combine(step, call.x, call.x, [output, *earlier], weights)
 
-    def _answer(self, call: Call, weights: Sequence[Weight] | None) -> Tensor:
+    def _answer(self, step: Step, call: Call, weights: Sequence[Weight] | None) -> Tensor:
         assert weights is not None  # reused steps always have some
         start = call.history[0].input
         assert start is not None
         outputs = [e.output for e in call.history if e.output is not None]
-        return combine_velocities(call.x, start, outputs, weights)
+        return self._combine(step, call.x, start, outputs, weights)
+
+    def _combine(
+        self,
+        step: Step,
+        x: Tensor,
+        start: Tensor,
+        outputs: Sequence[Tensor],
+        weights: Sequence[Weight],
+    ) -> Tensor:
+        return combine_velocities(x, start, outputs, weights)
 
     def _line(self, step: Step, call: Call) -> Tensor:
         used, node = call.history[:2], SolverVariable.of(step.session).node
@@ -196,6 +198,20 @@ class FittedVelocity(Policy):
         state = call.state_of(self, lambda: ScheduleAdherence(False))
         state.good = False
         return call.compute()
+
+
+def spread(row: Sequence[float] | Tensor, session: SessionInfo) -> Sequence[Weight]:
+    """Weights of one step as they are used.
+
+    Args:
+        row: One weight for all channels each, or `[C, n + 2]`.
+        session: The request.
+    """
+    if not isinstance(row, Tensor):
+        return row
+    shape = [1] * len(session.shape)
+    shape[session.channel_dim] = len(row)
+    return [column.reshape(shape) for column in row.T.to(session.device, torch.float32)]
 
 
 def combine_velocities(

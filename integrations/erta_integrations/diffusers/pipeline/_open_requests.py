@@ -22,7 +22,7 @@ from erta_integrations.diffusers.pipeline._request import PipelineRequest
 PATCH = Patch.__call__.__code__
 PATIENCE = 1.0
 """Seconds."""
-LOOPS = {SamplingLoop.run.__wrapped__.__code__}  # type: ignore[attr-defined]
+LOOPS = {SamplingLoop.run.__code__}
 """Loops that are no pipelines and call networks all the same."""
 
 
