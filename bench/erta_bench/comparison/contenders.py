@@ -72,9 +72,9 @@ FITTED = calibrate_with("fitted_profiler", schedule=MULTISTEP)
 EXACT = calibrate_with(
     "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, refine=1
 )
-MOVED = calibrate_with("end_to_end_profiler", schedule=MULTISTEP, search=2, refine=1)
+MOVED = calibrate_with("end_to_end_profiler", schedule=MULTISTEP, search=2, refine=6)
 EXACT_MOVED = calibrate_with(
-    "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, search=2, refine=1
+    "end_to_end_profiler", schedule=MULTISTEP, target="exact", steps_within=4, search=2, refine=6
 )
 CORRECTED: Spec = {"error_linearizer": {"profile": RESIDUAL}}
 LINE: Spec = {"forecaster": {"basis": "newton", "order": 1}}
