@@ -205,6 +205,51 @@ def test_seed_sets_are_joined_as_if_they_had_run_together() -> None:
         join_records([whole, stopped])
 
 
+def make_run(names: Sequence[str], seed: int, calls: int, **settings: Any) -> dict[str, Any]:
+    """A record of these rows at two numbers of calls, of one seed set of two samples."""
+    facts = {"seeds": 1, "prompts": 2}
+    found = [
+        row("x", 40.0 + seed, name=name, budget=budget, **facts)
+        for budget in (calls, calls - 1)
+        for name in names
+    ]
+    settings = {"first_seed": seed, "calibration_samples": 8, "solution_psnr": 60.0, **settings}
+    rows = [{**FULL, **facts}, *found]
+    return {"rows": rows, "settings": settings, "versions": {}, "command": names[0]}
+
+
+def test_rows_are_joined_as_if_they_had_run_together() -> None:
+    ours, peers = ["mine", *OURS[:1]], ["plain Heun", "MeanCache A"]
+    together = ["plain Heun", OURS[0], "MeanCache A", "mine"]
+    parts = [
+        make_run(names, seed, calls, calibration_samples=count)
+        for names, count in ((ours, 16), (peers, 8))
+        for seed in (0, SEEDS_APART)
+        for calls in (9, 17)
+    ]
+    wholes = [make_run(together, seed, calls) for seed in (0, SEEDS_APART) for calls in (9, 17)]
+    joined, expected = join_records(parts), join_records(wholes)
+    assert joined["rows"] == expected["rows"]
+    assert [row["budget"] for row in joined["rows"][1::4]] == [17, 16, 9, 8]
+    assert "calibration_samples" not in joined["settings"]  # of one row, and others had another
+    assert expected["settings"] == {**joined["settings"], "calibration_samples": 8}
+
+
+def test_rows_that_were_measured_on_other_samples_or_twice_are_not_joined() -> None:
+    one, other = make_run(["a"], 0, 9), make_run(["b"], 0, 9)
+    with pytest.raises(InputError, match=r"the rows b are in several records"):
+        join_records([one, make_run(["b"], SEEDS_APART, 9), other, other])
+    for facts, said in (
+        ({"psnr_fine_mean": 37.1}, "37.0 and 37.1 dB"),
+        ({"prompts": 3}, "2 and 3"),
+    ):
+        far = {**other, "rows": [{**other["rows"][0], **facts}, *other["rows"][1:]]}
+        with pytest.raises(InputError, match=said):
+            join_records([one, far])
+    with pytest.raises(InputError, match="differ in their settings"):
+        join_records([one, make_run(["b"], 0, 9, batch_size=4)])
+
+
 # ------------------------------------------------------------------------- given sigmas
 def test_all_sigmas_of_the_grid_are_the_plain_pipeline() -> None:
     """Passing a scheduler its own sigmas changes nothing."""
