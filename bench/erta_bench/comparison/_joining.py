@@ -22,10 +22,10 @@ AGREE = 0.01
 def join_records(records: Sequence[Record]) -> dict[str, Any]:
     """Join records of other rows, then of other seed sets, then of other numbers of calls.
 
-    Records of the same numbers of calls and seeds have other rows, those of the same numbers of
-    calls and other seeds the same rows. Each row keeps its speed-up, which is relative to the full
-    run beside which it was measured. All full runs of the same seeds sample the same, so only the
-    first is kept.
+    At each number of calls, records of the same seeds have other rows, and those of other seeds
+    together the same rows. Each row keeps its speed-up, which is relative to the full run beside
+    which it was measured. All full runs of the same seeds sample the same, so only the first is
+    kept.
 
     Raises:
         InputError: They are not of the same model, samples and versions, or share what they must
@@ -33,12 +33,14 @@ def join_records(records: Sequence[Record]) -> dict[str, Any]:
     """
     for record in records:
         require_joinable(record)
-    runs: dict[tuple[frozenset[int], tuple[int, ...]], list[Record]] = {}
+    runs: dict[tuple[int, tuple[int, ...]], list[Record]] = {}
     for record in records:
-        runs.setdefault((list_budgets(record), tuple(list_seeds(record))), []).append(record)
-    groups: dict[frozenset[int], list[Record]] = {}
-    for (budgets, _), run in runs.items():
-        groups.setdefault(budgets, []).append(join_rows(run))
+        for budget in list_budgets(record):
+            key = budget, tuple(list_seeds(record))
+            runs.setdefault(key, []).append(select_budget(record, budget))
+    groups: dict[int, list[Record]] = {}
+    for (budget, _), run in runs.items():
+        groups.setdefault(budget, []).append(join_rows(run))
     found = join_budgets([join_seed_sets(group) for group in groups.values()])
     command = "; ".join(record["command"] for record in records)
     return {**found, "settings": drop_unshared(found["settings"], records), "command": command}
@@ -58,8 +60,8 @@ def join_rows(records: Sequence[Record]) -> dict[str, Any]:
         require_same_run(rows[0], full)
         if shared := {row["name"] for row in rest} & {row["name"] for row in rows}:
             raise InputError(
-                f"the rows {', '.join(sorted(shared))} are in several records of the same numbers "
-                "of calls and seeds; measure each once"
+                f"the rows {', '.join(sorted(shared))} are in several records at "
+                f"{rest[0]['budget']} calls of the same seeds; give each once"
             )
         rows += rest
     return {**first, "rows": order_rows(rows), "settings": join_settings(records)}
@@ -93,31 +95,34 @@ def require_same_run(one: Record, other: Record) -> None:
 
 
 def join_budgets(records: Sequence[Record]) -> dict[str, Any]:
-    """Join records at different numbers of calls, most calls first.
+    """Join records of one number of calls each, most calls first.
 
     Raises:
-        InputError: They differ in more, or share a number of calls.
+        InputError: They differ in more, or their full runs do not end the same.
     """
     first, *others = records
     rows = list(first["rows"])
     for other in others:
         full, *rest = other["rows"]
         require_same(first, other)
-        if (full["prompts"], full["seeds"]) != (rows[0]["prompts"], rows[0]["seeds"]):
-            raise InputError("the records have different numbers of samples or seed sets")
-        shared = {row["budget"] for row in rest} & {row["budget"] for row in rows}
-        if shared:
-            raise InputError(f"the records share the numbers of calls {sorted(shared)}")
+        if full["seeds"] != rows[0]["seeds"]:
+            raise InputError(
+                f"the records have {rows[0]['seeds']} and {full['seeds']} seed sets at "
+                f"{rows[-1]['budget']} and {rest[0]['budget']} calls; join as many at each"
+            )
+        require_same_run(rows[0], full)
         rows += rest
-    return {**first, "rows": order_rows(rows)}
+    return {**first, "rows": order_rows(rows), "settings": join_settings(records)}
 
 
 def require_joinable(record: Record) -> None:
     """Refuse what cannot be joined.
 
     Raises:
-        InputError: Rows have no kind, or the run was stopped.
+        InputError: Rows have no kind, there is none, or the run was stopped.
     """
+    if not list_budgets(record):
+        raise InputError(f"the record of `{record['command']}` has no row beside the full run")
     if any("kind" not in row for row in record["rows"]):
         raise InputError(
             f"the record of `{record['command']}` has rows without a kind; join records that "
@@ -168,10 +173,9 @@ def join_seed_sets(records: Sequence[Record]) -> dict[str, Any]:
         require_same(first, other, ["first_seed"])
     seeds = [seed for record in ordered for seed in list_seeds(record)]
     if len(set(seeds)) < len(seeds):
-        budgets = sorted(list_budgets(first))
         raise InputError(
-            f"the records share the numbers of calls {budgets} and seeds; join runs at other "
-            f"numbers of calls, or from other seeds, {SEEDS_APART} apart"
+            f"some records share seeds at {first['rows'][1]['budget']} calls, and not all; join "
+            f"rows of the same seeds, or runs from other seeds, {SEEDS_APART} apart"
         )
     for other in others:
         names = [[(row["name"], row["budget"]) for row in rec["rows"]] for rec in (first, other)]
@@ -196,9 +200,15 @@ def drop_unshared(settings: Mapping[str, Any], records: Sequence[Record]) -> dic
     return {key: value for key, value in settings.items() if key not in OF_ROWS or key in shared}
 
 
-def list_budgets(record: Record) -> frozenset[int]:
+def list_budgets(record: Record) -> list[int]:
     """The numbers of calls of a record."""
-    return frozenset(row["budget"] for row in record["rows"] if row["budget"])
+    return list(dict.fromkeys(row["budget"] for row in record["rows"] if row["budget"]))
+
+
+def select_budget(record: Record, budget: int) -> Record:
+    """The part of a record at one number of calls, with its full run."""
+    full, *rows = record["rows"]
+    return {**record, "rows": [full, *(row for row in rows if row["budget"] == budget)]}
 
 
 def list_seeds(record: Record) -> list[int]:
