@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from tables.data import load_record
-from tables.peers import describe_claim, render_peers_summary
+from tables.data import BUNDLED, GALAXIES, load_record
+from tables.networks import render_networks
+from tables.peers import describe_claim
 
 README = Path(__file__).parents[1] / "README.md"
 SUMMARIES: Mapping[str, tuple[Callable[..., str], tuple[str, ...]]] = {
-    "claim": (describe_claim, ("peers", "peersflux", "peersunet", "peersgalaxyhsc32")),
-    "peers": (render_peers_summary, ("peers",)),
+    "claim": (describe_claim, (*BUNDLED, *GALAXIES)),
+    "peers": (render_networks, BUNDLED),
 }
 """What stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`, of which files."""
 

@@ -27,6 +27,7 @@ from tables.cli import load_cli, render_cli
 from tables.data import DATA, MissingDataError, find_command, load_record
 from tables.markers import SECTIONS, fill_markers, list_commands
 from tables.modules import render_modules
+from tables.networks import render_galaxies, render_networks
 from tables.pipeline import render_pipeline
 from tables.policies import render_policies
 from tables.promises import PROMISES, Promise, count_tests, find_files
@@ -402,6 +403,35 @@ def test_rows_inside_the_network_stand_beside_whole_outputs_of_no_more_work() ->
         in (section)
     )
     assert section.count("| none | refused | because |") == 1
+
+
+def of_network(name: str, **settings: Any) -> dict[str, Any]:
+    """A record as `erta bench peers` writes it, of two peers beside ours."""
+    full = {"name": "full", "kind": "full", "budget": None, "steps": 50, "prompts": 4, "seeds": 2}
+    rows: list[dict[str, Any]] = [{**full, "psnr_fine_mean": 37.0, "psnr_fine_worst": 33.0}]
+    for row, kind, mean, worst in (
+        ("mine", "ours", 41.0, 30.0),
+        ("near", "peer", 40.0, 25.0),
+        ("safe", "peer", 35.0, 31.0),
+    ):
+        facts = {"name": row, "kind": kind, "budget": 12, "calls": 12, "work": 0.24}
+        facts |= {"psnr_fine_mean": mean, "psnr_fine_worst": worst}
+        rows.append({**facts, "psnr_mean": mean + 5, "psnr_worst": worst + 5})
+    return {**measured(), "rows": rows, "settings": {"model": name, **settings}}
+
+
+def test_many_networks_stand_in_one_table() -> None:
+    page = render_galaxies(of_network("galaxy-x"), of_network("galaxy-hsc64-noise"))
+    cells = "37.0 / **33.0** | **41.0** / 30.0 | 40.0 / 31.0 | – | – | **46.0** / 35.0"
+    for name in ("galaxy-x", "galaxy-hsc64-noise"):
+        assert f"| {name} | 8 | 12 | {cells} | 45.0 / **36.0** |" in page
+    missing = page.partition("Not measured: ")[2]
+    assert "galaxy-ztf32" in missing
+    assert "galaxy-hsc64" not in missing
+    assert "| 37.0 / **33.0** | **41.0**† / 30.0 |" in render_networks(
+        of_network("x", solution_psnr=46.5)
+    )
+    assert render_networks() == ""
 
 
 def at_equal_calls() -> dict[str, Any]:

@@ -10,6 +10,16 @@ from typing import Any
 from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS, WHOLE
 
 DATA = Path(__file__).parents[1] / "data"
+GALAXIES = tuple(sorted(path.stem for path in DATA.glob("peersgalaxy*.json")))
+"""Records of networks that nobody here trained; a new one needs nothing but its file."""
+BUNDLED = ("peers", "peersflux", "peersunet")
+"""Records of the bundled models."""
+
+
+def compare_peers(file: str) -> str:
+    """The command that measures everyone on the model of a record that is there."""
+    record = json.loads((DATA / f"{file}.json").read_text(encoding="utf-8"))
+    return f"erta bench peers --model {record['settings']['model']}"
 
 
 def compare_rows(model: str, samples: int, rows: Sequence[str]) -> str:
@@ -81,7 +91,7 @@ COMMANDS = {
         for name in ("flux", "wan", "unet")
     },
     "peersflux": "erta bench peers --model shapes-flux",
-    "peersgalaxyhsc32": "erta bench peers --model galaxy-hsc32",
+    **{file: compare_peers(file) for file in GALAXIES},
     "peersunet": "erta bench peers --model shapes-unet",
     **dict(command_study(name, model) for name, model in STUDIES),
     "masked_permutations": "erta bench masked --model permutations",

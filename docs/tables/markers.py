@@ -17,12 +17,13 @@ from tables.budgets import render_budgets, render_lambda
 from tables.chosen import render_chosen
 from tables.cli import render_cli
 from tables.combinations import render_combinations
-from tables.data import DATA, MissingDataError, find_command, load_record
+from tables.data import BUNDLED, DATA, GALAXIES, MissingDataError, find_command, load_record
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
 from tables.masked import render_masked, render_masked_speed
 from tables.methods import render_methods
 from tables.modules import render_modules, render_plans
+from tables.networks import render_each, render_galaxies, render_networks
 from tables.overhead import render_attached, render_overhead, render_sites
 from tables.peers import render_goals, render_peers, render_peers_summary
 from tables.pipeline import render_pipeline
@@ -99,9 +100,10 @@ SECTIONS: dict[str, Section] = {
     "summary:peersunet": make_section(render_peers_summary, "peersunet"),
     "goals:peersunet": make_section(render_goals, "peersunet"),
     "table:peersunet": make_section(render_peers, "peersunet"),
-    "summary:galaxyhsc": make_section(render_peers_summary, "peersgalaxyhsc32", optional=True),
-    "goals:galaxyhsc": make_section(render_goals, "peersgalaxyhsc32", optional=True),
-    "table:chosen": make_section(render_chosen, "peers", "peersflux", "peersunet"),
+    "networks:peers": make_section(render_networks, *BUNDLED, *GALAXIES),
+    "networks:galaxy": make_section(render_galaxies, *GALAXIES),
+    "summaries:galaxy": make_section(render_each, *GALAXIES),
+    "table:chosen": make_section(render_chosen, *BUNDLED),
     "table:methods": make_section(render_methods),
     "table:modulesunet": make_section(render_modules, "modules_unet"),
     "table:moduleswan": make_section(render_modules, "modules_wan"),

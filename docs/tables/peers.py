@@ -57,8 +57,10 @@ def describe_claim(*records: Record) -> str:
         leads = [
             f"{leaders.best['ours'][TO_EXACT.mean] - full:+.1f} dB at {leaders.budget}"
             for leaders in find_leaders(record["rows"], TO_EXACT)
+            if "ours" in leaders.best
         ]
-        said.append(f"* {record['settings']['model']}: {', '.join(leads)} calls.")
+        if leads:
+            said.append(f"* {record['settings']['model']}: {', '.join(leads)} calls.")
     return "\n".join(said)
 
 

@@ -195,7 +195,7 @@ def test_seed_sets_are_joined_as_if_they_had_run_together() -> None:
     assert joined["rows"][1] == pytest.approx(whole["rows"][1])
     assert joined["rows"][0]["seeds"] == 3
     assert joined["settings"] == whole["settings"]
-    with pytest.raises(InputError, match="and seeds; join runs at other"):
+    with pytest.raises(InputError, match="share seeds at 25 calls, and not all"):
         join_records([whole, make_seed_record(20_000, values[4:])])
     other = make_seed_record(30_000, values)
     with pytest.raises(InputError, match="other rows"):
@@ -203,6 +203,54 @@ def test_seed_sets_are_joined_as_if_they_had_run_together() -> None:
     stopped = {**other, "settings": {**other["settings"], "unfinished": "1 of 3 seed sets"}}
     with pytest.raises(InputError, match="was stopped: 1 of 3 seed sets"):
         join_records([whole, stopped])
+
+
+def make_run(
+    names: Sequence[str], seed: int, calls: Sequence[int], **settings: Any
+) -> dict[str, Any]:
+    """A record of these rows at these numbers of calls, of one seed set of two samples."""
+    facts = {"seeds": 1, "prompts": 2}
+    found = [
+        row("x", 40.0 + seed, name=name, budget=budget, **facts)
+        for budget in calls
+        for name in names
+    ]
+    settings = {"first_seed": seed, "calibration_samples": 8, "solution_psnr": 60.0, **settings}
+    rows = [{**FULL, **facts}, *found]
+    return {"rows": rows, "settings": settings, "versions": {}, "command": names[0]}
+
+
+def test_rows_are_joined_as_if_they_had_run_together() -> None:
+    ours, peers = ["mine", *OURS[:1]], ["plain Heun", "MeanCache A"]
+    together = ["plain Heun", OURS[0], "MeanCache A", "mine"]
+    seeds = (0, SEEDS_APART)
+    parts = [make_run(ours, seed, [9, 8, 17, 16], calibration_samples=16) for seed in seeds]
+    parts += [make_run(peers, seed, calls) for seed in seeds for calls in ([9, 8], [17, 16])]
+    wholes = [make_run(together, seed, calls) for seed in seeds for calls in ([9, 8], [17, 16])]
+    joined, expected = join_records(parts), join_records(wholes)
+    assert joined["rows"] == expected["rows"]
+    assert [row["budget"] for row in joined["rows"][1::4]] == [17, 16, 9, 8]
+    assert "calibration_samples" not in joined["settings"]  # of one row, and others had another
+    assert expected["settings"] == {**joined["settings"], "calibration_samples": 8}
+
+
+def test_rows_that_were_measured_on_other_samples_or_twice_are_not_joined() -> None:
+    one, other = make_run(["a"], 0, [9]), make_run(["b"], 0, [9])
+    with pytest.raises(InputError, match=r"the rows b are in several records"):
+        join_records([one, make_run(["b"], SEEDS_APART, [9]), other, other])
+    for facts, said in (
+        ({"psnr_fine_mean": 37.1}, "37.0 and 37.1 dB"),
+        ({"prompts": 3}, "2 and 3"),
+    ):
+        far = {**other, "rows": [{**other["rows"][0], **facts}, *other["rows"][1:]]}
+        with pytest.raises(InputError, match=said):
+            join_records([one, far])
+    with pytest.raises(InputError, match="2 and 1 seed sets at 9 and 8 calls"):
+        join_records([one, make_run(["a"], SEEDS_APART, [9]), make_run(["a"], 0, [8])])
+    with pytest.raises(InputError, match="no row beside the full run"):
+        join_records([one, {**other, "rows": other["rows"][:1]}])
+    with pytest.raises(InputError, match="differ in their settings"):
+        join_records([one, make_run(["b"], 0, [9], batch_size=4)])
 
 
 # ------------------------------------------------------------------------- given sigmas

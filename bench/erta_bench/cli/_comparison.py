@@ -110,8 +110,8 @@ def peers_command(
             "--from",
             exists=True,
             dir_okay=False,
-            help="Join these records, of other numbers of calls or seeds, instead of measuring; "
-            "repeatable.",
+            help="Join these records, of other rows, seeds or numbers of calls, instead of "
+            "measuring; repeatable.",
         ),
     ] = None,
 ) -> None:

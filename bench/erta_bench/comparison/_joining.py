@@ -1,68 +1,128 @@
-"""Joins records: runs at different numbers of calls, and runs of different seed sets."""
+"""Joins records: of other rows, of other seed sets, and of other numbers of calls."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from erta_bench.comparison._leaders import TO_EXACT
+from erta_bench.comparison._peers import list_peers
+from erta_bench.comparison._pooling import pool_rows
 from erta_bench.setting import SEEDS_APART
 from erta_framework.errors import InputError
 
 Record = Mapping[str, Any]
 
-SPREADS = {
-    "psnr_std": "psnr_mean",
-    "ssim_std": "ssim_mean",
-    "psnr_fine_std": "psnr_fine_mean",
-    "psnr_sets_std": "psnr_mean",
-}
-"""Deviations, and the means that they are about."""
-WORST = ("psnr_worst", "psnr_fine_worst", "solution_psnr")
-SUMMED = ("seeds",)
-SAME = ("steps", "budget", "prompts", "calibration_calls", "solving_calls", "bytes_held")
-"""Numbers that are not averaged over seed sets."""
+OF_ROWS = ("calibration_samples",)
+"""Settings that tell of the first row that calibrates, not of the run."""
+AGREE = 0.01
+"""Full runs of the same seeds are this near to one another, in dB to the exact solution."""
 
 
 def join_records(records: Sequence[Record]) -> dict[str, Any]:
-    """Join records of runs at different numbers of calls, or of different seed sets.
+    """Join records of other rows, then of other seed sets, then of other numbers of calls.
 
-    Runs of different seed sets must have the same rows and as many samples. Of runs at different
-    numbers of calls each has its own full run, which its speed-ups are relative to. All full runs
-    sample the same, so only the first is kept.
+    At each number of calls, records of the same seeds have other rows, and those of other seeds
+    together the same rows. Each row keeps its speed-up, which is relative to the full run beside
+    which it was measured. All full runs of the same seeds sample the same, so only the first is
+    kept.
 
     Raises:
-        InputError: They are not of the same model, samples and versions, or share a number of
-            calls; or a run was stopped.
+        InputError: They are not of the same model, samples and versions, or share what they must
+            not share; or their full runs differ; or a run was stopped.
     """
     for record in records:
         require_joinable(record)
-    groups: dict[frozenset[int], list[Record]] = {}
+    runs: dict[tuple[int, tuple[int, ...]], list[Record]] = {}
     for record in records:
-        budgets = frozenset(row["budget"] for row in record["rows"] if row["budget"])
-        groups.setdefault(budgets, []).append(record)
-    first, *others = [join_seed_sets(group) for group in groups.values()]
+        for budget in list_budgets(record):
+            key = budget, tuple(list_seeds(record))
+            runs.setdefault(key, []).append(select_budget(record, budget))
+    groups: dict[int, list[Record]] = {}
+    for (budget, _), run in runs.items():
+        groups.setdefault(budget, []).append(join_rows(run))
+    found = join_budgets([join_seed_sets(group) for group in groups.values()])
+    command = "; ".join(record["command"] for record in records)
+    return {**found, "settings": drop_unshared(found["settings"], records), "command": command}
+
+
+def join_rows(records: Sequence[Record]) -> dict[str, Any]:
+    """Join records that differ in their rows alone, in the order in which one run has them.
+
+    Raises:
+        InputError: They differ in more, share rows, or their full runs do not end the same.
+    """
+    first, *others = records
     rows = list(first["rows"])
     for other in others:
         full, *rest = other["rows"]
         require_same(first, other)
-        if (full["prompts"], full["seeds"]) != (rows[0]["prompts"], rows[0]["seeds"]):
-            raise InputError("the records have different numbers of samples or seed sets")
-        shared = {row["budget"] for row in rest} & {row["budget"] for row in rows}
-        if shared:
-            raise InputError(f"the records share the numbers of calls {sorted(shared)}")
+        require_same_run(rows[0], full)
+        if shared := {row["name"] for row in rest} & {row["name"] for row in rows}:
+            raise InputError(
+                f"the rows {', '.join(sorted(shared))} are in several records at "
+                f"{rest[0]['budget']} calls of the same seeds; give each once"
+            )
         rows += rest
-    ordered = [rows[0], *sorted(rows[1:], key=lambda row: -row["budget"])]
-    command = "; ".join(record["command"] for record in records)
-    return {**first, "rows": ordered, "command": command}
+    return {**first, "rows": order_rows(rows), "settings": join_settings(records)}
+
+
+def order_rows(rows: Sequence[Record]) -> list[Record]:
+    """The full run, then the rows as one run has them: most calls first, ours before peers."""
+    full, *others = rows
+    places = {peer.name: place for place, peer in enumerate(list_peers())}
+    last = len(places)  # for rows of `--policy`
+    return [full, *sorted(others, key=lambda r: (-r["budget"], places.get(r["name"], last)))]
+
+
+def require_same_run(one: Record, other: Record) -> None:
+    """Refuse full runs of the same seeds that are not the same samples.
+
+    Raises:
+        InputError: Names both numbers.
+    """
+    if one["prompts"] != other["prompts"]:
+        raise InputError(
+            f"the records have {one['prompts']} and {other['prompts']} samples a seed set; join "
+            "rows that were measured on the same samples"
+        )
+    mine, theirs = one.get(TO_EXACT.mean), other.get(TO_EXACT.mean)
+    if mine is None or theirs is None or abs(mine - theirs) > AGREE:
+        raise InputError(
+            f"the full runs of the same seeds are {mine} and {theirs} dB from the exact solution; "
+            "measure the rows again with the same code, on the same machine"
+        )
+
+
+def join_budgets(records: Sequence[Record]) -> dict[str, Any]:
+    """Join records of one number of calls each, most calls first.
+
+    Raises:
+        InputError: They differ in more, or their full runs do not end the same.
+    """
+    first, *others = records
+    rows = list(first["rows"])
+    for other in others:
+        full, *rest = other["rows"]
+        require_same(first, other)
+        if full["seeds"] != rows[0]["seeds"]:
+            raise InputError(
+                f"the records have {rows[0]['seeds']} and {full['seeds']} seed sets at "
+                f"{rows[-1]['budget']} and {rest[0]['budget']} calls; join as many at each"
+            )
+        require_same_run(rows[0], full)
+        rows += rest
+    return {**first, "rows": order_rows(rows), "settings": join_settings(records)}
 
 
 def require_joinable(record: Record) -> None:
     """Refuse what cannot be joined.
 
     Raises:
-        InputError: Rows have no kind, or the run was stopped.
+        InputError: Rows have no kind, there is none, or the run was stopped.
     """
+    if not list_budgets(record):
+        raise InputError(f"the record of `{record['command']}` has no row beside the full run")
     if any("kind" not in row for row in record["rows"]):
         raise InputError(
             f"the record of `{record['command']}` has rows without a kind; join records that "
@@ -80,12 +140,13 @@ def require_same(one: Record, other: Record, but: Sequence[str] = ()) -> None:
     Args:
         one: A record.
         other: Another one.
-        but: Settings that may differ; the measured error of the solution always may.
+        but: Settings that may differ; the measured error of the solution always may, and what
+            tells of one row alone.
 
     Raises:
         InputError: Says which differ.
     """
-    free = {*but, "solution_psnr"}
+    free = {*but, *OF_ROWS, "solution_psnr"}
     for what in ("settings", "versions"):
         mine, theirs = (
             {key: value for key, value in record[what].items() if key not in free}
@@ -112,67 +173,45 @@ def join_seed_sets(records: Sequence[Record]) -> dict[str, Any]:
         require_same(first, other, ["first_seed"])
     seeds = [seed for record in ordered for seed in list_seeds(record)]
     if len(set(seeds)) < len(seeds):
-        budgets = sorted({row["budget"] for row in first["rows"] if row["budget"]})
         raise InputError(
-            f"the records share the numbers of calls {budgets} and seeds; join runs at other "
-            f"numbers of calls, or from other seeds, {SEEDS_APART} apart"
+            f"some records share seeds at {first['rows'][1]['budget']} calls, and not all; join "
+            f"rows of the same seeds, or runs from other seeds, {SEEDS_APART} apart"
         )
     for other in others:
         names = [[(row["name"], row["budget"]) for row in rec["rows"]] for rec in (first, other)]
         if names[0] != names[1] or first["rows"][0]["prompts"] != other["rows"][0]["prompts"]:
             raise InputError("runs of different seed sets have other rows or numbers of samples")
     rows = [pool_rows(same) for same in zip(*(r["rows"] for r in ordered), strict=True)]
-    known = [r["settings"]["solution_psnr"] for r in ordered if "solution_psnr" in r["settings"]]
-    settings = {**first["settings"], **({"solution_psnr": min(known)} if known else {})}
-    return {**first, "rows": rows, "settings": settings}
+    return {**first, "rows": rows, "settings": join_settings(ordered)}
+
+
+def join_settings(records: Sequence[Record]) -> dict[str, Any]:
+    """The settings of the first record, with the least exact solution of all."""
+    settings = [record["settings"] for record in records]
+    known = [each["solution_psnr"] for each in settings if "solution_psnr" in each]
+    return {**settings[0], **({"solution_psnr": min(known)} if known else {})}
+
+
+def drop_unshared(settings: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """Settings without those of `OF_ROWS` that differ between records: of all rows, none holds."""
+    shared = {
+        key for key in OF_ROWS if len({record["settings"].get(key) for record in records}) == 1
+    }
+    return {key: value for key, value in settings.items() if key not in OF_ROWS or key in shared}
+
+
+def list_budgets(record: Record) -> list[int]:
+    """The numbers of calls of a record."""
+    return list(dict.fromkeys(row["budget"] for row in record["rows"] if row["budget"]))
+
+
+def select_budget(record: Record, budget: int) -> Record:
+    """The part of a record at one number of calls, with its full run."""
+    full, *rows = record["rows"]
+    return {**record, "rows": [full, *(row for row in rows if row["budget"] == budget)]}
 
 
 def list_seeds(record: Record) -> list[int]:
     """First seeds of the seed sets of a record."""
     first = int(record["settings"].get("first_seed", 0))
     return [first + number * SEEDS_APART for number in range(record["rows"][0]["seeds"])]
-
-
-def pool_rows(rows: Sequence[Record]) -> dict[str, Any]:
-    """One row of the same contender in several runs, as if it had been measured in one."""
-    measured = [row for row in rows if row.get("seeds")]
-    if len(measured) < len(rows):  # it ran in some only: that is no measurement of all seed sets
-        return dict(next(row for row in rows if not row.get("seeds")))
-    weights = [float(row["seeds"]) for row in rows]
-    found = dict(max(rows, key=lambda row: row["status"] != "measured"))  # off budget in any
-    for key in found:
-        if key in SAME or not all(is_number(row.get(key)) for row in rows):
-            continue
-        values: list[float] = [row[key] for row in rows]
-        if key in SUMMED:
-            found[key] = sum(values)
-        elif key in WORST:
-            found[key] = min(values)
-        elif key in SPREADS:
-            found[key] = pool_spread(values, [row[SPREADS[key]] for row in rows], weights)
-        elif len(set(values)) > 1:  # a whole number stays one
-            found[key] = average(values, weights)
-    return found
-
-
-def pool_spread(
-    spreads: Sequence[float], means: Sequence[float], weights: Sequence[float]
-) -> float:
-    """Deviation of all samples, from those of parts about their own means.
-
-    Example:
-        >>> pool_spread([0.0, 0.0], [1.0, 3.0], [1.0, 1.0])
-        1.0
-    """
-    squares = [spread**2 + mean**2 for spread, mean in zip(spreads, means, strict=True)]
-    return math.sqrt(max(0.0, average(squares, weights) - average(means, weights) ** 2))
-
-
-def average(values: Sequence[float], weights: Sequence[float]) -> float:
-    """The weighted mean."""
-    return sum(v * w for v, w in zip(values, weights, strict=True)) / sum(weights)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value can be averaged."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
