@@ -65,10 +65,8 @@ class Refinement:
 
     def __str__(self) -> str:
         """In words, for the provenance of a profile."""
-        gradients = (
-            f"no gradient: {self.blocked}" if self.blocked else f"{self.gradients} gradients"
-        )
-        return f"{self.rounds} rounds, {gradients}"
+        why = f", {self.blocked}" if self.blocked else ""
+        return f"rounds: {self.rounds}; gradients: {self.gradients}{why}"
 
 
 def find_edges(computed: Sequence[int], num_steps: int, depth: int) -> tuple[Edge, ...]:
@@ -118,11 +116,9 @@ def refine_rows(
     before, made, gradients, stuck = descent.best, 0, 0, False
     blocked = "the driver offers none" if differentiate is None else ""
     while made < rounds:
-        if stuck and differentiate is not None:
+        if stuck and differentiate is not None and not blocked:
             blocked = descent.take_gradient(differentiate)
-            if blocked:
-                break
-            gradients += 1
+            gradients += not blocked
         better = descent.try_changes()
         made += 1
         if stuck and not better:

@@ -49,7 +49,7 @@ class TestDifferentiableRun:
         toward = torch.randn(ends.shape, dtype=ends.dtype)
         (slope,) = torch.autograd.grad((ends * toward).sum(), leaves)
         rows, nudge = table.weigh_steps(), 1e-3  # weights of channels are float32 in a run
-        for move in list_moves(rows, find_edges(table.computed, STEPS, 4)):
+        for move in list_moves(rows, find_edges(table.computed, STEPS, 4))[::2]:
             there, back = (
                 run(field, make_parts(moved))
                 for sign in (1, -1)
@@ -97,6 +97,15 @@ class TestDifferentiableRun:
             differentiate(field, profile, [], network=network)
 
 
+class TestWeights:
+    def test_they_are_tried_even_where_a_rule_ended_nearer(self, profile):
+        errors = torch.tensor([torch.inf, 1.0, 2.0], dtype=torch.float64)
+        behind = replace(profile, statistics={**profile.statistics, "errors": errors})
+        assert FittedTable.of(behind).kept == "plain"
+        tried = with_rows(behind, FittedTable.of(behind).weigh_steps())
+        assert FittedTable.of(tried).kept == "fitted"
+
+
 class TestSlopes:
     def test_they_agree_with_what_they_were_corrected_by(self):
         torch.manual_seed(0)
@@ -127,7 +136,7 @@ class TestSlopes:
         found = refine_rows(rows, edges, run, goal, torch.arange(12) % 4 == 3, rounds=8)
         assert found.after < found.before - 8
         assert len(runs) == found.runs == 1 + 3 + 4 * found.rounds
-        assert str(found) == f"{found.rounds} rounds, no gradient: the driver offers none"
+        assert str(found) == f"rounds: {found.rounds}; gradients: 0, the driver offers none"
 
 
 class TestStuck:
@@ -155,7 +164,7 @@ class TestStuck:
             return 1.0 + leaf.flatten(1).sum(dim=1, keepdim=True).expand(8, 3), [leaf]
 
         found = self.refine(differentiate)
-        assert str(found) == "2 rounds, 1 gradients"
+        assert str(found) == "rounds: 2; gradients: 1"
         assert found.runs == 1 + 3 + 2 * 4 + GRADIENT_CALLS
         assert found.after == found.before
 
@@ -164,4 +173,4 @@ class TestStuck:
             raise CapabilityError("the network lets no gradients through")
 
         found = self.refine(differentiate)
-        assert str(found) == "1 rounds, no gradient: the network lets no gradients through"
+        assert str(found) == "rounds: 2; gradients: 0, the network lets no gradients through"
