@@ -189,18 +189,30 @@ class OneModel:
         return lambda: self.model
 
 
-def test_quick_command(monkeypatch, tmp_path):
+def test_quick_command(monkeypatch, tmp_path, seeming_gpu):
     monkeypatch.setattr(_models, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
     path = tmp_path / "quick.json"
     options = ["ablation", "--quick", "--calls", "6", "--steps", "10", "--json", str(path)]
+    options += ["--device", "cpu"]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "uniform" in result.output
     record = json.loads(path.read_text())
     assert record["command"].startswith("erta bench ablation")
+    assert record["command"].endswith(" --quick --device cpu")
     assert {r["prompts"] for r in record["rows"]} == {4}
     assert {r["seeds"] for r in record["rows"]} == {1}
     assert {r["budget"] for r in record["rows"]} == {None, 6}
+
+
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("erta_framework.sampling._device.list_accelerators", lambda: ("cpu",))
+    for command in ("ablation", "budgets", "lambda", "batch", "policies", "peers", "fitted"):
+        result = CliRunner().invoke(app, [command, "--device", "cuda"])
+        assert isinstance(result.exception, InputError)
+        assert "--device cuda: accelerator 'cuda' is not available; use auto, cpu" in str(
+            result.exception
+        )
 
 
 def test_more_prompts_than_the_model_has_are_refused(monkeypatch):

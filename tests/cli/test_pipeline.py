@@ -333,6 +333,20 @@ def test_one_bar_counts_prompts_and_a_size_that_cannot_be_is_one_message(
     assert "Traceback" not in wrong.stderr
 
 
+def test_a_budget_alone_chooses_for_the_pipeline_and_its_steps(
+    erta: Erta, folder: str, prompts: str
+) -> None:
+    asked = [*common(folder, prompts), "--steps", "10", "--no-gifs", "-o", "out", "--speedup", "2"]
+    done = erta("sample", *asked)
+    assert done.exit_code == 0, done.output
+    assert "chosen: " in done.output
+    assert "no constants ship for UNet2DConditionModel" in done.output
+    assert "5 of 10" in done.output
+    done = erta("sample", *asked, "--log-json")
+    assert done.exit_code == 2
+    assert "name a policy" in done.output
+
+
 def test_policies_are_compared_in_a_pipeline(erta: Erta, folder: str, prompts: str) -> None:
     done = erta(
         "compare", *common(folder, prompts), "--policy", "{skip_policy: {every: 2}}", "-o", "out"

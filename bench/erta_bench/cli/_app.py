@@ -11,8 +11,8 @@ from erta_bench.batch import BatchSetting, compare_modes
 from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.cli import _options as options
 from erta_bench.overhead import measure_overhead, measure_sites
-from erta_bench.setting import Setting, open_model
-from erta_framework.cli import BenchGroup
+from erta_bench.setting import Setting, open_model, spell_device
+from erta_framework.cli import BenchGroup, Device
 from erta_framework.console import make_console
 
 app = typer.Typer(
@@ -43,6 +43,7 @@ def ablation_command(
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    device: Device = "auto",
     quick: Annotated[
         bool, typer.Option("--quick", help="4 prompts, 1 seed set and the first number of calls.")
     ] = False,
@@ -63,6 +64,7 @@ def ablation_command(
         held_out=opened.take_held_out(prompts),
         steps=steps,
         batch_size=batch_size,
+        accelerator=device,
     )
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = run_ablation(
@@ -73,13 +75,14 @@ def ablation_command(
         console=make_console(stderr=True),
         command=f"erta bench ablation --model {model} --prompts {prompts} "
         f"--seed-sets {seed_sets} {spelled} --steps {steps} --seed {seed}"
-        + (" --quick" if quick else ""),
+        + (" --quick" if quick else "")
+        + spell_device(device),
     )
     bench.show(path=json)
 
 
 def open_planning_setting(
-    name: str, prompts: int, steps: int, batch_size: int
+    name: str, prompts: int, steps: int, batch_size: int, device: str
 ) -> tuple[Setting, str]:
     """A bundled model with one batch of calibration prompts, and how the command names it."""
     opened = open_model(name)
@@ -89,8 +92,10 @@ def open_planning_setting(
         held_out=opened.take_held_out(prompts),
         steps=steps,
         batch_size=batch_size,
+        accelerator=device,
     )
-    return setting, f"--model {name} --prompts {prompts} --steps {steps} --batch-size {batch_size}"
+    named = f"--model {name} --prompts {prompts} --steps {steps} --batch-size {batch_size}"
+    return setting, named + spell_device(device)
 
 
 @app.command("budgets")
@@ -103,6 +108,7 @@ def budgets_command(
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """Schedules at equal network calls: threshold walk, each planner, refined plans.
@@ -112,7 +118,7 @@ def budgets_command(
     The JSON file is written after each number of calls, so that a run may be stopped.
     """
     budgets = calls or CALLS
-    setting, named = open_planning_setting(model, prompts, steps, batch_size)
+    setting, named = open_planning_setting(model, prompts, steps, batch_size, device)
     bench = compare_schedules(
         setting,
         calls=budgets,
@@ -135,11 +141,12 @@ def lambda_command(
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
     budgets = calls or CALLS
-    setting, named = open_planning_setting(model, prompts, steps, batch_size)
+    setting, named = open_planning_setting(model, prompts, steps, batch_size, device)
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = vary_lambda(
         setting,
@@ -199,6 +206,7 @@ def batch_command(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
     seed: Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.
@@ -212,12 +220,12 @@ def batch_command(
     opened = open_model(model)
     spelled = " ".join(f"--threshold {value:g}" for value in thresholds)
     bench = compare_modes(
-        BatchSetting(model=opened.model, steps=steps),
+        BatchSetting(model=opened.model, steps=steps, accelerator=device),
         opened.take_held_out(prompts),
         thresholds=thresholds,
         seed=seed,
         progress=True,
         command=f"erta bench batch --model {model} --prompts {prompts} {spelled} --steps {steps} "
-        f"--seed {seed}",
+        f"--seed {seed}" + spell_device(device),
     )
     bench.show(path=json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from erta_bench.setting import Setting, choose_guidance, open_model, repeat_prompts
+from erta_bench.setting import Setting, choose_guidance, open_model, repeat_prompts, spell_device
 from erta_framework.files import require_writable, require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 
@@ -75,7 +75,9 @@ def require_extras(command: str, report: Path | None) -> None:
         require_extra("matplotlib", extra="report", wanted_by=f"erta bench {command} --report")
 
 
-def open_setting(name: str, samples: int, calibration: int, steps: int, batch_size: int) -> Setting:
+def open_setting(
+    name: str, samples: int, calibration: int, steps: int, batch_size: int, device: str
+) -> Setting:
     """A bundled model with its prompts; held-out prompts repeat, from other noise, as asked for.
 
     Raises:
@@ -89,6 +91,7 @@ def open_setting(name: str, samples: int, calibration: int, steps: int, batch_si
         steps=steps,
         guidance=choose_guidance(opened.model),
         batch_size=batch_size,
+        accelerator=device,
     )
 
 
@@ -101,6 +104,7 @@ def format_command(
     scheduler: str,
     kinds: list[str] | None = None,
     step_level: bool = False,
+    device: str = "auto",
     **options: int,
 ) -> str:
     """The command line that makes the same table again."""
@@ -111,4 +115,4 @@ def format_command(
     parts += ["--step-level"] if step_level else []
     parts += [f"--scheduler {scheduler}"] if scheduler else []
     parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    return " ".join(parts)
+    return " ".join(parts) + spell_device(device)
