@@ -55,6 +55,7 @@ def test_the_short_name_of_help_works_everywhere(erta, command) -> None:
     done = erta(*command.split(), "-h")
     assert done.exit_code == 0, done.output
     assert f"Usage: erta {command}" in done.output
+    assert "--install-completion" not in done.output  # an option of `erta` alone
 
 
 @pytest.mark.parametrize(

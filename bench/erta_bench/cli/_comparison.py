@@ -16,7 +16,7 @@ from erta_framework.errors import InputError
 
 def policies_command(
     model: options.Model = "shapes-wan",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 8,
+    prompts: options.HeldOut = "8",
     seeds: options.Seeds = 3,
     calls: Annotated[
         list[int] | None,
@@ -144,7 +144,7 @@ def peers_command(
         return
     budgets = calls or [25, 17, 12, 8]
     bench = compare_peers(
-        options.open_setting(model, samples, calibration, steps, batch_size, device),
+        options.open_setting(model, str(samples), calibration, steps, batch_size, device),
         calls=budgets,
         scheduler=scheduler,
         seeds=seeds,

@@ -5,6 +5,7 @@ diffusers is imported when they run.
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from erta_framework.optional_dependencies import require_extra
 
 
 def pipeline_command(
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 16,
+    prompts: options.HeldOut = "16",
     calls: Annotated[
         list[int] | None,
         typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
@@ -49,7 +50,7 @@ def pipeline_command(
         Setting(
             model=opened.model,
             calibration=opened.calibration,
-            held_out=opened.take_held_out(prompts),
+            held_out=options.choose_held_out(opened, prompts),
             steps=steps,
             batch_size=batch_size,
             accelerator=device,
@@ -58,7 +59,7 @@ def pipeline_command(
         schedulers=names,
         seed=seed,
         console=make_console(stderr=True),
-        command=f"erta bench pipeline --prompts {prompts} {' '.join(spelled)} --steps {steps} "
+        command=f"erta bench pipeline --prompts {shlex.quote(prompts)} {' '.join(spelled)} --steps {steps} "
         f"--seed {seed}" + spell_device(device),
     )
     bench.show(path=json)
