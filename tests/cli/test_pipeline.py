@@ -283,6 +283,7 @@ def test_a_profile_of_another_guidance_is_refused(
         (["--pipeline", "./nowhere", "-p", "x"], "no folder ./nowhere"),
         (["--pipeline", "FOLDER", "steps=50"], "steps in the configuration would have no effect"),
         (["--pipeline", "FOLDER", "--frames", "9", "-p", "x"], "has no num_frames, so frames"),
+        (["--pipeline", "FOLDER", "--height", "16", "-p", "x"], "height=16 without width"),
         (["--pipeline", "FOLDER", "-p", "x", "--dtype", "float8"], "dtype 'float8' is unknown"),
         (["--pipeline", "FOLDER"], "no prompts"),
         (["--pipeline", ".", "-p", "x"], "holds no model_index.json"),

@@ -227,7 +227,7 @@ def batch_command(
         thresholds=thresholds,
         seed=seed,
         progress=True,
-        command=f"erta bench batch --model {model} --prompts {shlex.quote(prompts)} {spelled} --steps {steps} "
-        f"--seed {seed}" + spell_device(device),
+        command=f"erta bench batch --model {model} --prompts {shlex.quote(prompts)} {spelled} "
+        f"--steps {steps} --seed {seed}" + spell_device(device),
     )
     bench.show(path=json)

@@ -59,8 +59,8 @@ def pipeline_command(
         schedulers=names,
         seed=seed,
         console=make_console(stderr=True),
-        command=f"erta bench pipeline --prompts {shlex.quote(prompts)} {' '.join(spelled)} --steps {steps} "
-        f"--seed {seed}" + spell_device(device),
+        command=f"erta bench pipeline --prompts {shlex.quote(prompts)} {' '.join(spelled)} "
+        f"--steps {steps} --seed {seed}" + spell_device(device),
     )
     bench.show(path=json)
 

@@ -247,6 +247,14 @@ class LoadedPipeline:
                     f"{type(self.pipe).__name__} has no {ARGUMENTS.get(name, name)}, so {name} "
                     f"cannot be set; it has {', '.join(usable)}"
                 )
+        for given, other in (("height", "width"), ("width", "height")):
+            # diffusers drops a size whose other half is left to it, in Stable Diffusion and others
+            alone = given in chosen and other not in chosen and other in parameters
+            if alone and parameters[other].default is None:
+                raise InputError(
+                    f"{given}={chosen[given]} without {other}: {type(self.pipe).__name__} may then "
+                    f"take its own size for both; give {other} too"
+                )
         return {ARGUMENTS[name]: value for name, value in chosen.items()}
 
     def _describe_start(
