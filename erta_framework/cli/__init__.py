@@ -19,7 +19,9 @@ if TYPE_CHECKING:
         get_demo_prompts,
         load_model,
     )
-    from erta_framework.cli._policy_options import is_complete, read_policies
+    from erta_framework.cli._options import Device
+    from erta_framework.cli._policy_options import PolicyOptions
+    from erta_framework.cli._policy_specs import is_complete, read_policies
     from erta_framework.cli._progress import OverallProgress
     from erta_framework.cli._settings import read_lines
     from erta_framework.cli._show_comparison import show_comparison
@@ -27,8 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BenchGroup",
+    "Device",
     "InstalledCommand",
     "OverallProgress",
+    "PolicyOptions",
     "app",
     "describe_policies",
     "find_calibrator",
@@ -52,7 +56,9 @@ defer_face(
     "erta_framework.cli._installed",
     "erta_framework.console",
     "erta_framework.cli._models",
+    "erta_framework.cli._options",
     "erta_framework.cli._policy_options",
+    "erta_framework.cli._policy_specs",
     "erta_framework.cli._progress",
     "erta_framework.cli._settings",
     "erta_framework.cli._show_comparison",

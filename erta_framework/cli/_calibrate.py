@@ -18,7 +18,7 @@ from erta_framework.cli._options import (
     unset,
 )
 from erta_framework.cli._pipeline import load_pipeline, read_prompts, to_arguments, wants_pipeline
-from erta_framework.cli._policy_options import Spec, read_policies
+from erta_framework.cli._policy_specs import Spec, read_policies
 from erta_framework.cli._samplers import make_sampler_at_seam, require_own_loop
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.compatibility import Role, find_role

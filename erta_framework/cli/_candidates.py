@@ -11,8 +11,8 @@ from erta_framework.budgets import forecast
 from erta_framework.calibration import require_profiler
 from erta_framework.cli._calibrate import find_calibrator, make_blank_policy, require_seam
 from erta_framework.cli._models import find_profile
-from erta_framework.cli._policy_options import (
-    PolicyOptions,
+from erta_framework.cli._policy_options import PolicyOptions
+from erta_framework.cli._policy_specs import (
     Spec,
     give_budget,
     give_profile,

@@ -18,7 +18,9 @@ from erta_framework.files import require_writable, write_atomically
 from erta_framework.text import escape_line, escape_text
 
 schedule_app = typer.Typer(
-    help="Convert schedules between the formats of caching projects.", no_args_is_help=True
+    help="Convert schedules between the formats of caching projects.",
+    no_args_is_help=True,
+    add_completion=False,  # that of `erta` completes these too
 )
 
 

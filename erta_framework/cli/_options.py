@@ -19,13 +19,15 @@ import typer
 
 from erta_framework.cli._settings import read_run, read_settings
 from erta_framework.config import MaskedRunConfig, RunConfig
-from erta_framework.errors import InputError
+from erta_framework.errors import CapabilityError, InputError
+from erta_framework.sampling import resolve_device
 from erta_framework.session import Seam
 
 WITH_PIPELINE = "With --pipeline"
 WITH_PROFILE = "With --profile"
 FRONT = "The front of all budgets"
 MANY = "For many prompts and devices"
+QUALITY_HELP = "Budget as a named quality, such as high; what a profile measured decides."
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -51,6 +53,27 @@ AllowEnv = Annotated[
     ),
 ]
 Prompts = Annotated[list[str] | None, unset("A prompt; repeat for more.", "--prompt", "-p")]
+
+
+def require_device(name: str) -> str:
+    """The device of a `--device`, if this machine has it.
+
+    Raises:
+        InputError: There is no such device.
+    """
+    try:
+        resolve_device(name, 1)
+    except CapabilityError as error:
+        raise InputError(f"--device {name}: {error}") from None
+    return name
+
+
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="'cpu', 'cuda', 'mps' or 'auto', the fastest.", callback=require_device
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing file.")]
 
@@ -208,10 +231,13 @@ class ProfileOptions:
         list[float] | None,
         unset("Steps over network calls; repeatable.", panel=WITH_PROFILE, min=1.0),
     ] = None
+    quality: Annotated[
+        list[str] | None, unset(f"{QUALITY_HELP} Repeatable.", panel=WITH_PROFILE)
+    ] = None
     budget: Annotated[
         list[str] | None,
         unset(
-            "A budget in calls, speedup, work, psnr or seconds: psnr=30; repeatable.",
+            "A budget in calls, speedup, quality, work, psnr or seconds: psnr=30; repeatable.",
             panel=WITH_PROFILE,
         ),
     ] = None
@@ -227,6 +253,11 @@ class ProfileOptions:
         list[str] | None,
         unset("A setting of that policy: cost=forecast; repeatable.", panel=WITH_PROFILE),
     ] = None
+
+    @property
+    def not_calls(self) -> bool:
+        """Whether there is a budget in something else than network calls."""
+        return bool(self.threshold or self.speedup or self.quality or self.budget)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from erta_framework.cli._options import (
     unset,
 )
 from erta_framework.cli._pipeline import wants_pipeline
-from erta_framework.cli._policy_options import is_complete, read_policies
+from erta_framework.cli._policy_specs import is_complete, read_policies
 from erta_framework.cli._schedules import as_record, make_table, show_schedule
 from erta_framework.config import RunConfig, build_policies, options_from
 from erta_framework.console import make_console
@@ -63,7 +63,7 @@ def plan(
     piped = wants_pipeline(pipeline, config, config_options.settings)
     refuse_conflicts(planned, front, export, output, piped)
     chosen = FromProfile.read(planned, config)
-    no_budget = not (planned.calls or planned.speedup or planned.threshold or planned.budget)
+    no_budget = not (planned.calls or planned.not_calls)
     if chosen is not None and no_budget and not front.wanted and chosen.is_complete:
         show_plans([chosen.build()], chosen.steps, export, output, as_json)
     elif front.wanted or (chosen is not None and no_budget):
@@ -102,12 +102,13 @@ def refuse_conflicts(
         raise InputError("--export <cache> and --output <file> go together; give both or neither")
     if piped and not front.measured:
         raise InputError("--pipeline replays plans; give --measure or --refine N with it")
-    own = planned.threshold or planned.budget or planned.option or planned.speedup
+    own = planned.not_calls or planned.option
     alone = planned.profile is None and planned.policy is None
     if alone and (own or (planned.calls and not front.measured)):
         raise InputError(
-            "--calls, --speedup, --threshold, --budget and --option go with --profile or --policy; "
-            "override the configuration with key=value, such as policies.0.NAME.budget.calls=17"
+            "--calls, --speedup, --quality, --threshold, --budget and --option go with --profile "
+            "or --policy; override the configuration with key=value, such as "
+            "policies.0.NAME.budget.calls=17"
         )
 
 
@@ -122,10 +123,10 @@ def refuse_budgets(planned: ProfileOptions, export: str | None) -> None:
             "--export writes one schedule, this asks for the front of all budgets; give one "
             "--calls N, and no --front, --plot, --measure or --refine"
         )
-    if planned.threshold or planned.budget or planned.speedup:
+    if planned.not_calls:
         raise InputError(
-            "a front has all budgets; give --calls to measure some, no --speedup, --threshold or "
-            "--budget"
+            "a front has all budgets; give --calls to measure some, no --speedup, --quality, "
+            "--threshold or --budget"
         )
 
 
@@ -221,6 +222,7 @@ class FromProfile:
         wanted: list[dict[str, Any]] = [{"budget": {"calls": n}} for n in options.calls or ()]
         wanted += [{"budget": options_from("--budget", [each])} for each in options.budget or ()]
         wanted += [{"budget": {"speedup": value}} for value in options.speedup or ()]
+        wanted += [{"budget": {"quality": name}} for name in options.quality or ()]
         wanted += [{"threshold": value} for value in options.threshold or ()]
         return [self._with(each) for each in wanted]
 

@@ -1,4 +1,4 @@
-"""Show a calibration profile, or add up several."""
+"""Show a calibration profile, add up several, share them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from erta_framework.files import require_writable
 from erta_framework.text import escape_line
 
 profile_app = typer.Typer(
-    help="Show a calibration profile, add up several, share them.", no_args_is_help=True
+    help="Show a calibration profile, add up several, share them.",
+    no_args_is_help=True,
+    add_completion=False,  # that of `erta` completes these too
 )
 
 

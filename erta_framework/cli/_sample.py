@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -33,7 +34,9 @@ from erta_framework.cli._samplers import make_sampler, make_sampler_at_seam
 from erta_framework.cli._settings import choose_prompts
 from erta_framework.config import MaskedRunConfig, RunConfig
 from erta_framework.console import make_console
+from erta_framework.errors import InputError
 from erta_framework.files import stage_outputs
+from erta_framework.plugins import Policy
 from erta_framework.sampling import (
     BatchEnd,
     Callback,
@@ -43,6 +46,9 @@ from erta_framework.sampling import (
     TraceLogger,
 )
 from erta_framework.text import escape_line
+
+Choose = Callable[[Any, int | None], tuple[Policy, ...]]
+"""Policies for a loaded pipeline and a number of steps, where none were named."""
 
 
 def sample(
@@ -67,18 +73,31 @@ def sample(
     A .jsonl file of prompts, --resume, --log-json, fabric.devices=N or launcher=ray make it a job.
     A job is divided over devices and machines, writes one file for each sample, and can be resumed.
     """
-    settings, config = config_options.settings, policies.apply(config_options.read_run())
+    settings, config = config_options.settings, config_options.read_run()
     folder = output if output is not None else Path(config.output)
     if isinstance(config, MaskedRunConfig):
         refuse_unread(pipeline_options, request, job)
-        sample_tokens(config, read_prompts(request.prompts, prompt), folder)
-    elif is_job(job, request.prompts, config):
-        sample_job(job, pipeline_options, request, config, settings, prompt, folder, gifs)
-    elif wants_pipeline(pipeline_options, config, settings):
-        sample_pipeline(pipeline_options, request, config, prompt, folder, gifs)
+        sample_tokens(policies.apply(config), read_prompts(request.prompts, prompt), folder)
+        return
+    piped = wants_pipeline(pipeline_options, config, settings)
+    many = is_job(job, request.prompts, config)
+    choose: Choose | None = None
+    if piped and policies.leaves_open(config):
+        if many:
+            raise InputError(
+                "a budget alone in a job of a pipeline: name a policy too, by --policy NAME; "
+                "policies are chosen for a loaded pipeline, and each process of a job loads its own"
+            )
+        asked = config_options.seam or (None if config.seam == "latent" else config.seam)
+        choose = partial(choose_for_pipeline, policies, asked)
     else:
-        texts = read_prompts(request.prompts, prompt)
-        sample_model(request.apply(config), texts, folder, gifs)
+        config = policies.apply(config if piped else request.apply(config))
+    if many:
+        sample_job(job, pipeline_options, request, config, settings, prompt, folder, gifs)
+    elif piped:
+        sample_pipeline(pipeline_options, request, config, prompt, folder, gifs, choose)
+    else:
+        sample_model(config, read_prompts(request.prompts, prompt), folder, gifs)
 
 
 def sample_model(
@@ -109,19 +128,30 @@ def sample_pipeline(
     prompt: Sequence[str] | None,
     folder: Path,
     pictures: bool,
+    choose: Choose | None = None,
 ) -> None:
-    """Sample a loaded pipeline in this process."""
+    """Sample a loaded pipeline in this process; `choose` chooses its policies when it is there."""
     texts = choose_prompts(config, read_prompts(request.prompts, prompt), fallback=())
     batches = Batches()
     with stage_outputs(folder) as staged:
         run = load_pipeline(options, config)
         arguments = to_arguments(options, request.steps, config)
+        policies = config.policies if choose is None else choose(run, request.steps)
         callbacks: list[Callback] = [ProgressBar(), TraceLogger(staged / TRACE), batches]
         if pictures:
             callbacks.append(PictureWriter(staged / "pictures", write_picture))
-        result: Samples = run.sample(texts, config.policies, callbacks=callbacks, **arguments)
+        result: Samples = run.sample(texts, policies, callbacks=callbacks, **arguments)
         write_samples(result, staged)
     show_samples(result, batches, folder)
+
+
+def choose_for_pipeline(
+    options: PolicyOptions, seam: str | None, run: Any, steps: int | None
+) -> tuple[Policy, ...]:
+    """What is chosen for the budget of the options and the model of a loaded pipeline."""
+    chosen = options.choose(run.describe(steps, seam))
+    run.seam = chosen.seam
+    return chosen.policies
 
 
 def write_samples(result: Samples, folder: Path) -> None:

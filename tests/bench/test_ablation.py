@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from erta_bench.ablation import run_ablation
 from erta_bench.ablation._variants import make_choices, make_ladder, make_variants
 from erta_bench.cli import app
+from erta_bench.cli._options import choose_held_out, format_command
 from erta_bench.overhead._overhead import calibrate_toy
 from erta_bench.setting import PROFILE, Setting, _models, build_policy, read_prompts
 from erta_framework import CFG, Sampler
@@ -189,25 +190,50 @@ class OneModel:
         return lambda: self.model
 
 
-def test_quick_command(monkeypatch, tmp_path):
+def test_quick_command(monkeypatch, tmp_path, seeming_gpu):
     monkeypatch.setattr(_models, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
     path = tmp_path / "quick.json"
     options = ["ablation", "--quick", "--calls", "6", "--steps", "10", "--json", str(path)]
+    options += ["--device", "cpu"]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "uniform" in result.output
     record = json.loads(path.read_text())
     assert record["command"].startswith("erta bench ablation")
+    assert record["command"].endswith(" --quick --device cpu")
     assert {r["prompts"] for r in record["rows"]} == {4}
     assert {r["seeds"] for r in record["rows"]} == {1}
     assert {r["budget"] for r in record["rows"]} == {None, 6}
 
 
+def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
+    monkeypatch.setattr("erta_framework.sampling._device.list_accelerators", lambda: ("cpu",))
+    for command in ("ablation", "budgets", "lambda", "batch", "policies", "peers", "fitted"):
+        result = CliRunner().invoke(app, [command, "--device", "cuda"])
+        assert isinstance(result.exception, InputError)
+        assert "--device cuda: accelerator 'cuda' is not available; use auto, cpu" in str(
+            result.exception
+        )
+
+
 def test_more_prompts_than_the_model_has_are_refused(monkeypatch):
     monkeypatch.setattr(_models, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
-    result = CliRunner().invoke(app, ["ablation", "--prompts", "9"])
-    assert isinstance(result.exception, InputError)
-    assert "8 held-out prompts" in str(result.exception)
+    for asked, said in (("9", "8 held-out prompts"), ("no.txt", "there is no file no.txt")):
+        result = CliRunner().invoke(app, ["ablation", "--prompts", asked])
+        assert isinstance(result.exception, InputError)
+        assert said in str(result.exception)
+
+
+def test_prompts_of_a_file_are_measured_and_are_not_calibrated_on(tmp_path):
+    file = tmp_path / "own prompts.txt"
+    file.write_text("one\n\ntwo\n")
+    opened = read_prompts("toy", DemoToy((3, 2, 12, 12)))
+    assert choose_held_out(opened, str(file)) == ["one", "two"]
+    assert choose_held_out(opened, "9", repeat=True) == [*opened.held_out, "test 0"]
+    with pytest.raises(InputError, match="--prompts 0: give 1 or more"):
+        choose_held_out(opened, "0")
+    named = format_command("policies", "toy", calls=[3], rows=None, scheduler="", prompts=str(file))
+    assert named.endswith(f"--prompts '{file}'")
 
 
 def test_a_model_without_prompts_is_refused():

@@ -126,7 +126,7 @@ def test_what_cannot_be_compared_is_refused():
         compare_modes(setting(), ["a", "b"], thresholds=[])
 
 
-def test_command(tmp_path, monkeypatch):
+def test_command(tmp_path, monkeypatch, seeming_gpu):
     class Models:
         def load(self, name):
             toy = GaussianMixtureFlow((3, 2, 4, 4))
@@ -136,11 +136,13 @@ def test_command(tmp_path, monkeypatch):
     monkeypatch.setattr(_models, "models", Models)
     path = tmp_path / "batch.json"
     options = ["batch", "--prompts", "3", "--threshold", "0.2", "--steps", "14", "--json", path]
+    options += ["--device", "cpu"]
     result = CliRunner().invoke(app, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     record = json.loads(path.read_text())
     assert record["command"] == (
-        "erta bench batch --model shapes-wan --prompts 3 --threshold 0.2 --steps 14 --seed 0"
+        "erta bench batch --model shapes-wan --prompts 3 --threshold 0.2 --steps 14 --seed 0 "
+        "--device cpu"
     )
     assert {r["threshold"] for r in record["rows"]} == {None, 0.2}
     assert record["settings"]["prompts.as they come"] == "a b; c d; e f"

@@ -25,10 +25,11 @@ def setting() -> Setting:
         held_out=["c", "d", "e"],
         steps=STEPS,
         batch_size=2,
+        accelerator="cpu",
     )
 
 
-def test_every_schedule_is_measured_at_its_calls(tmp_path: Path) -> None:
+def test_every_schedule_is_measured_at_its_calls(tmp_path: Path, seeming_gpu: None) -> None:
     written = []
     bench = compare_schedules(
         setting(),
@@ -63,7 +64,7 @@ def test_every_schedule_is_measured_at_its_calls(tmp_path: Path) -> None:
     assert len(record["rows"]) == 1 + 2 * expected
 
 
-def test_lambda_is_moved_by_a_fifth() -> None:
+def test_lambda_is_moved_by_a_fifth(seeming_gpu: None) -> None:
     bench = vary_lambda(setting(), calls=[4])
     _, less, solved, more = bench.rows
     assert solved["calls"] == 4

@@ -574,16 +574,25 @@ def test_unknown_rows_are_refused(setting: Setting) -> None:
 
 
 @pytest.mark.slow
-def test_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path, seeming_gpu: None) -> None:
     path = tmp_path / "policies.json"
     options = ["policies", "--prompts", "2", "--seeds", "1", "--steps", "6", "--calls", "3"]
-    options += ["--row", "uniform reuse", "--json", str(path), "--report", str(tmp_path / "page")]
+    options += [
+        "--device",
+        "cpu",
+        "--row",
+        "uniform reuse",
+        "--json",
+        str(path),
+        "--report",
+        str(tmp_path / "page"),
+    ]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     found = json.loads(path.read_text())
     assert found["command"] == (
         'erta bench policies --model shapes-wan --calls 3 --row "uniform reuse" --prompts 2 '
-        "--seeds 1 --steps 6 --calibration 8 --batch-size 16 --seed 0"
+        "--seeds 1 --steps 6 --calibration 8 --batch-size 16 --seed 0 --device cpu"
     )
     assert [row["name"] for row in found["rows"]] == ["full", "uniform reuse"]
     assert (tmp_path / "page" / "report.html").is_file()

@@ -24,13 +24,16 @@ def study() -> Callable[..., list[dict[str, Any]]]:
             measured=3,
             samples=4,
             steps=8,
+            accelerator="cpu",
         )
         return [dict(row) for row in run_study(found, [part], [5], 4, "a test").rows]
 
     return run
 
 
-def test_the_study_measures_each_row(study: Callable[..., list[dict[str, Any]]]) -> None:
+def test_the_study_measures_each_row(
+    study: Callable[..., list[dict[str, Any]]], seeming_gpu: None
+) -> None:
     rows = study("calls")
     assert [row["kind"] for row in rows] == ["plain", "plain", "peer", "composed", "ours"]
     assert {row["calls"] for row in rows} == {5}

@@ -208,6 +208,7 @@ def make_setting(model: GalaxyFlow | GalaxyNoise) -> Setting:
         held_out=held_out[:2],
         steps=10,
         guidance=choose_guidance(model),
+        accelerator="cpu",
     )
 
 
@@ -223,7 +224,7 @@ ROWS = (
 )
 
 
-def test_rows_run_in_the_own_loop_and_the_others_say_why_not() -> None:
+def test_rows_run_in_the_own_loop_and_the_others_say_why_not(seeming_gpu: None) -> None:
     pytest.importorskip("diffusers")
     from erta_bench.comparison import compare_peers
 

@@ -158,12 +158,12 @@ def test_too_few_samples_and_unknown_solvers_are_refused() -> None:
         find_form(whole.as_solver())
 
 
-def test_a_row_runs_its_solver_with_so_many_calls_of_each_branch() -> None:
+def test_a_row_runs_its_solver_with_so_many_calls_of_each_branch(seeming_gpu: None) -> None:
     row = learned("learned", "exact")
     assert row.kind == "peer"
     model = ShapesWan().eval().requires_grad_(False)
     solver = SolverParameters.of(find_form(FlowEuler()), "ab2", FlowEuler().schedule(3)).as_solver()
-    runner = Runner(model, steps=6, batch_size=2)
+    runner = Runner(model, steps=6, batch_size=2, accelerator="cpu")
     result = runner.run(Prepared(row, 3, solver=solver), ["", ""], seed=0)
     assert result.calls == 3
     assert row.steps(3, 6) == 3

@@ -440,10 +440,11 @@ def test_the_page_and_joining(record: Mapping[str, Any], tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path, seeming_gpu: None) -> None:
     target = tmp_path / "peers.json"
     asked = ["--samples", "2", "--seeds", "1", "--steps", "6", "--calls", "3", "--calibration", "2"]
     asked += ["--row", "plain Heun", "--row", "planned steps, reuse", "--json", str(target)]
+    asked += ["--device", "cpu"]
     done = CliRunner().invoke(app, ["peers", "--model", "shapes-flux", *asked])
     assert done.exit_code == 0, done.output
     record = json.loads(target.read_text(encoding="utf-8"))

@@ -92,9 +92,10 @@ def test_the_bench_refuses_what_a_pipeline_does_not_have(model: ShapesWan) -> No
 
 
 @pytest.mark.slow
-def test_bench_command(tmp_path: Path) -> None:
+def test_bench_command(tmp_path: Path, seeming_gpu: None) -> None:
     path = tmp_path / "pipeline.json"
     options = ["--prompts", "1", "--calls", "2", "--steps", "2", "--scheduler", "unipc"]
+    options += ["--device", "cpu"]
     done = CliRunner().invoke(app, ["pipeline", *options, "--json", str(path)])
     assert done.exit_code == 0, done.output
     record = json.loads(path.read_text())

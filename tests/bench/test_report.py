@@ -2,6 +2,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,17 @@ def test_nan_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         Bench("demo", [{"name": "x", "psnr_mean": float("nan")}], COLUMNS).write(tmp_path / "o")
     assert not (tmp_path / "o").exists()
+
+
+def test_on_an_accelerator_the_table_shows_wall_seconds():
+    row = {"name": "reuse", "speedup": 3.0, "processor_speedup": 1.25}
+    bench = Bench("demo", [row], {"name": "", "processor_speedup": "speed"})
+    on_cpu = printed(replace(bench, machine={"accelerator": None}))
+    assert "1.25" in on_cpu
+    assert "speed: by processor seconds" in on_cpu
+    on_gpu = printed(replace(bench, machine={"accelerator": "H200"}))
+    assert "3.00" in on_gpu
+    assert "speed: by wall seconds" in on_gpu
 
 
 def test_table_shows_the_columns_and_leaves_gaps():

@@ -26,10 +26,12 @@ HALF = Study(title="A test", run=measure_half, models=("mixture",), columns={"na
 
 
 def run_half(model: str = "mixture") -> Bench:
-    return run_study("half", HALF, model=model, samples=3, calibration=2, steps=6, seed=1)
+    return run_study(
+        "half", HALF, model=model, samples=3, calibration=2, steps=6, seed=1, accelerator="cpu"
+    )
 
 
-def test_a_study_measures_against_the_full_run_and_says_what_was_run() -> None:
+def test_a_study_measures_against_the_full_run_and_says_what_was_run(seeming_gpu: None) -> None:
     bench = run_half()
     nothing, half = bench.rows
     assert nothing["psnr_mean"] is None  # equal to the full run
@@ -37,7 +39,8 @@ def test_a_study_measures_against_the_full_run_and_says_what_was_run() -> None:
     assert half["prompts"] == 3
     assert bench.settings["calibration_samples"] == 2
     assert bench.command == (
-        "erta bench study half --model mixture --samples 3 --calibration 2 --steps 6 --seed 1"
+        "erta bench study half --model mixture --samples 3 --calibration 2 --steps 6 --seed 1 "
+        "--device cpu"
     )
 
 

@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 
 from erta_framework import Profile
+from erta_framework.cli import PolicyOptions
+from erta_framework.console import make_console
+from erta_integrations.shapes_wan.demo._methods import list_methods
+from erta_integrations.shapes_wan.demo._subject import choose_subject
 
 METHODS = ["Full run", "Fewer steps", "Fewer steps, AB2", "Uniform reuse", "ERTACache"]
 DEMO = ("demo", "--model", "toy-video", "--steps", "8", "--calls", "4", "--prompts", "2")
@@ -62,6 +66,35 @@ def test_report_is_self_contained_and_says_what_ran(erta, shipped):
     for text in ("show one", "show number two", "FlowEuler(shift=3.0", "CFG(scale=3.0", "torch"):
         assert text in page
     assert "SamplingLoop" in page  # the toy offers no pipeline
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "calls"),
+    [
+        ({"policy": ["sometimes"]}, "sometimes", 4),  # counted, since no plan says it
+        ({"policy": ["{skip_policy: {every: 3}}"]}, "skip_policy every=3", 4),
+        ({"profile": True, "speedup": 4.0}, "ERTACache", 2),
+        ({"policy": ["ertacache"], "speedup": 2.0}, "ertacache speedup=2.0", 4),
+    ],
+)
+def test_the_demo_shows_the_policies_and_budget_of_its_options(
+    erta, profile, tmp_path, asked, name, calls
+):
+    from erta_toy_video import ToyVideo
+
+    if "profile" in asked:
+        asked = {**asked, "profile": Path(profile)}
+    given = (PolicyOptions(**asked), ToyVideo(), ["calibrate one", "calibrate two"], 8)
+    subject = choose_subject(*given, tmp_path, make_console(), False, "cpu")
+    assert subject.name == name
+    assert subject.count_calls(ToyVideo(), "one", 0, 8, "cpu") == calls
+    methods = list_methods(subject.name, subject.policies, calls, 8, pipeline=False)
+    assert [(method.name, method.steps) for method in methods[1:]] == [
+        ("Fewer steps", calls),
+        ("Fewer steps, AB2", calls),
+        ("Uniform reuse", 8),
+        (name, 8),
+    ]
 
 
 @pytest.mark.slow
@@ -119,6 +152,9 @@ def test_a_shipped_profile_of_another_network_is_refused(erta, shipped, monkeypa
     [
         (("--prompts", "9"), "brings 1 to 3 held-out prompts"),
         (("--calls", "9"), "--calls 9 exceeds the 8 steps"),
+        (("--speedup", "2"), "got --calls and --speedup; give one of them"),
+        (("--device", "gpu"), "--device gpu: accelerator 'gpu' is not available"),
+        (("--model", "words"), "--calls 4: no effect on the model 'words'"),
         (("--model", "toyvideo"), "did you mean 'toy-video'?"),
     ],
 )

@@ -55,6 +55,7 @@ def test_the_short_name_of_help_works_everywhere(erta, command) -> None:
     done = erta(*command.split(), "-h")
     assert done.exit_code == 0, done.output
     assert f"Usage: erta {command}" in done.output
+    assert "--install-completion" not in done.output  # an option of `erta` alone
 
 
 @pytest.mark.parametrize(
@@ -82,6 +83,9 @@ def test_shells_complete_commands_and_options(words, expected, monkeypatch, caps
         (("explain", "--policy", "sometimes", "--calls", "4"), "none of these policies takes a"),
         (("explain", "--policy", "fora", "--profile", "toy.st"), "reads a profile (fora)"),
         (("explain", "--calls", "4", "--speedup", "2"), "give one of them"),
+        (("explain", "--calls", "4", "--quality", "high"), "got --calls and --quality"),
+        (("explain", "--quality", "hihg"), "no quality 'hihg'; did you mean 'high'?"),
+        (("plan", "--quality", "high"), "go with --profile or --policy"),
         (("explain", "--device", "gpu"), "it must be auto, cpu, cuda, mps"),
     ],
 )
@@ -147,6 +151,24 @@ def test_a_library_that_is_missed_later_is_one_message_as_well(erta, monkeypatch
         'error: this needs PIL, which is not installed; pip install "erta-framework[report]"'
         in (done.output)
     )
+
+
+@pytest.mark.parametrize("budget", [("--speedup", "2"), ("--calls", "6"), ("--quality", "high")])
+def test_a_budget_alone_chooses_policies_and_says_which(erta, budget) -> None:
+    done = erta("explain", "steps=12", "--model", "toy-video", *budget)
+    assert done.exit_code == 0, done.output
+    assert "chosen: " in done.output
+    assert "no constants ship for Sampler" in done.output
+    assert "every request computes 6 of 12 steps" in done.output
+
+
+def test_a_budget_alone_is_for_the_steps_of_the_run_and_refuses_few(erta) -> None:
+    run = ("sample", "--speedup", "2", "model=toy-video", "-p", "one", "--no-gifs", "-o", "out")
+    done = erta(*run, "--steps", "12")
+    assert "1 samples, 12 network calls" in done.output
+    done = erta(*run, "--steps", "4")
+    assert done.exit_code == 1
+    assert "on the command line: --policy NAME" in done.output
 
 
 def test_a_policy_of_its_own_options_is_planned_without_a_profile(erta, profile) -> None:

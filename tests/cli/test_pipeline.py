@@ -283,6 +283,7 @@ def test_a_profile_of_another_guidance_is_refused(
         (["--pipeline", "./nowhere", "-p", "x"], "no folder ./nowhere"),
         (["--pipeline", "FOLDER", "steps=50"], "steps in the configuration would have no effect"),
         (["--pipeline", "FOLDER", "--frames", "9", "-p", "x"], "has no num_frames, so frames"),
+        (["--pipeline", "FOLDER", "--height", "16", "-p", "x"], "height=16 without width"),
         (["--pipeline", "FOLDER", "-p", "x", "--dtype", "float8"], "dtype 'float8' is unknown"),
         (["--pipeline", "FOLDER"], "no prompts"),
         (["--pipeline", ".", "-p", "x"], "holds no model_index.json"),
@@ -331,6 +332,20 @@ def test_one_bar_counts_prompts_and_a_size_that_cannot_be_is_one_message(
     assert "StableDiffusionPipeline refuses this request (num_inference_steps=6" in wrong.stderr
     assert "divisible by 8" in wrong.stderr
     assert "Traceback" not in wrong.stderr
+
+
+def test_a_budget_alone_chooses_for_the_pipeline_and_its_steps(
+    erta: Erta, folder: str, prompts: str
+) -> None:
+    asked = [*common(folder, prompts), "--steps", "10", "--no-gifs", "-o", "out", "--speedup", "2"]
+    done = erta("sample", *asked)
+    assert done.exit_code == 0, done.output
+    assert "chosen: " in done.output
+    assert "no constants ship for UNet2DConditionModel" in done.output
+    assert "5 of 10" in done.output
+    done = erta("sample", *asked, "--log-json")
+    assert done.exit_code == 2
+    assert "name a policy" in done.output
 
 
 def test_policies_are_compared_in_a_pipeline(erta: Erta, folder: str, prompts: str) -> None:

@@ -23,6 +23,7 @@ from erta_bench.setting import (
     require_measurable,
 )
 from erta_framework.calibration import Profile
+from erta_framework.environment import describe_machine
 from erta_framework.plugins import flatten
 from erta_framework.sampling import FlowEuler, Samples, TextSampler
 
@@ -107,7 +108,8 @@ def run_ablation(
         }
         records.append(make_record(row.name, outcomes[row.key], full, base[row.budget], facts))
     facts = describe_setting(setting, seed, profiles)
-    return Bench(command, records, COLUMNS, facts, section="budget")
+    machine = describe_machine(setting.device)
+    return Bench(command, records, COLUMNS, facts, section="budget", machine=machine)
 
 
 def run_seed_set(

@@ -27,6 +27,7 @@ from erta_bench.setting import (
     require_measurable,
 )
 from erta_framework.calibration import Profile
+from erta_framework.environment import describe_machine
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import Policy
 from erta_framework.sampling import CFG, Callback, FlowEuler, Sampler, Solver, TextSampler
@@ -86,6 +87,7 @@ class PipelineSetting(Setting):
             guidance_scale=self.guidance.scale,
             num_steps=steps or self.steps,
             batch_size=self.batch_size,
+            accelerator=self.accelerator,
         )
 
 
@@ -108,6 +110,7 @@ class SameGridSetting(Setting):
             guidance=self.guidance,
             sigmas=grid(OWN_LOOP, steps or self.steps),
             batch_size=self.batch_size,
+            accelerator=self.accelerator,
         )
 
 
@@ -175,7 +178,8 @@ def run_pipeline_ablation(
             rows += measure_table(scheduler, piped, own, table)
         profiles.append(piped.profile)
     facts = describe_setting(setting, seed, profiles[:1])
-    return Bench(command, rows, COLUMNS, facts, section="budget")
+    machine = describe_machine(setting.device)
+    return Bench(command, rows, COLUMNS, facts, section="budget", machine=machine)
 
 
 def make_table(scheduler: str, calls: Sequence[int], steps: int) -> list[Variant]:

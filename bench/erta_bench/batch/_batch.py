@@ -26,6 +26,7 @@ from erta_bench.batch._modes import (
 )
 from erta_bench.core import Bench, Row, Value, as_finite, average
 from erta_bench.setting import describe_model
+from erta_framework.environment import describe_machine
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
 from erta_framework.plugins import Engine
@@ -110,7 +111,8 @@ def compare_modes(
         **{f"prompts.{batch.name}": "; ".join(batch.prompts) for batch in batches},
         **{f"seeds.{batch.name}": " ".join(map(str, batch.seeds)) for batch in batches},
     }
-    return Bench(command, rows, COLUMNS, facts, section="threshold")
+    machine = describe_machine(setting.device)
+    return Bench(command, rows, COLUMNS, facts, section="threshold", machine=machine)
 
 
 def make_records(

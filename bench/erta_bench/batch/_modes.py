@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from erta_bench.setting import time_call
 from erta_framework.config import build_policies
@@ -18,6 +18,7 @@ from erta_framework.sampling import (
     Request,
     SamplingLoop,
     TextModel,
+    resolve_device,
     sample_noise,
 )
 from erta_framework.session import (
@@ -62,12 +63,19 @@ class BatchSetting:
         steps: Steps of a run.
         guidance: How branches combine.
         options: Further options of EasyCache, such as `{"warmup": 5}`.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
     """
 
     model: TextModel
     steps: int = 50
     guidance: Guidance = field(default_factory=lambda: CFG(scale=3.0))
     options: Mapping[str, object] = field(default_factory=dict)
+    accelerator: str = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        """Where all rows run."""
+        return resolve_device(self.accelerator, 1)
 
     def engine(self, mode: str, threshold: float) -> Engine:
         """An engine with EasyCache, as this mode runs it."""
@@ -144,11 +152,14 @@ def run_mode(setting: BatchSetting, mode: str, threshold: float, batch: Batch) -
 
 def sample_batch(setting: BatchSetting, engine: Engine, batch: Batch) -> BatchRun:
     """Sample one batch with the own loop."""
-    model, solver = setting.model, FlowEuler()
+    model, solver, device = setting.model, FlowEuler(), setting.device
+    if isinstance(model, nn.Module):
+        model.to(device)
     with torch.no_grad():
-        cond, uncond = model.encode([*batch.prompts, *[""] * len(batch.prompts)]).chunk(2)
+        encoded = model.encode([*batch.prompts, *[""] * len(batch.prompts)])
+    cond, uncond = encoded.to(device).chunk(2)
     request = Request(
-        latents=sample_noise(model.latent_shape, batch.seeds),
+        latents=sample_noise(model.latent_shape, batch.seeds).to(device),
         cond=cond,
         uncond=uncond,
         schedule=solver.schedule(setting.steps),

@@ -36,6 +36,7 @@ from erta_bench.setting import (
     require_measurable,
 )
 from erta_framework.budgets import count_replay_calls, forecast
+from erta_framework.environment import describe_machine
 
 COLUMNS = {
     "budget": "calls",
@@ -113,7 +114,14 @@ def compare_schedules(
                 table.add(row)
             done.append(number)
             spelled = " ".join(f"--calls {budget}" for budget in done)
-            bench = Bench(f"{command} {spelled}", table.rows, COLUMNS, facts, section="budget")
+            bench = Bench(
+                f"{command} {spelled}",
+                table.rows,
+                COLUMNS,
+                facts,
+                section="budget",
+                machine=describe_machine(setting.device),
+            )
             keep(bench)
     return bench
 
@@ -201,4 +209,5 @@ def vary_lambda(
         for row in rows:
             table.add(row)
     facts = describe_setting(setting, seed, [profile])
-    return Bench(command, table.rows, LAMBDA_COLUMNS, facts, section="budget")
+    machine = describe_machine(setting.device)
+    return Bench(command, table.rows, LAMBDA_COLUMNS, facts, section="budget", machine=machine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
@@ -11,8 +12,8 @@ from erta_bench.batch import BatchSetting, compare_modes
 from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.cli import _options as options
 from erta_bench.overhead import measure_overhead, measure_sites
-from erta_bench.setting import Setting, open_model
-from erta_framework.cli import BenchGroup
+from erta_bench.setting import Setting, open_model, spell_device
+from erta_framework.cli import BenchGroup, Device
 from erta_framework.console import make_console
 
 app = typer.Typer(
@@ -24,7 +25,6 @@ app = typer.Typer(
 CALLS = [25, 17, 12]
 """Network calls of each branch, unless others are asked for."""
 Model = Annotated[str, typer.Option(help="Name of a bundled model.")]
-HeldOut = Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")]
 Calls = Annotated[
     list[int] | None,
     typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
@@ -37,12 +37,13 @@ Seed = Annotated[int, typer.Option(help="First seed.")]
 @app.command("ablation")
 def ablation_command(
     model: Model = "shapes-wan",
-    prompts: HeldOut = 32,
+    prompts: options.HeldOut = "32",
     seed_sets: Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")] = 3,
     calls: Calls = None,
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    device: Device = "auto",
     quick: Annotated[
         bool, typer.Option("--quick", help="4 prompts, 1 seed set and the first number of calls.")
     ] = False,
@@ -55,14 +56,15 @@ def ablation_command(
     """
     budgets = calls or CALLS
     if quick:
-        prompts, seed_sets, budgets = 4, 1, budgets[:1]
+        prompts, seed_sets, budgets = "4", 1, budgets[:1]
     opened = open_model(model)
     setting = Setting(
         model=opened.model,
         calibration=opened.calibration[:4] if quick else opened.calibration,
-        held_out=opened.take_held_out(prompts),
+        held_out=options.choose_held_out(opened, prompts),
         steps=steps,
         batch_size=batch_size,
+        accelerator=device,
     )
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = run_ablation(
@@ -71,38 +73,44 @@ def ablation_command(
         seed_sets=seed_sets,
         seed=seed,
         console=make_console(stderr=True),
-        command=f"erta bench ablation --model {model} --prompts {prompts} "
+        command=f"erta bench ablation --model {model} --prompts {shlex.quote(prompts)} "
         f"--seed-sets {seed_sets} {spelled} --steps {steps} --seed {seed}"
-        + (" --quick" if quick else ""),
+        + (" --quick" if quick else "")
+        + spell_device(device),
     )
     bench.show(path=json)
 
 
 def open_planning_setting(
-    name: str, prompts: int, steps: int, batch_size: int
+    name: str, prompts: str, steps: int, batch_size: int, device: str
 ) -> tuple[Setting, str]:
     """A bundled model with one batch of calibration prompts, and how the command names it."""
     opened = open_model(name)
     setting = Setting(
         model=opened.model,
         calibration=opened.calibration[:batch_size],
-        held_out=opened.take_held_out(prompts),
+        held_out=options.choose_held_out(opened, prompts),
         steps=steps,
         batch_size=batch_size,
+        accelerator=device,
     )
-    return setting, f"--model {name} --prompts {prompts} --steps {steps} --batch-size {batch_size}"
+    named = (
+        f"--model {name} --prompts {shlex.quote(prompts)} --steps {steps} --batch-size {batch_size}"
+    )
+    return setting, named + spell_device(device)
 
 
 @app.command("budgets")
 def budgets_command(
     model: Model = "shapes-wan",
-    prompts: HeldOut = 32,
+    prompts: options.HeldOut = "32",
     calls: Calls = None,
     trials: Annotated[int, typer.Option(min=0, help="Moved steps that refining may try.")] = 8,
     refine_samples: Annotated[int, typer.Option(min=1, help="Samples that it replays.")] = 8,
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """Schedules at equal network calls: threshold walk, each planner, refined plans.
@@ -112,7 +120,7 @@ def budgets_command(
     The JSON file is written after each number of calls, so that a run may be stopped.
     """
     budgets = calls or CALLS
-    setting, named = open_planning_setting(model, prompts, steps, batch_size)
+    setting, named = open_planning_setting(model, prompts, steps, batch_size, device)
     bench = compare_schedules(
         setting,
         calls=budgets,
@@ -130,16 +138,17 @@ def budgets_command(
 @app.command("lambda")
 def lambda_command(
     model: Model = "shapes-wan",
-    prompts: HeldOut = 32,
+    prompts: options.HeldOut = "32",
     calls: Calls = None,
     steps: Steps = 50,
     batch_size: BatchSize = 16,
     seed: Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
     budgets = calls or CALLS
-    setting, named = open_planning_setting(model, prompts, steps, batch_size)
+    setting, named = open_planning_setting(model, prompts, steps, batch_size, device)
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = vary_lambda(
         setting,
@@ -192,13 +201,14 @@ def sites_command(
 @app.command("batch")
 def batch_command(
     model: Model = "shapes-wan",
-    prompts: Annotated[int, typer.Option(min=2, help="Held-out prompts, in one batch.")] = 16,
+    prompts: options.HeldOut = "16",
     threshold: Annotated[
         list[float] | None,
         typer.Option(help="Threshold of easycache; repeatable. Default 0.02 and 0.05."),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
     seed: Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.
@@ -212,12 +222,12 @@ def batch_command(
     opened = open_model(model)
     spelled = " ".join(f"--threshold {value:g}" for value in thresholds)
     bench = compare_modes(
-        BatchSetting(model=opened.model, steps=steps),
-        opened.take_held_out(prompts),
+        BatchSetting(model=opened.model, steps=steps, accelerator=device),
+        options.choose_held_out(opened, prompts),
         thresholds=thresholds,
         seed=seed,
         progress=True,
-        command=f"erta bench batch --model {model} --prompts {prompts} {spelled} --steps {steps} "
-        f"--seed {seed}",
+        command=f"erta bench batch --model {model} --prompts {shlex.quote(prompts)} {spelled} "
+        f"--steps {steps} --seed {seed}" + spell_device(device),
     )
     bench.show(path=json)

@@ -9,13 +9,14 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
 
 
 def policies_command(
     model: options.Model = "shapes-wan",
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 8,
+    prompts: options.HeldOut = "8",
     seeds: options.Seeds = 3,
     calls: Annotated[
         list[int] | None,
@@ -28,6 +29,7 @@ def policies_command(
     calibration: options.Calibration = 8,
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
     report: options.Report = None,
 ) -> None:
@@ -47,7 +49,7 @@ def policies_command(
 
     budgets = calls or [25, 17]
     bench = compare_policies(
-        options.open_setting(model, prompts, calibration, steps, batch_size),
+        options.open_setting(model, prompts, calibration, steps, batch_size, device),
         calls=budgets,
         scheduler=scheduler,
         seeds=seeds,
@@ -66,6 +68,7 @@ def policies_command(
             calibration=calibration,
             batch_size=batch_size,
             seed=seed,
+            device=device,
         ),
     )
     bench.show(path=json)
@@ -102,6 +105,7 @@ def peers_command(
     calibration: options.Calibration = 24,
     batch_size: options.BatchSize = 16,
     seed: options.Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
     report: options.Report = None,
     again: Annotated[
@@ -140,7 +144,7 @@ def peers_command(
         return
     budgets = calls or [25, 17, 12, 8]
     bench = compare_peers(
-        options.open_setting(model, samples, calibration, steps, batch_size),
+        options.open_setting(model, str(samples), calibration, steps, batch_size, device),
         calls=budgets,
         scheduler=scheduler,
         seeds=seeds,
@@ -165,6 +169,7 @@ def peers_command(
             calibration=calibration,
             batch_size=batch_size,
             seed=seed,
+            device=device,
         ),
         keep=lambda so_far: None if json is None else so_far.write(json),
     )

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_framework.cli import Device
 from erta_framework.console import make_console
 
 PART_HELP = "calls, schedules, choices, samples, robust or solvers; repeatable. Default calls."
@@ -26,6 +27,7 @@ def fitted_command(
         str,
         typer.Option(help="Name of a bundled model, or mixture: an analytic flow, in seconds."),
     ] = "shapes-wan",
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """Fitted multistep reuse beside plain solvers and ERTACache, by part of the study.
@@ -36,7 +38,7 @@ def fitted_command(
     fits for other numbers of steps and under a solver with memory.
     """
     from erta_bench.fitted import Study, run_study
-    from erta_bench.setting import open_study_model
+    from erta_bench.setting import open_study_model, spell_device
 
     opened = open_study_model(model)
     parts, budgets = part or ["calls"], calls or [25, 17, 12]
@@ -48,10 +50,11 @@ def fitted_command(
         measured=measured,
         samples=samples,
         steps=steps,
+        accelerator=device,
         console=make_console(stderr=True),
     )
     command = (
         f"erta bench fitted --model {model} {spelled} --middle {middle} --measured {measured} "
-        f"--samples {samples} --steps {steps}"
+        f"--samples {samples} --steps {steps}" + spell_device(device)
     )
     run_study(study, parts, budgets, middle, command).show(path=json)

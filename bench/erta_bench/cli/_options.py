@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from erta_bench.setting import Setting, choose_guidance, open_model, repeat_prompts
+from erta_bench.setting import (
+    DemoModel,
+    Setting,
+    choose_guidance,
+    open_model,
+    repeat_prompts,
+    spell_device,
+)
+from erta_framework.cli import read_lines
+from erta_framework.errors import InputError
 from erta_framework.files import require_writable, require_writable_folder
 from erta_framework.optional_dependencies import require_extra
 
 Model = Annotated[str, typer.Option(help="shapes-wan, shapes-flux, shapes-unet, galaxy-hsc32, ...")]
+HeldOut = Annotated[
+    str,
+    typer.Option(help="Held-out prompts to measure: how many, or a file with one a line."),
+]
 Scheduler = Annotated[str, typer.Option(help="A scheduler of the model; its default if empty.")]
 Seeds = Annotated[int, typer.Option(min=1, help="Repetitions with other noise.")]
 Seed = Annotated[int, typer.Option(help="First seed.")]
@@ -75,7 +89,29 @@ def require_extras(command: str, report: Path | None) -> None:
         require_extra("matplotlib", extra="report", wanted_by=f"erta bench {command} --report")
 
 
-def open_setting(name: str, samples: int, calibration: int, steps: int, batch_size: int) -> Setting:
+def choose_held_out(opened: DemoModel, asked: str, *, repeat: bool = False) -> list[str]:
+    """The prompts that a `--prompts` asks for.
+
+    Args:
+        opened: Brings held-out prompts.
+        asked: How many of them, or a file with one a line.
+        repeat: Whether they may repeat, where each time has other noise.
+
+    Raises:
+        InputError: There is no such file, or there are not so many.
+    """
+    if not asked.isdigit():
+        return read_lines(asked)
+    if asked == "0":
+        raise InputError("--prompts 0: give 1 or more, or a file with one prompt a line")
+    return (
+        repeat_prompts(opened.held_out, int(asked)) if repeat else opened.take_held_out(int(asked))
+    )
+
+
+def open_setting(
+    name: str, prompts: str, calibration: int, steps: int, batch_size: int, device: str
+) -> Setting:
     """A bundled model with its prompts; held-out prompts repeat, from other noise, as asked for.
 
     Raises:
@@ -85,10 +121,11 @@ def open_setting(name: str, samples: int, calibration: int, steps: int, batch_si
     return Setting(
         model=opened.model,
         calibration=opened.take_calibration(calibration),
-        held_out=repeat_prompts(opened.held_out, samples),
+        held_out=choose_held_out(opened, prompts, repeat=True),
         steps=steps,
         guidance=choose_guidance(opened.model),
         batch_size=batch_size,
+        accelerator=device,
     )
 
 
@@ -101,7 +138,8 @@ def format_command(
     scheduler: str,
     kinds: list[str] | None = None,
     step_level: bool = False,
-    **options: int,
+    device: str = "auto",
+    **options: int | str,
 ) -> str:
     """The command line that makes the same table again."""
     parts = [f"erta bench {command} --model {model}"]
@@ -110,5 +148,7 @@ def format_command(
     parts += [f"--kind {kind}" for kind in kinds or ()]
     parts += ["--step-level"] if step_level else []
     parts += [f"--scheduler {scheduler}"] if scheduler else []
-    parts += [f"--{name.replace('_', '-')} {value}" for name, value in options.items()]
-    return " ".join(parts)
+    parts += [
+        f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in options.items()
+    ]
+    return " ".join(parts) + spell_device(device)

@@ -5,17 +5,19 @@ diffusers is imported when they run.
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
 from erta_bench.cli import _options as options
+from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.optional_dependencies import require_extra
 
 
 def pipeline_command(
-    prompts: Annotated[int, typer.Option(min=1, help="Held-out prompts to measure.")] = 16,
+    prompts: options.HeldOut = "16",
     calls: Annotated[
         list[int] | None,
         typer.Option(help="Network calls of each branch; repeatable. Default 25, 17 and 12."),
@@ -26,6 +28,7 @@ def pipeline_command(
     steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a request.")] = 16,
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """The ablation on shapes-wan through diffusers' unmodified WanPipeline, beside the own loop.
@@ -37,7 +40,7 @@ def pipeline_command(
     for module in ("diffusers", "transformers"):
         require_extra(module, extra="demo", wanted_by="erta bench pipeline")
     from erta_bench.ablation.pipeline import NAMES, run_pipeline_ablation
-    from erta_bench.setting import Setting, open_model
+    from erta_bench.setting import Setting, open_model, spell_device
 
     opened = open_model("shapes-wan")
     budgets, names = calls or [25, 17, 12], scheduler or list(NAMES)
@@ -47,16 +50,17 @@ def pipeline_command(
         Setting(
             model=opened.model,
             calibration=opened.calibration,
-            held_out=opened.take_held_out(prompts),
+            held_out=options.choose_held_out(opened, prompts),
             steps=steps,
             batch_size=batch_size,
+            accelerator=device,
         ),
         calls=budgets,
         schedulers=names,
         seed=seed,
         console=make_console(stderr=True),
-        command=f"erta bench pipeline --prompts {prompts} {' '.join(spelled)} --steps {steps} "
-        f"--seed {seed}",
+        command=f"erta bench pipeline --prompts {shlex.quote(prompts)} {' '.join(spelled)} "
+        f"--steps {steps} --seed {seed}" + spell_device(device),
     )
     bench.show(path=json)
 

@@ -7,9 +7,11 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
 from erta_framework.optional_dependencies import require_extra
+from erta_framework.sampling import resolve_device
 
 
 def real_size_command(
@@ -26,6 +28,7 @@ def real_size_command(
     tiny: Annotated[
         bool, typer.Option(help="Few and narrow layers, to try the script where no GPU is.")
     ] = False,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """Seconds, efficiency, memory and synchronisations at real size, with random weights.
@@ -39,15 +42,17 @@ def real_size_command(
     import torch
 
     from erta_bench.real_size import NETWORKS, Setup, measure_real_size, shrink
+    from erta_bench.setting import spell_device
 
     names = network or list(NETWORKS)
     strange = [name for name in names if name not in NETWORKS]
     if strange:
         raise InputError(f"there is no network {strange[0]!r}; give {' or '.join(NETWORKS)}")
-    on_gpu = torch.cuda.is_available()
+    placed = resolve_device(device, 1)
+    on_gpu = placed.type == "cuda"
     if not on_gpu and not tiny:
         raise InputError(
-            "this machine has no CUDA device, and a request of real size takes hours on a CPU; "
+            "this needs a CUDA device, and a request of real size takes hours on a CPU; "
             "run it where there is one, or try the script with --tiny"
         )
     chosen = [shrink(NETWORKS[name]) if tiny else NETWORKS[name] for name in names]
@@ -55,17 +60,18 @@ def real_size_command(
         steps=steps,
         interval=interval,
         repeats=repeats,
-        device=torch.device("cuda" if on_gpu else "cpu"),
+        device=placed,
         dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
     parts = [f"--network {name}" for name in network or ()]
     parts += [f"--steps {steps} --interval {interval} --repeats {repeats}"]
     parts += ["--compiled" if compiled else "--eager", *(["--tiny"] if tiny else [])]
+    command = f"erta bench real-size {' '.join(parts)}{spell_device(device)}"
     bench = measure_real_size(
         chosen,
         setup,
         compiled=(False, True) if compiled else (False,),
-        command=f"erta bench real-size {' '.join(parts)}",
+        command=command,
         say=make_console(stderr=True).print,
     )
     bench.show(path=json)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.errors import InputError, suggest
 
@@ -21,6 +22,7 @@ def study_command(
     calibration: Annotated[int, typer.Option(min=1, help="Samples to calibrate on.")] = 8,
     steps: options.Steps = 50,
     seed: options.Seed = 0,
+    device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """One question asked of a small trained model, such as which plan is best at equal work.
@@ -47,5 +49,6 @@ def study_command(
         calibration=calibration,
         steps=steps,
         seed=seed,
+        accelerator=device,
         console=make_console(stderr=True),
     ).show(path=json)

@@ -20,7 +20,7 @@ from erta_bench.other_caches import read_rival_versions
 from erta_bench.setting import SEEDS_APART, RunProgress, Setting, require_measurable
 from erta_framework import CFG
 from erta_framework.calibration import check_substeps
-from erta_framework.environment import collect_versions
+from erta_framework.environment import collect_versions, describe_machine
 from erta_framework.errors import InputError
 from erta_framework.plugins import policies
 from erta_integrations.diffusers.bundled import pipeline_model
@@ -130,6 +130,7 @@ def compare_contenders(
             columns,
             {**compared.describe(), **({"unfinished": unfinished} if unfinished else {})},
             section="budget",
+            machine=describe_machine(setting.device),
             versions={**collect_versions(), **read_rival_versions()},
         )
 
@@ -171,5 +172,6 @@ def make_preparation(setting: Setting, scheduler: str = "", search_prompts: int 
         scheduler=scheduler or through.default,
         guidance_scale=setting.guidance.scale,
         batch_size=setting.batch_size,
+        accelerator=setting.accelerator,
     )
     return Preparation(runner, setting.calibration, search_prompts)

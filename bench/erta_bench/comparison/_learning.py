@@ -89,9 +89,10 @@ class SolverTraining:
 
     def _draw(self, ends: Tensor) -> TrainingSamples:
         """The calibration samples: noise, conditions and where they should end."""
-        model, count = self.runner.model, len(self.prompts)
+        model, count = self.runner.model.to(self.runner.device), len(self.prompts)
         seeds = range(CALIBRATION_SEEDS, CALIBRATION_SEEDS + count)
         noise = sample_noise(model.latent_shape, seeds)
         first = self.solver.schedule(self.runner.steps).sigmas[0]
         cond, uncond = model.encode([*self.prompts, *[""] * count]).detach().chunk(2)
-        return TrainingSamples(self.solver.noised(None, noise, first), cond, uncond, ends)
+        start = self.solver.noised(None, noise, first)
+        return TrainingSamples(start.to(cond), cond, uncond, ends.to(cond))

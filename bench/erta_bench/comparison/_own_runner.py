@@ -54,6 +54,7 @@ def make_own_runner(setting: Setting, scheduler: str = "") -> OwnRunner:
         scheduler=scheduler or next(iter(solvers)),
         batch_size=setting.batch_size,
         guidance=setting.guidance,
+        accelerator=setting.accelerator,
     )
 
 
@@ -158,7 +159,11 @@ class OwnRunner(Runner):
         callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> Sampler:
-        shared: dict[str, Any] = {"num_steps": self.steps, "batch_size": self.batch_size}
+        shared: dict[str, Any] = {
+            "num_steps": self.steps,
+            "batch_size": self.batch_size,
+            "accelerator": self.accelerator,
+        }
         return Sampler(
             policies, callbacks, solver=solver, guidance=self.guidance, **{**shared, **options}
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from erta_bench.comparison._contender import Contender
@@ -18,7 +19,7 @@ from erta_framework import CFG, Policy, Sampler
 from erta_framework.calibration import Solution
 from erta_framework.errors import CapabilityError
 from erta_framework.plugins import flatten
-from erta_framework.sampling import Callback, Samples, Solver, TextSampler
+from erta_framework.sampling import Callback, Samples, Solver, TextSampler, resolve_device
 from erta_framework.session import Trace
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, PipelineSampler
 
@@ -90,6 +91,7 @@ class Runner:
         scheduler: Scheduler of all but some plain rows; empty for the model's default.
         guidance_scale: Scale of classifier-free guidance.
         batch_size: Samples a request.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
     """
 
     model: InPipeline
@@ -97,6 +99,12 @@ class Runner:
     scheduler: str = ""
     guidance_scale: float = 3.0
     batch_size: int = 16
+    accelerator: str = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        """Where all contenders run."""
+        return resolve_device(self.accelerator, 1)
 
     @property
     def through(self) -> PipelineModel:
@@ -128,7 +136,11 @@ class Runner:
         **options: Any,
     ) -> TextSampler:
         """A sampler with what all contenders share; `options` are others of `PipelineSampler`."""
-        shared = {"guidance_scale": self.guidance_scale, "batch_size": self.batch_size}
+        shared: dict[str, Any] = {
+            "guidance_scale": self.guidance_scale,
+            "batch_size": self.batch_size,
+            "accelerator": self.accelerator,
+        }
         return self.model.pipeline_sampler(
             policies,
             callbacks,
@@ -202,6 +214,7 @@ class Runner:
             guidance_scale=self.guidance_scale,
             num_steps=len(sigmas),
             batch_size=self.batch_size,
+            accelerator=self.accelerator,
         )
 
     def _make_loop(
@@ -212,8 +225,11 @@ class Runner:
         **options: Any,
     ) -> Sampler:
         """The own loop with what all contenders share."""
-        guidance = CFG(scale=self.guidance_scale)
-        shared: dict[str, Any] = {"guidance": guidance, "batch_size": self.batch_size}
+        shared: dict[str, Any] = {
+            "guidance": CFG(scale=self.guidance_scale),
+            "batch_size": self.batch_size,
+            "accelerator": self.accelerator,
+        }
         return Sampler(policies, callbacks, solver=solver, **{**shared, **options})
 
     def list_sigmas(self) -> tuple[float, ...]:

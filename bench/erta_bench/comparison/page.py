@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from erta_bench.core import choose_clock
 from erta_bench.core.page import (
     Columns,
     describe_samples,
@@ -43,7 +44,8 @@ EXPLAINED = {
     "calls": "Network calls of each guidance branch per sample. Other projects' caches call the "
     "network at every step and skip blocks inside it; for them, runs of the block stack.",
     "solved": "The setting that was searched for, so that all rows do as much work.",
-    "speed-up": "Processor seconds of the full run over those of the row, in the same run.",
+    "speed-up": "Processor seconds of the full run over those of the row, in the same run; wall "
+    "seconds where an accelerator computes.",
     "efficiency": "The speed-up times the work: 1 is all that the saved work allows.",
     "PSNR, SSIM": "Against the full run from the same noise, mean and deviation over all samples.",
     "PSNR, fine": "Against a nearly exact solution from the same noise.",
@@ -67,6 +69,7 @@ def write_page(record: Mapping[str, Any], folder: str | Path) -> Path:
     Raises:
         MissingExtraError: matplotlib or Jinja2 is not installed.
     """
+    record = {**record, "rows": choose_clock(record["rows"], record["machine"])}
     return write_bench_page(
         record,
         folder,

@@ -15,6 +15,7 @@ from erta_bench.comparison._leaders import (
     list_unclear,
 )
 from erta_bench.comparison.curves import write_curves_plot
+from erta_bench.core import choose_clock
 from erta_bench.core.page import (
     Columns,
     describe_samples,
@@ -79,7 +80,8 @@ EXPLAINED = {
     "full run": "PSNR against the full run from the same noise, likewise. ± sets is the deviation "
     "of the means of the seed sets. SSIM is against the full run too.",
     "as prompted": "Share of samples whose pixels show everything that the prompt says.",
-    "efficiency": "Processor seconds of the full run over those of the row, times the work.",
+    "efficiency": "Processor seconds of the full run over those of the row, times the work; wall "
+    "seconds where an accelerator computes.",
     "work": "What the linear and convolution layers computed, as a share of the full run's.",
     "bytes held": "Bytes per sample held between steps, beyond what as many plain steps hold.",
     "calibration": "Network calls of each branch, over all samples, that the profile took.",
@@ -100,7 +102,8 @@ def write_peers_page(record: Record, folder: str | Path) -> Path:
     Raises:
         MissingExtraError: matplotlib or Jinja2 is not installed.
     """
-    rows = record["rows"]
+    rows = choose_clock(record["rows"], record["machine"])
+    record = {**record, "rows": rows}
     return write_bench_page(
         record,
         folder,

@@ -8,7 +8,7 @@ from erta_bench.core._outcome import (
     describe_error,
     make_record,
 )
-from erta_bench.core.report import Bench, Row, Value
+from erta_bench.core.report import Bench, Row, Value, choose_clock
 
 __all__ = [
     "Bench",
@@ -18,6 +18,7 @@ __all__ = [
     "as_finite",
     "as_whole",
     "average",
+    "choose_clock",
     "describe_error",
     "make_record",
 ]

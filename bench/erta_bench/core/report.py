@@ -21,7 +21,10 @@ Row = Mapping[str, Value]
 """One flat record; common keys are `name, calls, steps, seconds, speedup, psnr_mean, psnr_std,
 ssim_mean, seeds, prompts`."""
 CLOCK = "by processor seconds, which other programs on the machine disturb less than wall seconds"
+WALL = "by wall seconds, since an accelerator computes"
 """Said below a table with such a column."""
+PROCESSOR = "processor_"
+"""How the keys of processor seconds begin; without it they are those of wall seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +80,12 @@ class Bench:
     def table(self) -> Table:
         """The rows as a table; keys that a row lacks stay empty."""
         table = Table(title=self.command, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        rows = choose_clock(self.rows, self.machine)
         for key, heading in self.columns.items():
-            number = any(isinstance(row.get(key), int | float) for row in self.rows)
+            number = any(isinstance(row.get(key), int | float) for row in rows)
             table.add_column(heading, justify="right" if number else "left", no_wrap=number)
         before: Value = None
-        for row in self.rows:
+        for row in rows:
             if row.get(self.section) != before:
                 table.add_section()
             before = row.get(self.section)
@@ -93,9 +97,27 @@ class Bench:
         console = console or make_console()
         console.print(self.table())
         if "processor_speedup" in self.columns:
-            console.print(f"{self.columns['processor_speedup']}: {CLOCK}", highlight=False)
+            clock = CLOCK if self.machine.get("accelerator") is None else WALL
+            console.print(f"{self.columns['processor_speedup']}: {clock}", highlight=False)
         if path is not None:
             console.print(f"wrote {self.write(path)}", highlight=False)
+
+
+def choose_clock(rows: Sequence[Row], machine: Mapping[str, Value]) -> Sequence[Row]:
+    """The rows as they are shown: wall seconds where an accelerator computes.
+
+    The processor only waits for it, so its seconds say nothing of the work.
+
+    Example:
+        >>> choose_clock([{"speedup": 2.0, "processor_speedup": 1.1}], {"accelerator": "H200"})
+        [{'speedup': 2.0, 'processor_speedup': 2.0}]
+    """
+    if machine.get("accelerator") is None:
+        return rows
+    return [
+        {key: row.get(key.removeprefix(PROCESSOR), value) for key, value in row.items()}
+        for row in rows
+    ]
 
 
 def format_value(value: Value) -> str:

@@ -22,8 +22,9 @@ from erta_bench.setting import (
     require_disjoint,
 )
 from erta_framework import CFG, FlowEuler, Policy, Profile
+from erta_framework.environment import describe_machine
 from erta_framework.errors import InputError
-from erta_framework.sampling import FlowAdamsBashforth2
+from erta_framework.sampling import FlowAdamsBashforth2, resolve_device
 from erta_policies.ertacache import ERTACache, ResidualReuse, SkipPolicy
 from erta_policies.fitted import FittedProfiler
 from erta_policies.forecast import Forecaster
@@ -231,4 +232,5 @@ def run_study(
         "fitted_samples": study.samples,
         "measured": study.measured,
     }
-    return Bench(command, rows, COLUMNS, settings, section="part")
+    machine = describe_machine(resolve_device(study.accelerator, 1))
+    return Bench(command, rows, COLUMNS, settings, section="part", machine=machine)

@@ -32,6 +32,7 @@ class Study:
         steps: Steps of the full run.
         scale: Guidance scale.
         solver: Solver of all rows; by default the first-order one of what the model predicts.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         console: Where to print what runs; None prints nothing.
     """
 
@@ -43,6 +44,7 @@ class Study:
     steps: int = 50
     scale: float = 3.0
     solver: Solver | None = None
+    accelerator: str = "auto"
     console: Console | None = None
 
     def make_sampler(
@@ -60,6 +62,7 @@ class Study:
             guidance=CFG(scale=self.scale),
             num_steps=steps or self.steps,
             batch_size=batch,
+            accelerator=self.accelerator,
         )
 
     def sample(self, sampler: Sampler) -> tuple[Tensor, float]:

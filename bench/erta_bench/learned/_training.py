@@ -205,7 +205,7 @@ def run_solver(
         outputs = {}
         for branch in guidance.branches(samples.cond, samples.uncond, index, count):
             given = branch.expand(latents)
-            moment = time.to(torch.float32).expand(len(given))
+            moment = time.to(given.device, torch.float32).expand(len(given))
             outputs[branch.name] = network(given, moment, branch.condition)
         return guidance.combine(outputs)
 

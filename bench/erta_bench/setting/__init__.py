@@ -21,6 +21,7 @@ from erta_bench.setting._setting import (
     describe_setting,
     require_disjoint,
     require_measurable,
+    spell_device,
 )
 from erta_bench.setting._specs import PROFILE, Spec, build_policy
 from erta_bench.setting._timing import Seconds, time_call
@@ -48,5 +49,6 @@ __all__ = [
     "repeat_prompts",
     "require_disjoint",
     "require_measurable",
+    "spell_device",
     "time_call",
 ]

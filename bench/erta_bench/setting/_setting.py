@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from erta_bench.core import Value
 from erta_bench.setting._progress import RunProgress
 from erta_bench.setting._timing import Seconds, time_call
@@ -21,6 +23,7 @@ from erta_framework.sampling import (
     Solver,
     TextModel,
     TextSampler,
+    resolve_device,
 )
 
 SEEDS_APART = 10_000
@@ -41,6 +44,7 @@ class Setting:
         guidance: How branches combine.
         batch_size: Samples a batch.
         solver: Solver of all rows; by default Euler's of a velocity.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
     """
 
     model: TextModel
@@ -50,6 +54,12 @@ class Setting:
     guidance: Guidance = field(default_factory=lambda: CFG(scale=3.0))
     batch_size: int = 16
     solver: Solver | None = None
+    accelerator: str = "auto"
+
+    @property
+    def device(self) -> torch.device:
+        """Where all rows run."""
+        return resolve_device(self.accelerator, 1)
 
     def make_sampler(
         self,
@@ -66,6 +76,7 @@ class Setting:
             guidance=self.guidance,
             num_steps=steps or self.steps,
             batch_size=self.batch_size,
+            accelerator=self.accelerator,
         )
 
     def sample_held_out(self, sampler: TextSampler, seed: int) -> tuple[Samples, Seconds]:
@@ -86,6 +97,16 @@ class Setting:
     def calibration_batches(self) -> int:
         """Batches of the calibration prompts."""
         return -(-len(self.calibration) // self.batch_size)
+
+
+def spell_device(device: str) -> str:
+    """How a command names its device: not at all where none was asked for.
+
+    Example:
+        >>> spell_device("cuda"), spell_device("auto")
+        (' --device cuda', '')
+    """
+    return "" if device == "auto" else f" --device {device}"
 
 
 def require_measurable(setting: Setting, calls: Sequence[int], seed_sets: int) -> None:

@@ -18,8 +18,10 @@ from erta_bench.setting import (
     describe_setting,
     open_study_model,
     repeat_prompts,
+    spell_device,
 )
 from erta_framework import Policy, Profile
+from erta_framework.environment import describe_machine
 from erta_framework.errors import InputError
 
 
@@ -96,6 +98,7 @@ def run_study(
     calibration: int,
     steps: int,
     seed: int,
+    accelerator: str = "auto",
     console: Console | None = None,
 ) -> Bench:
     """Run a study on a model.
@@ -108,6 +111,7 @@ def run_study(
         calibration: Samples to calibrate on, likewise.
         steps: Steps of every run.
         seed: First seed of the measured samples.
+        accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
         console: Where to show what runs; None shows nothing.
 
     Raises:
@@ -126,13 +130,14 @@ def run_study(
         steps=steps,
         batch_size=max(samples, calibration),
         solver=choose_first_order_solver(opened.model),
+        accelerator=accelerator,
     )
     with RunProgress(steps, console) as bar:
         run = StudyRun(model, setting, Reference(setting, seed, bar), bar)
         rows = study.run(run)
     command = (
         f"erta bench study {name} --model {model} --samples {samples} --calibration {calibration} "
-        f"--steps {steps} --seed {seed}"
+        f"--steps {steps} --seed {seed}" + spell_device(accelerator)
     )
     settings = {
         **describe_setting(setting, seed, run.profiles),
@@ -140,4 +145,5 @@ def run_study(
         "steps": steps,
         "samples": samples,
     }
-    return Bench(command, rows, study.columns, settings, section=study.section)
+    machine = describe_machine(setting.device)
+    return Bench(command, rows, study.columns, settings, section=study.section, machine=machine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,9 +22,11 @@ from erta_framework.calibration import (
     makes_more_runs,
 )
 from erta_framework.errors import CapabilityError, ErtaError, InputError
+from erta_framework.plugins import PipelineFacts
 from erta_framework.sampling import Callback, LatentRecorder, Observers, RunStart
 from erta_framework.text import show_error
 from erta_integrations.diffusers._attach import attach
+from erta_integrations.diffusers._automatic import describe_pipeline
 from erta_integrations.diffusers._step_teller import StepTeller
 from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
@@ -201,6 +204,19 @@ class LoadedPipeline:
             )
         return Solution.merge(found)
 
+    def describe(self, steps: int | None = None, seam: str | None = None) -> PipelineFacts:
+        """What is known of the pipeline, for whoever chooses its policies.
+
+        Args:
+            steps: Of a request; None for the pipeline's own number.
+            seam: The seam that was asked for; None leaves it open.
+
+        Raises:
+            CapabilityError: It has no denoising network.
+        """
+        facts = describe_pipeline(self.pipe, None, seam)
+        return facts if steps is None else replace(facts, num_steps=steps)
+
     def inspect_places(self, prompt: str, *, seed: int = 0, **options: Any) -> list[PlaceGroup]:
         """Find the places of the networks, and measure what they cost in one request.
 
@@ -230,6 +246,14 @@ class LoadedPipeline:
                 raise InputError(
                     f"{type(self.pipe).__name__} has no {ARGUMENTS.get(name, name)}, so {name} "
                     f"cannot be set; it has {', '.join(usable)}"
+                )
+        for given, other in (("height", "width"), ("width", "height")):
+            # diffusers drops a size whose other half is left to it, in Stable Diffusion and others
+            alone = given in chosen and other not in chosen and other in parameters
+            if alone and parameters[other].default is None:
+                raise InputError(
+                    f"{given}={chosen[given]} without {other}: {type(self.pipe).__name__} may then "
+                    f"take its own size for both; give {other} too"
                 )
         return {ARGUMENTS[name]: value for name, value in chosen.items()}
 

@@ -136,12 +136,15 @@ def test_each_loop_of_evaluation_is_attached_logged_and_detached(
 
 
 def test_traces_are_logged_without_a_trainer(tmp_path: Path) -> None:
-    recorder, pipe = Recorder(), FAMILY.build()
+    logger, pipe = CSVLogger(tmp_path, name="", version="run"), FAMILY.build()
     with attach(pipe, "skip_policy", every=2) as run:
         FAMILY.run(pipe, steps=STEPS)
-    log_traces(recorder, run.traces, step=3)
-    ((metrics, step),) = recorder.rows
-    assert (metrics["erta/network_calls"], metrics["erta/reused_calls"], step) == (3.0, 2.0, 3)
+    log_traces(logger, run.traces, step=3)
+    logger.save()
+    with (tmp_path / "run/metrics.csv").open(encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    found = (float(row["erta/network_calls"]), float(row["erta/reused_calls"]), row["step"])
+    assert found == (3.0, 2.0, "3")
 
 
 def test_training_is_left_alone_and_the_loop_within_fit_is_not(tmp_path: Path) -> None:

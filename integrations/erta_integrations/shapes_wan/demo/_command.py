@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import shlex
 import webbrowser
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,21 +11,18 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
-from erta_framework.budgets import forecast
-from erta_framework.calibration import Profile
 from erta_framework.cli import (
+    Device,
     OverallProgress,
+    PolicyOptions,
     find_own_demo,
-    find_shipped_profile,
     get_demo_prompts,
     load_model,
     make_console,
     read_lines,
     show_comparison,
 )
-from erta_framework.config import build_policies
 from erta_framework.environment import is_shared, use_fastest_threads
 from erta_framework.errors import InputError, ProfileMismatchError
 from erta_framework.files import require_writable_folder
@@ -38,27 +35,28 @@ from erta_framework.report import (
     compare,
     write_report,
 )
-from erta_framework.sampling import Callback, ProgressBar, TextModel, TextSampler, resolve_device
+from erta_framework.sampling import Callback, TextModel, TextSampler, resolve_device
 from erta_integrations.shapes_wan.demo._methods import (
     list_methods,
     make_sampler,
     runs_in_pipeline,
 )
+from erta_integrations.shapes_wan.demo._subject import choose_subject
 
-CALIBRATION_PROMPTS, CALIBRATION_SEED, SEED = 8, 1000, 5000
+SEED = 5000
 
 
 def demo(
+    policies: PolicyOptions,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write to.")] = Path(
         "runs/demo"
     ),
-    calls: Annotated[int, typer.Option(min=2, help="Network calls a guidance branch.")] = 25,
     prompts: Annotated[
         str, typer.Option(help="How many held-out prompts to sample, or a file with one a line.")
     ] = "8",
     steps: Annotated[int, typer.Option(help="Steps of the full run.")] = 50,
     model: Annotated[str, typer.Option(help="Model of the catalogue.")] = "shapes-wan",
-    device: Annotated[str, typer.Option(help="'cpu', 'cuda', 'mps' or 'auto'.")] = "auto",
+    device: Device = "auto",
     recalibrate: Annotated[
         bool, typer.Option("--recalibrate", help="Calibrate even if the model ships a profile.")
     ] = False,
@@ -66,15 +64,19 @@ def demo(
 ) -> None:
     """Sample held-out prompts with and without ERTACache; writes pictures and a report.
 
-    A model with a demo of its own, such as words, shows that instead.
+    --policy shows another policy, and without one there are 25 network calls unless a budget says
+    otherwise. A model with a demo of its own, such as words, shows that instead.
     """
     if (own := find_own_demo(model)) is not None:
+        if given := policies.as_arguments():
+            raise InputError(
+                f"{' '.join(given)}: no effect on the model {model!r}, whose demo is its own; use "
+                "`erta sample`"
+            )
         own(output, make_console())
         return
     for module in ("PIL", "jinja2", "matplotlib", "torchmetrics"):
         require_extra(module, extra="report", wanted_by="erta demo")
-    if calls > steps:
-        raise InputError(f"--calls {calls} exceeds the {steps} steps of the full run")
     require_writable_folder(output)
     shared, out = is_shared(), make_console()  # the load before this one's own
     network = load_model(model)
@@ -82,20 +84,22 @@ def demo(
     placed = resolve_device(device, 1)
     clock: Clock = "processor" if shared and placed.type == "cpu" else "wall"
     with choose_threads(network, held_out, placed):
-        profile, origin = choose_profile(
-            network, calibration, steps, output, out, recalibrate, device
+        subject = choose_subject(
+            policies, network, calibration, steps, output, out, recalibrate, device
         )
-        methods = list_methods(profile, calls, steps, pipeline=runs_in_pipeline(network))
-        plan = forecast(methods[-1].policies, steps)
+        number = subject.count_calls(network, held_out[0], SEED, steps, device)
+        methods = list_methods(
+            subject.name, subject.policies, number, steps, pipeline=runs_in_pipeline(network)
+        )
         comparison = run_methods(network, methods, held_out, clock, device)
         report = write_report(
             comparison,
             output,
-            title=f"ERTACache on {model}: {plan.calls} of {steps} steps",
-            setting=describe_setting(model, network, comparison, origin),
-            forecast=plan,
+            title=f"{subject.name} on {model}: {number} of {steps} steps",
+            setting=describe_setting(model, network, comparison, subject.origin),
+            forecast=subject.plan(steps),
             device=placed,
-            command="erta demo",
+            command=shlex.join(["erta", "demo", *policies.as_arguments()]),
         )
     show_comparison(out, comparison, report)
     if show:
@@ -138,36 +142,6 @@ def choose_prompts(model: TextModel, name: str, asked: str) -> tuple[list[str], 
             f"--prompts {asked}: {name!r} brings 1 to {len(held_out)} held-out prompts"
         )
     return calibration, held_out[: int(asked)]
-
-
-def choose_profile(
-    model: TextModel,
-    calibration: list[str],
-    steps: int,
-    output: Path,
-    out: Console,
-    recalibrate: bool,
-    accelerator: str,
-) -> tuple[Path, str]:
-    """The shipped profile, or a new one from a few prompts; says which."""
-    shipped = None if recalibrate else find_shipped_profile(model)
-    if shipped is not None and (known := Profile.load(shipped)).fingerprint["num_steps"] == str(
-        steps
-    ):
-        origin = f"shipped with the model, calibrated on {known.samples} prompts"
-        hashed = hashlib.sha256("\n".join(calibration).encode()).hexdigest()[:16]
-        if known.provenance.get("prompts") == hashed:
-            origin += "; none of them is shown"
-        out.print(f"using the profile {origin}", soft_wrap=True)
-        return shipped, origin
-    few = calibration[:CALIBRATION_PROMPTS]
-    sampler = make_sampler(model, (), [ProgressBar()], steps=steps, accelerator=accelerator)
-    (recipe,) = build_policies([{"ertacache": {"calls": steps}}])
-    profile = sampler.calibrate(model, few, seed=CALIBRATION_SEED, profiler=recipe.calibrator())
-    path = profile.save(output / "profile.safetensors")
-    origin = f"calibrated now on {len(few)} prompts; none of them is shown"
-    out.print(f"{origin}: {path}", soft_wrap=True)
-    return path, origin
 
 
 def run_methods(
@@ -225,5 +199,5 @@ def describe_setting(
         "model": f"{name}, samples of {shape}",
         "network": ", ".join(f"{key} {value}" for key, value in model.fingerprint().items()),
         **sampler.facts,
-        "profile": origin,
+        **({"profile": origin} if origin else {}),
     }

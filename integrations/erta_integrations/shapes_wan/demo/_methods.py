@@ -8,14 +8,15 @@ that, and otherwise with the own loop; the report says which.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from erta_framework.budgets import forecast
 from erta_framework.config import build_policies
 from erta_framework.plugins import Policy
 from erta_framework.report import Method
 from erta_framework.sampling import Callback, Sampler, TextModel, TextSampler
 from erta_framework.sampling.solvers import FlowAdamsBashforth2, Solver
+
+ERTACACHE = "ERTACache"
+"""Name of the subject where no policy is named."""
 
 
 def runs_in_pipeline(model: TextModel) -> bool:
@@ -56,13 +57,18 @@ def make_sampler(
     return made
 
 
-def list_methods(profile: Path, calls: int, steps: int, *, pipeline: bool) -> list[Method]:
-    """The full run and four ways to spend the same number of network calls; ERTACache last.
+def list_methods(
+    name: str, policies: tuple[Policy, ...], number: int, steps: int, *, pipeline: bool
+) -> list[Method]:
+    """The full run and four ways to spend the same number of network calls; the subject last.
 
-    The schedule of ERTACache may come out below `calls`; the others then get as few.
+    Args:
+        name: Of the subject.
+        policies: Of the subject.
+        number: Network calls of each branch that it makes.
+        steps: Steps of the full run.
+        pipeline: Whether the model's own pipeline samples.
     """
-    policies = build_policies([{"ertacache": {"profile": str(profile), "calls": calls}}])
-    number = forecast(policies, steps).calls
     uniform = build_policies([{"skip_policy": {"evenly": number}}])
     return [
         Method(
@@ -85,9 +91,11 @@ def list_methods(profile: Path, calls: int, steps: int, *, pipeline: bool) -> li
             policies=uniform,
         ),
         Method(
-            name="ERTACache",
+            name=name,
             detail=f"{steps} steps; calibration decides which {number} run the network, and "
-            "a line fitted in calibration corrects what is reused (arXiv 2508.21091).",
+            "a line fitted in calibration corrects what is reused (arXiv 2508.21091)."
+            if name == ERTACACHE
+            else "; ".join(map(repr, policies)),
             steps=steps,
             policies=policies,
             subject=True,
