@@ -23,7 +23,7 @@ from erta_framework.budgets import (
     forecast,
     list_measured_units,
 )
-from erta_framework.errors import PolicyError, ProfileError, suggest
+from erta_framework.errors import MissingProfileError, PolicyError, ProfileError, suggest
 
 QUALITIES = {"high": 40.0, "medium": 35.0, "low": 30.0}
 """Names of qualities, and the least mean PSNR against the full run that each stands for, in dB."""
@@ -126,7 +126,7 @@ class PlanBudget:
             unit: What that error is in, as in `StepSchedule.unit`.
 
         Raises:
-            PolicyError: There is no profile that could hold measurements.
+            MissingProfileError: There is no profile that could hold measurements.
             ProfileError: It holds none, or the budget is out of reach.
         """
         if self.calls is not None:
@@ -147,12 +147,12 @@ class PlanBudget:
         Seconds are read from any, those of the same unit first: they follow from the calls.
 
         Raises:
-            PolicyError: There is no profile.
+            MissingProfileError: There is no profile.
             ProfileError: It holds none, or for a budget in dB none of this unit.
         """
         kind = "seconds" if self.seconds is not None else "psnr"
         if profile is None:
-            raise PolicyError(
+            raise MissingProfileError(
                 f"a budget in {kind} needs a profile in which plans were measured, and this policy "
                 "has no profile; give calls or speedup"
             )
