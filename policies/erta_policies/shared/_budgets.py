@@ -19,6 +19,7 @@ from erta_framework.budgets import (
     MeasuredFront,
     Planner,
     StepSchedule,
+    count_asked_calls,
     find_planner,
     forecast,
     list_measured_units,
@@ -129,12 +130,9 @@ class PlanBudget:
             MissingProfileError: There is no profile that could hold measurements.
             ProfileError: It holds none, or the budget is out of reach.
         """
-        if self.calls is not None:
-            return min(self.calls, num_steps)
-        if self.speedup is not None:
-            return math.floor(num_steps / self.speedup + 1e-9)
-        if self.work is not None:
-            return min(math.floor(self.work + 1e-9), num_steps)
+        asked = count_asked_calls(num_steps, calls=self.calls, speedup=self.speedup, work=self.work)
+        if asked is not None:
+            return asked
         front = self.front(profile, unit)
         if self.seconds is not None:
             return front.calls_for_seconds(self.seconds, num_steps)
