@@ -5,12 +5,16 @@ from __future__ import annotations
 from tables.data import Record
 from tables.markdown import format_caption, render_table
 
-RULES = ("no profile: steps counted from the end + line", "TaylorSeer, whole output")
+RULES = (
+    "uniform + line",
+    "TaylorSeer, whole output",
+    "no profile: steps counted from the end + line",
+)
 """Rows of `erta bench peers`."""
 
 
 def render_chosen(*records: Record) -> str:
-    """PSNR to the full run of both rules, by network calls and model."""
+    """PSNR of the rules on both axes, by network calls and model."""
     budgets = sorted(
         {row["budget"] for record in records for row in record["rows"] if row["budget"]}
     )
@@ -20,14 +24,17 @@ def render_chosen(*records: Record) -> str:
         for rule in RULES
         for budget in reversed(budgets)
     ]
-    said = f"Mean PSNR in dB against the full run. {format_caption(records[0])}"
+    said = (
+        "Mean PSNR in dB against the exact solution / against the full run. "
+        f"{format_caption(records[0])}"
+    )
     return "\n\n".join([render_table(["Rule", "calls", *models], lines), said])
 
 
 def find_quality(record: Record, rule: str, budget: int) -> str:
-    """PSNR of a rule at a number of calls, and the calls that it made if they were others."""
+    """PSNRs of a rule at a number of calls, and the calls that it made if they were others."""
     for row in record["rows"]:
         if (row["name"], row["budget"]) == (rule, budget) and row.get("psnr_mean") is not None:
             made = "" if round(row["calls"]) == budget else f" ({row['calls']:.3g} calls)"
-            return f"{row['psnr_mean']:.1f}{made}"
+            return f"{row['psnr_fine_mean']:.1f} / {row['psnr_mean']:.1f}{made}"
     return "–"

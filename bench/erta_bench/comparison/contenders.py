@@ -78,6 +78,7 @@ TAYLOR: Spec = {"forecaster": {"basis": "taylor", "order": 1, "over": "index"}}
 FROM_THE_END: Spec = {
     "refresh_interval": {"budget": {"calls": BUDGET}, "first": 3, "counting": "fora"}
 }
+EVEN: Spec = {"refresh_interval": {"budget": {"calls": BUDGET}, "first": 1, "counting": "even"}}
 PARABOLA: Spec = {"forecaster": {"basis": "newton", "order": 2}}
 EASY: Spec = {"easycache": {"threshold": SOLVED}}
 MAGNITUDE: Spec = {"magcache": {"profile": MAG, "threshold": SOLVED, "max_skips": 6}}
@@ -347,6 +348,7 @@ CONTENDERS: tuple[Contender, ...] = (
     own("fitted reuse, exact, multistep plan", {"fitted": {"profile": EXACT}}),
     own("fitted reuse, ERTACache steps", {"fitted": {"profile": FITTED_WALK}}),
     # what `erta.enable(pipe)` takes where no constants ship
+    own("no profile: even steps + line", EVEN, TAYLOR),
     own("no profile: steps counted from the end + line", FROM_THE_END, TAYLOR),
     own("multistep plan + line", MULTISTEP, LINE),
     own("multistep plan + parabola", MULTISTEP, PARABOLA),
