@@ -63,6 +63,10 @@ class ProfileError(ErtaError):
     """A profile file that cannot be read, or that cannot serve what was asked of it."""
 
 
+class MissingProfileError(ProfileError, PolicyError):
+    """A policy reads a profile, and was given none, nor anything that stands for one."""
+
+
 class ProfileMismatchError(ProfileError):
     """A profile was calibrated for another model, grid, guidance or shape than this run's."""
 

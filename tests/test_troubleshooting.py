@@ -57,7 +57,7 @@ from erta_framework.files import require_writable
 from erta_framework.modules import Select, check_memory, find_cut, find_places, measure
 from erta_framework.testing import GaussianMixtureFlow, toy_profile, toy_run
 from erta_integrations.diffusers import CAPABILITIES, Support, attach, load, solve_pipeline
-from erta_integrations.diffusers._loaded_pipeline import as_sample
+from erta_integrations.diffusers._requests import as_sample
 from erta_integrations.diffusers.modules import inspect_places
 from erta_integrations.diffusers.network import CallArguments, OutputSpec, TrialRunner, read_output
 from erta_integrations.diffusers.trunk import TrunkLayout

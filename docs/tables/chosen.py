@@ -6,7 +6,11 @@ from erta_bench.comparison import TO_EXACT, TO_FULL
 from tables.data import Record
 from tables.markdown import format_caption, render_table
 
-RULES = ("no profile: steps counted from the end + line", "TaylorSeer, whole output")
+RULES = (
+    "uniform + line",
+    "TaylorSeer, whole output",
+    "no profile: steps counted from the end + line",
+)
 """Rows of `erta bench peers`."""
 
 

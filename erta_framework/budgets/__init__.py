@@ -5,6 +5,7 @@ A `Planner` is a policy that says which steps it computes, as a `StepSchedule`. 
 profile as a `MeasuredFront`.
 """
 
+from erta_framework.budgets._asked_calls import count_asked_calls
 from erta_framework.budgets._export import export_schedule, plan_export, write_export
 from erta_framework.budgets._forecast import explain_shortfall, forecast, promise
 from erta_framework.budgets._listed_steps import ListedSteps, with_steps
@@ -35,6 +36,7 @@ __all__ = [
     "StepSchedule",
     "Tier",
     "as_planner",
+    "count_asked_calls",
     "count_replay_calls",
     "explain_shortfall",
     "export_schedule",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from erta_framework.budgets._asked_calls import count_asked_calls
 from erta_framework.budgets._planner import find_planner, sign_schedule
 from erta_framework.budgets._step_schedule import StepSchedule
 from erta_framework.calibration import Profile
@@ -92,11 +93,13 @@ def explain_shortfall(schedule: StepSchedule) -> str:
 def read_asked_calls(planner: object, num_steps: int) -> int | None:
     """The network calls that a planner was asked for; None where it was asked for none."""
     budget = getattr(planner, "budget", None)
-    speedup = getattr(budget, "speedup", None)
-    if isinstance(speedup, int | float):
-        return math.floor(num_steps / speedup + 1e-9)
+    speedup: object = getattr(budget, "speedup", None)
     calls: object = getattr(budget, "calls", None) or getattr(planner, "calls", None)
-    return min(calls, num_steps) if isinstance(calls, int) else None
+    return count_asked_calls(
+        num_steps,
+        calls=calls if isinstance(calls, int) else None,
+        speedup=speedup if isinstance(speedup, int | float) else None,
+    )
 
 
 def name_policy(policy: Policy) -> str:

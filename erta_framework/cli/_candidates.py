@@ -17,6 +17,7 @@ from erta_framework.cli._policy_specs import (
     give_budget,
     give_profile,
     list_options,
+    list_required,
     name_all,
     read_policies,
 )
@@ -28,7 +29,7 @@ from erta_framework.config import (
     options_of,
     registered_name,
 )
-from erta_framework.errors import ErtaError, InputError, ProfileError
+from erta_framework.errors import ErtaError, InputError, MissingProfileError
 from erta_framework.plugins import Policy, Profiler, find_default_policy
 from erta_framework.session import Seam
 
@@ -176,12 +177,14 @@ def needs_profile(spec: Spec, num_steps: int) -> bool:
     ((name, options),) = spec.items()
     if "profile" not in list_options(name) or options.get("profile") is not None:
         return False
+    if "profile" in list_required(name):
+        return True
     try:
         forecast(build_policies([spec]), num_steps)
-    except ProfileError:
+    except MissingProfileError:
         return True
-    except ErtaError as error:
-        return "profile" in str(error) and "plans ahead" not in str(error)
+    except ErtaError:  # of another kind, which building it will say
+        return False
     return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,19 @@ def list_options(name: str) -> set[str]:
         RegistryError: It is not installed.
     """
     return {field.name for field in fields(policy_catalogue().load(name))}
+
+
+def list_required(name: str) -> set[str]:
+    """Names of the options without which a policy cannot be built.
+
+    Raises:
+        RegistryError: It is not installed.
+    """
+    return {
+        field.name
+        for field in fields(policy_catalogue().load(name))
+        if field.default is MISSING and field.default_factory is MISSING
+    }
 
 
 def give_profile(specs: Sequence[Spec], file: Path, replaced: bool) -> None:

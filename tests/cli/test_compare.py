@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from erta_framework import Profile, Sampler
+from erta_framework.cli import needs_profile
 from erta_framework.metrics import psnr
 from erta_framework.sampling import solve
 
@@ -55,6 +56,24 @@ def test_equal_work_is_said_and_the_exact_axis_can_be_left_out(erta):
     assert "the work of 5 network calls a branch, within 5 %" in page
     assert "exact solution" not in page
     assert all(row["exact_psnr_mean"] is None for row in rows().values())
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ({"planned_schedule": {"budget": {"calls": 4}}}, True),
+        ({"magcache": {"budget": {"calls": 4}}}, True),  # nor a published table
+        ({"teacache_schedule": {"budget": {"calls": 4}}}, True),  # cannot be built without
+        ({"procache": {"budget": {"calls": 4}}}, False),  # reads one, and plans without
+        ({"skip_policy": {"every": 2}}, False),
+        # these fail, and a profile would not help
+        ({"skip_policy": {"every": 2, "evenly": 3}}, False),
+        ({"l2c": {"budget": {"calls": 4}}}, False),
+        ({"magcache": {"model": "flux_dev", "ratios": [1.0]}}, False),
+    ],
+)
+def test_only_what_a_profile_would_cure_needs_a_profile(spec, expected):
+    assert needs_profile(spec, 8) is expected
 
 
 def test_a_policy_without_its_profile_is_calibrated_on_other_prompts(erta):

@@ -11,8 +11,8 @@ from torch import Tensor
 from erta_bench.comparison._own_runner import OwnRunner
 from erta_bench.comparison._runner import Runner
 from erta_bench.learned import LearnedSolver, Trained, Trainer, Training, TrainingSamples
-from erta_bench.setting import CALIBRATION_SEEDS, choose_first_order_solver
-from erta_framework import CFG, Sampler
+from erta_bench.setting import CALIBRATION_SEEDS
+from erta_framework import CFG
 from erta_framework.errors import InputError
 from erta_framework.sampling import Guidance, Solver, sample_noise
 
@@ -65,9 +65,7 @@ class SolverTraining:
     @property
     def solver(self) -> Solver:
         """A solver of the own loop with the process and the grid of the model's pipeline."""
-        runner = self.runner
-        fine = runner.through.fine(runner.steps, runner.guidance_scale, runner.batch_size)
-        return fine.solver if isinstance(fine, Sampler) else choose_first_order_solver(runner.model)
+        return self.runner.through.solver
 
     def _find_target(self, target: Target) -> tuple[Tensor, int]:
         """Where the samples should end, and the network calls of each branch that took."""

@@ -84,7 +84,7 @@ class OwnRunner(Runner):
             schedulers={name: partial(named.__getitem__, name) for name in named},
             grid="its own",
             samples=lambda output: cast(Tensor, output),
-            fine=lambda steps, scale, batch: self.make_sampler(num_steps=steps, batch_size=batch),
+            solver=named[self.scheduler],
             shown=show_nothing,
         )
 

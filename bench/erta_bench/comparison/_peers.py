@@ -76,7 +76,7 @@ OURS = (
     "multistep plan + parabola",
     "planned steps for a line",
     "planned steps, reuse",
-    "no profile: steps counted from the end + line",
+    "no profile: even steps + line",
 )
 ORACLE = own("fitted to what is measured, exact", {"fitted": {"profile": EXACT}}, oracle=True)
 """Our weights, refined end to end on the measured samples: what better calibration could bring."""

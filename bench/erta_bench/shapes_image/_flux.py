@@ -13,7 +13,6 @@ from torch import Tensor
 
 from erta_bench.shapes_image._accuracy import measure_shares
 from erta_bench.shapes_image._model import TEXT_DIM, ShapesImage, read_images
-from erta_framework import CFG, Sampler
 from erta_framework.sampling import FlowAdamsBashforth2
 from erta_integrations.diffusers.bundled import PipelineModel
 from erta_integrations.shapes_wan.data import SIZE
@@ -124,16 +123,6 @@ def make_pooled_arguments(embeds: Tensor, negative: Tensor) -> dict[str, Tensor]
     }
 
 
-def make_flux_fine_sampler(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
-    """Second-order steps of the own loop, whose grid is the pipeline's."""
-    return Sampler(
-        solver=FlowAdamsBashforth2(shift=SHIFT),
-        guidance=CFG(scale=guidance_scale),
-        num_steps=num_steps,
-        batch_size=batch_size,
-    )
-
-
 FLUX = PipelineModel(
     name=ShapesFlux.name,
     kind=ShapesFlux,
@@ -147,7 +136,7 @@ FLUX = PipelineModel(
     },
     grid=f"shift {SHIFT:g}",
     samples=lambda output: unpack_patches(read_images(output), SIZE // 2, SIZE // 2),
-    fine=make_flux_fine_sampler,
+    solver=FlowAdamsBashforth2(shift=SHIFT),
     shown=measure_shares,
     guidance="true_cfg_scale",
     arguments=make_pooled_arguments,

@@ -12,7 +12,7 @@ from torch import Tensor
 from erta_bench.shapes_image._accuracy import measure_shares
 from erta_bench.shapes_image._model import TEXT_DIM, ShapesImage, read_images
 from erta_framework.sampling import DDIM
-from erta_integrations.diffusers.bundled import PipelineModel, PipelineSampler
+from erta_integrations.diffusers.bundled import PipelineModel
 from erta_integrations.shapes_wan.data import SIZE
 
 
@@ -66,19 +66,6 @@ NOISE: dict[str, Any] = {
 }
 
 
-def make_unet_fine_sampler(
-    num_steps: int, guidance_scale: float, batch_size: int
-) -> PipelineSampler:
-    """Steps of DPM-Solver++ 2M; the own loop has no second-order solver for noise."""
-    return PipelineSampler(
-        through=UNET,
-        scheduler="dpmpp",
-        guidance_scale=guidance_scale,
-        num_steps=num_steps,
-        batch_size=batch_size,
-    )
-
-
 WITHOUT = ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
 UNET = PipelineModel(
     name=ShapesUNet.name,
@@ -94,7 +81,7 @@ UNET = PipelineModel(
     },
     grid="scaled-linear betas, trailing",
     samples=read_images,
-    fine=make_unet_fine_sampler,
+    solver=DDIM(),
     shown=measure_shares,
     batched=True,
 )

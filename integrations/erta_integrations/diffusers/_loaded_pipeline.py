@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,24 +20,15 @@ from erta_framework.calibration import (
     describe_samples,
     makes_more_runs,
 )
-from erta_framework.errors import CapabilityError, ErtaError, InputError
 from erta_framework.plugins import PipelineFacts
-from erta_framework.sampling import Callback, LatentRecorder, Observers, RunStart
-from erta_framework.text import show_error
+from erta_framework.sampling import Callback, LatentRecorder, Observers
 from erta_integrations.diffusers._attach import attach
 from erta_integrations.diffusers._automatic import describe_pipeline
+from erta_integrations.diffusers._requests import RequestCaller, as_sample, require_prompts
 from erta_integrations.diffusers._step_teller import StepTeller
 from erta_integrations.diffusers.finer import solve_pipeline
 from erta_integrations.diffusers.modules import PlaceGroup, inspect_places
 from erta_integrations.diffusers.network import find_networks
-
-ARGUMENTS = {  # options of the command line, as pipelines call them
-    "steps": "num_inference_steps",
-    "guidance": "guidance_scale",
-    "height": "height",
-    "width": "width",
-    "frames": "num_frames",
-}
 
 
 class LoadedPipeline:
@@ -86,9 +76,8 @@ class LoadedPipeline:
             InputError: No prompts, or an option that this pipeline does not have.
             PolicyError: The profiler emitted nothing.
         """
-        arguments = self._read_arguments(prompts, options)
-        start = self._describe_start(prompts, arguments, "calibrating")
-
+        caller = self._make_caller(prompts, options)
+        start = caller.describe_start(len(prompts), "calibrating")
         memory = NetworkMemory()
 
         def run(current: Profiler) -> Sequence[Profile]:
@@ -99,14 +88,14 @@ class LoadedPipeline:
                     copies = current.calibration_copies
                     clock = time.perf_counter()
                     told = StepTeller(attached, observers)
-                    self._call(prompt, seed + number, "latent", arguments, told, copies)
+                    caller.call(prompt, seed + number, "latent", told, copies)
                     nothing, took = torch.empty(1, 0), time.perf_counter() - clock
                     told.finish(prompt, seed + number, nothing, took)
             return attached.emitted
 
         def solve(substeps: int) -> Solution:
             def request(number: int) -> Any:
-                return self._call(prompts[number], seed + number, "latent", arguments)
+                return caller.call(prompts[number], seed + number, "latent")
 
             parts = range(len(prompts))
             return Solution.merge(
@@ -118,7 +107,7 @@ class LoadedPipeline:
             recorder = LatentRecorder(into=[])
             with attach(self.pipe, [*policies, recorder], seam=self.seam):
                 for number, prompt in enumerate(prompts):
-                    self._call(prompt, seed + number, "latent", arguments)
+                    caller.call(prompt, seed + number, "latent")
             return torch.cat(recorder.into)
 
         watched = find_networks(self.pipe, None).values() if makes_more_runs(profiler) else ()
@@ -153,8 +142,8 @@ class LoadedPipeline:
                 that it refuses.
             NonFiniteError: A reused output was NaN or infinite.
         """
-        arguments = self._read_arguments(prompts, options)
-        start = self._describe_start(prompts, arguments, "sampling")
+        caller = self._make_caller(prompts, options)
+        start = caller.describe_start(len(prompts), "sampling")
         samples: list[Tensor] = []
         seconds = 0.0
         run = attach(
@@ -164,7 +153,7 @@ class LoadedPipeline:
             for number, prompt in enumerate(prompts):
                 clock = time.perf_counter()
                 told = StepTeller(run, observers)
-                output = self._call(prompt, seed + number, "pt", arguments, told)
+                output = caller.call(prompt, seed + number, "pt", told)
                 samples.append(as_sample(output, type(self.pipe).__name__))
                 took = time.perf_counter() - clock
                 told.finish(prompt, seed + number, samples[-1].unsqueeze(0), took)
@@ -193,10 +182,10 @@ class LoadedPipeline:
             CapabilityError: What the scheduler integrates is not known, or cannot be divided.
             InputError: No prompts, or an option that this pipeline does not have.
         """
-        arguments, name = self._read_arguments(prompts, options), type(self.pipe).__name__
+        caller, name = self._make_caller(prompts, options), type(self.pipe).__name__
         found = []
         for number, prompt in enumerate(prompts):
-            request = partial(self._call, prompt, seed + number, "pt", arguments)
+            request = partial(caller.call, prompt, seed + number, "pt")
             found.append(
                 solve_pipeline(
                     self.pipe, request, substeps, lambda output: as_sample(output, name)[None]
@@ -229,98 +218,12 @@ class LoadedPipeline:
             CapabilityError: A network has no places, or did not run in this request.
             InputError: An option that this pipeline does not have.
         """
-        arguments = self._read_arguments([prompt], {**options, "steps": options.get("steps") or 1})
+        caller = RequestCaller.read(self.pipe, {**options, "steps": options.get("steps") or 1})
         generator = torch.Generator().manual_seed(seed)
         return inspect_places(
-            self.pipe, prompt=prompt, generator=generator, output_type="latent", **arguments
+            self.pipe, prompt=prompt, generator=generator, output_type="latent", **caller.arguments
         )
 
-    def _read_arguments(self, prompts: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-        if isinstance(prompts, str) or not prompts:
-            raise InputError(f"prompts is {prompts!r}; give a list with at least one prompt")
-        parameters = inspect.signature(self.pipe.__call__).parameters
-        chosen = {name: value for name, value in options.items() if value is not None}
-        for name in chosen:
-            if ARGUMENTS.get(name) not in parameters:
-                usable = [option for option, own in ARGUMENTS.items() if own in parameters]
-                raise InputError(
-                    f"{type(self.pipe).__name__} has no {ARGUMENTS.get(name, name)}, so {name} "
-                    f"cannot be set; it has {', '.join(usable)}"
-                )
-        for given, other in (("height", "width"), ("width", "height")):
-            # diffusers drops a size whose other half is left to it, in Stable Diffusion and others
-            alone = given in chosen and other not in chosen and other in parameters
-            if alone and parameters[other].default is None:
-                raise InputError(
-                    f"{given}={chosen[given]} without {other}: {type(self.pipe).__name__} may then "
-                    f"take its own size for both; give {other} too"
-                )
-        return {ARGUMENTS[name]: value for name, value in chosen.items()}
-
-    def _describe_start(
-        self, prompts: Sequence[str], arguments: Mapping[str, Any], title: str
-    ) -> RunStart:
-        """What is about to run; a pipeline that says no number of steps counts as one a prompt."""
-        name = ARGUMENTS["steps"]
-        known = inspect.signature(self.pipe.__call__).parameters.get(name)
-        steps = arguments.get(name, None if known is None else known.default)
-        count = len(prompts)
-        return RunStart(count, count, steps if isinstance(steps, int) else 1, title)
-
-    def _call(
-        self,
-        prompt: str,
-        seed: int,
-        output_type: str,
-        arguments: Mapping[str, Any],
-        told: StepTeller | None = None,
-        copies: int = 1,
-    ) -> Any:
-        generators = [torch.Generator().manual_seed(seed) for _ in range(copies)]
-        parameters = inspect.signature(self.pipe.__call__).parameters
-        watched = {}
-        if told is not None and "callback_on_step_end" in parameters:
-            watched["callback_on_step_end"] = told
-        try:
-            output = self.pipe(
-                prompt=prompt if copies == 1 else [prompt] * copies,
-                generator=generators[0] if copies == 1 else generators,
-                output_type=output_type,
-                return_dict=False,
-                **watched,
-                **arguments,
-            )
-        except ErtaError:
-            raise
-        except (ValueError, TypeError, RuntimeError) as error:
-            said = str(error).lower()
-            if isinstance(error, RuntimeError) and "size" not in said and "shape" not in said:
-                raise  # not of the size that was asked for
-            given = ", ".join(f"{name}={value}" for name, value in arguments.items())
-            raise InputError(
-                f"{type(self.pipe).__name__} refuses this request ({given or 'its defaults'}): "
-                f"{show_error(error)}"
-            ) from error
-        return output[0]
-
-
-def as_sample(output: Any, pipeline: str) -> Tensor:
-    """Convert one output of a pipeline to `[C, H, W]` or `[C, F, H, W]` in [-1, 1], on the CPU.
-
-    Args:
-        output: What the pipeline returned for `output_type="pt"`: `[1, C, H, W]` or
-            `[1, F, C, H, W]` in [0, 1].
-        pipeline: Class of the pipeline, for the message.
-
-    Raises:
-        CapabilityError: It is neither.
-    """
-    first = output[0] if isinstance(output, Tensor | list | tuple) and len(output) == 1 else None
-    if not isinstance(first, Tensor) or first.ndim not in (3, 4):
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise CapabilityError(
-            f'{pipeline} gave {got} for output_type="pt"; one image [1, C, H, W] or one video '
-            "[1, F, C, H, W] can be written, so run this pipeline in Python with attach"
-        )
-    pixels = first if first.ndim == 3 else first.movedim(0, 1)
-    return pixels.detach().to("cpu", torch.float32) * 2 - 1
+    def _make_caller(self, prompts: Sequence[str], options: Mapping[str, Any]) -> RequestCaller:
+        require_prompts(prompts)
+        return RequestCaller.read(self.pipe, options)

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from erta_framework import CFG, Profile, Sampler
+from erta_framework import Profile
 from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.session import NetworkSignal
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel
@@ -204,16 +204,6 @@ def grid(name: str, num_steps: int) -> tuple[float, ...]:
     return tuple(scheduler.sigmas.tolist())
 
 
-def make_fine_sampler(num_steps: int, guidance_scale: float, batch_size: int) -> Sampler:
-    """A second-order sampler of the own loop on the pipeline's grid, nearly exact."""
-    return Sampler(
-        solver=FlowAdamsBashforth2(shift=SHIFT),
-        guidance=CFG(scale=guidance_scale),
-        sigmas=grid("flow_euler", num_steps),
-        batch_size=batch_size,
-    )
-
-
 def get_frames(output: Any) -> Tensor:
     """Take the videos `[B, 3, 5, 16, 16]` from what the pipeline returned."""
     found: Tensor = output.frames
@@ -229,7 +219,7 @@ WAN = PipelineModel(
     schedulers=SCHEDULERS,
     grid=f"shift {SHIFT:g}",
     samples=get_frames,
-    fine=make_fine_sampler,
+    solver=FlowAdamsBashforth2(shift=SHIFT),
     arguments=lambda *_: {"num_frames": (FRAMES - 1) * TEMPORAL + 1},
     layout="BCFHW",
     parts=(r"blocks\.\d+\.(attn1|attn2|ffn)",),

@@ -16,7 +16,7 @@ from erta_policies.forecast import Forecaster
 from erta_policies.magcache import MagCache
 from erta_policies.meancache import MeanCache
 from erta_policies.shared import PlanBudget, read_quality
-from erta_policies.taylorseer import RefreshInterval, TaylorSeer
+from erta_policies.taylorseer import RefreshInterval
 from erta_policies.teacache import TeaCache
 
 USUAL_STEPS = 50
@@ -28,8 +28,7 @@ MEANCACHE_STEPS, MEANCACHE_CALLS = 50, 25
 BY_QUALITY = MappingProxyType({"high": 2.0, "medium": 3.0, "low": 4.0})
 """Steps a network call that a named quality stands for without a profile. Ours, and a guess."""
 DEFAULT = "high"
-FEW_CALLS = 3.5
-"""Steps a call from which on the released count of TaylorSeer is taken; the guide has numbers."""
+RULE = "A line through the last two outputs (TaylorSeer's), at steps that are spread evenly,"
 
 
 def choose(facts: PipelineFacts, budget: Mapping[str, Any]) -> Choice:
@@ -139,7 +138,7 @@ def choose_without_profile(
         guess = (
             f"; {asked['speedup']:g} steps a call stand for quality={quality!r}, unmeasured here"
         )
-    policies, named = make_rule(asked, facts.num_steps or USUAL_STEPS)
+    policies = make_rule(asked)
     if known is None:
         reason = f"no constants ship for {describe(facts)}"
     elif missed:
@@ -149,26 +148,22 @@ def choose_without_profile(
             f"{known.model.model}, recognised {known.how}: constants ship for it, each for its own "
             "number of calls, which is not what was asked for"
         )
-    said = f"{reason}. {named} needs no profile{guess}"
+    said = f"{reason}. {RULE} needs no profile{guess}"
     return Choice(policies, said, facts.seam or "latent")
 
 
-def make_rule(budget: Mapping[str, Any], num_steps: int) -> tuple[tuple[Policy, ...], str]:
-    """A rule that needs no profile, for so many calls, and its name.
+def make_rule(budget: Mapping[str, Any]) -> tuple[Policy, ...]:
+    """A rule that needs no profile, for so many calls.
 
-    A line through the last two computed outputs, at an interval that is counted from the end so
-    that the last step is computed; for few calls TaylorSeer as released.
+    Computed steps spread evenly over the run, its first and last among them, and between them
+    TaylorSeer's line through the last two computed outputs. The guide to diffusers has what it was
+    chosen by.
 
     Raises:
         PolicyError: The budget needs a profile, or is none.
     """
-    calls = budget.get("calls", budget.get("work"))
-    speedup = budget.get("speedup") or (num_steps / calls if calls else 1.0)
-    if speedup > FEW_CALLS:
-        return (TaylorSeer(budget=budget),), "TaylorSeer"
-    every = RefreshInterval(budget=budget, first=3, counting="fora")
-    line = Forecaster(basis="taylor", order=1, over="index", what="output")
-    return (every, line), "A line through the last two outputs (TaylorSeer's, counted from the end)"
+    every = RefreshInterval(budget=budget, first=1, counting="even")
+    return every, Forecaster(basis="taylor", order=1, over="index", what="output")
 
 
 def describe(facts: PipelineFacts) -> str:

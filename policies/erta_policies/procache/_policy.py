@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from erta_framework import Policy, Profile, Profiler, Seam, SessionInfo, Step, Traits, hookimpl
-from erta_framework.errors import PolicyError, suggest
+from erta_framework.errors import MissingProfileError, PolicyError, suggest
 from erta_framework.modules import (
     KEEP,
     SKIP,
@@ -155,7 +155,8 @@ class ProCache(Policy):
         names = ("plan", "preset", "profile", "budget")
         given = [name for name in names if getattr(self, name) is not None]
         if len(given) != 1 and given != ["profile", "budget"]:
-            raise PolicyError(
+            lacking = PolicyError if given else MissingProfileError
+            raise lacking(
                 f"ProCache got {' and '.join(given) or 'no plan'}; give a plan, a preset, a "
                 "profile, a budget, or a profile with a budget"
             )

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from erta_framework import Policy, Profiler
-from erta_framework.errors import PolicyError
+from erta_framework.errors import MissingProfileError, PolicyError
 from erta_policies.adapters import LastStep, WarmUp
 from erta_policies.constants import read_published
 from erta_policies.prompttea._profilers import RegressionProfiler
@@ -86,7 +86,8 @@ class PromptTea(Policy):
     def __post_init__(self) -> None:
         if (self.model is None) == (self.profile is None):
             given = "neither" if self.model is None else "both"
-            raise PolicyError(
+            lacking = MissingProfileError if self.model is None else PolicyError
+            raise lacking(
                 f"PromptTea got {given} model and profile; give model=<published> or profile=<file "
                 "of `erta calibrate --policy prompttea`>"
             )

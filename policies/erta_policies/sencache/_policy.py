@@ -22,7 +22,7 @@ from erta_framework import (
     Traits,
     hookimpl,
 )
-from erta_framework.errors import PolicyError, ProfileMismatchError
+from erta_framework.errors import MissingProfileError, PolicyError, ProfileMismatchError
 from erta_framework.plugins import choose_unit
 from erta_policies.constants import read_published
 from erta_policies.sencache._profiler import SensitivityProfiler
@@ -114,7 +114,7 @@ class SenCache(Policy):
     def __post_init__(self) -> None:
         if self.profile is None:
             whose = "" if self.model is None else f"; those of {self.model!r} do not ship"
-            raise PolicyError(
+            raise MissingProfileError(
                 f"SenCache needs the sensitivities of the network, profile=<file>{whose}; measure "
                 "them with `erta calibrate --policy sencache`, or Sampler.calibrate(..., "
                 "profiler=SensitivityProfiler())"

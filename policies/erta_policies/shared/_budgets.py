@@ -19,11 +19,12 @@ from erta_framework.budgets import (
     MeasuredFront,
     Planner,
     StepSchedule,
+    count_asked_calls,
     find_planner,
     forecast,
     list_measured_units,
 )
-from erta_framework.errors import PolicyError, ProfileError, suggest
+from erta_framework.errors import MissingProfileError, PolicyError, ProfileError, suggest
 
 QUALITIES = {"high": 40.0, "medium": 35.0, "low": 30.0}
 """Names of qualities, and the least mean PSNR against the full run that each stands for, in dB."""
@@ -126,15 +127,12 @@ class PlanBudget:
             unit: What that error is in, as in `StepSchedule.unit`.
 
         Raises:
-            PolicyError: There is no profile that could hold measurements.
+            MissingProfileError: There is no profile that could hold measurements.
             ProfileError: It holds none, or the budget is out of reach.
         """
-        if self.calls is not None:
-            return min(self.calls, num_steps)
-        if self.speedup is not None:
-            return math.floor(num_steps / self.speedup + 1e-9)
-        if self.work is not None:
-            return min(math.floor(self.work + 1e-9), num_steps)
+        asked = count_asked_calls(num_steps, calls=self.calls, speedup=self.speedup, work=self.work)
+        if asked is not None:
+            return asked
         front = self.front(profile, unit)
         if self.seconds is not None:
             return front.calls_for_seconds(self.seconds, num_steps)
@@ -147,12 +145,12 @@ class PlanBudget:
         Seconds are read from any, those of the same unit first: they follow from the calls.
 
         Raises:
-            PolicyError: There is no profile.
+            MissingProfileError: There is no profile.
             ProfileError: It holds none, or for a budget in dB none of this unit.
         """
         kind = "seconds" if self.seconds is not None else "psnr"
         if profile is None:
-            raise PolicyError(
+            raise MissingProfileError(
                 f"a budget in {kind} needs a profile in which plans were measured, and this policy "
                 "has no profile; give calls or speedup"
             )

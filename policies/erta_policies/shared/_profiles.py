@@ -13,7 +13,13 @@ from torch import Tensor
 
 from erta_framework import Call, Policy, Profile, Profiler, Seam, SessionInfo, Step, hookimpl
 from erta_framework.calibration import ProfileKind, make_fingerprint
-from erta_framework.errors import InputError, NonFiniteError, PolicyError, ProfileError
+from erta_framework.errors import (
+    InputError,
+    MissingProfileError,
+    NonFiniteError,
+    PolicyError,
+    ProfileError,
+)
 
 ProfileSource = str | Path | Profile
 """A profile, or the file that holds it."""
@@ -28,12 +34,12 @@ def load_profile(
     """The profile of a policy, read from its file if need be, with its tensors checked.
 
     Raises:
-        PolicyError: There is none.
+        MissingProfileError: There is none.
         ProfileError: It cannot be read, another profiler emitted it, or a tensor is not what its
             profiler measures.
     """
     if source is None:
-        raise PolicyError(
+        raise MissingProfileError(
             f"{policy!r} needs profile=...; make one with `erta calibrate` or Sampler.calibrate"
         )
     profile = source if isinstance(source, Profile) else Profile.load(source)
@@ -103,12 +109,14 @@ def require_one_option(policy: Policy, who: str, options: Sequence[str], missing
         missing: What is missing if none was given.
 
     Raises:
-        PolicyError: Names the options that were given, and all that there are.
+        PolicyError: Names the options that were given, and all that there are. It is a
+            `MissingProfileError` if none was given and a profile is one of them.
     """
     names = [option.partition("=")[0] for option in options]
     given = [name for name in names if getattr(policy, name) is not None]
     if len(given) != 1:
-        raise PolicyError(
+        lacking = MissingProfileError if not given and "profile" in names else PolicyError
+        raise lacking(
             f"{who} got {' and '.join(given) or missing}; give exactly one of "
             f"{', '.join(options[:-1])} or {options[-1]}"
         )

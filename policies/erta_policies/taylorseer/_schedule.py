@@ -1,4 +1,4 @@
-"""`RefreshInterval`: one computed step every so many, as each published code counts them."""
+"""`RefreshInterval`: one computed step every so many, as published codes count, or evenly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from erta_framework import SessionInfo
 from erta_framework.errors import PolicyError
 from erta_policies.shared import BudgetedPlanner, FixedSchedule, PlanBudget, solve_setting
 
-Counting = Literal["release", "diffusers", "cache-dit", "fora"]
+Counting = Literal["release", "diffusers", "cache-dit", "fora", "even"]
 
 
 class RefreshInterval(BudgetedPlanner, FixedSchedule):
-    """Computes the first steps and then every `interval`-th, counted as one of four codes does.
+    """Computes the first steps and then every `interval`-th, counted as a published code does.
 
     With n for `interval` and f for `first`, step i is computed if i < f or
 
@@ -21,7 +21,9 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
     * `diffusers` (`TaylorSeerCacheConfig`): (i - f - 1) mod n is 0, so that one forecast comes
       right after the first steps;
     * `fora`: (T - 1 - i) mod n is 0 with T steps, since FORA's index counts down; the last step is
-      computed.
+      computed;
+    * `even`: the same steps. A budget is always spread evenly from the first steps to the last
+      step, to the nearest step, as uniform caching is, and `SkipPolicy(evenly=...)`.
 
     The last step is computed where the rule says so; list `last_step` before it to force it.
 
@@ -31,7 +33,8 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
     Attributes:
         interval: n; 5 unless a budget is given.
         budget: Instead of `interval`: `calls` or `speedup`, met exactly. Where no whole interval
-            makes so many calls, the steps after the first f are spread evenly, which is ours.
+            makes so many calls, the steps after the first f are spread evenly, which is ours,
+            rounded down.
         first: f, at least 1.
         counting: Whose count.
 
@@ -76,13 +79,14 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
             repr(self),
         )
         steps = self._every(int(interval), num_steps)
-        return steps if len({0, *steps}) == calls else self._spread(calls, num_steps)
+        whole = self.counting != "even" and len({0, *steps}) == calls
+        return steps if whole else self._spread(calls, num_steps)
 
     def _spread(self, calls: int, num_steps: int) -> tuple[int, ...]:
         """So many steps by the rule with an interval that is no whole number.
 
         The first f steps are computed; the k-th of the n others follows at k intervals, rounded
-        down, from where the count of the rule begins.
+        down, from where the count of the rule begins; to the nearest step where it is `even`.
         """
         forced, others = range(min(self.first, num_steps)), calls - min(self.first, num_steps)
         if self.counting == "diffusers":
@@ -91,6 +95,9 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
         elif self.counting == "fora":
             left = num_steps - self.first
             places = [num_steps - 1 - k * left // others for k in range(others)]
+        elif self.counting == "even":
+            left = num_steps - self.first
+            places = [self.first - 1 + round(k * left / others) for k in range(1, others + 1)]
         else:
             left = num_steps - self.first + 1
             places = [self.first - 1 + k * left // (others + 1) for k in range(1, others + 1)]
@@ -107,6 +114,7 @@ class RefreshInterval(BudgetedPlanner, FixedSchedule):
             "cache-dit": self.first - 1,
             "diffusers": self.first + 1,
             "fora": num_steps - 1,
+            "even": num_steps - 1,
         }[self.counting]
         return tuple(
             index

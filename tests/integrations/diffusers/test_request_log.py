@@ -13,6 +13,7 @@ from erta_framework.attach import _request_log
 from erta_framework.errors import InputError
 from erta_integrations.diffusers import attach
 from erta_integrations.diffusers._loaded_pipeline import LoadedPipeline
+from erta_integrations.diffusers._requests import RequestCaller
 from erta_policies.ertacache import ResidualProfiler, SkipPolicy
 from tiny_pipelines import FAMILIES
 
@@ -93,12 +94,11 @@ def test_whole_evaluations_keep_every_trace(monkeypatch: pytest.MonkeyPatch) -> 
     pipe = FLUX.build()
     loaded = LoadedPipeline(pipe, "here")
 
-    def call(prompt: str, seed: int, output_type: str, *_: Any) -> Any:
+    def call(caller: RequestCaller, prompt: str, seed: int, *_: Any) -> Any:
         FLUX.run(pipe, steps=3, seed=seed)
         return torch.zeros(1, 3, 2, 2)
 
-    monkeypatch.setattr(loaded, "_read_arguments", lambda *_: {})
-    monkeypatch.setattr(loaded, "_call", call)
+    monkeypatch.setattr(RequestCaller, "call", call)
     monkeypatch.setattr(_request_log.RequestLog.__init__, "__defaults__", (1,))
     prompts = ["a", "b", "c"]
     assert len(loaded.sample(prompts, [SOME]).traces) == 3

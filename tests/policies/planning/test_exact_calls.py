@@ -100,7 +100,7 @@ def test_a_listed_plan_makes_its_calls_and_no_more(steps: int, data: st.DataObje
 @given(
     steps=st.integers(1, 120),
     first=st.integers(1, 6),
-    counting=st.sampled_from(COUNTINGS),
+    counting=st.sampled_from((*COUNTINGS, "even")),
     data=st.data(),
 )
 def test_a_refresh_budget_is_met_exactly(
@@ -119,6 +119,8 @@ def test_a_refresh_budget_is_met_exactly(
     assert {*range(min(first, steps))} <= {*plan.computed}
     gaps = [b - a for a, b in zip(plan.computed[first:], plan.computed[first + 1 :], strict=False)]
     assert not gaps or max(gaps) - min(gaps) <= 1  # as even as whole steps allow
+    if counting == "even" and first == 1:
+        assert plan.computed == SkipPolicy(evenly=calls).plan(steps).computed
 
 
 @settings(max_examples=200, deadline=None)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from erta_framework.errors import InputError
 from erta_framework.optional_dependencies import require_extra
-from erta_framework.sampling import TextSampler
+from erta_framework.sampling import Solver
 
 SPATIAL = 8
 """The spatial factor that pipelines assume if there is no VAE."""
@@ -41,8 +41,7 @@ class PipelineModel:
         schedulers: Schedulers by name; the first is the default.
         grid: What all schedulers have in common, in words for a report.
         samples: Takes the samples `[B, *latent_shape]` from what the pipeline returned.
-        fine: A second-order sampler, nearly exact, for a number of steps, a guidance scale and a
-            batch size.
+        solver: A solver of the own loop with the process and the grid of the default scheduler.
         guidance: The pipeline's argument for the guidance scale.
         arguments: Other arguments of a request, from the embeddings of prompts and empty prompts.
         batched: Whether one network call computes both guidance branches.
@@ -60,7 +59,7 @@ class PipelineModel:
     schedulers: Mapping[str, Callable[[], Any]]
     grid: str
     samples: Callable[[Any], Tensor]
-    fine: Callable[[int, float, int], TextSampler]
+    solver: Solver
     shown: Callable[[Tensor, Sequence[str]], Mapping[str, float]]
     guidance: str = "guidance_scale"
     arguments: Callable[[Tensor, Tensor], dict[str, Any]] = no_arguments
