@@ -41,6 +41,7 @@ from tables.studies import (
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
 from tables.surrogates import describe_surrogates, render_gates, render_surrogates
+from tables.worst import describe_worst, render_worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,15 @@ SECTIONS: dict[str, Section] = {
             render_plan_study, f"study_plans_shapes_{name}", optional=True
         )
         for name in ("flux", "wan", "unet")
+    },
+    **{
+        f"{kind}:worst": make_section(
+            make,
+            "study_worst_samples_shapes_wan",
+            "study_worst_samples_galaxy_hsc32",
+            optional=True,
+        )
+        for kind, make in (("table", render_worst), ("findings", describe_worst))
     },
     "table:masked": make_section(render_masked, "masked"),
     "permutations:masked": make_section(render_masked, "masked_permutations"),

@@ -15,6 +15,7 @@ from erta_bench.setting import (
     RunProgress,
     Setting,
     choose_first_order_solver,
+    choose_guidance,
     describe_setting,
     open_study_model,
     repeat_prompts,
@@ -124,6 +125,7 @@ def run_study(
         calibration=repeat_prompts(opened.calibration, calibration),
         held_out=repeat_prompts(opened.held_out, samples),
         steps=steps,
+        guidance=choose_guidance(opened.model),
         batch_size=max(samples, calibration),
         solver=choose_first_order_solver(opened.model),
     )
