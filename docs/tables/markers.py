@@ -150,12 +150,8 @@ SECTIONS: dict[str, Section] = {
         for name in ("flux", "wan", "unet")
     },
     **{
-        f"{kind}:worst": make_section(
-            make,
-            "study_worst_samples_shapes_wan",
-            "study_worst_samples_galaxy_hsc32",
-            optional=True,
-        )
+        f"{kind}:worst{name}": make_section(make, f"study_worst_samples_{model}", optional=True)
+        for name, model in (("wan", "shapes_wan"), ("galaxy", "galaxy_hsc32"))
         for kind, make in (("table", render_worst), ("findings", describe_worst))
     },
     "table:masked": make_section(render_masked, "masked"),
