@@ -45,6 +45,10 @@ STUDIES = {
     ("corrections", "shapes-unet"): "--samples 8",
     ("corrections", "shapes-wan"): "--samples 8",
     ("corrections", "shapes-flux"): "--samples 8",
+    **{
+        ("worst-samples", model): "--samples 32 --calibration 16"
+        for model in ("shapes-wan", "galaxy-hsc32")
+    },
 }
 """Studies on models, with their options."""
 

@@ -42,6 +42,7 @@ from tables.studies import (
 )
 from tables.support import render_checks, render_pipelines, render_schedulers
 from tables.surrogates import describe_surrogates, render_gates, render_surrogates
+from tables.worst import describe_worst, render_worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +150,11 @@ SECTIONS: dict[str, Section] = {
             render_plan_study, f"study_plans_shapes_{name}", optional=True
         )
         for name in ("flux", "wan", "unet")
+    },
+    **{
+        f"{kind}:worst{name}": make_section(make, f"study_worst_samples_{model}", optional=True)
+        for name, model in (("wan", "shapes_wan"), ("galaxy", "galaxy_hsc32"))
+        for kind, make in (("table", render_worst), ("findings", describe_worst))
     },
     "table:masked": make_section(render_masked, "masked"),
     "permutations:masked": make_section(render_masked, "masked_permutations"),

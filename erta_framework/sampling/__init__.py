@@ -28,7 +28,7 @@ from erta_framework.sampling._network_call import (
 )
 from erta_framework.sampling._sampler import Sampler
 from erta_framework.sampling._samples import Samples, TextSampler
-from erta_framework.sampling._solve import FineSteps, LatentRecorder, solve
+from erta_framework.sampling._solve import FineSteps, LatentRecorder, make_second_order, solve
 from erta_framework.sampling._text_model import TextModel, sample_noise
 from erta_framework.sampling.guidance import CFG, Branch, Guidance, NoGuidance
 from erta_framework.sampling.solvers import DDIM, FlowAdamsBashforth2, FlowEuler, Schedule, Solver
@@ -67,6 +67,7 @@ __all__ = [
     "as_times",
     "call_denoiser",
     "list_capabilities",
+    "make_second_order",
     "open_guidance_catalogue",
     "open_solver_catalogue",
     "repeat_batches",

@@ -32,10 +32,10 @@ def study_command(
     cached noise is against that without reuse. `module-tables`: tables of attention and MLPs at
     equal work. `surrogates`: what stands in for a block, at the same decisions. `gates`:
     tests of a block's input. `corrections`: modules that are corrected, verified or chosen, at
-    equal work.
+    equal work. `worst-samples`: why the worst samples are the worst, against the exact solution.
 
-    PSNR compares with the full run from the same noise. Held-out prompts, and prompts and noise of
-    calibration, are apart.
+    PSNR compares with the full run from the same noise, where nothing else is said. Held-out
+    prompts, and prompts and noise of calibration, are apart.
     """
     from erta_bench.studies import STUDIES, run_study
 

@@ -16,6 +16,7 @@ from erta_bench.studies._quantised import QUANTISED
 from erta_bench.studies._quantised_layer import LAYERS, QUANTISED_LAYER, draw_inputs, measure_layer
 from erta_bench.studies._run import Study, StudyRun, run_study
 from erta_bench.studies._surrogates import SURROGATES
+from erta_bench.studies._worst_samples import WORST_SAMPLES
 
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
@@ -28,6 +29,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "quantised": QUANTISED,
         "quantised-layer": QUANTISED_LAYER,
         "corrections": CORRECTIONS,
+        "worst-samples": WORST_SAMPLES,
     }
 )
 """Every study by name."""
