@@ -18,7 +18,7 @@ from erta_framework.budgets import MeasuredFront, ReplaySetting, measure
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError, PolicyError, ProfileError, ProfileMismatchError
 from erta_integrations.diffusers.network import find_channel_dim
-from erta_integrations.diffusers.pipeline._fingerprint import hash_config
+from erta_integrations.diffusers.pipeline._fingerprint import describe_guidance, hash_config
 from tiny_pipelines import FAMILIES, counted, unipc
 
 STEPS, CALLS = 8, 4
@@ -256,3 +256,11 @@ def test_plans_are_measured_through_a_pipeline(tmp_path: Path) -> None:
     )
     assert front == found
     assert found.psnr[0] < found.psnr[1]
+
+
+@pytest.mark.parametrize("scale", [5, 5.0])
+def test_a_whole_scale_is_the_same_however_it_is_written(scale: float) -> None:
+    """A profile that the command line made, with 5.0, serves a script that says 5."""
+    pipe = SimpleNamespace(_guidance_scale=scale, _true_cfg_scale=None)
+    assert describe_guidance(pipe) == "guidance_scale=5.0"
+    assert describe_guidance(SimpleNamespace()) == "unknown"

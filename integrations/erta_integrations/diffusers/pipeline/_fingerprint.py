@@ -77,4 +77,5 @@ def describe_guidance(pipe: Any) -> str:
         for name in ("_guidance_scale", "_guidance_scale_2", "_true_cfg_scale")
         if isinstance(getattr(pipe, name, None), int | float)
     }
-    return ", ".join(f"{name[1:]}={scale}" for name, scale in scales.items()) or "unknown"
+    # 5 and 5.0 are one scale
+    return ", ".join(f"{name[1:]}={float(scale)}" for name, scale in scales.items()) or "unknown"
