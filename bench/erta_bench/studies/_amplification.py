@@ -78,13 +78,13 @@ def find_bend(solution: Solution, step: int) -> Tensor:
     place = min(max(step, 1), len(solution.sigmas) - 2)
     before, here, after = (solution.latents[:, place + k] for k in (-1, 0, 1))
     (a, b, c) = solution.sigmas[place - 1 : place + 2]
-    bend: Tensor = (after - here) / (c - b) - (here - before) / (b - a)
-    return bend
+    return (after - here) / (c - b) - (here - before) / (b - a)
 
 
 def measure_length(values: Tensor) -> Tensor:
     """The length of each sample, `[N]`."""
-    return values.flatten(1).norm(dim=1)
+    found: Tensor = values.flatten(1).norm(dim=1)
+    return found
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float:
