@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from erta_bench.comparison import TO_EXACT, TO_FULL
 from tables.data import Record
 from tables.markdown import format_caption, render_table
 
@@ -14,7 +15,7 @@ RULES = (
 
 
 def render_chosen(*records: Record) -> str:
-    """PSNR of the rules on both axes, by network calls and model."""
+    """PSNR of both rules to the full run and to the exact solution, by network calls and model."""
     budgets = sorted(
         {row["budget"] for record in records for row in record["rows"] if row["budget"]}
     )
@@ -24,17 +25,14 @@ def render_chosen(*records: Record) -> str:
         for rule in RULES
         for budget in reversed(budgets)
     ]
-    said = (
-        "Mean PSNR in dB against the exact solution / against the full run. "
-        f"{format_caption(records[0])}"
-    )
+    said = f"Mean PSNR in dB to the full run / to the exact solution. {format_caption(records[0])}"
     return "\n\n".join([render_table(["Rule", "calls", *models], lines), said])
 
 
 def find_quality(record: Record, rule: str, budget: int) -> str:
-    """PSNRs of a rule at a number of calls, and the calls that it made if they were others."""
+    """PSNR of a rule on both axes, and the calls that it made if they were others than asked."""
     for row in record["rows"]:
         if (row["name"], row["budget"]) == (rule, budget) and row.get("psnr_mean") is not None:
             made = "" if round(row["calls"]) == budget else f" ({row['calls']:.3g} calls)"
-            return f"{row['psnr_fine_mean']:.1f} / {row['psnr_mean']:.1f}{made}"
+            return f"{row[TO_FULL.mean]:.1f} / {row[TO_EXACT.mean]:.1f}{made}"
     return "–"

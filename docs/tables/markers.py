@@ -101,9 +101,7 @@ SECTIONS: dict[str, Section] = {
     "table:peersunet": make_section(render_peers, "peersunet"),
     "summary:galaxyhsc": make_section(render_peers_summary, "peersgalaxyhsc32", optional=True),
     "goals:galaxyhsc": make_section(render_goals, "peersgalaxyhsc32", optional=True),
-    "table:chosen": make_section(
-        render_chosen, "peers", "peersflux", "peersunet", "peersgalaxyhsc32"
-    ),
+    "table:chosen": make_section(render_chosen, "peers", "peersflux", "peersunet"),
     "table:methods": make_section(render_methods),
     "table:modulesunet": make_section(render_modules, "modules_unet"),
     "table:moduleswan": make_section(render_modules, "modules_wan"),
