@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -436,6 +436,7 @@ UNET_ALONE = {
     "CFG-Cache, no bands + DeepCache",
     "CacheQuant, cut",
 }
+FLUX_ALONE = {"H2-Cache", "FreqCa, block stack", "Spectrum, block stack"}
 FORCED = {"Spectrum, block stack", "FreqCa, block stack", "SmoothCache, up to 8 steps"}
 """Whose first steps, always full, are more than so short a run may have."""
 NEEDS_GRID = {"CFG-Cache", "FasterCache", "PreciseCache, flash"}
@@ -479,24 +480,25 @@ def test_a_policy_around_one_inside_works_inside() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
 @pytest.mark.parametrize(
-    ("load_model", "refused"),
+    ("load_model", "names", "refused"),
     [
-        (load_flux, {*UNET_ALONE, *NEEDS_GRID}),
-        (load_unet, {"H2-Cache", "FreqCa, block stack", "Spectrum, block stack"}),
+        (load_flux, INSIDE_ROWS, {*UNET_ALONE, *NEEDS_GRID}),
+        (load_unet, (*UNET_ALONE, *NEEDS_GRID, *FLUX_ALONE, "FORA, modules"), FLUX_ALONE),
     ],
     ids=["flux", "unet"],
 )
 def test_rows_inside_the_network_run_or_say_why_not(
-    load_model: Callable[[], Any], refused: set[str]
+    load_model: Callable[[], Any], names: Collection[str], refused: set[str]
 ) -> None:
+    """All on a transformer, and on a UNet what only one of the two networks can run."""
     model = load_model()
     few, held_out = model.demo_prompts()
     setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=6)
-    found = compare_policies(setting, calls=[4], seeds=1, rows=INSIDE_ROWS).record()
+    found = compare_policies(setting, calls=[4], seeds=1, rows=names).record()
     rows = {row["name"]: row for row in found["rows"]}
-    assert set(rows) == {"full", *INSIDE_ROWS}
+    assert set(rows) == {"full", *names}
     assert {name for name, row in rows.items() if row["status"] == "refused"} == refused
-    for name in set(INSIDE_ROWS) - refused:
+    for name in set(names) - refused:
         row = rows[name]
         if name in FORCED and row["status"] == "error":
             assert "are forced by its other settings" in row["detail"]
