@@ -77,6 +77,7 @@ OURS = (
     "planned steps for a line",
     "planned steps, reuse",
     "no profile: even steps + line",
+    "no profile: steps counted from the end + line",
 )
 ORACLE = own("fitted to what is measured, exact", {"fitted": {"profile": EXACT}}, oracle=True)
 """Our weights, refined end to end on the measured samples: what better calibration could bring."""
