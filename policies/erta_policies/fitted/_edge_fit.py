@@ -111,14 +111,14 @@ class EdgeRun:
 
     def answer(self, step: Step, call: Call) -> Tensor:
         """What a branch says: the network, or what is held; the last one steers the samples."""
-        output = self.held[call.branch] if call.reused else call.compute()
+        output = self.held[call.branch].clone() if call.reused else call.compute()
         last = self.branches.add(step, call, output)
         if last and not call.reused:
             self._add(step.index)
         if last and not (call.reused and self.fitted):
             output = self.branches.steer(self._fit(step), output, kept=0)
             self.fitted = True
-        self.held[call.branch] = output
+        self.held[call.branch] = output.clone()  # a pipeline may write into what it gets
         return output
 
     def end(self, step: Step, sample: Tensor) -> None:
