@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from erta_framework.environment import list_accelerators
-from erta_framework.errors import ConfigError, InputError
-from erta_framework.plugins import launchers, load_with_extra
+from erta_framework.errors import CapabilityError, ConfigError, InputError
+from erta_framework.plugins import Profiler, launchers, load_with_extra
 
 if TYPE_CHECKING:
     from erta_framework.calibration import Profile
@@ -148,6 +148,9 @@ class CalibrationRequest:
         profiler: Observes the runs.
         seed: Sample k has seed + k.
         fabric: Where it runs.
+
+    Raises:
+        CapabilityError: The profiler tries settings out on its samples.
     """
 
     open: Callable[[str, str], Any]
@@ -155,6 +158,16 @@ class CalibrationRequest:
     profiler: Policy
     seed: int = 0
     fabric: FabricConfig = FabricConfig()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.profiler, Profiler) and (
+            self.profiler.tries_before or self.profiler.tries_out
+        ):
+            raise CapabilityError(
+                f"{self.profiler!r} tries settings out on all of its samples, and here every rank "
+                "has some of them only; calibrate on one device, or without what is tried out "
+                "(search=0, refine=0)"
+            )
 
 
 class Launcher(Protocol):

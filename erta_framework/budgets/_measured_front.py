@@ -138,7 +138,8 @@ class MeasuredFront:
         best = max(self.psnr)
         if wanted > best:
             raise ProfileError(
-                f"psnr {wanted:g} dB is above the {best:.1f} dB of {self.calls[-1]} calls, the "
+                f"psnr {wanted:g} dB to {self.target} is above the {best:.1f} dB of "
+                f"{self.calls[-1]} calls, the "
                 "most that was measured for this profile; ask for less, or measure more calls with "
                 f"--calls: {REMEDY}"
             )

@@ -168,6 +168,7 @@ def measure(
     calls: Sequence[int],
     refine: int = 0,
     progress: Callable[[str], None] = lambda text: None,
+    substeps: int = 0,
 ) -> MeasuredFront:
     """Replay the plans of several numbers of calls, and refine each with so many trials.
 
@@ -178,8 +179,11 @@ def measure(
         calls: Numbers of network calls.
         refine: Trials of moved steps for each number of calls; 0 refines nothing.
         progress: Called with the name of each run before it starts.
+        substeps: Measure to the exact solution, of so many steps for each step; even. 0 measures to
+            what the setting says.
 
     Raises:
+        CapabilityError: The samples cannot be solved exactly.
         PolicyError: None of the policies takes a budget, or another part reads its plan.
         InputError: There are no numbers of calls, or one is out of range.
     """
@@ -197,6 +201,9 @@ def measure(
         if schedule.predicted is None:  # fewer calls are worse
             schedule = replace(schedule, predicted=1.0 / number)
         plans[schedule.computed] = schedule, chosen
+    if substeps:
+        progress("exact solution")
+        setting = setting.with_solution(substeps)
     progress("full run")
     replays = Replays.of(setting, num_steps)
     first: list[tuple[Tensor, float]] = []

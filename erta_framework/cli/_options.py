@@ -28,6 +28,8 @@ WITH_PROFILE = "With --profile"
 FRONT = "The front of all budgets"
 MANY = "For many prompts and devices"
 QUALITY_HELP = "Budget as a named quality, such as high; what a profile measured decides."
+TARGETS = ("full", "exact")
+"""What plans are measured to; the first by default."""
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 

@@ -15,6 +15,7 @@ from erta_framework.calibration import Profile
 from erta_framework.cli._front import FrontRequest, show_front
 from erta_framework.cli._models import find_profile
 from erta_framework.cli._options import (
+    TARGETS,
     ConfigOptions,
     FrontOptions,
     Json,
@@ -100,6 +101,11 @@ def refuse_conflicts(
     """
     if (export is None) != (output is None) and not front.measured:
         raise InputError("--export <cache> and --output <file> go together; give both or neither")
+    if front.target not in TARGETS or (front.target != TARGETS[0] and not front.measured):
+        raise InputError(
+            f"--target {front.target}: it is one of {', '.join(TARGETS)}, and says what --measure "
+            "and --refine measure to"
+        )
     if piped and not front.measured:
         raise InputError("--pipeline replays plans; give --measure or --refine N with it")
     own = planned.not_calls or planned.option

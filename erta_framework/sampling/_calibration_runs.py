@@ -66,6 +66,7 @@ class CalibrationRuns:
 
     def solve(self, substeps: int) -> Solution:
         """The exact solution of the samples."""
+        self.memory.begin(keep=False)
         return self.sampler.solve(self.model, self.prompts, seed=self.seed, substeps=substeps)
 
     def _sample(self, policies: Sequence[Policy], copies: int = 1) -> Samples:

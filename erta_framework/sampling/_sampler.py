@@ -363,7 +363,8 @@ class Sampler:
     def _request(
         self, model: TextModel, names: Sequence[str], start: Tensor, first: int, number: int
     ) -> Request:
-        conditions = model.encode([*names, *[""] * len(names)]).to(self.device)
+        with torch.no_grad():  # gradients are those of a run, not of its prompts
+            conditions = model.encode([*names, *[""] * len(names)]).to(self.device)
         cond, uncond = conditions.chunk(2)
         return Request(
             latents=start.to(self.device),

@@ -170,6 +170,8 @@ def test_plan_measures_into_the_profile(erta, profile):
     assert "and 12 full runs for the exact solution" in done.output
     assert "PSNR to the exact solution" in " ".join(done.output.split())
     assert "it is one of full, exact" in erta(*again, "--target", "exactly").output
+    alone = erta("plan", "--profile", profile, "--front", "--target", "exact")
+    assert "says what --measure and --refine measure to" in " ".join(alone.output.split())
     done = erta(*again)
     assert done.exit_code == 0, done.output
     assert "at most 32 network calls a branch" in done.output  # 8 + 3 * (3 + 5)

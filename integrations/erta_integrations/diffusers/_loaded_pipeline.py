@@ -81,6 +81,7 @@ class LoadedPipeline:
         memory = NetworkMemory()
 
         def run(current: Profiler) -> Sequence[Profile]:
+            memory.begin(keep=False)
             attached = attach(self.pipe, [current], seam=self.seam)
             with Observers(tuple(callbacks), start) as observers, attached:
                 for number, prompt in enumerate(prompts):
@@ -94,6 +95,8 @@ class LoadedPipeline:
             return attached.emitted
 
         def solve(substeps: int) -> Solution:
+            memory.begin(keep=False)
+
             def request(number: int) -> Any:
                 return caller.call(prompts[number], seed + number, "latent")
 

@@ -19,8 +19,6 @@ from erta_policies.shared import PlanBudget, read_quality
 from erta_policies.taylorseer import RefreshInterval
 from erta_policies.teacache import TeaCache
 
-USUAL_STEPS = 50
-"""Taken where a pipeline does not say how many steps it makes."""
 MEANCACHE_STEPS, MEANCACHE_CALLS = 50, 25
 """The released tables are for 50 steps; that of 25 calls is the most careful one."""
 

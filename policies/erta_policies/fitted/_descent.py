@@ -65,9 +65,10 @@ class Descent:
         self.rows, self._moves, self._run = rows, moves, run
         self._goal, self._fitted, self._measure = goal.double(), fitted, measure
         base = run(rows, keep=True)
+        nudge = max(NUDGE, 4 * torch.finfo(base.dtype).eps)  # above the rounding of the latents
         self.best, self._apart = measure(base), self._subtract_goal(base)
         self._slopes = Slopes.of(
-            [(run(rows + NUDGE * move) - base)[fitted] / NUDGE for move in moves]
+            [(run(rows + nudge * move) - base)[fitted] / nudge for move in moves]
         )
         self.runs = 1 + len(moves)
 
@@ -103,7 +104,7 @@ class Descent:
             loss = self._subtract_goal(ends).square().sum() / 2
             found = torch.cat(torch.autograd.grad(loss, list(leaves)))[self._fitted]
         except (CapabilityError, RuntimeError) as error:  # what torch raises for all of it
-            return str(error).splitlines()[0]
+            return (str(error) or type(error).__name__).splitlines()[0]
         along = [(found * move).flatten(1).sum(dim=1) for move in self._moves]
         self._slopes.correct_along(self._apart, torch.stack(along, dim=1))
         return ""

@@ -21,11 +21,11 @@ from erta_framework.calibration import SampleWith, Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import _features as features
 from erta_policies.fitted import _normal_equations as equations
-from erta_policies.fitted._batch_checks import check_nodes, require_solution
+from erta_policies.fitted._batch_checks import check_nodes
 from erta_policies.fitted._cached_run import CachedRun, combine_features
 from erta_policies.fitted._guided_branches import GuidedBranches
 from erta_policies.fitted._normal_equations import FitSettings
-from erta_policies.fitted._solver_variable import SolverVariable
+from erta_policies.fitted._solver_variable import SolverVariable, is_one_step
 
 
 class EdgeFit(Policy):
@@ -39,7 +39,8 @@ class EdgeFit(Policy):
         settings: How to fit.
 
     Raises:
-        PolicyError: The solver has memory.
+        PolicyError: The solver has memory, a batch has one sample, or guidance is no fixed weighted
+            sum.
         InputError: The goal is of other samples or of another schedule.
     """
 
@@ -56,7 +57,8 @@ class EdgeFit(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
-        require_solution(self.goal, session, "the search of a schedule")
+        require_one_step(session)
+        self.goal.require_sigmas(session.sigmas)
         session.state_of(self, lambda: EdgeRun(session, self.steps, self.settings, self.goal))
 
     @hookimpl
@@ -107,15 +109,17 @@ class EdgeRun:
         self.computed: list[int] = []
         self.held: dict[str, Tensor] = {}
         self.folds = torch.zeros(0, dtype=torch.long, device=session.device)
-        self.fitted = False
+        self.fitted = self.reused = False
 
     def answer(self, step: Step, call: Call) -> Tensor:
         """What a branch says: the network, or what is held; the last one steers the samples."""
-        output = self.held[call.branch].clone() if call.reused else call.compute()
+        reused = call.reused and not self.branches.is_new(step)
+        output = self.held[call.branch].clone() if reused else call.compute()
+        self.reused = reused or (self.reused and bool(self.branches.outputs))
         last = self.branches.add(step, call, output)
-        if last and not call.reused:
+        if last and not reused:
             self._add(step.index)
-        if last and not (call.reused and self.fitted):
+        if last and not (reused and self.fitted):
             output = self.branches.steer(self._fit(step), output, kept=0)
             self.fitted = True
         self.held[call.branch] = output.clone()  # a pipeline may write into what it gets
@@ -125,11 +129,19 @@ class EdgeRun:
         """After a step: learn how branches weigh, and cache the first step with a set of them."""
         branches = self.branches
         if not branches.batch:
+            require_two_samples(len(sample))
             branches.begin(len(sample))
             assert branches.x is not None
             self.exact = self.goal.find(branches.x).to(self.wide)
             self.folds = equations.find_folds(branches.x)
         if branches.learn(step, sample, self.variable):
+            if self.reused:
+                raise PolicyError(
+                    f"the branches change to {', '.join(branches.names)} at step {step.index}, "
+                    "which is reused, and this driver did not say so before: the search of a "
+                    "schedule has no velocity of them; calibrate with search=0"
+                )
+            branches.verify(step)
             self.run.velocities, self.computed = [], []
             self._add(step.index)
             self.fitted = False
@@ -173,6 +185,7 @@ class TrajectoryRecorder(Policy):
 
     @hookimpl
     def on_session_start(self, session: SessionInfo) -> None:
+        require_one_step(session)
         self.sigmas[:] = session.sigmas
         self.into.append([])
 
@@ -200,6 +213,34 @@ def record_full_run(sample: SampleWith) -> Solution:
     latents = torch.cat([torch.stack(batch, dim=1) for batch in recorder.into])
     steps = len(recorder.sigmas) - 1
     return Solution(tuple(recorder.sigmas), latents, 0.0, substeps=1, calls=steps)
+
+
+def require_one_step(session: SessionInfo) -> None:
+    """Refuse a solver whose steps depend on earlier outputs.
+
+    Raises:
+        PolicyError: Names it.
+    """
+    if not is_one_step(session):
+        raise PolicyError(
+            "the search of a schedule leads from one computed step to the next, which works under "
+            f"a solver without memory only, and this is {session.solver}; calibrate with Euler "
+            "steps or DDIM, or with search=0"
+        )
+
+
+def require_two_samples(count: int) -> None:
+    """Refuse a batch in which nothing can be fitted to some samples and judged by others.
+
+    Raises:
+        PolicyError: There is one sample.
+    """
+    if count < 2:
+        raise PolicyError(
+            "the search of a schedule fits the samples of a batch together, and this one has "
+            "one; calibrate with a batch_size of 8 or more, or with search=0 (a pipeline that is "
+            "called for one prompt at a time has no others)"
+        )
 
 
 def try_steps(

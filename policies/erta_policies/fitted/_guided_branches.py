@@ -42,6 +42,10 @@ class GuidedBranches:
         """Branches of this step so far, in the order of their calls."""
         return tuple(self.outputs)
 
+    def is_new(self, step: Step) -> bool:
+        """Whether a step has other branches than the one before, as far as the driver says so."""
+        return bool(step.branches and self._before) and {*step.branches} != {*self._before}
+
     def add(self, step: Step, call: Call, output: Tensor) -> bool:
         """Take in a branch.
 

@@ -124,6 +124,11 @@ class FittedProfiler(RunProfiler):
                 )
         elif self.target is not None and not 0 <= self.target <= 1:
             raise PolicyError(f"FittedProfiler(target={self.target}): it must be in [0, 1]")
+        if self.solution is not None and not self.is_exact:
+            raise PolicyError(
+                f"FittedProfiler got a solution and target={self.target}; give target='exact', or "
+                "no solution"
+            )
         if not self.ridge >= 0 or not self.bound > 0:
             raise PolicyError(
                 f"FittedProfiler(ridge={self.ridge}, bound={self.bound}): the ridge must not be "
@@ -140,6 +145,11 @@ class FittedProfiler(RunProfiler):
     def prepare(self) -> None:
         if self.start is not None:
             table = FittedTable.of(load_profile(self, self.start, (KIND,)))
+            if table.refined is not None:
+                raise PolicyError(
+                    f"{self!r}: start has refined weights, which a judging round would lose; judge "
+                    "a profile before it is refined"
+                )
             if table.settings != self.settings(bool(table.settings.averaged)):
                 raise PolicyError(
                     f"{self!r}: start was fitted with {table.settings}; judge it with the same "

@@ -27,7 +27,7 @@ from erta_framework.budgets import (
 from erta_framework.errors import MissingProfileError, PolicyError, ProfileError, suggest
 
 QUALITIES = {"high": 40.0, "medium": 35.0, "low": 30.0}
-"""Names of qualities, and the least mean PSNR against the full run that each stands for, in dB."""
+"""Names of qualities, and the least mean PSNR that each stands for, in dB; see `psnr`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -42,7 +42,8 @@ class PlanBudget:
     Attributes:
         calls: Network calls of each branch.
         speedup: Least number of steps for each network call; 2.0 computes half of the steps.
-        psnr: Least mean PSNR against the full run, in dB, as measured on calibration samples.
+        psnr: Least mean PSNR in dB, as measured on calibration samples: to the full run, or to the
+            exact solution if the profile was measured to that.
         seconds: Longest time of a request, as measured on this device.
         work: Most work of each branch, in network calls' worth of floating-point operations. A
             schedule of whole steps costs as many as it has calls; one of modules costs less in each

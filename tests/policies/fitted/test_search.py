@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from erta_framework import NoGuidance
+from erta_framework import CFG, NoGuidance
 from erta_framework.budgets import ListedSteps
 from erta_framework.calibration import NetworkMemory
-from erta_framework.errors import InputError, PolicyError
+from erta_framework.errors import CapabilityError, InputError, PolicyError
+from erta_framework.jobs import CalibrationRequest
 from erta_framework.metrics import psnr
 from erta_framework.sampling import solve
 from erta_framework.sampling.solvers import FlowAdamsBashforth2
@@ -94,6 +95,20 @@ class TestEdgeFit:
         assert result.network_calls == 2 * len(steps)
         assert [step.index for step in result.traces[0].steps if step.computed] == list(steps)
 
+    def test_a_step_whose_branches_change_is_computed_as_the_fit_computes_it(self, field):
+        guidance = CFG(scale=2.0, stop=0.4)
+        run = field.sampler(batch=16, guidance=guidance)
+        goal, steps = solve(run, field.mixture, TRAINING), (0, 3, 6, 10)
+        parts = [ListedSteps(steps=steps), EdgeFit(goal=goal, steps=steps, settings=SETTINGS)]
+        result = run.with_policies(parts).sample(field.mixture, TRAINING)
+        (trace,) = result.traces
+        alone = next(step.index for step in trace.steps if len(step.calls) == 1)
+        assert alone not in steps
+        asked = {step.index for step in trace.steps if step.computed}
+        profiler = FittedProfiler(schedule=ListedSteps(steps=steps), target="exact")
+        profile = run.calibrate(field.mixture, TRAINING, profiler=profiler)
+        assert asked == {*steps, alone} == {*FittedTable.of(profile).computed}
+
     def test_it_is_nearly_the_fit_beside_the_full_run(self, field):
         """Its error tells how good a fit of the schedule would be."""
         goal = solve(field.sampler(batch=16), field.mixture, TRAINING)
@@ -167,9 +182,25 @@ class TestSearch:
                 field.mixture, TRAINING, profiler=EndToEndProfiler(search=1)
             )
         goal = record_full_run(sample_with(field, field.mixture))
+        with pytest.raises(PolicyError, match="this one has one"):
+            field.fit(EndToEndProfiler(search=1), prompts=TRAINING[:8], batch=1)
         other = sample_with(field, field.mixture, steps=6)
         with pytest.raises(InputError, match="at 12 steps"):
             try_steps(other, goal, SETTINGS, (0, 3), False)
+
+
+@pytest.mark.parametrize("tried", [{"search": 1, "refine": 0}, {"refine": 1}])
+def test_several_ranks_do_not_try_settings_out_each_on_its_own_samples(tried):
+    with pytest.raises(CapabilityError, match="calibrate on one device"):
+        CalibrationRequest(lambda *_: None, ("a",), EndToEndProfiler(**tried))
+
+
+def test_refined_weights_are_not_lost_in_a_judging_round(field):
+    profile = field.fit(EndToEndProfiler(refine=1, target="exact"), prompts=TRAINING[:8])
+    with pytest.raises(PolicyError, match="before it is refined"):
+        FittedProfiler(start=profile, target="exact").prepare()
+    with pytest.raises(PolicyError, match="give target='exact'"):
+        FittedProfiler(solution=record_full_run(sample_with(field, field.mixture)))
 
 
 def test_a_kept_run_begins_with_what_was_kept_before():
