@@ -192,7 +192,7 @@ class TestSearch:
 @pytest.mark.parametrize("tried", [{"search": 1, "refine": 0}, {"refine": 1}])
 def test_several_ranks_do_not_try_settings_out_each_on_its_own_samples(tried):
     with pytest.raises(CapabilityError, match="calibrate on one device"):
-        CalibrationRequest(lambda *_: None, ("a",), EndToEndProfiler(**tried))
+        CalibrationRequest(open=print, prompts=("a",), profiler=EndToEndProfiler(**tried))
 
 
 def test_refined_weights_are_not_lost_in_a_judging_round(field):
