@@ -123,6 +123,8 @@ def make_options(rng: random.Random, depth: int, own: Sequence[str] = ()) -> dic
 
 
 def make_configuration(rng: random.Random) -> dict[Any, Any]:
+    if rng.random() < 0.1:  # one that is good, before it is damaged
+        return {"steps": rng.randrange(1, 60)}
     values = {key: make_value(rng, rng.randrange(5)) for key in rng.sample(KEYS, rng.randrange(6))}
     if rng.random() < 0.7:  # one part that is written as it should be, with values of any kind
         name = rng.choice(NAMES)
