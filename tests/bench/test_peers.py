@@ -303,7 +303,9 @@ def model() -> ShapesWan:
 
 
 EXACT_ROW = "fitted reuse, exact, multistep plan"
-STEP_BY_STEP = tuple(name for name in OURS if name != EXACT_ROW)
+TRIED_OUT = {EXACT_ROW, "fitted reuse, exact, searched steps", "fitted reuse, searched steps"}
+"""Rows that try settings out on eight samples or more."""
+STEP_BY_STEP = tuple(name for name in OURS if name not in TRIED_OUT)
 
 
 @pytest.fixture(scope="module")
@@ -431,7 +433,7 @@ def test_the_page_and_joining(record: Mapping[str, Any], tmp_path: Path) -> None
     rest = [{**row, "budget": 4} if row["budget"] else row for row in record["rows"]]
     both = join_records([record, {**record, "rows": rest}])
     assert [leaders.budget for leaders in find_leaders(both["rows"])] == [5, 4]
-    with pytest.raises(InputError, match=r"share the numbers of calls \[5\]"):
+    with pytest.raises(InputError, match="several records at 5 calls of the same seeds"):
         join_records([record, record])
     with pytest.raises(InputError, match="rows without a kind"):
         join_records([{**record, "rows": [{"name": "full"}]}])

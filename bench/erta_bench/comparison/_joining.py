@@ -121,13 +121,13 @@ def require_joinable(record: Record) -> None:
     Raises:
         InputError: Rows have no kind, there is none, or the run was stopped.
     """
-    if not list_budgets(record):
-        raise InputError(f"the record of `{record['command']}` has no row beside the full run")
     if any("kind" not in row for row in record["rows"]):
         raise InputError(
             f"the record of `{record['command']}` has rows without a kind; join records that "
             "`erta bench peers --json` wrote"
         )
+    if not list_budgets(record):
+        raise InputError(f"the record of `{record['command']}` has no row beside the full run")
     if unfinished := record["settings"].get("unfinished"):
         raise InputError(
             f"the run of `{record['command']}` was stopped: {unfinished}; measure it to its end"
