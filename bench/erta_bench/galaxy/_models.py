@@ -175,7 +175,8 @@ def load_noise(name: str) -> GalaxyNoise:
         InputError: There is no such network.
         MissingExtraError: galaxygrad is not installed.
     """
-    return GalaxyNoise(*_read(name))
+    network, called, digest = _read(name)
+    return GalaxyNoise(network, f"{called}-noise", digest)
 
 
 def _read(name: str) -> tuple[ScoreNet, str, str]:
