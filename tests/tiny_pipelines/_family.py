@@ -83,6 +83,11 @@ def fill_zeros(network: nn.Module) -> nn.Module:
     return network.eval()
 
 
+UNSET = {"LuminaNextDiT2DModel": "pad_token"}
+"""Parameters that diffusers leaves to whatever the memory holds. Where that is zeros by chance,
+`fill_zeros` draws other numbers for what comes after."""
+
+
 def build_model(cls: str, seed: int = 0, **config: Any) -> Any:
     """Build a diffusers model of fixed random weights, by the name of its class."""
     return build_model_of(getattr(diffusers, cls), seed, **config)
@@ -93,7 +98,10 @@ def build_model_of(cls: type[nn.Module], seed: int = 0, **config: Any) -> Any:
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        return fill_zeros(cls(**config))
+        model = cls(**config)
+        if name := UNSET.get(cls.__name__):
+            model.get_parameter(name).data.fill_(0.1)
+        return fill_zeros(model)
     finally:
         torch.random.set_rng_state(state)
 
