@@ -17,6 +17,9 @@ AFTER_INLINE = 5
 MOST_COLUMNS = 10
 """Tables with more are set smaller."""
 
+ONE_LINE = 22
+"""Characters of a label that fit beside its cell on a phone."""
+
 
 class CellLabels(Treeprocessor):
     """Writes `data-label` on the cells of every table."""
@@ -30,6 +33,8 @@ class CellLabels(Treeprocessor):
             for row in table.iter("tr"):
                 for label, cell in zip(labels, row.findall("td"), strict=False):
                     cell.set("data-label", label)
+                    if len(label) > ONE_LINE:
+                        cell.set("data-lines", str(1 + len(label) // ONE_LINE))
 
 
 class StackedTables(Extension):
