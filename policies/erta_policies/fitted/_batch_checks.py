@@ -90,3 +90,31 @@ def require_solution(solution: Solution | None, session: SessionInfo, who: str) 
             "steps or DDIM"
         )
     solution.require_sigmas(session.sigmas)
+
+
+def require_one_step(session: SessionInfo) -> None:
+    """Refuse a solver whose steps depend on earlier outputs.
+
+    Raises:
+        PolicyError: Names it.
+    """
+    if not is_one_step(session):
+        raise PolicyError(
+            "the search of a schedule leads from one computed step to the next, which works under "
+            f"a solver without memory only, and this is {session.solver}; calibrate with Euler "
+            "steps or DDIM, or with search=0"
+        )
+
+
+def require_two_samples(count: int) -> None:
+    """Refuse a batch in which nothing can be fitted to some samples and judged by others.
+
+    Raises:
+        PolicyError: There is one sample.
+    """
+    if count < 2:
+        raise PolicyError(
+            "the search of a schedule fits the samples of a batch together, and this one has "
+            "one; calibrate with a batch_size of 8 or more, or with search=0 (a pipeline that is "
+            "called for one prompt at a time has no others)"
+        )

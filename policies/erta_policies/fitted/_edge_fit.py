@@ -21,11 +21,15 @@ from erta_framework.calibration import SampleWith, Solution
 from erta_framework.errors import PolicyError
 from erta_policies.fitted import _features as features
 from erta_policies.fitted import _normal_equations as equations
-from erta_policies.fitted._batch_checks import check_nodes
+from erta_policies.fitted._batch_checks import (
+    check_nodes,
+    require_one_step,
+    require_two_samples,
+)
 from erta_policies.fitted._cached_run import CachedRun, combine_features
 from erta_policies.fitted._guided_branches import GuidedBranches
 from erta_policies.fitted._normal_equations import FitSettings
-from erta_policies.fitted._solver_variable import SolverVariable, is_one_step
+from erta_policies.fitted._solver_variable import SolverVariable
 
 
 class EdgeFit(Policy):
@@ -169,78 +173,6 @@ class EdgeRun:
         ends = (self.nodes[step.index], self.nodes[end])
         choice = equations.choose_weights(sums.cpu(), self.settings, nodes, ends, computed=False)
         return combine_features(found, choice.weights, self.channel_dim)
-
-
-class TrajectoryRecorder(Policy):
-    """Keeps the latents of a run at every sigma, on the CPU.
-
-    Attributes:
-        into: Latents of each batch, at each sigma in turn.
-        sigmas: The sigmas, once a batch has begun.
-    """
-
-    traits = Traits(static=True, deterministic=True)
-    into: list[list[Tensor]]
-    sigmas: list[float]
-
-    @hookimpl
-    def on_session_start(self, session: SessionInfo) -> None:
-        require_one_step(session)
-        self.sigmas[:] = session.sigmas
-        self.into.append([])
-
-    @hookimpl
-    def forward(self, step: Step, call: Call) -> None:
-        if step.index == 0 and not self.into[-1]:
-            self.into[-1].append(call.x.cpu())
-
-    @hookimpl
-    def post_step(self, step: Step, sample: Tensor) -> None:
-        latents = self.into[-1]
-        if len(latents) == 1:  # a call may hold several branches
-            latents[0] = latents[0][: len(sample)]
-        latents.append(sample.cpu())
-
-
-def record_full_run(sample: SampleWith) -> Solution:
-    """The full run of the calibration samples, as if it were their solution.
-
-    Args:
-        sample: The samples under policies.
-    """
-    recorder = TrajectoryRecorder(into=[], sigmas=[])
-    sample((recorder,))
-    latents = torch.cat([torch.stack(batch, dim=1) for batch in recorder.into])
-    steps = len(recorder.sigmas) - 1
-    return Solution(tuple(recorder.sigmas), latents, 0.0, substeps=1, calls=steps)
-
-
-def require_one_step(session: SessionInfo) -> None:
-    """Refuse a solver whose steps depend on earlier outputs.
-
-    Raises:
-        PolicyError: Names it.
-    """
-    if not is_one_step(session):
-        raise PolicyError(
-            "the search of a schedule leads from one computed step to the next, which works under "
-            f"a solver without memory only, and this is {session.solver}; calibrate with Euler "
-            "steps or DDIM, or with search=0"
-        )
-
-
-def require_two_samples(count: int) -> None:
-    """Refuse a batch in which nothing can be fitted to some samples and judged by others.
-
-    Raises:
-        PolicyError: There is one sample.
-    """
-    if count < 2:
-        raise PolicyError(
-            "the search of a schedule fits the samples of a batch together, and this one has "
-            "one; calibrate with a batch_size of 8 or more, or with search=0 (a pipeline that is "
-            "called for one prompt at a time has no others)"
-        )
 
 
 def try_steps(

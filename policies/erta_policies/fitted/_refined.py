@@ -11,8 +11,9 @@ from erta_framework import Profile, Profiler
 from erta_framework.budgets import ListedSteps
 from erta_framework.calibration import SampleWith
 from erta_framework.errors import PolicyError
-from erta_policies.fitted._edge_fit import record_full_run, try_steps
+from erta_policies.fitted._edge_fit import try_steps
 from erta_policies.fitted._end_to_end import find_edges, judge, refine_rows, with_rows
+from erta_policies.fitted._full_run import record_full_run
 from erta_policies.fitted._gradient import make_differentiate
 from erta_policies.fitted._moved_steps import move_steps
 from erta_policies.fitted._profiler import FittedProfiler
@@ -42,8 +43,8 @@ class EndToEndProfiler(FittedProfiler):
 
     Attributes:
         refine: Most rounds of the refinement.
-        search: Most sweeps over the schedule. One costs about two cached runs for each two computed
-            steps, since a run with a moved step begins like the one without.
+        search: Most sweeps over the schedule. One costs about one cached run for each computed
+            step, since a run with a moved step begins like the one without.
 
     Raises:
         PolicyError: There are neither rounds nor sweeps; or as `FittedProfiler`.

@@ -20,7 +20,8 @@ from erta_framework.sampling.solvers import FlowAdamsBashforth2
 from erta_framework.testing import GaussianMixtureFlow
 from erta_policies.ertacache import SkipPolicy
 from erta_policies.fitted import EndToEndProfiler, FittedProfiler, FittedReuse, FittedTable
-from erta_policies.fitted._edge_fit import EdgeFit, record_full_run, try_steps
+from erta_policies.fitted._edge_fit import EdgeFit, try_steps
+from erta_policies.fitted._full_run import record_full_run
 from erta_policies.fitted._moved_steps import move_steps
 
 TRAINING = [f"sample {k}" for k in range(16)]
