@@ -22,10 +22,8 @@ from erta_framework.report import Method
 from erta_framework.sampling import (
     Callback,
     ProgressBar,
-    Sampler,
     TextModel,
     TextSampler,
-    solve,
 )
 
 SUBSTEPS = 4
@@ -136,13 +134,10 @@ class BundledGround:
     def solve(self, full: Method, prompts: Sequence[str], seed: int) -> Exact:
         """By many second-order steps, in the own loop or where the sampler offers it."""
         sampler = self.make_sampler(full, (), (), len(prompts))
-        options = {"seed": seed, "substeps": SUBSTEPS}
-        if isinstance(sampler, Sampler):
-            return solve_with(partial(solve, sampler, self.model, prompts, **options))
-        offer = getattr(sampler, "solve", None)
+        offer = getattr(sampler, "solve", None)  # a model's own sampler may have none
         if offer is None:
             return None, f"none, {type(sampler).__name__} offers no finer run of its grid (`solve`)"
-        return solve_with(partial(offer, self.model, prompts, **options))
+        return solve_with(partial(offer, self.model, prompts, seed=seed, substeps=SUBSTEPS))
 
     def describe(self) -> dict[str, str]:
         """Model, network, loop."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, Solution
 from erta_framework.plugins import Policy
 from erta_framework.sampling._text_model import TextModel
 from erta_framework.session import Trace, render_strip
@@ -54,7 +54,7 @@ class Samples:
 
 
 class TextSampler(Protocol):
-    """Samples and calibrates prompts: `Sampler`, or a pipeline that runs the same model.
+    """Samples, solves and calibrates prompts: `Sampler`, or a pipeline of the same model.
 
     `facts` says in words what samples, for a report: loop, solver or scheduler, and guidance.
     """
@@ -63,6 +63,10 @@ class TextSampler(Protocol):
     def facts(self) -> Mapping[str, str]: ...
 
     def sample(self, model: TextModel, prompts: Sequence[str], *, seed: int = 0) -> Samples: ...
+
+    def solve(
+        self, model: TextModel, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    ) -> Solution: ...
 
     def calibrate(
         self,

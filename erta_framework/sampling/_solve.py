@@ -12,7 +12,7 @@ from torch import Tensor
 from erta_framework.calibration import Solution, check_substeps, divide_steps
 from erta_framework.errors import CapabilityError
 from erta_framework.plugins import Policy, Traits, hookimpl
-from erta_framework.sampling._inputs import make_noise
+from erta_framework.sampling._inputs import as_seeds, make_noise
 from erta_framework.sampling._text_model import TextModel
 from erta_framework.sampling.solvers import (
     AdamsBashforth2,
@@ -71,7 +71,13 @@ class FineSteps(AdamsBashforth2):
 
 
 def solve(
-    sampler: Sampler, model: TextModel, prompts: Sequence[str], *, seed: int = 0, substeps: int = 8
+    sampler: Sampler,
+    model: TextModel,
+    prompts: Sequence[str],
+    *,
+    seed: int = 0,
+    seeds: Sequence[int] | None = None,
+    substeps: int = 8,
 ) -> Solution:
     """The nearly exact solution of what a sampler samples, to calibrate and to compare with.
 
@@ -83,11 +89,12 @@ def solve(
         model: Encodes the prompts and predicts.
         prompts: One a sample.
         seed: Sample k draws its noise from `seed + k`.
+        seeds: The seed of each sample instead.
         substeps: Steps for each step of the schedule; even.
 
     Raises:
         CapabilityError: The solver is not made of parts.
-        InputError: `substeps` is not even, or there are no prompts.
+        InputError: `substeps` is not even, there are no prompts, or not one seed for each.
 
     Example:
         >>> solution = solve(Sampler(num_steps=50), model, ["a red circle"])  # doctest: +SKIP
@@ -104,11 +111,11 @@ def solve(
         start = second.noised(None, make_noise(model, seeds, None), sigmas[0])
         return torch.stack([start, *recorder.into], dim=1)
 
-    found = []
+    numbers, found = as_seeds(seeds, seed, len(prompts)), []
     for begin in range(0, len(prompts), sampler.batch_size):
         names = prompts[begin : begin + sampler.batch_size]
-        seeds = [seed + begin + place for place in range(len(names))]
-        rough, fine = (run(count, names, seeds) for count in (substeps // 2, substeps))
+        chosen = numbers[begin : begin + len(names)]
+        rough, fine = (run(count, names, chosen) for count in (substeps // 2, substeps))
         found.append(Solution.of_runs(sigmas, rough, fine, substeps))
     return Solution.merge(found)
 

@@ -9,10 +9,11 @@ from erta_bench.ablation._variants import make_choices, make_ladder, make_varian
 from erta_bench.cli import app
 from erta_bench.cli._options import choose_held_out, format_command
 from erta_bench.overhead._overhead import calibrate_toy
-from erta_bench.setting import PROFILE, Setting, _models, build_policy, read_prompts
+from erta_bench.setting import PROFILE, SUBSTEPS, Setting, _models, build_policy, read_prompts
 from erta_framework import CFG, Sampler
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr, ssim
+from erta_framework.sampling import solve
 from erta_framework.testing import GaussianMixtureFlow
 
 COMMON = {
@@ -103,26 +104,35 @@ def test_calls_are_those_the_network_counted(measured):
     ran = [r["calls"] for r in bench.rows if r["same_as"] is None]
     calibration = STEPS * branches  # one batch
     full_again = STEPS * branches * batches  # for the time alone
-    assert total == SEED_SETS * (sum(ran) * branches * batches + full_again + calibration)
+    solved = (STEPS * SUBSTEPS + STEPS * SUBSTEPS // 2) * branches * batches
+    assert total == SEED_SETS * (sum(ran) * branches * batches + full_again + calibration + solved)
 
 
 def test_numbers_are_those_of_a_hand_made_comparison(measured):
     bench, _ = measured
-    quality, structure = [], []
+    quality, structure, fine, of_full = [], [], [], []
     for seed in (3, 10_003):
-        full, plain = (
+        samplers = [
             Sampler(num_steps=steps, guidance=CFG(scale=3.0), batch_size=BATCH)
-            .sample(toy(), HELD_OUT, seed=seed)
-            .samples
             for steps in (STEPS, CALLS)
-        )
+        ]
+        full, plain = (one.sample(toy(), HELD_OUT, seed=seed).samples for one in samplers)
+        exact = solve(samplers[0], toy(), HELD_OUT, seed=seed, substeps=SUBSTEPS).samples
+        fine.append(psnr(plain, exact))
+        of_full.append(psnr(full, exact))
         quality.append(psnr(plain, full))
         structure.append(ssim(plain, full))
     found = row(bench, "plain Euler")
     assert found["psnr_mean"] == torch.cat(quality).mean().item()
     assert found["psnr_std"] == torch.cat(quality).std(correction=0).item()
     assert found["ssim_mean"] == torch.cat(structure).mean().item()
+    assert found["psnr_worst"] == torch.cat(quality).min().item()
     full_row = row(bench, "full")
+    for measured_row, values in ((found, fine), (full_row, of_full)):
+        assert measured_row["psnr_fine_mean"] == torch.cat(values).mean().item()
+        assert measured_row["psnr_fine_std"] == torch.cat(values).std(correction=0).item()
+        assert measured_row["psnr_fine_worst"] == torch.cat(values).min().item()
+    assert bench.settings["solution_substeps"] == SUBSTEPS
     assert full_row["psnr_mean"] is None  # equal to itself: infinite
     assert (full_row["ssim_mean"], full_row["speedup"]) == (1.0, 1.0)
     assert row(bench, "uniform")["gain_mean"] == 0.0

@@ -17,10 +17,11 @@ from erta_bench.batch._modes import (
 )
 from erta_bench.cli import app
 from erta_bench.setting import _models
-from erta_framework import NoGuidance
+from erta_framework import CFG, NoGuidance, Sampler
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
 from erta_framework.plugins import Engine
+from erta_framework.sampling import solve
 from erta_framework.testing import GaussianMixtureFlow
 
 STEPS, TAU = 20, 0.1
@@ -59,6 +60,22 @@ def test_rows(bench, tmp_path):
     full = row(bench, "full")
     assert (full["network_calls"], full["calls_mean"]) == (2 * STEPS, STEPS)
     assert full["samples_per_second"] == pytest.approx(len(PROMPTS) / full["seconds"])
+
+
+def test_quality_is_measured_to_the_exact_solution_of_the_same_noise(bench):
+    for batch in ("as they come", "easy and hard"):
+        spelled = bench.settings[f"prompts.{batch}"], bench.settings[f"seeds.{batch}"]
+        names, seeds = spelled[0].split("; "), [int(seed) for seed in spelled[1].split()]
+        sampler = Sampler(guidance=CFG(scale=3.0), num_steps=STEPS, batch_size=len(names))
+        full = sampler.sample(setting().model, names, seeds=seeds).samples
+        exact = [
+            solve(sampler, setting().model, [name], seed=seed, substeps=4).samples
+            for name, seed in zip(names, seeds, strict=True)
+        ]
+        found = psnr(full, torch.cat(exact))
+        assert row(bench, "full", batch)["psnr_fine_mean"] == pytest.approx(found.mean().item())
+        assert row(bench, "full", batch)["psnr_fine_worst"] == pytest.approx(found.min().item())
+    assert bench.settings["solution_substeps"] == 4
 
 
 @pytest.mark.parametrize("batch", ["as they come", "easy and hard"])
@@ -141,8 +158,8 @@ def test_command(tmp_path, monkeypatch, seeming_gpu):
     assert result.exit_code == 0, result.output
     record = json.loads(path.read_text())
     assert record["command"] == (
-        "erta bench batch --model shapes-wan --prompts 3 --threshold 0.2 --steps 14 --seed 0 "
-        "--device cpu"
+        "erta bench batch --model shapes-wan --prompts 3 --threshold 0.2 --steps 14 "
+        "--substeps 4 --seed 0 --device cpu"
     )
     assert {r["threshold"] for r in record["rows"]} == {None, 0.2}
     assert record["settings"]["prompts.as they come"] == "a b; c d; e f"

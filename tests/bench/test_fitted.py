@@ -35,8 +35,11 @@ def test_the_study_measures_each_row(
     study: Callable[..., list[dict[str, Any]]], seeming_gpu: None
 ) -> None:
     rows = study("calls")
-    assert [row["kind"] for row in rows] == ["plain", "plain", "peer", "composed", "ours"]
-    assert {row["calls"] for row in rows} == {5}
+    assert [row["kind"] for row in rows] == ["full", "plain", "plain", "peer", "composed", "ours"]
+    assert {row["calls"] for row in rows[1:]} == {5}
+    assert (rows[0]["calls"], rows[0]["psnr_mean"]) == (8, None)
+    assert all(row["psnr_fine_worst"] <= row["psnr_fine_mean"] for row in rows)
+    assert len({row["psnr_fine_mean"] for row in rows}) == len(rows)
     assert {row["samples"] for row in rows} == {3}
     assert rows[-1]["gain_mean"] == pytest.approx(rows[-1]["psnr_mean"] - rows[-2]["psnr_mean"])
 
@@ -45,23 +48,23 @@ def test_the_study_fits_on_other_schedules_and_under_other_solvers(
     study: Callable[..., list[dict[str, Any]]],
 ) -> None:
     rows = study("schedules")
-    assert [row["kind"] for row in rows] == ["composed", "ours"] * 5
-    assert {row["calls"] for row in rows} == {5}
+    assert [row["kind"] for row in rows] == ["full", *["composed", "ours"] * 5]
+    assert {row["calls"] for row in rows[1:]} == {5}
     rows = study("solvers")
-    assert [row["where"] for row in rows[2::3]] == [
+    assert [row["where"] for row in rows[3::4]] == [
         "20 steps, Euler",
         "30 steps, Euler",
         "8 steps, Adams-Bashforth 2",
     ]
-    assert [row["calls"] for row in rows[2::3]] == [10, 15, 4]
+    assert [row["calls"] for row in rows[3::4]] == [10, 15, 4]
 
 
 def test_the_study_measures_what_was_not_seen(
     study: Callable[..., list[dict[str, Any]]],
 ) -> None:
     rows = study("robust")
-    assert len(rows) == 4 * 3
-    assert {row["budget"] for row in rows} == {4}
+    assert [row["kind"] for row in rows] == ["full", "peer", "composed", "ours"] * 4
+    assert {row["budget"] for row in rows if row["kind"] != "full"} == {4}
     with pytest.raises(InputError, match="unknown part"):
         study("everything")
     assert repeat_prompts(["a", "b"], 3) == ["a", "b", "a"]

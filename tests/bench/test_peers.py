@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,14 +324,14 @@ def record(model: ShapesWan) -> Mapping[str, Any]:
         "plain AB2 on the multistep plan's steps",
         "plain UniPC on the multistep plan's steps",
     ]
-    found = compare_peers(setting, calls=[CALLS], seeds=2, rows=rows, substeps=4, command="x")
+    found = compare_peers(setting, calls=[CALLS], seeds=2, rows=rows, command="x")
     record: Mapping[str, Any] = json.loads(json.dumps(found.record(), allow_nan=False))
     return record
 
 
 def test_a_stopped_run_is_marked(model: ShapesWan, monkeypatch: pytest.MonkeyPatch) -> None:
     few, held_out = model.demo_prompts()
-    setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=4)
+    setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=4, substeps=2)
     own, kept = Comparison.run_seed_set, []
 
     def run(compared: Comparison, bar: Any, seed: int, *, backwards: bool) -> None:
@@ -340,9 +341,7 @@ def test_a_stopped_run_is_marked(model: ShapesWan, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Comparison, "run_seed_set", run)
     with pytest.raises(KeyboardInterrupt):
-        compare_peers(
-            setting, calls=[2], seeds=2, rows=["plain, same solver"], substeps=2, keep=kept.append
-        )
+        compare_peers(setting, calls=[2], seeds=2, rows=["plain, same solver"], keep=kept.append)
     assert [bench.settings["unfinished"] for bench in kept] == [
         "1 of 2 seed sets",
         "1 of 2 seed sets, and a part of the next",
@@ -356,7 +355,7 @@ def test_an_odd_solution_is_refused_before_anything_runs(model: ShapesWan) -> No
     few, held_out = model.demo_prompts()
     setting = Setting(model=model, calibration=few[:1], held_out=held_out[:1], steps=4)
     with pytest.raises(InputError, match="substeps is 3"):
-        compare_peers(setting, calls=[2], rows=["plain Heun"], substeps=3)
+        compare_peers(replace(setting, substeps=3), calls=[2], rows=["plain Heun"])
 
 
 @pytest.mark.slow
@@ -388,10 +387,15 @@ def test_rows_to_the_exact_solution_are_calibrated_end_to_end(
     monkeypatch.setattr(Runner, "solve", solve)
     few, held_out = model.demo_prompts()
     setting = Setting(
-        model=model, calibration=few[:8], held_out=held_out[:8], steps=6, batch_size=8
+        model=model,
+        calibration=few[:8],
+        held_out=held_out[:8],
+        steps=6,
+        batch_size=8,
+        substeps=2,
     )
     names = [EXACT_ROW, ORACLE.name, "fitted reuse, multistep plan"]
-    found = compare_peers(setting, calls=[3, 2], seeds=2, rows=names, substeps=2)
+    found = compare_peers(setting, calls=[3, 2], seeds=2, rows=names)
     # of the calibration once for all numbers of calls, of each seed set, and of the measured batch
     assert solved == [CALIBRATION_SEEDS, 0, 0, SEEDS_APART]
     rows = {row["name"]: row for row in found.rows if row["budget"] != 2}

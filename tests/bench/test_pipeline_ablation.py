@@ -79,8 +79,13 @@ def test_the_bench_compares_both_loops_and_refuses_what_unipc_cannot(
         else:
             assert (row["identical"], row["largest_difference"]) == (True, 0.0)
             assert row["own_psnr_mean"] == row["psnr_mean"]
+    assert (
+        rows["flow_euler", "full"]["psnr_fine_mean"] > 0 < rows["unipc", "full"]["psnr_fine_mean"]
+    )
     # calibration and full run, then the rows: twice under Euler, for both loops
-    assert len(calls) == 2 * (2 * (2 * STEPS + 6 * 3) + (2 * STEPS + 4 * 3))
+    made = 2 * (2 * STEPS + 6 * 3) + (2 * STEPS + 4 * 3)
+    solved = 2 * bench.settings["solution_calls"]  # once a scheduler
+    assert len(calls) == 2 * (made + solved)
 
 
 def test_the_bench_refuses_what_a_pipeline_does_not_have(model: ShapesWan) -> None:

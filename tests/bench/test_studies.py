@@ -35,12 +35,15 @@ def test_a_study_measures_against_the_full_run_and_says_what_was_run(seeming_gpu
     bench = run_half()
     nothing, half = bench.rows
     assert nothing["psnr_mean"] is None  # equal to the full run
+    for key in ("psnr_fine_mean", "psnr_fine_std", "psnr_fine_worst"):  # it is the full run
+        assert nothing[key] == bench.settings[f"full_run.{key}"]
+        assert nothing[key] != half[key]
     assert (nothing["work"], half["work"]) == (1.0, 0.5)
     assert half["prompts"] == 3
     assert bench.settings["calibration_samples"] == 2
     assert bench.command == (
-        "erta bench study half --model mixture --samples 3 --calibration 2 --steps 6 --seed 1 "
-        "--device cpu"
+        "erta bench study half --model mixture --samples 3 --calibration 2 --steps 6 --substeps 4 "
+        "--seed 1 --device cpu"
     )
 
 

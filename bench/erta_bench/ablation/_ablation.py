@@ -1,8 +1,8 @@
 """The paper's ablation on any text model: uniform, + policy, + time, + rectification.
 
-Every row is compared with the full run of the same prompts from the same noise. Profiles are
-calibrated on other prompts and other noise than those measured, once a seed set and for all
-numbers of calls; rows that run the same thing are run once.
+Every row is compared with the full run and the exact solution of the same prompts from the same
+noise. Profiles are calibrated on other prompts and other noise than those measured, once a seed set
+and for all numbers of calls; rows that run the same thing are run once.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from erta_bench.ablation._variants import Key, Variant, make_variants
-from erta_bench.core import Bench, Measurement, Value, make_record
+from erta_bench.core import TWO_AXES, Bench, Measurement, Value, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
     SEEDS_APART,
+    ExactSolutions,
     RunProgress,
     Setting,
     calibrate_residuals,
     describe_setting,
     require_measurable,
 )
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, Solution
 from erta_framework.environment import describe_machine
 from erta_framework.plugins import flatten
 from erta_framework.sampling import FlowEuler, Samples, TextSampler
@@ -33,8 +34,7 @@ COLUMNS = {
     "calls": "made",
     "work": "work",
     "processor_speedup": "speed",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    **TWO_AXES,
     "gain_mean": "gain",
     "ssim_mean": "SSIM",
 }
@@ -75,7 +75,7 @@ def run_ablation(
     for row in rows:
         unique.setdefault(row.key, row)
     work = (2 * setting.steps + sum(row.budget for row in unique.values())) * setting.batches
-    full = Measurement()
+    full, solutions = Measurement(), ExactSolutions(setting.substeps)
     outcomes = {key: Measurement() for key in unique}
     profiles: list[Profile] = []
     total = seed_sets * (work + setting.steps * setting.calibration_batches)
@@ -85,7 +85,8 @@ def run_ablation(
             profiles.append(calibrate_residuals(setting, bar, CALIBRATION_SEEDS + first))
             # another order each time, so that no row always runs on a warmer or busier machine
             turn = list(unique.items())[:: -1 if number % 2 else 1]
-            run_seed_set(setting, bar, profiles[-1], first, full, outcomes, dict(turn))
+            solution = run_seed_set(setting, bar, profiles[-1], first, full, outcomes, dict(turn))
+            solutions.add(solution)
     shared = {key: row.name for key, row in unique.items()}
     base = {row.budget: outcomes[row.key] for row in rows if row.name == "uniform"}
     facts: dict[str, Value] = {
@@ -107,7 +108,7 @@ def run_ablation(
             "policies": "; ".join(repr(p) for p in flatten(row.build(profiles[-1]))),
         }
         records.append(make_record(row.name, outcomes[row.key], full, base[row.budget], facts))
-    facts = describe_setting(setting, seed, profiles)
+    facts = describe_setting(setting, seed, profiles) | solutions.describe()
     machine = describe_machine(setting.device)
     return Bench(command, records, COLUMNS, facts, section="budget", machine=machine)
 
@@ -120,8 +121,12 @@ def run_seed_set(
     full: Measurement,
     outcomes: dict[Key, Measurement],
     unique: dict[Key, Variant],
-) -> None:
-    """Run everything once on one seed set, the full run first and last."""
+) -> Solution:
+    """Run everything once on one seed set, the full run first and last.
+
+    Returns:
+        The exact solution that all rows are compared with.
+    """
     branches = setting.branches
 
     def run(title: str, sampler: TextSampler) -> tuple[Samples, float]:
@@ -130,11 +135,14 @@ def run_seed_set(
         return result, took.processor
 
     reference, processor = run("full", setting.make_sampler(callbacks=[bar]))
-    full.add(reference, reference, processor, branches)
+    bar.set_title("exact solution")
+    solution = setting.solve_held_out(seed)
+    full.add(reference, reference, solution.samples, processor, branches)
     for key, row in unique.items():
         sampler = setting.make_sampler(row.build(profile), row.steps, row.solver, [bar])
         result, processor = run(f"{row.budget} calls: {row.name}", sampler)
-        outcomes[key].add(result, reference, processor, branches)
+        outcomes[key].add(result, reference, solution.samples, processor, branches)
     # the full run again: every speed-up is relative to it, and the machine may have slowed since
     again, processor = run("full", setting.make_sampler(callbacks=[bar]))
     full.add_time(again, processor)
+    return solution

@@ -16,9 +16,10 @@ from rich.console import Console
 from torch import Tensor
 
 from erta_bench.ablation._variants import Variant, make_ladder
-from erta_bench.core import Bench, Measurement, Row, Value, as_finite, make_record
+from erta_bench.core import TWO_AXES, Bench, Measurement, Row, Value, as_finite, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
+    ExactSolutions,
     Reference,
     RunProgress,
     Setting,
@@ -26,7 +27,7 @@ from erta_bench.setting import (
     describe_setting,
     require_measurable,
 )
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, Solution
 from erta_framework.environment import describe_machine
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import Policy
@@ -41,8 +42,7 @@ COLUMNS = {
     "status": "status",
     "calls": "made",
     "work": "work",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    **TWO_AXES,
     "own_psnr_mean": "own loop",
     "identical": "same bits",
 }
@@ -127,10 +127,12 @@ class LoopRun:
     full: Reference
 
     @classmethod
-    def start(cls, setting: Setting, seed: int, bar: RunProgress) -> LoopRun:
-        """Calibrate, and make the full run."""
+    def start(
+        cls, setting: Setting, seed: int, bar: RunProgress, known: Solution | None = None
+    ) -> LoopRun:
+        """Calibrate, and make the full run; the exact solution may be known from another loop."""
         profile = calibrate_residuals(setting, bar, CALIBRATION_SEEDS + seed)
-        return cls(profile, Reference(setting, seed, bar))
+        return cls(profile, Reference(setting, seed, bar, known))
 
     def run(self, row: Variant) -> tuple[Measurement, Tensor]:
         """One row, measured against this loop's own full run.
@@ -167,6 +169,7 @@ def run_pipeline_ablation(
     require_measurable(setting, calls, seed_sets=1)
     rows: list[Row] = []
     profiles: list[Profile] = []
+    solutions = ExactSolutions(setting.substeps)
     shared = {name: getattr(setting, name) for name in Setting.__dataclass_fields__}
     for scheduler in dict.fromkeys(schedulers):
         table = make_table(scheduler, tuple(dict.fromkeys(calls)), setting.steps)
@@ -174,10 +177,12 @@ def run_pipeline_ablation(
         with RunProgress(twice * count_steps(setting, table), console) as bar:
             through = PipelineSetting(scheduler=scheduler, **shared)
             piped = LoopRun.start(through, seed, bar)
-            own = LoopRun.start(SameGridSetting(**shared), seed, bar) if twice == 2 else None
+            known = piped.full.solution  # both loops approach it
+            own = LoopRun.start(SameGridSetting(**shared), seed, bar, known) if twice == 2 else None
             rows += measure_table(scheduler, piped, own, table)
         profiles.append(piped.profile)
-    facts = describe_setting(setting, seed, profiles[:1])
+        solutions.add(piped.full.solution)
+    facts = describe_setting(setting, seed, profiles[:1]) | solutions.describe()
     machine = describe_machine(setting.device)
     return Bench(command, rows, COLUMNS, facts, section="budget", machine=machine)
 

@@ -1,9 +1,10 @@
 """Throughput of per-sample decisions: one batch of easy and hard prompts, four ways to run it.
 
 EasyCache decides for each sample. How hard a prompt is follows from measurement: the network calls
-that it takes when it is sampled alone. Every row is compared with the full run of the same prompts
-from the same noise, in the same process. The speed that is shown is the ratio of processor seconds,
-which other load disturbs less than wall seconds; the records hold both.
+that it takes when it is sampled alone. Every row is compared with the full run and the exact
+solution of the same prompts from the same noise, in the same process. The speed that is shown is
+the ratio of processor seconds, which other load disturbs less than wall seconds; the records hold
+both.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from statistics import pstdev
 
 from rich.progress import Progress
+from torch import Tensor
 
 from erta_bench.batch._modes import (
     ALONE,
@@ -23,9 +25,11 @@ from erta_bench.batch._modes import (
     choose_mixed_batch,
     run_mode,
     sample_batch,
+    solve_batch,
 )
-from erta_bench.core import Bench, Row, Value, as_finite, average
-from erta_bench.setting import describe_model
+from erta_bench.core import Bench, Row, Value, as_finite, average, describe_quality
+from erta_bench.setting import ExactSolutions, describe_model
+from erta_framework.calibration import check_substeps
 from erta_framework.environment import describe_machine
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr
@@ -41,7 +45,9 @@ COLUMNS = {
     "calls_min": "least",
     "calls_max": "most",
     "processor_speedup": "speed",
-    "psnr_mean": "PSNR",
+    "psnr_fine_mean": "exact",
+    "psnr_fine_worst": "worst",
+    "psnr_mean": "full",
     "psnr_min": "least",
     "psnr_hard": "hard half",
 }
@@ -84,8 +90,10 @@ def compare_modes(
         )
     given = Batch("as they come", tuple(prompts), tuple(range(seed, seed + len(prompts))))
     rows: list[Row] = []
+    check_substeps(setting.substeps)
+    solutions = ExactSolutions(setting.substeps)
     with Progress(disable=not progress) as bar:
-        task = bar.add_task("choosing a mixed batch", total=1 + 2 * (2 + 4 * len(thresholds)))
+        task = bar.add_task("choosing a mixed batch", total=1 + 2 * (3 + 4 * len(thresholds)))
         batches = [given, choose_mixed_batch(setting, given, thresholds[0])]
         bar.advance(task)
         for batch in batches:
@@ -101,13 +109,18 @@ def compare_modes(
             # the full run again: every speed is relative to it, and the machine may have slowed
             fulls.append(sample_batch(setting, Engine([]), batch))
             bar.advance(task)
-            rows += make_records(setting, batch, fulls, runs)
+            bar.update(task, description=f"exact solution: {batch.name}")
+            solution = solve_batch(setting, batch)
+            solutions.add(solution)
+            bar.advance(task)
+            rows += make_records(setting, batch, fulls, runs, solution.samples)
     facts: dict[str, Value] = {
         **describe_model(setting.model),
         "guidance": repr(setting.guidance),
         "solver": repr(FlowEuler()),
         "policy": repr(setting.engine(PER_SAMPLE, thresholds[0]).policies[0]),
         "batch_size": len(prompts),
+        **solutions.describe(),
         **{f"prompts.{batch.name}": "; ".join(batch.prompts) for batch in batches},
         **{f"seeds.{batch.name}": " ".join(map(str, batch.seeds)) for batch in batches},
     }
@@ -120,6 +133,7 @@ def make_records(
     batch: Batch,
     fulls: Sequence[BatchRun],
     runs: Mapping[tuple[float, str], BatchRun],
+    exact: Tensor,
 ) -> list[Row]:
     """The flat records of one batch: the full run and every mode."""
     full = fulls[0]
@@ -129,6 +143,7 @@ def make_records(
     shared: dict[str, Value] = {"batch": batch.name, "steps": setting.steps, "prompts": size}
     first: dict[str, Value] = {"name": "full", "threshold": None, **shared, **count_calls(full)}
     first |= {"seconds": wall, "processor_seconds": processor, "samples_per_second": size / wall}
+    first |= describe_quality(psnr(full.samples, exact))
     rows: list[Row] = [{**first, "work": 1.0, "speedup": 1.0, "processor_speedup": 1.0}]
     for (threshold, mode), run in runs.items():
         alone = runs[threshold, ALONE]
@@ -142,6 +157,7 @@ def make_records(
             "speedup": wall / run.seconds,
             "processor_speedup": processor / run.processor,
             "samples_per_second": size / run.seconds,
+            **describe_quality(psnr(run.samples, exact)),
             "psnr_mean": as_finite(quality.mean()),
             "psnr_min": as_finite(quality.min()),
             "psnr_hard": as_finite(quality[hardest].mean()),

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from erta_bench.setting import time_call
+from erta_bench.setting import SUBSTEPS, time_call
+from erta_framework.calibration import Solution
 from erta_framework.config import build_policies
 from erta_framework.plugins import Engine
 from erta_framework.sampling import (
@@ -16,10 +17,12 @@ from erta_framework.sampling import (
     FlowEuler,
     Guidance,
     Request,
+    Sampler,
     SamplingLoop,
     TextModel,
     resolve_device,
     sample_noise,
+    solve,
 )
 from erta_framework.session import (
     Call,
@@ -64,6 +67,7 @@ class BatchSetting:
         guidance: How branches combine.
         options: Further options of EasyCache, such as `{"warmup": 5}`.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        substeps: Steps of the exact solution for each step of a run; even.
     """
 
     model: TextModel
@@ -71,6 +75,7 @@ class BatchSetting:
     guidance: Guidance = field(default_factory=lambda: CFG(scale=3.0))
     options: Mapping[str, object] = field(default_factory=dict)
     accelerator: str = "auto"
+    substeps: int = SUBSTEPS
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +152,20 @@ def run_mode(setting: BatchSetting, mode: str, threshold: float, batch: Batch) -
         tuple(run.calls[0] for run in single),
         sum(run.seconds for run in single),
         sum(run.processor for run in single),
+    )
+
+
+def solve_batch(setting: BatchSetting, batch: Batch) -> Solution:
+    """The nearly exact solution of a batch, sample by sample from the same noise."""
+    sampler = Sampler(
+        solver=FlowEuler(),
+        guidance=setting.guidance,
+        num_steps=setting.steps,
+        batch_size=len(batch.prompts),
+        accelerator=setting.accelerator,
+    )
+    return solve(
+        sampler, setting.model, batch.prompts, seeds=batch.seeds, substeps=setting.substeps
     )
 
 

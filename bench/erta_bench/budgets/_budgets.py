@@ -1,8 +1,8 @@
 """Schedules at equal network calls: the threshold walk, each planner, and refined plans.
 
-Every row is compared with the full run of the same held-out prompts from the same noise; profiles,
-plans and refinements see calibration prompts and noise alone. A second benchmark moves lambda by a
-fifth up and down from the value that was solved for a budget.
+Every row is compared with the full run and the exact solution of the same held-out prompts from the
+same noise; profiles, plans and refinements see calibration prompts and noise alone. A second
+benchmark moves lambda by a fifth up and down from the value that was solved for a budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from erta_bench.budgets._candidates import (
     make_replays,
     refine_candidates,
 )
-from erta_bench.core import Bench, Measurement, Row, Value, make_record
+from erta_bench.core import TWO_AXES, Bench, Measurement, Row, Value, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
     PROFILE,
@@ -45,8 +45,7 @@ COLUMNS = {
     "calls": "made",
     "work": "work",
     "predicted": "predicted",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    **TWO_AXES,
     "same_as": "same as",
 }
 LAMBDA_COLUMNS = {
@@ -55,8 +54,7 @@ LAMBDA_COLUMNS = {
     "threshold": "value",
     "calls": "calls",
     "work": "work",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    **TWO_AXES,
 }
 LAMBDA_SHIFT = 0.2
 """The share by which lambda is moved down and up."""
@@ -103,6 +101,7 @@ def compare_schedules(
             make_replays(setting, refine_samples, CALIBRATION_SEEDS + seed) if trials else None
         )
         table = ScheduleTable(Reference(setting, seed, bar))
+        facts.update(table.full.describe())
         for number in unique:
             chosen = list_candidates(profile, number, setting.steps)
             if replays is not None:
@@ -208,6 +207,6 @@ def vary_lambda(
         table = ScheduleTable(Reference(setting, seed, bar))
         for row in rows:
             table.add(row)
-    facts = describe_setting(setting, seed, [profile])
+    facts = describe_setting(setting, seed, [profile]) | table.full.describe()
     machine = describe_machine(setting.device)
     return Bench(command, table.rows, LAMBDA_COLUMNS, facts, section="budget", machine=machine)

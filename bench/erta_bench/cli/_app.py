@@ -12,7 +12,7 @@ from erta_bench.batch import BatchSetting, compare_modes
 from erta_bench.budgets import compare_schedules, vary_lambda
 from erta_bench.cli import _options as options
 from erta_bench.overhead import measure_overhead, measure_sites
-from erta_bench.setting import Setting, open_model, spell_device
+from erta_bench.setting import SUBSTEPS, Setting, open_model, spell_device
 from erta_framework.cli import BenchGroup, Device
 from erta_framework.console import make_console
 
@@ -42,6 +42,7 @@ def ablation_command(
     calls: Calls = None,
     steps: Steps = 50,
     batch_size: BatchSize = 16,
+    substeps: options.Substeps = SUBSTEPS,
     seed: Seed = 0,
     device: Device = "auto",
     quick: Annotated[
@@ -52,7 +53,8 @@ def ablation_command(
     """The paper's ablation: uniform, + offline policy, + timestep adjustment, + rectification.
 
     Beside it the same number of plain steps, and every choice that the paper leaves open, once.
-    PSNR and SSIM compare with the full run from the same noise; gain is PSNR over uniform reuse.
+    PSNR compares with the exact solution and with the full run from the same noise, SSIM with the
+    full run; gain is over uniform reuse, to the full run.
     """
     budgets = calls or CALLS
     if quick:
@@ -65,6 +67,7 @@ def ablation_command(
         steps=steps,
         batch_size=batch_size,
         accelerator=device,
+        substeps=substeps,
     )
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = run_ablation(
@@ -74,7 +77,7 @@ def ablation_command(
         seed=seed,
         console=make_console(stderr=True),
         command=f"erta bench ablation --model {model} --prompts {shlex.quote(prompts)} "
-        f"--seed-sets {seed_sets} {spelled} --steps {steps} --seed {seed}"
+        f"--seed-sets {seed_sets} {spelled} --steps {steps} --substeps {substeps} --seed {seed}"
         + (" --quick" if quick else "")
         + spell_device(device),
     )
@@ -82,7 +85,7 @@ def ablation_command(
 
 
 def open_planning_setting(
-    name: str, prompts: str, steps: int, batch_size: int, device: str
+    name: str, prompts: str, steps: int, batch_size: int, device: str, substeps: int
 ) -> tuple[Setting, str]:
     """A bundled model with one batch of calibration prompts, and how the command names it."""
     opened = open_model(name)
@@ -93,9 +96,11 @@ def open_planning_setting(
         steps=steps,
         batch_size=batch_size,
         accelerator=device,
+        substeps=substeps,
     )
     named = (
-        f"--model {name} --prompts {shlex.quote(prompts)} --steps {steps} --batch-size {batch_size}"
+        f"--model {name} --prompts {shlex.quote(prompts)} --steps {steps} "
+        f"--batch-size {batch_size} --substeps {substeps}"
     )
     return setting, named + spell_device(device)
 
@@ -109,6 +114,7 @@ def budgets_command(
     refine_samples: Annotated[int, typer.Option(min=1, help="Samples that it replays.")] = 8,
     steps: Steps = 50,
     batch_size: BatchSize = 16,
+    substeps: options.Substeps = SUBSTEPS,
     seed: Seed = 0,
     device: Device = "auto",
     json: options.Json = None,
@@ -116,11 +122,12 @@ def budgets_command(
     """Schedules at equal network calls: threshold walk, each planner, refined plans.
 
     Each with residual reuse, with K and B, and with a first-order forecast over sigma. PSNR
-    compares with the full run from the same noise; prompts and noise are not those of calibration.
+    compares with the exact solution and the full run from the same noise; prompts and noise are not
+    those of calibration.
     The JSON file is written after each number of calls, so that a run may be stopped.
     """
     budgets = calls or CALLS
-    setting, named = open_planning_setting(model, prompts, steps, batch_size, device)
+    setting, named = open_planning_setting(model, prompts, steps, batch_size, device, substeps)
     bench = compare_schedules(
         setting,
         calls=budgets,
@@ -142,13 +149,14 @@ def lambda_command(
     calls: Calls = None,
     steps: Steps = 50,
     batch_size: BatchSize = 16,
+    substeps: options.Substeps = SUBSTEPS,
     seed: Seed = 0,
     device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """How much ERTACache's lambda matters: as solved for a budget, and a fifth less and more."""
     budgets = calls or CALLS
-    setting, named = open_planning_setting(model, prompts, steps, batch_size, device)
+    setting, named = open_planning_setting(model, prompts, steps, batch_size, device, substeps)
     spelled = " ".join(f"--calls {budget}" for budget in budgets)
     bench = vary_lambda(
         setting,
@@ -207,6 +215,7 @@ def batch_command(
         typer.Option(help="Threshold of easycache; repeatable. Default 0.02 and 0.05."),
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of a run.")] = 50,
+    substeps: options.Substeps = SUBSTEPS,
     seed: Seed = 0,
     device: Device = "auto",
     json: options.Json = None,
@@ -214,20 +223,20 @@ def batch_command(
     """Per-sample decisions in a batch of easy and hard prompts, beside what else one could do.
 
     The same policy decides for each sample, for the whole batch because a driver cannot split it
-    (safe maximum), by means over the batch, and one prompt at a time. Speed and PSNR compare with
-    the full run of the same batch. A second batch is chosen to be mixed: the easiest and the
-    hardest of a pool, by the network calls that they take.
+    (safe maximum), by means over the batch, and one prompt at a time. Speed compares with the full
+    run of the same batch, PSNR with that and with the exact solution. A second batch is chosen to
+    be mixed: the easiest and the hardest of a pool, by the network calls that they take.
     """
     thresholds = threshold or [0.02, 0.05]
     opened = open_model(model)
     spelled = " ".join(f"--threshold {value:g}" for value in thresholds)
     bench = compare_modes(
-        BatchSetting(model=opened.model, steps=steps, accelerator=device),
+        BatchSetting(model=opened.model, steps=steps, accelerator=device, substeps=substeps),
         options.choose_held_out(opened, prompts),
         thresholds=thresholds,
         seed=seed,
         progress=True,
         command=f"erta bench batch --model {model} --prompts {shlex.quote(prompts)} {spelled} "
-        f"--steps {steps} --seed {seed}" + spell_device(device),
+        f"--steps {steps} --substeps {substeps} --seed {seed}" + spell_device(device),
     )
     bench.show(path=json)

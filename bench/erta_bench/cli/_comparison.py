@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_bench.setting import SUBSTEPS
 from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.errors import InputError
@@ -96,9 +97,7 @@ def peers_command(
             help="Leave out what works inside the network, and other projects' caches.",
         ),
     ] = False,
-    substeps: Annotated[
-        int, typer.Option(min=2, help="Steps of the exact solution for each step; even.")
-    ] = 4,
+    substeps: options.Substeps = SUBSTEPS,
     policy: options.OwnRows = None,
     scheduler: options.Scheduler = "",
     steps: options.Steps = 50,
@@ -144,14 +143,15 @@ def peers_command(
         return
     budgets = calls or [25, 17, 12, 8]
     bench = compare_peers(
-        options.open_setting(model, str(samples), calibration, steps, batch_size, device),
+        options.open_setting(
+            model, str(samples), calibration, steps, batch_size, device, substeps=substeps
+        ),
         calls=budgets,
         scheduler=scheduler,
         seeds=seeds,
         seed=seed,
         kinds=kind or (),
         step_level=step_level,
-        substeps=substeps,
         rows=[*(row or ()), *(policy or ())],
         console=make_console(stderr=True),
         command=options.format_command(

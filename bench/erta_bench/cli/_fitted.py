@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_bench.setting import SUBSTEPS, open_study_model, spell_device
 from erta_framework.cli import Device
 from erta_framework.console import make_console
 
@@ -23,6 +24,7 @@ def fitted_command(
     measured: Annotated[int, typer.Option(min=1, help="Held-out samples.")] = 32,
     samples: Annotated[int, typer.Option(min=1, help="Samples of a fit.")] = 16,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
+    substeps: options.Substeps = SUBSTEPS,
     model: Annotated[
         str,
         typer.Option(help="Name of a bundled model, or mixture: an analytic flow, in seconds."),
@@ -38,7 +40,6 @@ def fitted_command(
     fits for other numbers of steps and under a solver with memory.
     """
     from erta_bench.fitted import Study, run_study
-    from erta_bench.setting import open_study_model, spell_device
 
     opened = open_study_model(model)
     parts, budgets = part or ["calls"], calls or [25, 17, 12]
@@ -51,10 +52,11 @@ def fitted_command(
         samples=samples,
         steps=steps,
         accelerator=device,
+        substeps=substeps,
         console=make_console(stderr=True),
     )
     command = (
         f"erta bench fitted --model {model} {spelled} --middle {middle} --measured {measured} "
-        f"--samples {samples} --steps {steps}" + spell_device(device)
+        f"--samples {samples} --steps {steps} --substeps {substeps}" + spell_device(device)
     )
     run_study(study, parts, budgets, middle, command).show(path=json)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.setting import (
+    SUBSTEPS,
     DemoModel,
     Setting,
     choose_guidance,
@@ -32,6 +33,9 @@ Seed = Annotated[int, typer.Option(help="First seed.")]
 Steps = Annotated[int, typer.Option(min=4, help="Steps of the full run.")]
 Calibration = Annotated[int, typer.Option(min=1, help="Prompts to calibrate on.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Samples a request.")]
+Substeps = Annotated[
+    int, typer.Option(min=2, help="Steps of the exact solution for each step; even.")
+]
 
 
 def try_file(path: Path | None) -> Path | None:
@@ -110,7 +114,14 @@ def choose_held_out(opened: DemoModel, asked: str, *, repeat: bool = False) -> l
 
 
 def open_setting(
-    name: str, prompts: str, calibration: int, steps: int, batch_size: int, device: str
+    name: str,
+    prompts: str,
+    calibration: int,
+    steps: int,
+    batch_size: int,
+    device: str,
+    *,
+    substeps: int = SUBSTEPS,
 ) -> Setting:
     """A bundled model with its prompts; held-out prompts repeat, from other noise, as asked for.
 
@@ -126,6 +137,7 @@ def open_setting(
         guidance=choose_guidance(opened.model),
         batch_size=batch_size,
         accelerator=device,
+        substeps=substeps,
     )
 
 

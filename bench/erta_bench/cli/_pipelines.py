@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_bench.setting import SUBSTEPS, Setting, open_model, spell_device
 from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.optional_dependencies import require_extra
@@ -27,20 +28,21 @@ def pipeline_command(
     ] = None,
     steps: Annotated[int, typer.Option(min=2, help="Steps of the full run.")] = 50,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples a request.")] = 16,
+    substeps: options.Substeps = SUBSTEPS,
     seed: Annotated[int, typer.Option(help="First seed.")] = 0,
     device: Device = "auto",
     json: options.Json = None,
 ) -> None:
     """The ablation on shapes-wan through diffusers' unmodified WanPipeline, beside the own loop.
 
-    PSNR compares with the full run of the same scheduler from the same noise. Under the Euler
+    PSNR compares with the exact solution, and with the full run of the same scheduler, from the
+    same noise. Under the Euler
     scheduler the own loop runs every row too, on the same grid, and the table says whether both
     gave the same bits. A policy that a scheduler cannot serve is refused, and its row says why.
     """
     for module in ("diffusers", "transformers"):
         require_extra(module, extra="demo", wanted_by="erta bench pipeline")
     from erta_bench.ablation.pipeline import NAMES, run_pipeline_ablation
-    from erta_bench.setting import Setting, open_model, spell_device
 
     opened = open_model("shapes-wan")
     budgets, names = calls or [25, 17, 12], scheduler or list(NAMES)
@@ -54,13 +56,14 @@ def pipeline_command(
             steps=steps,
             batch_size=batch_size,
             accelerator=device,
+            substeps=substeps,
         ),
         calls=budgets,
         schedulers=names,
         seed=seed,
         console=make_console(stderr=True),
         command=f"erta bench pipeline --prompts {shlex.quote(prompts)} {' '.join(spelled)} "
-        f"--steps {steps} --seed {seed}" + spell_device(device),
+        f"--steps {steps} --substeps {substeps} --seed {seed}" + spell_device(device),
     )
     bench.show(path=json)
 

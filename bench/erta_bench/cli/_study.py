@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from erta_bench.cli import _options as options
+from erta_bench.setting import SUBSTEPS
 from erta_framework.cli import Device
 from erta_framework.console import make_console
 from erta_framework.errors import InputError, suggest
@@ -21,6 +22,7 @@ def study_command(
     samples: Annotated[int, typer.Option(min=1, help="Held-out samples.")] = 8,
     calibration: Annotated[int, typer.Option(min=1, help="Samples to calibrate on.")] = 8,
     steps: options.Steps = 50,
+    substeps: options.Substeps = SUBSTEPS,
     seed: options.Seed = 0,
     device: Device = "auto",
     json: options.Json = None,
@@ -34,7 +36,7 @@ def study_command(
     tests of a block's input. `corrections`: modules that are corrected, verified or chosen, at
     equal work. `worst-samples`: why the worst samples are the worst, against the exact solution.
 
-    PSNR compares with the full run from the same noise, where nothing else is said. Held-out
+    PSNR compares with the exact solution and with the full run from the same noise. Held-out
     prompts, and prompts and noise of calibration, are apart.
     """
     from erta_bench.studies import STUDIES, run_study
@@ -50,5 +52,6 @@ def study_command(
         steps=steps,
         seed=seed,
         accelerator=device,
+        substeps=substeps,
         console=make_console(stderr=True),
     ).show(path=json)

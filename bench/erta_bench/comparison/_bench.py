@@ -12,14 +12,19 @@ from erta_bench.comparison._contender import Contender
 from erta_bench.comparison._own_runner import is_in_own_loop, make_own_runner
 from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._rows import ContenderRow
-from erta_bench.comparison._runner import SUBSTEPS, Runner
-from erta_bench.comparison._seed_sets import Comparison, ExactSolutions
+from erta_bench.comparison._runner import Runner
+from erta_bench.comparison._seed_sets import Comparison
 from erta_bench.comparison.contenders import CONTENDERS
-from erta_bench.core import Bench
+from erta_bench.core import TWO_AXES, Bench
 from erta_bench.other_caches import read_rival_versions
-from erta_bench.setting import SEEDS_APART, RunProgress, Setting, require_measurable
+from erta_bench.setting import (
+    SEEDS_APART,
+    ExactSolutions,
+    RunProgress,
+    Setting,
+    require_measurable,
+)
 from erta_framework import CFG
-from erta_framework.calibration import check_substeps
 from erta_framework.environment import collect_versions, describe_machine
 from erta_framework.errors import InputError
 from erta_framework.plugins import policies
@@ -33,8 +38,7 @@ COLUMNS = {
     "work": "work",
     "processor_speedup": "speed",
     "processor_efficiency": "eff.",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    **TWO_AXES,
     "ssim_mean": "SSIM",
 }
 """The other keys are in the JSON and in the report."""
@@ -93,7 +97,6 @@ def compare_contenders(
     command: str,
     columns: Mapping[str, str],
     search_prompts: int = 2,
-    substeps: int = SUBSTEPS,
     keep: Callable[[Bench], object] | None = None,
 ) -> Bench:
     """Measure contenders at every number of calls.
@@ -109,7 +112,6 @@ def compare_contenders(
         command: Named in the result.
         columns: Keys that the table shows, with their headings.
         search_prompts: Calibration prompts that a search for a setting runs.
-        substeps: Steps of the exact solution for each step of the full run; even.
         keep: Gets what was measured so far after each seed set, and where the run is stopped,
             marked as unfinished.
 
@@ -117,11 +119,10 @@ def compare_contenders(
         InputError: What cannot be measured.
     """
     require_measurable(setting, calls, seeds)
-    check_substeps(substeps)
     preparation = make_preparation(setting, scheduler, search_prompts)
     contenders = [each for each in contenders if is_offered(each, preparation.runner)]
     rows = [ContenderRow(each, budget) for budget in dict.fromkeys(calls) for each in contenders]
-    compared = Comparison(setting, preparation, rows, ExactSolutions(substeps), seed)
+    compared = Comparison(setting, preparation, rows, ExactSolutions(setting.substeps), seed)
 
     def gather(unfinished: str = "") -> Bench:
         return Bench(
@@ -144,7 +145,7 @@ def compare_contenders(
                     keep(gather(f"{done} of {seeds} seed sets"))
                 compared.run_seed_set(bar, first, backwards=done % 2 == 1)
         except BaseException:  # a person stops it
-            if keep is not None and compared.full.fine:
+            if keep is not None and compared.full.outcome.fine:
                 keep(gather(f"{done} of {seeds} seed sets, and a part of the next"))
             raise
     return gather()

@@ -9,9 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from erta_bench.comparison._runner import SUBSTEPS, Runner
+from erta_bench.comparison._runner import Runner
 from erta_bench.setting import Setting, list_solvers
-from erta_framework.calibration import Solution
 from erta_framework.errors import CapabilityError, InputError
 from erta_framework.plugins import Policy
 from erta_framework.sampling import (
@@ -22,7 +21,6 @@ from erta_framework.sampling import (
     Solver,
     TextModel,
     TextSampler,
-    solve,
 )
 from erta_framework.session import Seam
 from erta_integrations.diffusers.bundled import InPipeline, PipelineModel
@@ -127,11 +125,6 @@ class OwnRunner(Runner):
     def list_sigmas(self) -> tuple[float, ...]:
         """Sigmas of the full run, down to 0."""
         return self._find_solver("").schedule(self.steps).sigmas
-
-    def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
-        """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
-        sampler = self._make_loop(self._find_solver(""))
-        return solve(sampler, self._text_model, prompts, seed=seed, substeps=substeps)
 
     def _sample_on_sigmas(
         self, solver: str, sigmas: tuple[float, ...], callbacks: Sequence[Callback]

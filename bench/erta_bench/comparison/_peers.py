@@ -10,7 +10,6 @@ from erta_bench.comparison._bench import compare_contenders
 from erta_bench.comparison._choice import choose_contenders
 from erta_bench.comparison._contender import Contender, own, plain
 from erta_bench.comparison._leaders import KINDS
-from erta_bench.comparison._runner import SUBSTEPS
 from erta_bench.comparison.contenders import CONTENDERS, EXACT, LEARNED, MULTISTEP, SCHEDULE
 from erta_bench.comparison.inside import COMPOSED, MODULES, PLANS, SEARCHED
 from erta_bench.core import Bench
@@ -149,7 +148,6 @@ def compare_peers(
     rows: Sequence[str] = (),
     kinds: Sequence[str] = (),
     step_level: bool = False,
-    substeps: int = SUBSTEPS,
     console: Console | None = None,
     command: str = "peers",
     keep: Callable[[Bench], object] | None = None,
@@ -165,7 +163,6 @@ def compare_peers(
         rows: Names of rows, or of policies in them.
         kinds: Kinds of rows. Without names and kinds, all rows.
         step_level: Leave out what works inside the network, see `choose_peers`.
-        substeps: Steps of the exact solution for each step of the full run; even.
         console: Where to show a progress bar; None shows none.
         command: Named in the result.
         keep: Gets what was measured so far after each seed set, and where the run is stopped,
@@ -185,6 +182,5 @@ def compare_peers(
         command=command,
         columns=COLUMNS,
         search_prompts=3,
-        substeps=substeps,
         keep=keep,
     )

@@ -22,7 +22,6 @@ from erta_bench.core import (
     make_record,
 )
 from erta_framework.errors import CapabilityError
-from erta_framework.metrics import psnr
 from erta_framework.optional_dependencies import MissingExtraError
 from erta_framework.plugins import flatten
 from erta_integrations.diffusers.bundled import PipelineModel
@@ -49,7 +48,6 @@ class ContenderRow:
         budget: Work of each branch that was asked for, in network calls.
         prepared: The contender with everything filled in; None where it does not run.
         outcome: Times and qualities.
-        fine: PSNR of each prompt against the exact solution, by seed set.
         right: Share of samples that show what their prompt says, word by word, by seed set.
         elements: Elements that the layers computed, over all runs.
         work: Work in network calls, as the engine counted it, by seed set.
@@ -61,7 +59,6 @@ class ContenderRow:
     budget: int
     prepared: Prepared | None = None
     outcome: Measurement = field(default_factory=Measurement)
-    fine: list[Tensor] = field(default_factory=list)
     right: list[Mapping[str, float]] = field(default_factory=list)
     elements: int = 0
     work: list[float] = field(default_factory=list)
@@ -82,26 +79,17 @@ class ContenderRow:
         """
         count = len(result.samples.samples)
         first = replace(reference.samples, samples=reference.samples.samples[:count])
-        self.outcome.add(result.samples, first, result.processor, BRANCHES, result.calls)
+        self.outcome.add(
+            result.samples, first, exact[:count], result.processor, BRANCHES, result.calls
+        )
         self.elements += result.elements
         self.work.append(result.work)
-        self.fine.append(psnr(result.samples.samples, exact[:count]))
         self.right.append(through.shown(result.samples.samples, result.samples.prompts))
-
-    def measure_distances(self) -> dict[str, Value]:
-        """Mean, deviation and worst sample, to the exact solution and to the full run."""
-        fine, full = torch.cat(self.fine), torch.cat(self.outcome.psnr)
-        return {
-            "psnr_fine_mean": as_finite(fine.mean()),
-            "psnr_fine_std": as_finite(fine.std(correction=0)),
-            "psnr_fine_worst": as_finite(fine.min()),
-            "psnr_worst": as_finite(full.min()),
-        }
 
     @property
     def samples(self) -> int:
         """Samples that were measured, over all seed sets."""
-        return sum(map(len, self.fine))
+        return sum(map(len, self.outcome.fine))
 
     def average_right(self) -> dict[str, Value]:
         """Share of samples that show what their prompt says: all words, and each."""
@@ -131,7 +119,6 @@ def make_full_record(full: ContenderRow, steps: int) -> Row:
         "budget": None,
         "steps": steps,
         "status": "measured",
-        **full.measure_distances(),
         **full.average_right(),
         "work": 1.0,
         "efficiency": 1.0,
@@ -177,7 +164,6 @@ def make_contender_record(row: ContenderRow, full: ContenderRow, preparation: Pr
         "work_layers": layers,
         "work_flops": None if contender.rival else found["work"],
         "psnr_sets_std": as_finite(means.std(correction=0)),
-        **row.measure_distances(),
         **row.average_right(),
         "bytes_held": row.bytes_held,
         "calibration_calls": preparation.count_calibration_calls(row.prepared),

@@ -14,7 +14,7 @@ from erta_bench.comparison._fixed_sigmas import OWN_SOLVERS, list_grid, make_sch
 from erta_bench.comparison._search import is_inside
 from erta_bench.comparison._silence import silence
 from erta_bench.other_caches import Bridge, bridge, watch_layers
-from erta_bench.setting import time_call
+from erta_bench.setting import SUBSTEPS, time_call
 from erta_framework import CFG, Policy, Sampler
 from erta_framework.calibration import Solution
 from erta_framework.errors import CapabilityError
@@ -25,8 +25,6 @@ from erta_integrations.diffusers.bundled import InPipeline, PipelineModel, Pipel
 
 BRANCHES = 2
 """Guidance branches of a step."""
-SUBSTEPS = 4
-"""Steps of the exact solution for each step of the full run, with which rows are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,9 +241,7 @@ class Runner:
 
     def solve(self, prompts: Sequence[str], seed: int, substeps: int = SUBSTEPS) -> Solution:
         """The nearly exact solution of prompts, prompt k from the noise of `seed + k`."""
-        sampler = self.make_sampler()
-        assert isinstance(sampler, PipelineSampler)  # runners of other loops solve by themselves
-        return sampler.solve(self.model, prompts, seed=seed, substeps=substeps)
+        return self.make_sampler().solve(self.model, prompts, seed=seed, substeps=substeps)
 
 
 def count_work(trace: Trace) -> float:

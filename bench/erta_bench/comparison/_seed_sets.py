@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 from erta_bench.comparison._contender import Contender
@@ -10,44 +9,11 @@ from erta_bench.comparison._memory import MemoryMeter
 from erta_bench.comparison._preparation import Preparation
 from erta_bench.comparison._rows import ContenderRow, make_contender_record, make_full_record
 from erta_bench.comparison._runner import Prepared, RunResult
-from erta_bench.core import Row, Value, average
+from erta_bench.core import Row, Value
 from erta_bench.other_caches import RIVALS
-from erta_bench.setting import RunProgress, Setting, describe_setting
-from erta_framework.calibration import Solution
+from erta_bench.setting import ExactSolutions, RunProgress, Setting, describe_setting
 from erta_framework.errors import BudgetError
 from erta_framework.optional_dependencies import MissingExtraError
-
-RANGE = 2.0
-"""Largest less smallest value of a sample."""
-
-
-@dataclass(slots=True)
-class ExactSolutions:
-    """How exact the solutions are that rows are compared with.
-
-    Attributes:
-        substeps: Steps for each step of the full run.
-        errors: Estimated mean squared error of each seed set's.
-        calls: Network calls of each sample and branch.
-    """
-
-    substeps: int
-    errors: list[float] = field(default_factory=list)
-    calls: int = 0
-
-    def add(self, solution: Solution) -> None:
-        """Count one in."""
-        self.errors.append(solution.error)
-        self.calls = solution.calls
-
-    def describe(self) -> dict[str, Value]:
-        """What a record says of them; the error as a PSNR in dB, like the rows."""
-        error = average(self.errors) if self.errors else 0.0
-        return {
-            "solution_substeps": self.substeps,
-            "solution_calls": self.calls,
-            "solution_psnr": 10 * math.log10(RANGE**2 / error) if error > 0 else None,
-        }
 
 
 @dataclass(slots=True)
@@ -101,7 +67,7 @@ class Comparison:
         self.full.add(reference, reference, exact, runner.through)
         # another order each time, so that no row always runs on a warmer or busier machine
         for row in self.rows[:: -1 if backwards else 1]:
-            if row.prepared is None or (row.contender.oracle and row.fine):
+            if row.prepared is None or (row.contender.oracle and row.outcome.fine):
                 continue  # what is fitted to the measured samples has one batch, for its price
             bar.set_title(f"{row.budget} calls: {row.contender.name}")
             try:

@@ -1,4 +1,4 @@
-"""What one row of a comparison measured against the full run, and its flat record."""
+"""What one row of a comparison measured, and its flat record."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from erta_bench.core.report import Row
 from erta_framework.metrics import SSIM_WINDOW, psnr, ssim
 from erta_framework.sampling import Samples
 
+TWO_AXES = {
+    "psnr_fine_mean": "exact",
+    "psnr_fine_worst": "worst",
+    "psnr_mean": "full",
+    "psnr_std": "std",
+}
+"""Columns of a table: PSNR to the exact solution, its worst sample, and PSNR to the full run."""
+
 
 @dataclass(slots=True)
 class Measurement:
@@ -23,6 +31,7 @@ class Measurement:
         calls: Network calls of each branch, counted by the engine.
         work: The work of these, in network calls: where every call is whole it is their number.
         psnr, ssim: `[prompts]` against the full run.
+        fine: `[prompts]`, PSNR against the exact solution.
     """
 
     seconds: list[float] = field(default_factory=list)
@@ -31,20 +40,23 @@ class Measurement:
     work: list[float] = field(default_factory=list)
     psnr: list[Tensor] = field(default_factory=list)
     ssim: list[Tensor] = field(default_factory=list)
+    fine: list[Tensor] = field(default_factory=list)
 
     def add(
         self,
         result: Samples,
         reference: Samples,
+        exact: Tensor,
         processor: float,
         branches: int,
         calls: float | None = None,
     ) -> None:
-        """Measure one run against the full one.
+        """Measure one run against the full one and the exact solution.
 
         Args:
             result: The run.
             reference: The full run of the same prompts from the same noise.
+            exact: The exact solution `[prompts, C, ...]` of the same.
             processor: Processor seconds of the run.
             branches: Guidance branches of a step.
             calls: Calls of each branch, where they are not the network calls that were counted.
@@ -56,6 +68,7 @@ class Measurement:
         self.work.append(made * measure_share(result))
         self.psnr.append(psnr(result.samples, reference.samples))
         self.ssim.append(measure_structure(result.samples, reference.samples))
+        self.fine.append(psnr(result.samples, exact))
 
     def add_time(self, result: Samples, processor: float) -> None:
         """Take the time of one run, and nothing else of it."""
@@ -70,7 +83,7 @@ def make_record(
     uniform: Measurement | None,
     facts: Row,
 ) -> Row:
-    """One flat record; PSNR is None where the samples equal the full run's.
+    """One flat record; PSNR to the full run is None where the samples equal its own.
 
     Args:
         name: The row's name.
@@ -91,6 +104,8 @@ def make_record(
         "processor_speedup": average(full.processor) / average(outcome.processor),
         "psnr_mean": as_finite(quality.mean()),
         "psnr_std": as_finite(quality.std(correction=0)),
+        "psnr_worst": as_finite(quality.min()),
+        **describe_quality(torch.cat(outcome.fine)),
         "ssim_mean": as_finite(structure.mean()),
         "ssim_std": as_finite(structure.std(correction=0)),
         "gain_mean": None if gain is None else as_finite(gain.mean()),
@@ -98,6 +113,19 @@ def make_record(
         "seeds": len(outcome.psnr),
         "prompts": len(outcome.psnr[0]),
         **facts,
+    }
+
+
+def describe_quality(fine: Tensor) -> Row:
+    """Mean, deviation and worst sample of the PSNR to the exact solution, for a record.
+
+    Args:
+        fine: `[prompts]`, in dB.
+    """
+    return {
+        "psnr_fine_mean": as_finite(fine.mean()),
+        "psnr_fine_std": as_finite(fine.std(correction=0)),
+        "psnr_fine_worst": as_finite(fine.min()),
     }
 
 

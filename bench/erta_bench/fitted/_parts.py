@@ -1,7 +1,8 @@
 """The parts of the study of fitted reuse: what fitting is worth, which fit, and where it fails.
 
-Every sample is compared with the full run of the same prompt from the same noise. Fits are made on
-other prompts and other noise than those measured, on ERTACache's schedule for the number of calls.
+Every sample is compared with the full run and the exact solution of the same prompt from the same
+noise. Fits are made on other prompts and other noise than those measured, on ERTACache's schedule
+for the number of calls.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from erta_bench.core import Bench, Row, Value
+from erta_bench.core import TWO_AXES, Bench, Row, Value
 from erta_bench.fitted._study import Facts, Study, StudyTable
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
@@ -22,6 +23,7 @@ from erta_bench.setting import (
     require_disjoint,
 )
 from erta_framework import CFG, FlowEuler, Policy, Profile
+from erta_framework.calibration import check_substeps
 from erta_framework.environment import describe_machine
 from erta_framework.errors import InputError
 from erta_framework.sampling import FlowAdamsBashforth2, resolve_device
@@ -39,7 +41,7 @@ def plan_ertacache_steps(study: Study, profile: Profile, budget: int) -> SkipPol
 
 def study_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
     """Fits beside plain solvers, ERTACache, and ERTACache's schedule under a Taylor forecast."""
-    profile, table = study.residuals(), StudyTable.of(study)
+    profile, table = study.residuals(), StudyTable.of(study, "calls")
     flow = isinstance(choose_first_order_solver(study.model), FlowEuler)
     for budget in budgets:
         facts: Facts = {"budget": budget, "part": "calls"}
@@ -61,7 +63,7 @@ def study_calls(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 def study_schedules(study: Study, budgets: Sequence[int]) -> list[Row]:
     """The same fit on schedules of the same number of calls, planned in other ways."""
-    profile, table = study.residuals(), StudyTable.of(study)
+    profile, table = study.residuals(), StudyTable.of(study, "schedules")
     for budget in budgets:
         facts: Facts = {"budget": budget, "part": "schedules"}
         walked = plan_ertacache_steps(study, profile, budget)
@@ -96,7 +98,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 def study_choices(study: Study, budgets: Sequence[int]) -> list[Row]:
     """Every open choice of the fit, one changed at a time, at the first number of calls."""
-    profile, table = study.residuals(), StudyTable.of(study)
+    profile, table = study.residuals(), StudyTable.of(study, "choices")
     facts: Facts = {"budget": budgets[0], "part": "choices"}
     schedule = plan_ertacache_steps(study, profile, budgets[0])
     taylor = study.make_sampler([schedule, Forecaster()])
@@ -111,7 +113,7 @@ def study_choices(study: Study, budgets: Sequence[int]) -> list[Row]:
 
 def study_samples(study: Study, budgets: Sequence[int]) -> list[Row]:
     """Fits to fewer and more samples, and to small batches that are added up."""
-    profile, table = study.residuals(), StudyTable.of(study)
+    profile, table = study.residuals(), StudyTable.of(study, "samples")
     facts: Facts = {"budget": budgets[0], "part": "samples"}
     schedule = plan_ertacache_steps(study, profile, budgets[0])
     taylor = study.make_sampler([schedule, Forecaster()])
@@ -144,7 +146,7 @@ def study_robustness(study: Study, budgets: Sequence[int]) -> list[Row]:
         ("all colours, guidance 1.5", study.held_out, 1.5),
         ("all colours, guidance 6", study.held_out, 6.0),
     ):
-        table = StudyTable.of(replace(study, held_out=prompts, scale=scale))
+        table = StudyTable.of(replace(study, held_out=prompts, scale=scale), "robust", where)
         facts: Facts = {"budget": budgets[0], "part": "robust", "where": where}
         make_sampler = table.study.make_sampler
         ours = ERTACache(profile=profile, calls=budgets[0], allow=("guidance",))
@@ -168,7 +170,7 @@ def study_solvers(study: Study, budgets: Sequence[int]) -> list[Row]:
     ):
         own = replace(study, steps=steps, solver=solver)
         calls, where = max(2, round(budgets[0] / study.steps * steps)), f"{steps} steps, {name}"
-        profile, table = own.residuals(), StudyTable.of(own)
+        profile, table = own.residuals(), StudyTable.of(own, "solvers", where)
         facts: Facts = {"budget": calls, "part": "solvers", "where": where}
         schedule = plan_ertacache_steps(own, profile, calls)
         residual = own.make_sampler([schedule, ResidualReuse()])
@@ -194,8 +196,7 @@ COLUMNS = {
     "name": "",
     "kind": "kind",
     "calls": "made",
-    "psnr_mean": "PSNR",
-    "psnr_std": "std",
+    **TWO_AXES,
     "psnr_worst": "worst",
     "gain_mean": "gain",
     "fitted_error": "calibration RMSE",
@@ -222,6 +223,7 @@ def run_study(
     if unknown:
         raise InputError(f"unknown part {unknown[0]!r}; the parts are {', '.join(STUDIES)}")
     require_disjoint(study.calibration, study.held_out)
+    check_substeps(study.substeps)
     rows: list[Row] = []
     for part in parts:
         rows += STUDIES[part](study, budgets if part in ("calls", "schedules") else [middle])
@@ -231,6 +233,7 @@ def run_study(
         "steps": study.steps,
         "fitted_samples": study.samples,
         "measured": study.measured,
+        "solution_substeps": study.substeps,
     }
     machine = describe_machine(resolve_device(study.accelerator, 1))
     return Bench(command, rows, COLUMNS, settings, section="part", machine=machine)

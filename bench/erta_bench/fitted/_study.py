@@ -8,11 +8,17 @@ from dataclasses import dataclass
 from rich.console import Console
 from torch import Tensor
 
-from erta_bench.core import Row, Value, as_whole
-from erta_bench.setting import CALIBRATION_SEEDS, choose_first_order_solver, repeat_prompts
+from erta_bench.core import Row, Value, as_finite, as_whole, describe_quality
+from erta_bench.setting import (
+    CALIBRATION_SEEDS,
+    SUBSTEPS,
+    choose_first_order_solver,
+    repeat_prompts,
+)
 from erta_framework import CFG, Policy, Profile, Sampler
+from erta_framework.calibration import Solution
 from erta_framework.metrics import psnr
-from erta_framework.sampling import Solver, TextModel
+from erta_framework.sampling import Solver, TextModel, solve
 from erta_policies.ertacache import ResidualProfiler
 from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
 
@@ -33,6 +39,7 @@ class Study:
         scale: Guidance scale.
         solver: Solver of all rows; by default the first-order one of what the model predicts.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        substeps: Steps of the exact solution for each step of the full run; even.
         console: Where to print what runs; None prints nothing.
     """
 
@@ -45,6 +52,7 @@ class Study:
     scale: float = 3.0
     solver: Solver | None = None
     accelerator: str = "auto"
+    substeps: int = SUBSTEPS
     console: Console | None = None
 
     def make_sampler(
@@ -70,6 +78,11 @@ class Study:
         found = sampler.sample(self.model, repeat_prompts(self.held_out, self.measured), seed=0)
         branches = len(sampler.guidance.names)
         return found.samples, found.network_calls / (branches * len(found.traces))
+
+    def solve(self) -> Solution:
+        """The nearly exact solution of the measured samples."""
+        prompts = repeat_prompts(self.held_out, self.measured)
+        return solve(self.make_sampler(), self.model, prompts, seed=0, substeps=self.substeps)
 
     def residuals(self) -> Profile:
         """The residual profile that ERTACache's schedule is planned from."""
@@ -100,12 +113,23 @@ class StudyTable:
     study: Study
     rows: list[Row]
     reference: Tensor
+    solution: Solution
 
     @classmethod
-    def of(cls, study: Study) -> StudyTable:
-        """Run the full trajectory of the measured samples."""
+    def of(cls, study: Study, part: str, where: str = "") -> StudyTable:
+        """Run the full trajectory of the measured samples, and solve them; the first row is its.
+
+        Args:
+            study: What all rows share.
+            part: The part of the study.
+            where: What the full run of this table differs in; empty where there is one table.
+        """
         study.say("full run")
-        return cls(study, [], study.sample(study.make_sampler())[0])
+        samples, calls = study.sample(study.make_sampler())
+        table = cls(study, [], samples, study.solve())
+        facts: Facts = {"budget": None, "part": part, **({"where": where} if where else {})}
+        table.count(f"{where}: full" if where else "full", "full", samples, calls, facts)
+        return table
 
     def add(
         self,
@@ -129,6 +153,18 @@ class StudyTable:
         """
         self.study.say(name)
         samples, calls = self.study.sample(sampler)
+        return self.count(name, kind, samples, calls, facts, base)
+
+    def count(
+        self,
+        name: str,
+        kind: str,
+        samples: Tensor,
+        calls: float,
+        facts: Facts,
+        base: Tensor | None = None,
+    ) -> Tensor:
+        """Compare samples with the full run and the exact solution; see `add`."""
         quality = psnr(samples, self.reference)
         gain = None if base is None else (quality - base).mean().item()
         self.rows.append(
@@ -136,9 +172,10 @@ class StudyTable:
                 "name": name,
                 "kind": kind,
                 "calls": as_whole(calls),
-                "psnr_mean": quality.mean().item(),
-                "psnr_std": quality.std(correction=0).item(),
-                "psnr_worst": quality.min().item(),
+                **describe_quality(psnr(samples, self.solution.samples)),
+                "psnr_mean": as_finite(quality.mean()),
+                "psnr_std": as_finite(quality.std(correction=0)),
+                "psnr_worst": as_finite(quality.min()),
                 "gain_mean": gain,
                 "samples": len(quality),
                 **facts,

@@ -23,6 +23,7 @@ from erta_bench.setting._setting import (
     require_measurable,
     spell_device,
 )
+from erta_bench.setting._solutions import SUBSTEPS, ExactSolutions
 from erta_bench.setting._specs import PROFILE, Spec, build_policy
 from erta_bench.setting._timing import Seconds, time_call
 
@@ -30,7 +31,9 @@ __all__ = [
     "CALIBRATION_SEEDS",
     "PROFILE",
     "SEEDS_APART",
+    "SUBSTEPS",
     "DemoModel",
+    "ExactSolutions",
     "Reference",
     "RunProgress",
     "Seconds",

@@ -9,8 +9,9 @@ import torch
 
 from erta_bench.core import Value
 from erta_bench.setting._progress import RunProgress
+from erta_bench.setting._solutions import SUBSTEPS
 from erta_bench.setting._timing import Seconds, time_call
-from erta_framework.calibration import Profile
+from erta_framework.calibration import Profile, Solution, check_substeps
 from erta_framework.config import build_policies
 from erta_framework.errors import InputError
 from erta_framework.plugins import Policy
@@ -45,6 +46,7 @@ class Setting:
         batch_size: Samples a batch.
         solver: Solver of all rows; by default Euler's of a velocity.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        substeps: Steps of the exact solution for each step of the full run; even.
     """
 
     model: TextModel
@@ -55,6 +57,7 @@ class Setting:
     batch_size: int = 16
     solver: Solver | None = None
     accelerator: str = "auto"
+    substeps: int = SUBSTEPS
 
     @property
     def device(self) -> torch.device:
@@ -82,6 +85,11 @@ class Setting:
     def sample_held_out(self, sampler: TextSampler, seed: int) -> tuple[Samples, Seconds]:
         """Sample the measured prompts, prompt k from the noise of `seed + k`."""
         return time_call(lambda: sampler.sample(self.model, self.held_out, seed=seed))
+
+    def solve_held_out(self, seed: int) -> Solution:
+        """The nearly exact solution of the measured prompts, from the same noise."""
+        sampler = self.make_sampler()
+        return sampler.solve(self.model, self.held_out, seed=seed, substeps=self.substeps)
 
     @property
     def branches(self) -> int:
@@ -126,6 +134,7 @@ def require_measurable(setting: Setting, calls: Sequence[int], seed_sets: int) -
         raise InputError(
             f"calls is {list(calls)}; give numbers from 2 to the {setting.steps} steps"
         )
+    check_substeps(setting.substeps)
     if seed_sets < 1 or len(setting.held_out) > SEEDS_APART:
         raise InputError(
             f"{seed_sets} seed sets of {len(setting.held_out)} prompts; give at least one set and "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from erta_bench.core import Row
+from erta_bench.core import TWO_AXES, Row
 from erta_bench.studies._run import Study, StudyRun
 from erta_framework import Policy
 from erta_framework.modules import Select
@@ -69,8 +69,7 @@ CORRECTIONS = Study(
         "group": "",
         "name": "",
         "work": "work",
-        "psnr_mean": "PSNR",
-        "psnr_std": "std",
+        **TWO_AXES,
     },
     section="group",
 )

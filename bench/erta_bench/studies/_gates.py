@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erta_bench.core import Row
+from erta_bench.core import TWO_AXES, Row
 from erta_bench.studies._run import Study, StudyRun
 from erta_framework import Policy
 from erta_policies.fastcache import DriftGate, SurrogateProfiler
@@ -39,8 +39,7 @@ GATES = Study(
         "name": "",
         "bound": "bound",
         "work": "work",
-        "psnr_mean": "PSNR",
-        "psnr_std": "std",
+        **TWO_AXES,
     },
     section="name",
 )

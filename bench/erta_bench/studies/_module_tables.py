@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from erta_bench.core import Row
+from erta_bench.core import TWO_AXES, Row
 from erta_bench.studies._run import Study, StudyRun
 from erta_framework import Policy, Profile
 from erta_policies.febcache import FEBCacheProfiler, ModuleTable, State, StateTable, read_table
@@ -58,8 +58,7 @@ MODULE_TABLES = Study(
         "asked": "asked work",
         "name": "",
         "work": "work",
-        "psnr_mean": "PSNR",
-        "psnr_std": "std",
+        **TWO_AXES,
         "table": "steps",
     },
     section="asked",

@@ -8,7 +8,7 @@ from typing import Final
 
 from torch import Tensor
 
-from erta_bench.core import Row
+from erta_bench.core import TWO_AXES, Row
 from erta_bench.studies._run import Study, StudyRun
 from erta_framework import Call, Policy, Seam, Step, Traits, hookimpl
 from erta_framework.errors import CapabilityError
@@ -26,7 +26,6 @@ RUNS: Final[Mapping[str, str]] = {
 FACTORS: Final = (0.96, 0.98, 0.99, 1.0, 1.01, 1.02, 1.04)
 SCALED: Final = ("published table", "every second step")
 EARLY: Final = 0.6
-COLUMNS: Final = {"psnr_mean": "PSNR", "psnr_std": "std"}
 
 
 @dataclass(slots=True, eq=False)
@@ -156,7 +155,7 @@ NOISE_SCALE = Study(
     title="A factor on the noise of cached runs",
     run=study_scale,
     models=MODELS,
-    columns={"name": "run", "factor": "factor", "work": "work", **COLUMNS},
+    columns={"name": "run", "factor": "factor", "work": "work", **TWO_AXES},
     section="name",
 )
 NOISE_LENGTH = Study(

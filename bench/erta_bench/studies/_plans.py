@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from erta_bench.core import Row
+from erta_bench.core import TWO_AXES, Row
 from erta_bench.studies._run import Study, StudyRun
 from erta_policies.procache import ProCache, ProCacheProfiler, plan_toca
 from erta_policies.shared import FULL, SELECT, PlanFamily, StepPlan
@@ -52,8 +52,7 @@ PLANS = Study(
         "refreshed": "refreshed",
         "name": "",
         "work": "work",
-        "psnr_mean": "PSNR",
-        "psnr_std": "std",
+        **TWO_AXES,
     },
     section="full",
 )

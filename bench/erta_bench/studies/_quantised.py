@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from erta_bench.core import Measurement, Row, Value, make_record
+from erta_bench.core import TWO_AXES, Measurement, Row, Value, make_record
 from erta_bench.studies._quantisation import QUANTISATIONS, count_weight_bytes, quantise
 from erta_bench.studies._run import Study, StudyRun
 from erta_framework import Policy, Profile
@@ -56,14 +56,14 @@ class Variant:
     profile: Profile
 
     def measure(self, what: str, policies: Sequence[Policy], interval: int | None) -> Row:
-        """A row: the measured samples with this network, against the full run of the plain one."""
+        """A row: the measured samples with this network, against those of the plain one."""
         run = self.run
         run.bar.set_title(f"{self.name}: {what}")
         setting = replace(run.setting, model=self.model)
         sampler = setting.make_sampler(policies, callbacks=[run.bar])
         samples, took = setting.sample_held_out(sampler, run.reference.seed)
         outcome = Measurement()
-        outcome.add(samples, run.reference.samples, took.processor, setting.branches)
+        run.reference.add(outcome, samples, took.processor)
         before = count_weight_bytes(as_module(self.plain))
         facts: dict[str, Value] = {
             "weights": self.name,
@@ -150,8 +150,7 @@ QUANTISED = Study(
         "weights": "weights",
         "interval": "N",
         "name": "",
-        "psnr_mean": "PSNR",
-        "psnr_std": "std",
+        **TWO_AXES,
         "work": "work",
         "bytes": "bytes of weights",
         "processor_speedup": "speed-up here",

@@ -1,4 +1,4 @@
-"""`StudyRun`: one study on one model, with the full run that its rows are compared with."""
+"""`StudyRun`: one study on one model, with what its rows are compared with."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from erta_bench.core import Bench, Row, Value, make_record
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
+    SUBSTEPS,
     Reference,
     RunProgress,
     Setting,
@@ -22,18 +23,19 @@ from erta_bench.setting import (
     spell_device,
 )
 from erta_framework import Policy, Profile
+from erta_framework.calibration import check_substeps
 from erta_framework.environment import describe_machine
 from erta_framework.errors import InputError
 
 
 @dataclass(slots=True)
 class StudyRun:
-    """One study on one model: it measures rows against the full run of the same samples.
+    """One study on one model: its rows are compared with the full run and the exact solution.
 
     Attributes:
         name: The model's name, such as `shapes-wan`.
         setting: Model, prompts and how to sample.
-        reference: The full run.
+        reference: The full run, and the exact solution.
         bar: Shows what runs.
         profiles: What was calibrated, for the record.
     """
@@ -59,7 +61,7 @@ class StudyRun:
         return found
 
     def measure(self, name: str, policies: Iterable[Policy], **facts: Value) -> Row:
-        """A row: the measured samples under these policies, against the full run.
+        """A row: the measured samples under these policies, on both axes.
 
         Args:
             name: The row's name.
@@ -100,6 +102,7 @@ def run_study(
     steps: int,
     seed: int,
     accelerator: str = "auto",
+    substeps: int = SUBSTEPS,
     console: Console | None = None,
 ) -> Bench:
     """Run a study on a model.
@@ -113,6 +116,7 @@ def run_study(
         steps: Steps of every run.
         seed: First seed of the measured samples.
         accelerator: `"auto"`, `"cpu"`, `"cuda"` or `"mps"`.
+        substeps: Steps of the exact solution for each step of a run; even.
         console: Where to show what runs; None shows nothing.
 
     Raises:
@@ -133,16 +137,19 @@ def run_study(
         batch_size=max(samples, calibration),
         solver=choose_first_order_solver(opened.model),
         accelerator=accelerator,
+        substeps=substeps,
     )
+    check_substeps(substeps)
     with RunProgress(steps, console) as bar:
         run = StudyRun(model, setting, Reference(setting, seed, bar), bar)
         rows = study.run(run)
     command = (
         f"erta bench study {name} --model {model} --samples {samples} --calibration {calibration} "
-        f"--steps {steps} --seed {seed}" + spell_device(accelerator)
+        f"--steps {steps} --substeps {substeps} --seed {seed}" + spell_device(accelerator)
     )
     settings = {
         **describe_setting(setting, seed, run.profiles),
+        **run.reference.describe(),
         "model": model,
         "steps": steps,
         "samples": samples,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from erta_bench.core import Row
+from erta_bench.core import TWO_AXES, Row
 from erta_bench.studies._run import Study, StudyRun
 from erta_framework import Policy
 from erta_framework.modules import Visit
@@ -113,8 +113,7 @@ SURROGATES = Study(
         "name": "",
         "work": "work",
         "fit_work": "work of the fit",
-        "psnr_mean": "PSNR",
-        "psnr_std": "std",
+        **TWO_AXES,
     },
     section="threshold",
 )

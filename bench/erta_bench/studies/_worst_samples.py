@@ -29,8 +29,6 @@ from erta_policies.planning import MultistepSchedule
 from erta_policies.taylorseer import TaylorSeer
 
 CALLS: Final = 12
-SUBSTEPS: Final = 4
-"""Steps of the exact solution for each step."""
 EARLY: Final = 0.25
 """The part of the steps after which runs are taken to their ends by accurate ones."""
 PARTS: Final = (0.0, EARLY, 0.5)
@@ -161,12 +159,10 @@ class Followed:
 
 def study_worst(run: StudyRun) -> Sequence[Row]:
     """The full run, plain steps, a published cache and ours, sample by sample."""
-    setting, seed = run.setting, run.reference.seed
+    setting, substeps = run.setting, run.setting.substeps
     sampler = setting.make_sampler()
     assert isinstance(sampler, Sampler)  # the own loop, in every study
-    run.bar.set_title("the exact solution")
-    solution = solve(sampler, setting.model, setting.held_out, seed=seed, substeps=SUBSTEPS)
-    followed = Followed(run, sampler, solution)
+    followed = Followed(run, sampler, run.reference.solution)
     followed.amplify()
     followed.measure(FULL, [], follow=True)
     followed.measure_plain()
@@ -175,10 +171,10 @@ def study_worst(run: StudyRun) -> Sequence[Row]:
     plan = MultistepSchedule(profile=residual, budget={"calls": CALLS})
     followed.measure("multistep plan + line", [plan, LINE])
     led_to = solve(
-        sampler, setting.model, setting.calibration, seed=CALIBRATION_SEEDS, substeps=SUBSTEPS
+        sampler, setting.model, setting.calibration, seed=CALIBRATION_SEEDS, substeps=substeps
     )
     profiler = EndToEndProfiler(
-        schedule=plan, target="exact", steps_within=SUBSTEPS, refine=1, solution=led_to
+        schedule=plan, target="exact", steps_within=substeps, refine=1, solution=led_to
     )
     fitted = FittedReuse(profile=run.calibrate(profiler))
     followed.measure("fitted reuse, exact, multistep plan", [fitted], follow=True)
