@@ -17,6 +17,7 @@ import typer
 import yaml
 
 import update_readme
+from erta_bench.comparison import TO_EXACT, TO_FULL
 from erta_bench.galaxy import INSTALL
 from erta_framework.config import RunConfig, load_run
 from erta_framework.plugins import models, policies
@@ -234,48 +235,74 @@ PSNR = {
 }
 
 
+def on_both_axes(value: float | None) -> dict[str, float | None]:
+    """A quality to the full run, and one to the exact solution that is 3 dB less."""
+    fine = 36.0 if value is None else value - 3
+    return {
+        "psnr_mean": value,
+        "psnr_std": None if value is None else 1.0,
+        "psnr_fine_mean": fine,
+        "psnr_fine_std": 0.5,
+        "psnr_fine_worst": fine - 4,
+    }
+
+
 def measured() -> dict[str, Any]:
     """A record as `erta bench ablation` writes it, with numbers made for the test."""
-    common = {"processor_seconds": 2.0, "processor_speedup": 2.0, "psnr_std": 1.0, "ssim_mean": 0.9}
+    common = {"processor_seconds": 2.0, "processor_speedup": 2.0, "ssim_mean": 0.9}
     common |= {"steps": 50, "prompts": 4, "seeds": 3}
-    full = {"psnr_mean": None, "psnr_std": None, "ssim_mean": 1.0}
+    full: dict[str, Any] = {**on_both_axes(None), "ssim_mean": 1.0}
     full |= {"processor_seconds": 4.0, "processor_speedup": 1.0}
     rows = [{**common, "name": "full", "group": "plain", "budget": None, "calls": 50, **full}]
     for name, (group, *values) in PSNR.items():
         for budget, value in zip((25, 12), values, strict=True):
             if value is not None:
                 facts = {"name": name, "group": group, "budget": budget, "calls": budget}
-                rows.append({**common, **facts, "psnr_mean": value})
+                rows.append({**common, **facts, **on_both_axes(value)})
     return {
         "command": "erta bench ablation",
         "date": "2026-01-02",
         "machine": {"processor": "a processor", "cores": 2, "accelerator": None},
         "versions": {"torch": "2.13.0"},
+        "settings": {},
         "rows": rows,
     }
 
 
 def test_the_ablation_table_shows_the_numbers_and_marks_the_best() -> None:
-    lines = render_ladder(measured()).splitlines()
-    assert lines[0] == "|  | 25 of 50 calls | 12 of 50 calls |"
+    lines = render_ladder(measured(), TO_FULL).splitlines()
+    assert lines[0] == "| to the full run | 25 of 50 calls | 12 of 50 calls |"
     assert "| plain Adams-Bashforth 2 | 29.0 ± 1.0 | **28.0 ± 1.0** |" in lines
     assert "| ertacache (recipe default) | **34.0 ± 1.0** | 27.0 ± 1.0 |" in lines
     assert len(lines) == 2 + sum(values[1] is not None for values in PSNR.values())
+    exact = render_ladder(measured(), TO_EXACT).splitlines()
+    assert exact[0] == "| to the exact solution | 25 of 50 calls | 12 of 50 calls |"
+    assert "| plain Adams-Bashforth 2 | 26.0 ± 0.5 | **25.0 ± 0.5** |" in exact
 
 
 def test_the_words_of_the_findings_follow_from_the_numbers() -> None:
     said = describe_findings(measured()).splitlines()
     assert len(said) == 7
-    assert "uniform reuse: **better** (+2.0 / +2.0 dB at 25 and 12 network calls)" in said[0]
-    assert "Timestep adjustment, added to it: **worse at 25** (-0.5 / +0.0 dB" in said[1]
-    assert "second-order steps: **better at 25, worse at 12** (+5.0 / -1.0 dB" in said[4]
-    assert "alone has 26.0 dB: best 25.8 (phi difference, actual time), worst 25.5" in said[5]
+    better = "to the exact solution **better** (+2.0 / +2.0 dB), to the full run **better** (+2.0"
+    assert f"uniform reuse, at 25 and 12 network calls: {better}" in said[0]
+    assert (
+        "added to it, at 25 and 12 network calls: to the exact solution **worse at 25** (-0.5"
+        in (said[1])
+    )
+    assert "to the full run **better at 25, worse at 12** (+5.0 / -1.0 dB)" in said[4]
+    assert (
+        "to the full run the offline policy alone has 26.0 dB, the best 25.8 (phi difference, "
+        "actual time), the worst 25.5 (phi velocity, nominal time)" in said[5]
+    )
 
 
 def test_the_details_name_the_machine_and_the_day() -> None:
     section = render_ablation(measured())
     assert "`erta bench ablation`, 2026-01-02, a processor, 2 cores; torch 2.13.0." in section
-    assert "| full | 50 | 100% | 4.0 | 1.00 x | reference |  |" in section
+    assert "| full | 50 | 100% | 4.0 | 1.00 x | 36.0 ± 0.5 | 32.0 | reference |  |" in section
+    assert (
+        "The full run itself is 36.0 dB from the exact solution, its worst sample 32.0" in section
+    )
     assert "4 held-out prompts × 3 seed sets" in section
 
 
@@ -301,10 +328,10 @@ def through_pipeline() -> dict[str, Any]:
     """A record as `erta bench pipeline` writes it, with numbers made for the test."""
     rows: list[dict[str, Any]] = []
     for scheduler, plain in (("flow_euler", "plain Euler"), ("unipc", "plain UniPC")):
-        common = {"scheduler": scheduler, "status": "measured", "psnr_std": 1.0, "detail": ""}
+        common = {"scheduler": scheduler, "status": "measured", "detail": ""}
         own = scheduler == "flow_euler"
         alike = {"identical": own or None, "largest_difference": 0.0 if own else None}
-        full = {"name": "full", "group": "plain", "budget": None, "psnr_mean": None, **alike}
+        full = {"name": "full", "group": "plain", "budget": None, **on_both_axes(None), **alike}
         full |= {"prompts": 4, "calls": 50}
         rows.append({**common, **full, "own_psnr_mean": None})
         for name in PSNR:
@@ -316,7 +343,7 @@ def through_pipeline() -> dict[str, Any]:
                 facts |= {
                     "budget": budget,
                     "calls": budget,
-                    "psnr_mean": value,
+                    **on_both_axes(value),
                     "own_psnr_mean": value,
                     **alike,
                 }
@@ -331,25 +358,32 @@ def through_pipeline() -> dict[str, Any]:
 
 def test_the_pipeline_stands_beside_the_own_loop() -> None:
     section = render_pipeline(through_pipeline(), measured())
-    assert "| plain steps | 50% | 30.0 ± 1.0 | 30.0 | yes | 30.0 ± 1.0 |" in section
-    assert "| + timestep adjustment | 24% | 26.0 ± 1.0 | 26.0 | within 3e-06 | refused |" in section
+    plain = "27.0 ± 0.5 | 23.0 | 30.0 ± 1.0"
+    assert f"| plain steps | 50% | {plain} | 30.0 | yes | {plain} |" in section
+    adjusted = (
+        "| + timestep adjustment | 24% | 23.0 ± 0.5 | 19.0 | 26.0 ± 1.0 | 26.0 | within 3e-06 "
+    )
+    assert f"{adjusted}| refused |  |  |" in section
+    assert "under Euler 36.0 dB (worst 32.0), under UniPC 36.0 dB (worst 32.0)" in section
     assert "same bits in 9 of 11 runs. The others (+ timestep adjustment) differ" in section
     assert "at most 3e-06 in a pixel and 2e-04 dB in a mean" in section
     recipe = "own loop, own grid **better** (+4.0 / +2.0 dB); pipeline, Euler **better** (+4.0"
-    assert recipe in section
+    for axis in ("exact solution", "full run"):
+        assert f"scheduler, to the {axis} at 25 and 12 calls: {recipe}" in section
     assert "* Refused under UniPC (+ timestep adjustment): `cannot`." in section
 
 
 def scheduled() -> dict[str, Any]:
     """A record as `erta bench budgets` and `erta bench lambda` write it, made for the test."""
-    common = {"psnr_std": 1.0, "prompts": 4, "seeds": 1, "threshold": 0.1}
-    rows = [{**common, "name": "full", "budget": None, "calls": 50, "psnr_mean": None}]
+    common = {"prompts": 4, "seeds": 1, "threshold": 0.1}
+    whole = {"name": "full", "budget": None, "calls": 50}
+    rows: list[dict[str, Any]] = [{**common, **whole, **on_both_axes(None)}]
     values = {("residual", "threshold walk"): 30.0, ("residual", "reuse"): 31.0}
     values[("forecast", "forecast")] = 40.0
     for (stands_in, name), value in values.items():
         for budget in (25, 12):
             facts = {"stands_in": stands_in, "name": name, "budget": budget, "calls": budget}
-            rows.append({**common, **facts, "psnr_mean": value + budget / 10})
+            rows.append({**common, **facts, **on_both_axes(value + budget / 10)})
     settings = {"calibration_samples": 8, "refine_trials": 3, "refine_samples": 2}
     return {**measured(), "rows": rows, "settings": {**settings, "refine_calls": 99}}
 
@@ -361,7 +395,8 @@ def test_schedules_are_compared_by_what_stands_in() -> None:
     assert "| forecast: forecast | 50% / 24% | **42.5 ± 1.0** | **41.2 ± 1.0** |" in section
     assert "tried 3 moves on 2 calibration samples, 99 network calls" in section
     said = render_lambda(scheduled())
-    assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 33.5 ± 1.0 |" in said
+    assert "| 25 calls asked, lambda reuse | 0.1000 | 25 | 30.5 ± 0.5 | 26.5 | 33.5 ± 1.0 |" in said
+    assert "| residual: reuse | 50% / 24% | **30.5 ± 0.5** | **29.2 ± 0.5** |" in section
 
 
 def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
@@ -373,20 +408,20 @@ def test_a_scheduler_without_a_row_of_the_other_is_an_error() -> None:
 
 def inside_the_network() -> dict[str, Any]:
     """A record of rows inside the network beside whole outputs, with numbers made for the test."""
-    common = {"psnr_std": 1.0, "psnr_fine_mean": 31.0, "processor_speedup": 1.5, "bytes_held": 2048}
+    common: dict[str, Any] = {"processor_speedup": 1.5, "bytes_held": 2048}
     common |= {"status": "measured", "setting": "", "prompts": 4, "seeds": 1, "steps": 50}
-    full = {"name": "full", "budget": None, "psnr_mean": None, "calls": 50, "work": 1.0}
-    rows: list[dict[str, Any]] = [{**common, **full}]
+    full = {"name": "full", "budget": None, "calls": 50, "work": 1.0}
+    rows: list[dict[str, Any]] = [{**common, **full, **on_both_axes(None)}]
     for budget, reuse, line in ((25, 40.0, 50.0), (17, 30.0, 41.0)):
         whole = {"budget": budget, "calls": budget, "work": budget / 50}
         inside = {"budget": budget, "calls": 50, "name": "cut", "setting": "n=3", "work": 0.36}
         status = "measured" if budget == 17 else "off budget"
         attention = {"name": "part", "setting": "n=12", "work": 0.8, "status": "off budget"}
         rows += [
-            {**common, **whole, "name": "uniform reuse", "psnr_mean": reuse},
-            {**common, **whole, "name": "uniform + line", "psnr_mean": line},
-            {**common, **inside, "psnr_mean": 35.0, "status": status},
-            {**common, **inside, **attention, "psnr_mean": 45.0},
+            {**common, **whole, "name": "uniform reuse", **on_both_axes(reuse)},
+            {**common, **whole, "name": "uniform + line", **on_both_axes(line)},
+            {**common, **inside, **on_both_axes(35.0), "status": status},
+            {**common, **inside, **attention, **on_both_axes(45.0)},
             {"name": "none", "budget": budget, "status": "refused", "detail": "because"},
         ]
     settings = {"model": "a model", "pipeline": "APipeline"}
@@ -396,12 +431,10 @@ def inside_the_network() -> dict[str, Any]:
 def test_rows_inside_the_network_stand_beside_whole_outputs_of_no_more_work() -> None:
     section = render_modules(inside_the_network())
     first, second = section.index("The work of 25 of 50"), section.index("The work of 17 of 50")
-    assert first < second < section.index("| cut<br>`n=3` | 36% | 50 | 35.0 ± 1.0 | 31.0 |")
+    assert first < second < section.index("| cut<br>`n=3` | 36% | 50 | 32.0 ± 0.5 | 28.0 | 35.0")
     assert section.count("cut<br>") == 1  # where it meets the work, and nowhere else
-    assert (
-        "| part<br>`n=12` | 80% | 50 | 45.0 ± 1.0 | 31.0 | 1.50 x | 40.0 (50%) | 50.0 (50%) |"
-        in (section)
-    )
+    cells = "42.0 ± 0.5 | 38.0 | 45.0 ± 1.0 | 1.50 x | 37.0, 40.0 (50%) | 47.0, 50.0 (50%)"
+    assert f"| part<br>`n=12` | 80% | 50 | {cells} |" in section
     assert section.count("| none | refused | because |") == 1
 
 
@@ -436,17 +469,17 @@ def test_many_networks_stand_in_one_table() -> None:
 
 def at_equal_calls() -> dict[str, Any]:
     """A record as `erta bench policies` writes it, with numbers made for the test."""
-    common = {"status": "measured", "psnr_std": 1.0, "ssim_mean": 0.9, "setting": "", "work": 0.5}
-    common |= {"processor_speedup": 1.9, "processor_efficiency": 0.95, "psnr_fine_mean": 31.0}
+    common: dict[str, Any] = {"status": "measured", "ssim_mean": 0.9, "setting": "", "work": 0.5}
+    common |= {"processor_speedup": 1.9, "processor_efficiency": 0.95}
     common |= {"bytes_held": 30720, "calibration_calls": 0, "budget": 25, "calls": 25, "detail": ""}
-    full = {"name": "full", "group": "plain", "budget": None, "psnr_mean": None, "calls": 50}
-    full |= {"steps": 50, "prompts": 4, "seeds": 3, "psnr_fine_mean": 36.0}
+    full = {"name": "full", "group": "plain", "budget": None, "calls": 50, **on_both_axes(None)}
+    full |= {"steps": 50, "prompts": 4, "seeds": 3}
     rows = [
         {**common, **full},
-        {**common, "name": "plain UniPC", "group": "plain", "psnr_mean": 37.0},
-        {**common, "name": "Some", "group": "policy", "psnr_mean": 35.0, "setting": "n=2"},
-        {**common, "name": "Both", "group": "combination", "psnr_mean": 45.0},
-        {**common, "name": "Parts", "group": "other", "psnr_mean": 50.0, "status": "off budget"},
+        {**common, "name": "plain UniPC", "group": "plain", **on_both_axes(37.0)},
+        {**common, "name": "Some", "group": "policy", **on_both_axes(35.0), "setting": "n=2"},
+        {**common, "name": "Both", "group": "combination", **on_both_axes(45.0)},
+        {**common, "name": "Parts", "group": "other", **on_both_axes(50.0), "status": "off budget"},
         {"name": "Gone", "group": "other", "budget": 25, "status": "not installed", "detail": "x"},
     ]
     return {**measured(), "rows": rows}
@@ -454,13 +487,16 @@ def at_equal_calls() -> dict[str, Any]:
 
 def test_the_comparison_names_the_best_that_kept_to_the_calls() -> None:
     section = render_policies(at_equal_calls())
-    assert "* Best at 25 calls: **Both**. By group, fewer steps: plain UniPC (37.0 dB); " in section
-    assert "fewer steps at 25 calls: 1 of 2 rows." in section
-    assert (
-        "The full run itself is 36.0 dB from nearly exact steps. Nearer to them than it: none."
-        in (section)
+    for axis, plain in (("exact solution", 34.0), ("full run", 37.0)):
+        best = f"* Nearest to the {axis} at 25 calls: **Both**. By group, fewer steps: plain UniPC"
+        assert f"{best} ({plain} dB); " in section
+    assert section.count("fewer steps: 1 of 2 rows.") == 2
+    assert "The full run itself is 36.0 dB from the exact solution" in section
+    nearer = (
+        "Nearer to the exact solution than the full run: Both at 25 (42.0 dB), Parts at 25 (47.0"
     )
-    cells = "25 | 1.90 x | 0.95 | 35.0 ± 1.0 | 0.900 | 31.0 | 50% | 30,720 | 0"
+    assert nearer in section
+    cells = "25 | 1.90 x | 0.95 | 32.0 ± 0.5 | 28.0 | 35.0 ± 1.0 | 0.900 | 50% | 30,720 | 0"
     assert f"| Some<br>`n=2` | {cells} |" in section
     assert "| Gone | 25 | not installed | x |" in section
     assert section.count("| Parts |") == 2  # its numbers, and that it is off

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from erta_bench.comparison import Axis
 from tables.data import MissingDataError, Record, Row, find_command
 from tables.markdown import format_caption, join_numbers, render_table
 from tables.rows import (
+    AXES,
+    QUALITY_HEADINGS,
     count_samples,
+    describe_full_run,
     find_full_run,
+    format_both,
+    format_gaps,
     format_quality,
     format_work,
-    judge_gaps,
     list_budgets,
+    read_mean,
 )
 
 LADDER = ("plain", "ablation", "recipe")
@@ -39,37 +45,33 @@ def collect_ladder(record: Record) -> dict[str, dict[int, Row]]:
     return found
 
 
-def render_ladder(record: Record) -> str:
+def render_ladder(record: Record, axis: Axis) -> str:
     """PSNR of the ablation: a row a method, a column a number of calls; the best is bold."""
     rows, columns = collect_ladder(record), list_budgets(record)
-    best = {n: max(rows, key=lambda name: float(rows[name][n]["psnr_mean"])) for n in columns}
-    lines = [
-        [
-            name,
-            *(
-                f"**{format_quality(r[n])}**" if best[n] == name else format_quality(r[n])
-                for n in columns
-            ),
-        ]
-        for name, r in rows.items()
-    ]
+    best = {n: max(rows, key=lambda name: read_mean(rows[name][n], axis)) for n in columns}
+    lines = []
+    for name, found in rows.items():
+        cells = {n: format_quality(found[n], axis) for n in columns}
+        lines.append([name, *(f"**{c}**" if best[n] == name else c for n, c in cells.items())])
     steps = find_full_run(record)["steps"]
-    return render_table(["", *(f"{n} of {steps} calls" for n in columns)], lines)
+    headings = [f"to {axis.name}", *(f"{n} of {steps} calls" for n in columns)]
+    return render_table(headings, lines)
 
 
 def render_ablation(record: Record) -> str:
     """Every row that was measured: the ablation, its times, and the open choices."""
     full = find_full_run(record)
     parts = [
-        f"PSNR in dB against the full run of {full['steps']} steps from the same noise, mean and "
-        f"standard deviation over {count_samples(record)}. Network calls are those of each branch; "
-        "the speed-up is the ratio of processor seconds, which other load changes least.",
-        render_ladder(record),
+        f"PSNR in dB against the exact solution and against the full run of {full['steps']} steps, "
+        f"from the same noise, mean and standard deviation over {count_samples(record)}. "
+        f"{describe_full_run(record)} Network calls are those of each branch; the speed-up is the "
+        "ratio of processor seconds, which other load changes least.",
+        *(render_ladder(record, axis) for axis in AXES),
         format_caption(record),
     ]
     for budget in list_budgets(record):
         rows = [row for row in record["rows"] if row.get("budget") == budget]
-        headings = ["", "calls made", "work", "processor s", "speed-up", "PSNR", "SSIM"]
+        headings = ["", "calls made", "work", "processor s", "speed-up", *QUALITY_HEADINGS, "SSIM"]
         shown = [full, *(row for row in rows if row["group"] in LADDER)]
         choices = [row for row in rows if row["group"] not in LADDER]
         lines = [format_details(row, full) for row in (*shown, *choices)]
@@ -92,6 +94,7 @@ def format_details(row: Row, full: Row) -> list[str]:
         format_work(row, full),
         f"{row['processor_seconds']:.1f}",
         f"{row['processor_speedup']:.2f} x",
+        *format_both(row)[:2],
         "reference" if reference else format_quality(row),
         "" if reference else f"{row['ssim_mean']:.3f}",
     ]
@@ -113,16 +116,17 @@ def describe_findings(record: Record) -> str:
     ]
     lines = []
     for title, one, other in asked:
-        gaps = {n: measure_gap(rows, one, other, n) for n in columns}
-        numbers = " / ".join(f"{value:+.1f}" for value in gaps.values())
-        lines.append(
-            f"* {title}: **{judge_gaps(gaps)}** ({numbers} dB at {join_numbers(columns)} network "
-            "calls)."
-        )
+        said = []
+        for axis in AXES:
+            gaps = {n: measure_gap(rows, one, other, n, axis) for n in columns}
+            said.append(f"to {axis.name} {format_gaps(gaps)}")
+        lines.append(f"* {title}, at {join_numbers(columns)} network calls: {', '.join(said)}.")
     return "\n".join([*lines, *describe_choices(record)])
 
 
-def measure_gap(rows: Mapping[str, Mapping[int, Row]], one: str, other: str, budget: int) -> float:
+def measure_gap(
+    rows: Mapping[str, Mapping[int, Row]], one: str, other: str, budget: int, axis: Axis
+) -> float:
     """Mean PSNR of one row minus another's.
 
     Raises:
@@ -131,7 +135,7 @@ def measure_gap(rows: Mapping[str, Mapping[int, Row]], one: str, other: str, bud
     for name in (one, other):
         if name not in rows:
             raise MissingDataError(f"ablation.json has no row {name!r}; it has {list(rows)}")
-    return float(rows[one][budget]["psnr_mean"]) - float(rows[other][budget]["psnr_mean"])
+    return read_mean(rows[one][budget], axis) - read_mean(rows[other][budget], axis)
 
 
 def describe_choices(record: Record) -> list[str]:
@@ -143,11 +147,14 @@ def describe_choices(record: Record) -> list[str]:
         if not rows:
             raise MissingDataError(f"ablation.json has no rows of group {group!r}")
         budget = rows[0]["budget"]
-        alone = collect_ladder(record)["+ offline policy"][budget]["psnr_mean"]
-        ranked = sorted(rows, key=lambda row: float(row["psnr_mean"]))
-        lines.append(
-            f"* {title}, at {budget} calls, where the offline policy alone has {alone:.1f} dB: "
-            f"best {ranked[-1]['psnr_mean']:.1f} ({ranked[-1]['name']}), worst "
-            f"{ranked[0]['psnr_mean']:.1f} ({ranked[0]['name']})."
-        )
+        alone = collect_ladder(record)["+ offline policy"][budget]
+        said = []
+        for axis in AXES:
+            ranked = sorted((read_mean(row, axis), row["name"]) for row in rows)
+            (worst, loser), (best, winner) = ranked[0], ranked[-1]
+            said.append(
+                f"to {axis.name} the offline policy alone has {read_mean(alone, axis):.1f} dB, "
+                f"the best {best:.1f} ({winner}), the worst {worst:.1f} ({loser})"
+            )
+        lines.append(f"* {title}, at {budget} calls: {'; '.join(said)}.")
     return lines

@@ -5,7 +5,8 @@ from __future__ import annotations
 from tables.data import Record, Row
 from tables.markdown import format_caption, render_table
 
-QUALITIES = ("PSNR", "worst", "hard half")
+QUALITIES = ("exact", "worst", "full run", "worst", "hard half")
+"""PSNR to the exact solution and to the full run."""
 
 
 def render_batch(record: Record) -> str:
@@ -50,5 +51,6 @@ def format_mode(row: Row, full: Row) -> list[str]:
         f"{row.get('work', row['network_samples'] / full['network_samples']):.0%}",
         f"{row['calls_mean']:.1f}",
         f"{row['processor_speedup']:.2f} x",
+        *(f"{row[key]:.1f}" for key in ("psnr_fine_mean", "psnr_fine_worst")),
         *("" if reference else f"{row[key]:.1f}" for key in ("psnr_mean", "psnr_min", "psnr_hard")),
     ]

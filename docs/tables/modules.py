@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from erta_bench.comparison import TO_EXACT
 from tables.data import Record, Row
 from tables.markdown import escape_cell, format_caption, render_table, render_words
-from tables.rows import count_samples, find_full_run, list_budgets
+from tables.rows import (
+    QUALITY_HEADINGS,
+    count_samples,
+    describe_full_run,
+    find_full_run,
+    format_both,
+    list_budgets,
+    read_mean,
+)
 
 WHOLE = ("uniform reuse", "uniform + line")
 """What any row that meets no budget stands beside: whole outputs, with the least that they take."""
-HEADINGS = ["", "work", "calls", "PSNR", "fine", "speed-up", "bytes held"]
+HEADINGS = ["", "work", "calls", *QUALITY_HEADINGS, "speed-up", "bytes held"]
 SLACK = 0.02
 """A row beside another may do so much more of the full run's work."""
 
@@ -21,12 +30,12 @@ def render_modules(record: Record) -> str:
     rows = [row for row in record["rows"] if row["budget"] is not None]
     parts = [
         f"{count_samples(record)}, on {record['settings']['model']} through the unmodified "
-        f"{record['settings']['pipeline']}; the full run has {full['steps']} steps and is "
-        f"{full['psnr_fine_mean']:.1f} dB from nearly exact steps."
+        f"{record['settings']['pipeline']}; PSNR in dB to the exact solution, and to the full run "
+        f"of {full['steps']} steps. {describe_full_run(record)}"
     ]
     for budget in list_budgets(record):
         own = [r for r in rows if r["budget"] == budget and r["status"] == "measured"]
-        own.sort(key=lambda row: -float(row["psnr_mean"]))
+        own.sort(key=lambda row: -read_mean(row, TO_EXACT))
         parts += [
             f"**The work of {budget} of {full['steps']} calls**",
             render_table(HEADINGS, map(format_row, own)),
@@ -42,7 +51,7 @@ def render_modules(record: Record) -> str:
         lines = [[*format_row(r)[:-1], *(find_beside(n, r, rows) for n in whole)] for r in ranked]
         parts += [
             "**Rows that no setting brings to the work**, once for each setting, beside whole "
-            "outputs that do no more:",
+            "outputs that do no more, by their means to the exact solution and to the full run:",
             render_table(beside, lines),
         ]
     parts += list_odd(rows)
@@ -61,20 +70,19 @@ def format_row(row: Row) -> list[str]:
         f"{row['name']}{solved}",
         f"{row['work']:.0%}",
         f"{row['calls']:.4g}",
-        f"{row['psnr_mean']:.1f} ± {row['psnr_std']:.1f}",
-        f"{row['psnr_fine_mean']:.1f}",
+        *format_both(row),
         f"{row['processor_speedup']:.2f} x",
         f"{max(0, row['bytes_held']):,}",
     ]
 
 
 def find_beside(name: str, row: Row, rows: Sequence[Row]) -> str:
-    """PSNR and work of another row at the largest budget that does no more work; or nothing."""
+    """PSNR on both axes and work of another row at the largest budget with no more work."""
     found = [r for r in rows if r["name"] == name and r["work"] <= row["work"] + SLACK]
     if not found:
         return ""
     best = max(found, key=lambda one: float(one["work"]))
-    return f"{best['psnr_mean']:.1f} ({best['work']:.0%})"
+    return f"{best['psnr_fine_mean']:.1f}, {best['psnr_mean']:.1f} ({best['work']:.0%})"
 
 
 def list_odd(rows: Sequence[Row]) -> list[str]:

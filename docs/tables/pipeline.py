@@ -11,19 +11,32 @@ from tables.ablation import (
 )
 from tables.data import MissingDataError, Record, Row, find_command
 from tables.markdown import format_caption, join_numbers, render_table
-from tables.rows import format_quality, format_work, judge_gaps, list_budgets
+from tables.rows import AXES, format_both, format_gaps, format_work, list_budgets, read_mean
 
 PLAIN = "plain"
 """Stands for the plain steps of either scheduler."""
+SCHEDULERS = {"flow_euler": "Euler", "unipc": "UniPC"}
 
 
 def render_pipeline(record: Record, own: Record) -> str:
     """The ablation through `WanPipeline`: a table a number of calls, and what it says."""
     rows = group_by_scheduler(record)
-    full = next(row for row in record["rows"] if row["budget"] is None)
-    parts = [f"{full['prompts']} held-out prompts; {format_caption(record)}"]
+    fulls = [row for row in record["rows"] if row["budget"] is None]
+    full = fulls[0]
+    said = ", ".join(
+        f"under {SCHEDULERS[row['scheduler']]} {row['psnr_fine_mean']:.1f} dB "
+        f"(worst {row['psnr_fine_worst']:.1f})"
+        for row in fulls
+    )
+    parts = [
+        f"{full['prompts']} held-out prompts; PSNR in dB to the exact solution, in the mean and in "
+        "the worst sample, and to the full run of the same scheduler. The column of the own loop "
+        f"is to its full run. The full runs themselves are as near to the exact solution: {said}.",
+        format_caption(record),
+    ]
     for budget in list_budgets(record):
-        headings = [f"{budget} calls", "work", "Euler", "own loop, same grid", "same bits", "UniPC"]
+        headings = [f"{budget} calls", "work", "Euler, exact", "worst", "full run"]
+        headings += ["own loop, same grid", "same bits", "UniPC, exact", "worst", "full run"]
         names = dict.fromkeys(name for (_, n, name) in rows if n == budget)
         lines = [
             format_scheduler_row(
@@ -63,10 +76,10 @@ def format_scheduler_row(name: str, euler: Row, unipc: Row, full: Row) -> list[s
     return [
         "plain steps" if name == PLAIN else name,
         format_work(euler, full),
-        format_quality(euler),
+        *format_both(euler),
         f"{euler['own_psnr_mean']:.1f}",
         same,
-        "refused" if unipc["status"] == "refused" else format_quality(unipc),
+        *(["refused", "", ""] if unipc["status"] == "refused" else format_both(unipc)),
     ]
 
 
@@ -92,23 +105,18 @@ def describe_pipeline(record: Record, own: Record) -> str:
     ]
     for title, one, other in asked:
         plain = "plain Euler" if other == PLAIN else other
-        said = [("own loop, own grid", {n: measure_gap(theirs, one, plain, n) for n in columns})]
-        for scheduler, shown in (("flow_euler", "pipeline, Euler"), ("unipc", "pipeline, UniPC")):
-            said.append(
-                (
-                    shown,
-                    {
-                        n: float(rows[scheduler, n, one]["psnr_mean"])
-                        - float(rows[scheduler, n, other]["psnr_mean"])
-                        for n in columns
-                    },
-                )
-            )
-        words = "; ".join(
-            f"{where} **{judge_gaps(gaps)}** ({' / '.join(f'{g:+.1f}' for g in gaps.values())} dB)"
-            for where, gaps in said
-        )
-        lines.append(f"* {title}, at {join_numbers(columns)} calls: {words}.")
+        for axis in AXES:
+            own_gaps = {n: measure_gap(theirs, one, plain, n, axis) for n in columns}
+            said = [("own loop, own grid", own_gaps)]
+            for scheduler, shown in SCHEDULERS.items():
+                gaps = {
+                    n: read_mean(rows[scheduler, n, one], axis)
+                    - read_mean(rows[scheduler, n, other], axis)
+                    for n in columns
+                }
+                said.append((f"pipeline, {shown}", gaps))
+            words = "; ".join(f"{where} {format_gaps(gaps)}" for where, gaps in said)
+            lines.append(f"* {title}, to {axis.name} at {join_numbers(columns)} calls: {words}.")
     refused = [row for row in record["rows"] if row["status"] == "refused"]
     for detail, names in group_pairs((row["detail"], row["name"]) for row in refused).items():
         lines.append(f"* Refused under UniPC ({', '.join(names)}): `{detail}`.")

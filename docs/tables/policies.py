@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from erta_bench.comparison import TO_EXACT, Axis
 from tables.data import Record, Row
 from tables.markdown import escape_cell, format_caption, render_table, render_words
-from tables.rows import EQUAL, count_samples, find_full_run, format_quality, list_budgets
+from tables.rows import (
+    AXES,
+    EQUAL,
+    QUALITY_HEADINGS,
+    count_samples,
+    describe_full_run,
+    find_full_run,
+    format_both,
+    list_budgets,
+    read_mean,
+)
 
 POLICY_GROUPS = {
     "plain": "Fewer steps",
@@ -18,11 +31,12 @@ POLICY_GROUPS = {
 def render_policies(record: Record) -> str:
     """All methods at equal network calls: a table a number of calls and group, and what it says."""
     full = find_full_run(record)
-    headings = ["", "calls", "speed-up", "efficiency", "PSNR", "SSIM", "fine"]
+    headings = ["", "calls", "speed-up", "efficiency", *QUALITY_HEADINGS, "SSIM"]
     headings += ["work", "bytes held", "calibration"]
     parts = [
-        f"PSNR in dB and SSIM against the full run of {full['steps']} steps, mean and deviation "
-        f"over {count_samples(record)}. {format_caption(record)}",
+        f"PSNR in dB against the exact solution and the full run of {full['steps']} steps, and "
+        f"SSIM against the full run, mean and deviation over {count_samples(record)}. "
+        f"{describe_full_run(record)} {format_caption(record)}",
         describe_policies(record),
     ]
     for budget in list_budgets(record):
@@ -30,7 +44,7 @@ def render_policies(record: Record) -> str:
         for group, name in POLICY_GROUPS.items():
             rows = [r for r in select_measured(record, budget) if r["group"] == group]
             if rows:
-                rows.sort(key=lambda row: -float(row["psnr_mean"]))
+                rows.sort(key=lambda row: -read_mean(row, TO_EXACT))
                 parts += [f"**{name}**", render_table(headings, map(format_policy, rows))]
     odd = [row for row in record["rows"] if row["status"] != "measured"]
     if odd:
@@ -64,9 +78,8 @@ def format_policy(row: Row) -> list[str]:
         f"{row['calls']:.4g}",
         f"{row['processor_speedup']:.2f} x",
         f"{row['processor_efficiency']:.2f}",
-        format_quality(row),
+        *format_both(row),
         f"{row['ssim_mean']:.3f}",
-        f"{row['psnr_fine_mean']:.1f}",
         f"{row['work']:.0%}",
         f"{row['bytes_held']:,}",
         str(row["calibration_calls"]),
@@ -78,33 +91,36 @@ def describe_policies(record: Record) -> str:
     lines = []
     for budget in list_budgets(record):
         rows = [r for r in select_measured(record, budget) if r["status"] == "measured"]
-        best = {}
-        for group in POLICY_GROUPS:
-            own = [row for row in rows if row["group"] == group]
-            if own:
-                best[group] = max(own, key=lambda row: float(row["psnr_mean"]))
-        said = "; ".join(
-            f"{POLICY_GROUPS[group].lower()}: {row['name']} ({row['psnr_mean']:.1f} dB)"
-            for group, row in best.items()
-        )
-        winner = max(best.values(), key=lambda row: float(row["psnr_mean"]))
-        lines.append(f"* Best at {budget} calls: **{winner['name']}**. By group, {said}.")
-        floor = float(best["plain"]["psnr_mean"])
-        below = [r for r in rows if r["group"] != "plain" and float(r["psnr_mean"]) < floor - EQUAL]
-        others = [row for row in rows if row["group"] != "plain"]
-        lines.append(
-            f"* Farther from the full run than the best fewer steps at {budget} calls: "
-            f"{len(below)} of {len(others)} rows."
-        )
-    full = find_full_run(record)
+        lines += [describe_best(rows, budget, axis) for axis in AXES]
+    full = read_mean(find_full_run(record), TO_EXACT)
     nearer = [
-        f"{row['name']} at {row['budget']} ({row['psnr_fine_mean']:.1f} dB)"
+        f"{row['name']} at {row['budget']} ({read_mean(row, TO_EXACT):.1f} dB)"
         for budget in list_budgets(record)
         for row in select_measured(record, budget)
-        if row["psnr_fine_mean"] > full["psnr_fine_mean"] + EQUAL
+        if read_mean(row, TO_EXACT) > full + EQUAL
     ]
     lines.append(
-        f"* The full run itself is {full['psnr_fine_mean']:.1f} dB from nearly exact steps. Nearer "
-        f"to them than it: {', '.join(nearer) or 'none'}."
+        f"* Nearer to the exact solution than the full run: {', '.join(nearer) or 'none'}."
     )
     return "\n".join(lines)
+
+
+def describe_best(rows: Sequence[Row], budget: int, axis: Axis) -> str:
+    """The best of each group on an axis, and how many rows are behind the best fewer steps."""
+    best = {}
+    for group in POLICY_GROUPS:
+        own = [row for row in rows if row["group"] == group]
+        if own:
+            best[group] = max(own, key=lambda row: read_mean(row, axis))
+    said = "; ".join(
+        f"{POLICY_GROUPS[group].lower()}: {row['name']} ({read_mean(row, axis):.1f} dB)"
+        for group, row in best.items()
+    )
+    winner = max(best.values(), key=lambda row: read_mean(row, axis))
+    floor = read_mean(best["plain"], axis)
+    others = [row for row in rows if row["group"] != "plain"]
+    below = [row for row in others if read_mean(row, axis) < floor - EQUAL]
+    return (
+        f"* Nearest to {axis.name} at {budget} calls: **{winner['name']}**. By group, {said}. "
+        f"Farther from it than the best fewer steps: {len(below)} of {len(others)} rows."
+    )

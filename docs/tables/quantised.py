@@ -6,7 +6,7 @@ from itertools import groupby
 
 from tables.data import Record, Row
 from tables.markdown import format_caption, render_table
-from tables.rows import format_quality
+from tables.rows import QUALITY_HEADINGS, describe_full_run, format_both
 
 
 def render_quantised(record: Record) -> str:
@@ -14,21 +14,22 @@ def render_quantised(record: Record) -> str:
     shared = record["settings"]
     parts = [
         f"{shared['model']}, {shared['steps']} steps, {shared['samples']} held-out samples: PSNR "
-        "in dB against the full run of the network as it was trained; work and bytes of all "
-        "weights as shares of that run's, and processor time as a speed-up over it."
+        "in dB against the exact solution and the full run of the network as it was trained; work "
+        "and bytes of all weights as shares of that run's, and processor time as a speed-up over "
+        f"it. {describe_full_run(record)}"
     ]
-    headings = ["", "N", "PSNR", "work", "bytes of weights", "speed-up here"]
+    headings = ["", "N", *QUALITY_HEADINGS, "work", "bytes of weights", "speed-up here"]
     for weights, rows in groupby(record["rows"], key=lambda row: str(row["weights"])):
         parts += [f"**Weights: {weights}**", render_table(headings, map(format_row, rows))]
     return "\n\n".join([*parts, format_caption(record)])
 
 
 def format_row(row: Row) -> list[str]:
-    """One row; the full run itself has no PSNR."""
+    """One row; the full run has no PSNR to itself."""
     return [
         row["name"],
         "" if row["interval"] is None else str(row["interval"]),
-        "" if row["psnr_mean"] is None else format_quality(row),
+        *format_both(row),
         f"{row['work']:.0%}",
         f"{row['bytes']:.0%}",
         f"{row['processor_speedup']:.2f} x",

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from erta_bench.comparison import TO_EXACT, TO_FULL, Axis
 from tables.data import Record, Row
 from tables.markdown import join_numbers
 
 EQUAL = 0.05
 """Differences in dB that are no difference when they are shown."""
+AXES = (TO_EXACT, TO_FULL)
+"""The exact solution comes first, see `explanation/performance.md`."""
+QUALITY_HEADINGS = ("exact", "worst", "full run")
+"""Above what `format_both` makes."""
 
 
 def list_budgets(record: Record) -> list[int]:
@@ -31,9 +36,34 @@ def count_samples(record: Record) -> str:
     return f"{row['prompts']} held-out prompts × {row['seeds']} {sets}"
 
 
-def format_quality(row: Row) -> str:
-    """PSNR with its deviation."""
-    return f"{row['psnr_mean']:.1f} ± {row['psnr_std']:.1f}"
+def read_mean(row: Row, axis: Axis) -> float:
+    """The mean PSNR of a row on an axis."""
+    return float(row[axis.mean])
+
+
+def format_quality(row: Row, axis: Axis = TO_FULL) -> str:
+    """PSNR with its deviation; nothing where the samples equal what they are compared with."""
+    if row[axis.mean] is None:
+        return ""
+    return f"{read_mean(row, axis):.1f} ± {row[axis.std]:.1f}"
+
+
+def format_both(row: Row) -> tuple[str, str, str]:
+    """PSNR to the exact solution, its worst sample, and PSNR to the full run."""
+    return format_quality(row, TO_EXACT), f"{row[TO_EXACT.worst]:.1f}", format_quality(row)
+
+
+def describe_full_run(record: Record) -> str:
+    """How near the full run itself comes to the exact solution.
+
+    It is a row of the record, or stands in the settings where a table has no such row.
+    """
+    shared = {k.removeprefix("full_run."): v for k, v in record["settings"].items()}
+    row = shared if "psnr_fine_mean" in shared else find_full_run(record)
+    return (
+        f"The full run itself is {row['psnr_fine_mean']:.1f} dB from the exact solution, its worst "
+        f"sample {row['psnr_fine_worst']:.1f} dB."
+    )
 
 
 def format_work(row: Row, full: Row) -> str:
@@ -56,3 +86,8 @@ def judge_gaps(gaps: Mapping[int, float]) -> str:
         return "better" if better else "worse"
     said = [("better", better), ("worse", worse)]
     return ", ".join(f"{word} at {join_numbers(where)}" for word, where in said if where)
+
+
+def format_gaps(gaps: Mapping[int, float]) -> str:
+    """A judgement, and the differences in dB that it follows from."""
+    return f"**{judge_gaps(gaps)}** ({' / '.join(f'{gap:+.1f}' for gap in gaps.values())} dB)"

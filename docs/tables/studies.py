@@ -6,7 +6,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 from tables.data import Record, Row
 from tables.markdown import format_caption, render_table
-from tables.rows import format_quality
+from tables.rows import (
+    AXES,
+    QUALITY_HEADINGS,
+    describe_full_run,
+    format_both,
+    format_quality,
+)
 
 Column = Callable[[Row], str]
 
@@ -22,7 +28,7 @@ def render_study(*records: Record, columns: Mapping[str, Column]) -> str:
     for record in records:
         headings = [name_model(record), *columns]
         shown = ([row["name"], *(make(row) for make in columns.values())] for row in record["rows"])
-        parts += [render_table(headings, shown), format_caption(record)]
+        parts += [render_table(headings, shown), describe_origin(record)]
     return "\n\n".join([describe_samples(records), *parts])
 
 
@@ -36,9 +42,12 @@ def render_factors(*records: Record) -> str:
         factors = sorted(
             list_values(rows, "factor"), key=lambda f: (f[0].isdigit() and "/" not in f, f)
         )
-        found = {(row["factor"], row["name"]): format_quality(row) for row in rows}
-        lines = [[factor, *(found.get((factor, run), "") for run in runs)] for factor in factors]
-        parts += [render_table([name_model(record), *runs], lines), format_caption(record)]
+        for axis in AXES:
+            found = {(row["factor"], row["name"]): format_quality(row, axis) for row in rows}
+            lines = [[each, *(found.get((each, run), "") for run in runs)] for each in factors]
+            title = f"{name_model(record)}, to {axis.name}"
+            parts.append(render_table([title, *runs], lines))
+        parts.append(describe_origin(record))
     return "\n\n".join([describe_samples(records), *parts])
 
 
@@ -53,8 +62,14 @@ def describe_samples(records: Iterable[Record]) -> str:
     steps = next(iter(records))["settings"]["steps"]
     return (
         f"Held-out samples of {steps} steps from one seed set, through the own loop. PSNR in dB "
-        "against the full run from the same noise, mean and standard deviation."
+        "against the exact solution and the full run from the same noise, mean and standard "
+        "deviation, and the worst sample to the exact solution."
     )
+
+
+def describe_origin(record: Record) -> str:
+    """How near the full run comes to the exact solution, and where the numbers are from."""
+    return f"{describe_full_run(record)} {format_caption(record)}"
 
 
 def list_values(rows: Iterable[Row], key: str) -> list[str]:
@@ -77,6 +92,11 @@ def format_text(key: str) -> Column:
     return lambda row: str(row[key])
 
 
+QUALITY: Mapping[str, Column] = {
+    name: lambda row, place=place: format_both(row)[place]  # type: ignore[misc]
+    for place, name in enumerate(QUALITY_HEADINGS)
+}
+"""PSNR to the exact solution, its worst sample, and PSNR to the full run."""
 NOISE_LENGTH: Mapping[str, Column] = {
     "part of the run": format_text("part"),
     "length": format_number("length", 4),
@@ -88,10 +108,10 @@ NOISE_LENGTH: Mapping[str, Column] = {
 CORRECTIONS: Mapping[str, Column] = {
     "around": format_text("group"),
     "work": format_share("work"),
-    "PSNR": format_quality,
+    **QUALITY,
 }
 MODULE_TABLES: Mapping[str, Column] = {
     "work": format_share("work"),
-    "PSNR": format_quality,
+    **QUALITY,
     "steps": format_text("table"),
 }
