@@ -10,8 +10,8 @@ from tables.rows import AXES, read_mean
 from tables.studies import QUALITY, Column, format_number, format_text, name_model, render_study
 
 PLANS: Mapping[str, Column] = {
-    "full": format_text("full"),
-    "refreshed": format_text("refreshed"),
+    "full steps": format_text("full"),
+    "refreshed steps": format_text("refreshed"),
     "work": format_number("work", 3),
     **QUALITY,
 }
