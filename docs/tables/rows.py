@@ -53,13 +53,15 @@ def format_both(row: Row) -> tuple[str, str, str]:
     return format_quality(row, TO_EXACT), f"{row[TO_EXACT.worst]:.1f}", format_quality(row)
 
 
-def describe_full_run(record: Record) -> str:
-    """How near the full run itself comes to the exact solution.
-
-    It is a row of the record, or stands in the settings where a table has no such row.
-    """
+def read_full_run(record: Record) -> Row:
+    """The full run's own distances: those of its row, or of the settings where it has no row."""
     shared = {k.removeprefix("full_run."): v for k, v in record["settings"].items()}
-    row = shared if "psnr_fine_mean" in shared else find_full_run(record)
+    return shared if TO_EXACT.mean in shared else find_full_run(record)
+
+
+def describe_full_run(record: Record) -> str:
+    """How near the full run itself comes to the exact solution."""
+    row = read_full_run(record)
     return (
         f"The full run itself is {row['psnr_fine_mean']:.1f} dB from the exact solution, its worst "
         f"sample {row['psnr_fine_worst']:.1f} dB."

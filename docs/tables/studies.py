@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+from erta_bench.comparison import TO_EXACT
 from tables.data import Record, Row
 from tables.markdown import format_caption, render_table
 from tables.rows import (
@@ -12,9 +13,12 @@ from tables.rows import (
     describe_full_run,
     format_both,
     format_quality,
+    read_full_run,
 )
 
 Column = Callable[[Row], str]
+WITHOUT = "no reuse"
+"""The run of the study `noise-scale` that reuses nothing."""
 
 
 def render_study(*records: Record, columns: Mapping[str, Column]) -> str:
@@ -44,6 +48,9 @@ def render_factors(*records: Record) -> str:
         )
         for axis in AXES:
             found = {(row["factor"], row["name"]): format_quality(row, axis) for row in rows}
+            if axis is TO_EXACT:  # the run without reuse and without a factor is the full run
+                shared = read_full_run(record)
+                found["1.00", WITHOUT] = format_quality(shared, axis)
             lines = [[each, *(found.get((each, run), "") for run in runs)] for each in factors]
             title = f"{name_model(record)}, to {axis.name}"
             parts.append(render_table([title, *runs], lines))
