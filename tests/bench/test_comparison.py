@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from erta_bench.cli import app
-from erta_bench.core.pareto import Point, find_frontier, write_pareto_plot
+from erta_bench.core.pareto import Point, collect_points, find_frontier, write_pareto_plot
 from erta_framework import Policy, Reuse, hookimpl
 from erta_framework.compatibility import Role, find_role
 from erta_framework.config import build_policies
@@ -227,6 +228,21 @@ def test_a_plot_leaves_out_what_has_no_number(tmp_path: Path) -> None:
     ]
     for dark in (False, True):
         assert write_pareto_plot(rows, tmp_path / f"{dark}.png", dark=dark).stat().st_size > 5000
+
+
+def test_a_plot_has_a_line_of_panels_for_each_axis_that_was_measured(tmp_path: Path) -> None:
+    common = {"group": "policy", "calls": 5, "processor_speedup": 2.0, "psnr_mean": 30.0}
+    rows = [
+        {"name": "full", "group": "plain", "calls": 50, "psnr_fine_mean": 36.0},
+        {**common, "name": "near", "psnr_fine_mean": 40.0},
+        {**common, "name": "old"},
+    ]
+    assert [point.quality for point in collect_points(rows, "calls", "psnr_fine_mean")] == [40.0]
+    both, one = (
+        matplotlib.image.imread(write_pareto_plot(each, tmp_path / f"{len(each)}.png")).shape
+        for each in (rows, rows[2:])
+    )
+    assert (both[0], both[1]) == (2 * one[0], one[1])
 
 
 # -------------------------------------------------------------------------- a run

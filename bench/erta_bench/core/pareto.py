@@ -17,7 +17,16 @@ NAMES = {
     "combination": "combinations",
     "other": "other projects' caches",
 }
-
+FULL = "full"
+"""Name of the row of the full run."""
+QUALITIES = {
+    "psnr_fine_mean": "PSNR to the exact solution (dB)",
+    "psnr_mean": "PSNR to the full run (dB)",
+}
+COSTS = {
+    "calls": "network calls of each branch (runs of the block stack)",
+    "time": "processor time, as a share of the full run's",
+}
 APART = 0.05
 """Least distance between two names, as a share of the quality range; lower rows go unnamed."""
 
@@ -39,12 +48,14 @@ class Point:
     quality: float
 
 
-def collect_points(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Point]:
-    """The rows that have both this cost and a PSNR."""
+def collect_points(
+    rows: Sequence[Mapping[str, Any]], cost: str, quality: str = "psnr_mean"
+) -> list[Point]:
+    """The rows that have both this cost and this quality; the full run is no point."""
     return [
-        Point(row["name"], row["group"], float(row[cost]), float(row["psnr_mean"]))
+        Point(row["name"], row["group"], float(row[cost]), float(row[quality]))
         for row in rows
-        if row.get("psnr_mean") is not None and row.get(cost) is not None
+        if row.get(quality) is not None and row.get(cost) is not None and row["name"] != FULL
     ]
 
 
@@ -66,11 +77,14 @@ def find_frontier(points: Sequence[Point]) -> list[Point]:
 def write_pareto_plot(
     rows: Sequence[Mapping[str, Any]], path: str | Path, *, title: str = "", dark: bool = False
 ) -> Path:
-    """Draw PSNR against network calls, and against the share of the full run's processor time.
+    """Draw PSNR on both axes against network calls, and against the share of processor time.
+
+    The full run's own distance to the exact solution is a line. An axis that no row has is left
+    out.
 
     Args:
-        rows: Flat records with `name, group, calls, processor_speedup, psnr_mean`; rows without
-            one of them are left out.
+        rows: Flat records with `name, group, calls, processor_speedup, psnr_mean,
+            psnr_fine_mean`; rows without one of them are left out.
         path: Picture to write; its ending gives the format.
         title: Heading.
         dark: Whether it is for a dark page.
@@ -78,30 +92,33 @@ def write_pareto_plot(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = new_figure(13, 6.4, dark=dark, wanted_by="write_pareto_plot")
-    left, right = figure.mpl.subplots(1, 2, sharey=True)
     timed = [
         {**row, "time": 1.0 / row["processor_speedup"]}
         for row in rows
         if row.get("processor_speedup")
     ]
-    _draw_panel(figure, left, collect_points(timed, "calls"))
-    _draw_panel(figure, right, collect_points(timed, "time"))
-    left.set_xlabel("network calls of each branch (runs of the block stack)")
-    left.set_ylabel("PSNR against the full run (dB)")
-    right.set_xlabel("processor time, as a share of the full run's")
-    for axis in (left, right):
-        figure.style_axis(axis)
-    handles, labels = left.get_legend_handles_labels()
+    full: Mapping[str, Any] = next((row for row in rows if row["name"] == FULL), {})
+    shown = [key for key in QUALITIES if collect_points(timed, "calls", key)] or ["psnr_mean"]
+    figure = new_figure(13, 6.4 * len(shown), dark=dark, wanted_by="write_pareto_plot")
+    panels = figure.mpl.subplots(len(shown), len(COSTS), sharey="row", squeeze=False)
+    for quality, line in zip(shown, panels, strict=True):
+        for (cost, said), panel in zip(COSTS.items(), line, strict=True):
+            _draw_panel(figure, panel, collect_points(timed, cost, quality), full.get(quality))
+            panel.set_xlabel(said)
+            figure.style_axis(panel)
+        line[0].set_ylabel(QUALITIES[quality])
+    handles, labels = panels[0][0].get_legend_handles_labels()
     figure.mpl.legend(
-        handles, labels, loc="outside lower center", ncols=5, frameon=False, labelcolor=figure.ink
+        handles, labels, loc="outside lower center", ncols=6, frameon=False, labelcolor=figure.ink
     )
     figure.set_title(title)
     return figure.save(path)
 
 
-def _draw_panel(figure: Figure, axis: Any, points: Sequence[Point]) -> None:
-    """All points, the frontier as a line, and the names of the best of it."""
+def _draw_panel(figure: Figure, axis: Any, points: Sequence[Point], full: float | None) -> None:
+    """All points, the frontier, the full run's own quality, and the names of the best."""
+    if full is not None:
+        axis.axhline(full, color=COLOURS["plain"], linestyle=":", linewidth=1.2, label="full run")
     for group, name in NAMES.items():
         own = [point for point in points if point.group == group]
         if own:
