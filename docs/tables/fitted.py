@@ -46,13 +46,14 @@ def render_fitted_on(*records: Record, model: str = "shapes-wan") -> str:
     """Rows of studies of fitted reuse on a trained model, from one or more files."""
     shared = records[0]["settings"]
     headings = [model, *HEADINGS]
-    rows = [row for record in records for row in record["rows"]]
+    every = [format_fit(row) for record in records for row in record["rows"]]
+    rows = [cells for place, cells in enumerate(every) if cells not in every[:place]]  # full runs
     said = (
         f"{shared['measured']} held-out samples, fits with {shared['fitted_samples']}; the columns "
         "are those of the tables below."
     )
     notes = [format_caption(record) for record in records]
-    return "\n\n".join([said, render_table(headings, map(format_fit, rows)), *notes])
+    return "\n\n".join([said, render_table(headings, rows), *notes])
 
 
 def format_fit(row: Row) -> list[str]:
