@@ -1,20 +1,27 @@
-"""The studies of the settings of one method: their rows."""
+"""The studies of the settings of one method: their rows, and what the docs know of them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from erta_bench.core import Row
 from erta_bench.setting import PROFILE
 from erta_bench.studies import (
     SETTINGS,
     STUDIES,
     MethodSettings,
+    StudyRun,
     build_row,
     continue_evenly,
     run_study,
     spread_evenly,
 )
 from erta_framework.config import build_policy
+from tables.data import STUDIES as SHOWN
+from tables.data import command_study
+from tables.markers import SECTIONS
 
 EVERY = [(name, model) for name, settings in SETTINGS.items() for model in settings.models]
 
@@ -46,6 +53,15 @@ def test_the_rows_of_a_method_have_names_of_their_own(name: str) -> None:
         assert not set(own) & set(settings.baselines)
 
 
+@pytest.mark.parametrize(("name", "model"), EVERY)
+def test_a_page_shows_the_record_of_every_model(name: str, model: str) -> None:
+    assert (name, model) in SHOWN
+    file, command = command_study(name, model)
+    assert file in SECTIONS[f"study:{name}"].files
+    assert command == f"erta bench study {name} --model {model}"
+    assert model in STUDIES[name].models
+
+
 SMALL = MethodSettings(
     title="A test",
     models=("mixture",),
@@ -70,6 +86,23 @@ def test_rows_of_a_model_stand_in_their_place_and_are_calibrated() -> None:
     assert [row["name"] for row in bench.rows] == ["every step", "planned", "planned, few", "even"]
     assert [row["calls"] for row in bench.rows] == [6, 3, 2, 3]
     assert bench.settings["calibration_samples"] == 2
+
+
+def test_calls_that_run_some_samples_count_as_these() -> None:
+    found: dict[str, float] = {}
+
+    def measure(run: StudyRun) -> list[Row]:
+        policies = build_row([{"easycache": {"threshold": 0.2}}])
+        result, _ = run.setting.sample_held_out(run.setting.make_sampler(policies), 0)
+        (trace,) = result.traces
+        found["share"] = trace.network_samples / (len(result.samples) * 2 * run.steps)
+        found["calls"] = trace.network_calls / (2 * run.steps)
+        return [run.measure("a sample at a time", policies)]
+
+    study = replace(SMALL.as_study(), run=measure)
+    bench = run_study("x", study, model="mixture", samples=6, calibration=1, steps=20, seed=0)
+    assert found["share"] < found["calls"]
+    assert bench.rows[0]["work"] == pytest.approx(found["share"])
 
 
 def test_even_steps_have_the_number_that_they_name() -> None:
