@@ -522,7 +522,7 @@ def test_every_marker_of_a_page_is_replaced() -> None:
     seen = set()
     for page in DOCS.rglob("*.md"):
         text = page.read_text(encoding="utf-8")
-        seen.update(re.findall(r"<!-- ([a-z:]+) -->", text))
+        seen.update(re.findall(r"<!-- ([a-z0-9:]+) -->", text))
         assert "<!--" not in fill_markers(text), named(page)
     assert seen == set(SECTIONS)
 

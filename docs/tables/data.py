@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from erta_bench.comparison.inside import ANCHORS, COMPOSED, MODULES, PLANS, WHOLE
+from erta_bench.studies import SETTINGS
 
 DATA = Path(__file__).parents[1] / "data"
 GALAXIES = tuple(sorted(path.stem for path in DATA.glob("peersgalaxy*.json")))
@@ -49,6 +50,7 @@ STUDIES = {
         ("worst-samples", model): "--samples 32 --calibration 16"
         for model in ("shapes-wan", "galaxy-hsc32")
     },
+    **{(name, model): "" for name, settings in SETTINGS.items() for model in settings.models},
 }
 """Studies on models, with their options."""
 
@@ -56,7 +58,7 @@ STUDIES = {
 def command_study(name: str, model: str) -> tuple[str, str]:
     """The file of a study on a model, and the command that measures it."""
     file = f"study_{name}_{model}".replace("-", "_")
-    return file, f"erta bench study {name} --model {model} {STUDIES[name, model]}"
+    return file, f"erta bench study {name} --model {model} {STUDIES[name, model]}".rstrip()
 
 
 COMMANDS = {

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from erta_bench.studies import SETTINGS
 from tables.ablation import describe_findings, render_ablation
 from tables.accuracy import render_accuracy, render_image_accuracy
 from tables.batch import render_batch
@@ -17,7 +18,15 @@ from tables.budgets import render_budgets, render_lambda
 from tables.chosen import render_chosen
 from tables.cli import render_cli
 from tables.combinations import render_combinations
-from tables.data import BUNDLED, DATA, GALAXIES, MissingDataError, find_command, load_record
+from tables.data import (
+    BUNDLED,
+    DATA,
+    GALAXIES,
+    MissingDataError,
+    command_study,
+    find_command,
+    load_record,
+)
 from tables.families import render_families
 from tables.fitted import render_fitted, render_fitted_on
 from tables.masked import render_masked, render_masked_speed
@@ -37,6 +46,7 @@ from tables.studies import (
     CORRECTIONS,
     MODULE_TABLES,
     NOISE_LENGTH,
+    SETTINGS_OF_METHODS,
     render_factors,
     render_study,
 )
@@ -146,6 +156,13 @@ SECTIONS: dict[str, Section] = {
         optional=True,
     ),
     **{
+        f"study:{name}": make_section(
+            partial(render_study, columns=SETTINGS_OF_METHODS),
+            *(command_study(name, model)[0] for model in settings.models),
+        )
+        for name, settings in SETTINGS.items()
+    },
+    **{
         f"study:plans{name}": make_section(
             render_plan_study, f"study_plans_shapes_{name}", optional=True
         )
@@ -182,7 +199,7 @@ def fill_markers(markdown: str) -> str:
             raise MissingDataError(f"<!-- {match[1]} --> is none of {', '.join(SECTIONS)}")
         return SECTIONS[match[1]]()
 
-    return re.sub(r"<!-- ([a-z:]+) -->", section, markdown)
+    return re.sub(r"<!-- ([a-z0-9:]+) -->", section, markdown)
 
 
 def list_commands() -> list[str]:

@@ -36,6 +36,10 @@ def study_command(
     tests of a block's input. `corrections`: modules that are corrected, verified or chosen, at
     equal work. `worst-samples`: why the worst samples are the worst, against the exact solution.
 
+    `clusca`, `deepcache`, `fastercache`, `freqca`, `h2cache`, `pab`, `precisecache`,
+    `smoothcache`, `spectrum` and `taylorseer`: settings of one method, for 50 steps, beside even
+    steps with and without a line.
+
     PSNR compares with the exact solution and with the full run from the same noise. Held-out
     prompts, and prompts and noise of calibration, are apart.
     """

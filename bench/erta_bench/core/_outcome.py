@@ -28,7 +28,7 @@ class Measurement:
     Attributes:
         seconds: Wall seconds of sampling all prompts.
         processor: Processor seconds of the same, which other programs disturb less.
-        calls: Network calls of each branch, counted by the engine.
+        calls: Network calls of each branch, counted by the engine; a mean over samples.
         work: The work of these, in network calls: where every call is whole it is their number.
         psnr, ssim: `[prompts]` against the full run.
         fine: `[prompts]`, PSNR against the exact solution.
@@ -62,8 +62,9 @@ class Measurement:
             calls: Calls of each branch, where they are not the network calls that were counted.
         """
         self.add_time(result, processor)
-        made = result.network_calls / (branches * len(result.traces))
-        made = made if calls is None else calls
+        # a rule may decide for each sample, so that a call runs some of them
+        through = sum(trace.network_samples for trace in result.traces)
+        made = through / (branches * len(result.samples)) if calls is None else calls
         self.calls.append(made)
         self.work.append(made * measure_share(result))
         self.psnr.append(psnr(result.samples, reference.samples))

@@ -15,9 +15,39 @@ from erta_bench.studies._quantisation import QUANTISATIONS, count_weight_bytes, 
 from erta_bench.studies._quantised import QUANTISED
 from erta_bench.studies._quantised_layer import LAYERS, QUANTISED_LAYER, draw_inputs, measure_layer
 from erta_bench.studies._run import Study, StudyRun, run_study
+from erta_bench.studies._settings import MethodSettings, build_row, continue_evenly, spread_evenly
+from erta_bench.studies._settings_inside import (
+    CLUSCA,
+    DEEPCACHE,
+    H2CACHE,
+    PAB,
+    PRECISECACHE,
+)
+from erta_bench.studies._settings_outputs import (
+    FASTERCACHE,
+    FREQCA,
+    SMOOTHCACHE,
+    SPECTRUM,
+    TAYLORSEER,
+)
 from erta_bench.studies._surrogates import SURROGATES
 from erta_bench.studies._worst_samples import WORST_SAMPLES
 
+SETTINGS: Mapping[str, MethodSettings] = MappingProxyType(
+    {
+        "clusca": CLUSCA,
+        "deepcache": DEEPCACHE,
+        "fastercache": FASTERCACHE,
+        "freqca": FREQCA,
+        "h2cache": H2CACHE,
+        "pab": PAB,
+        "precisecache": PRECISECACHE,
+        "smoothcache": SMOOTHCACHE,
+        "spectrum": SPECTRUM,
+        "taylorseer": TAYLORSEER,
+    }
+)
+"""Settings of one method beside each other, by its name."""
 STUDIES: Mapping[str, Study] = MappingProxyType(
     {
         "plans": PLANS,
@@ -30,6 +60,7 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
         "quantised-layer": QUANTISED_LAYER,
         "corrections": CORRECTIONS,
         "worst-samples": WORST_SAMPLES,
+        **{name: settings.as_study() for name, settings in SETTINGS.items()},
     }
 )
 """Every study by name."""
@@ -37,12 +68,17 @@ STUDIES: Mapping[str, Study] = MappingProxyType(
 __all__ = [
     "LAYERS",
     "QUANTISATIONS",
+    "SETTINGS",
     "STUDIES",
+    "MethodSettings",
     "Study",
     "StudyRun",
+    "build_row",
+    "continue_evenly",
     "count_weight_bytes",
     "draw_inputs",
     "measure_layer",
     "quantise",
     "run_study",
+    "spread_evenly",
 ]
