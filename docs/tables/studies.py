@@ -122,16 +122,4 @@ MODULE_TABLES: Mapping[str, Column] = {
     **QUALITY,
     "steps": format_text("table"),
 }
-
-
-def format_exact(row: Row) -> str:
-    """PSNR to the exact solution with its deviation."""
-    return f"{row['psnr_fine_mean']:.1f} ± {row['psnr_fine_std']:.1f}"
-
-
-SETTINGS_OF_METHODS: Mapping[str, Column] = {
-    "work": format_share("work"),
-    "exact": format_exact,
-    "worst": format_number("psnr_fine_worst", 1),
-    "full run": format_quality,
-}
+SETTINGS_OF_METHODS: Mapping[str, Column] = {"work": format_share("work"), **QUALITY}
