@@ -9,7 +9,7 @@ from erta_bench.ablation._variants import make_choices, make_ladder, make_varian
 from erta_bench.cli import app
 from erta_bench.cli._options import choose_held_out, format_command
 from erta_bench.overhead._overhead import calibrate_toy
-from erta_bench.setting import PROFILE, SUBSTEPS, Setting, _models, build_policy, read_prompts
+from erta_bench.setting import PROFILE, Setting, _models, build_policy, read_prompts
 from erta_framework import CFG, Sampler
 from erta_framework.errors import InputError
 from erta_framework.metrics import psnr, ssim
@@ -29,7 +29,7 @@ COMMON = {
     "prompts",
 }
 CALIBRATION, HELD_OUT = ["a", "b"], ["c", "d", "e"]
-STEPS, CALLS, SEED_SETS, BATCH = 8, 5, 2, 2
+STEPS, CALLS, SEED_SETS, BATCH, SUBSTEPS = 8, 5, 2, 2, 2
 
 
 def toy() -> GaussianMixtureFlow:
@@ -43,6 +43,7 @@ def setting(model, **changes) -> Setting:
         "held_out": HELD_OUT,
         "steps": STEPS,
         "batch_size": BATCH,
+        "substeps": SUBSTEPS,
     }
     return Setting(**(given | changes))
 
@@ -204,7 +205,7 @@ def test_quick_command(monkeypatch, tmp_path, seeming_gpu):
     monkeypatch.setattr(_models, "models", lambda: OneModel(DemoToy((3, 2, 12, 12))))
     path = tmp_path / "quick.json"
     options = ["ablation", "--quick", "--calls", "6", "--steps", "10", "--json", str(path)]
-    options += ["--device", "cpu"]
+    options += ["--device", "cpu", "--substeps", "2"]
     result = CliRunner().invoke(app, options)
     assert result.exit_code == 0, result.output
     assert "uniform" in result.output

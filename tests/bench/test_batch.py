@@ -30,7 +30,9 @@ PROMPTS = ("a b", "c d", "e f", "g", "h i")
 
 def setting(**changes) -> BatchSetting:
     toy = GaussianMixtureFlow((3, 2, 4, 4))
-    return BatchSetting(**{"model": toy, "steps": STEPS, "options": {"warmup": 3}, **changes})
+    return BatchSetting(
+        **{"model": toy, "steps": STEPS, "options": {"warmup": 3}, "substeps": 2, **changes}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,13 +71,13 @@ def test_quality_is_measured_to_the_exact_solution_of_the_same_noise(bench):
         sampler = Sampler(guidance=CFG(scale=3.0), num_steps=STEPS, batch_size=len(names))
         full = sampler.sample(setting().model, names, seeds=seeds).samples
         exact = [
-            solve(sampler, setting().model, [name], seed=seed, substeps=4).samples
+            solve(sampler, setting().model, [name], seed=seed, substeps=2).samples
             for name, seed in zip(names, seeds, strict=True)
         ]
         found = psnr(full, torch.cat(exact))
         assert row(bench, "full", batch)["psnr_fine_mean"] == pytest.approx(found.mean().item())
         assert row(bench, "full", batch)["psnr_fine_worst"] == pytest.approx(found.min().item())
-    assert bench.settings["solution_substeps"] == 4
+    assert bench.settings["solution_substeps"] == 2
 
 
 @pytest.mark.parametrize("batch", ["as they come", "easy and hard"])
@@ -153,13 +155,13 @@ def test_command(tmp_path, monkeypatch, seeming_gpu):
     monkeypatch.setattr(_models, "models", Models)
     path = tmp_path / "batch.json"
     options = ["batch", "--prompts", "3", "--threshold", "0.2", "--steps", "14", "--json", path]
-    options += ["--device", "cpu"]
+    options += ["--device", "cpu", "--substeps", "2"]
     result = CliRunner().invoke(app, [str(option) for option in options])
     assert result.exit_code == 0, result.output
     record = json.loads(path.read_text())
     assert record["command"] == (
         "erta bench batch --model shapes-wan --prompts 3 --threshold 0.2 --steps 14 "
-        "--substeps 4 --seed 0 --device cpu"
+        "--substeps 2 --seed 0 --device cpu"
     )
     assert {r["threshold"] for r in record["rows"]} == {None, 0.2}
     assert record["settings"]["prompts.as they come"] == "a b; c d; e f"

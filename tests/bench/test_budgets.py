@@ -26,6 +26,7 @@ def setting() -> Setting:
         steps=STEPS,
         batch_size=2,
         accelerator="cpu",
+        substeps=2,
     )
 
 

@@ -25,6 +25,7 @@ def study() -> Callable[..., list[dict[str, Any]]]:
             samples=4,
             steps=8,
             accelerator="cpu",
+            substeps=2,
         )
         return [dict(row) for row in run_study(found, [part], [5], 4, "a test").rows]
 

@@ -52,7 +52,11 @@ def test_the_bench_compares_both_loops_and_refuses_what_unipc_cannot(
     model: ShapesWan, prompts: list[str]
 ) -> None:
     setting = Setting(
-        model=model, calibration=model.demo_prompts()[0][:2], held_out=prompts, steps=STEPS
+        model=model,
+        calibration=model.demo_prompts()[0][:2],
+        held_out=prompts,
+        steps=STEPS,
+        substeps=2,
     )
     with counted(model) as calls:
         bench = run_pipeline_ablation(setting, calls=[3], seed=SEED)

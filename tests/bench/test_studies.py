@@ -57,7 +57,14 @@ def test_a_study_refuses_other_models_and_other_names(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_study_of_plans_has_them_at_equal_work() -> None:
     bench = run_study(
-        "plans", STUDIES["plans"], model="shapes-flux", samples=1, calibration=1, steps=9, seed=0
+        "plans",
+        STUDIES["plans"],
+        model="shapes-flux",
+        samples=1,
+        calibration=1,
+        steps=9,
+        seed=0,
+        substeps=2,
     )
     plain = [row for row in bench.rows if not row["refreshed"]]
     assert [row["name"] for row in plain[:3]] == ["long gaps first", "even", "long gaps last"]

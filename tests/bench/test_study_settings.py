@@ -81,7 +81,14 @@ SMALL = MethodSettings(
 
 def test_rows_of_a_model_stand_in_their_place_and_are_calibrated() -> None:
     bench = run_study(
-        "small", SMALL.as_study(), model="mixture", samples=2, calibration=2, steps=6, seed=0
+        "small",
+        SMALL.as_study(),
+        model="mixture",
+        samples=2,
+        calibration=2,
+        steps=6,
+        seed=0,
+        substeps=2,
     )
     assert [row["name"] for row in bench.rows] == ["every step", "planned", "planned, few", "even"]
     assert [row["calls"] for row in bench.rows] == [6, 3, 2, 3]
@@ -100,7 +107,9 @@ def test_calls_that_run_some_samples_count_as_these() -> None:
         return [run.measure("a sample at a time", policies)]
 
     study = replace(SMALL.as_study(), run=measure)
-    bench = run_study("x", study, model="mixture", samples=6, calibration=1, steps=20, seed=0)
+    bench = run_study(
+        "x", study, model="mixture", samples=6, calibration=1, steps=20, seed=0, substeps=2
+    )
     assert found["share"] < found["calls"]
     assert bench.rows[0]["work"] == pytest.approx(found["share"])
 
