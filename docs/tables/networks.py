@@ -18,7 +18,8 @@ from erta_bench.core.page import find_full_run
 from erta_bench.galaxy import FILES
 from tables.data import Record
 from tables.markdown import render_table
-from tables.peers import DASH, LED, render_goals, render_peers_summary
+from tables.peers import LED, render_goals, render_peers_summary
+from tables.rows import DASH
 
 HEADINGS = [
     "network",

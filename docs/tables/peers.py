@@ -11,7 +11,6 @@ from erta_bench.comparison import (
     OWN_LOOP,
     TO_EXACT,
     TO_FULL,
-    Axis,
     Leaders,
     find_leaders,
     format_lead,
@@ -21,10 +20,9 @@ from erta_bench.comparison import (
 from erta_bench.core.page import find_full_run
 from tables.data import Record
 from tables.markdown import escape_cell, format_caption, render_table, render_words
+from tables.rows import DASH, format_distance
 
 LED = ("peer", "plain", "composed")
-DASH = "–"
-"""Stands where a record does not hold a number; those of older versions lack some."""
 VERDICTS = {True: "reached", False: "**not reached**", None: "not measured"}
 
 
@@ -90,15 +88,6 @@ def format_over(leaders: Leaders, kind: str) -> str:
     leads = f"{format_lead(leaders.lead(kind))} / {format_lead(leaders.lead_worst(kind))}"
     best = leaders.best[kind]
     return f"{leads} ({best['name']}, {best[leaders.axis.mean]:.1f})"
-
-
-def format_distance(row: Mapping[str, Any], axis: Axis) -> list[str]:
-    """Mean with its deviation, and worst sample."""
-    mean, std, worst = (row.get(key) for key in (axis.mean, axis.std, axis.worst))
-    if mean is None:
-        return [DASH, DASH]
-    spread = "" if std is None else f" ± {std:.1f}"
-    return [f"{mean:.1f}{spread}", DASH if worst is None else f"{worst:.1f}"]
 
 
 def describe_solution(record: Record) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from erta_bench.comparison import TO_EXACT, TO_FULL, Axis
 from tables.data import Record, Row
@@ -10,6 +11,8 @@ from tables.markdown import join_numbers
 
 EQUAL = 0.05
 """Differences in dB that are no difference when they are shown."""
+DASH = "–"
+"""Stands where a record does not hold a number; those of older versions lack some."""
 AXES = (TO_EXACT, TO_FULL)
 """The exact solution comes first, see `explanation/performance.md`."""
 QUALITY_HEADINGS = ("exact", "worst", "full run")
@@ -43,14 +46,22 @@ def read_mean(row: Row, axis: Axis) -> float:
 
 def format_quality(row: Row, axis: Axis = TO_FULL) -> str:
     """PSNR with its deviation; nothing where the samples equal what they are compared with."""
-    if row[axis.mean] is None:
-        return ""
-    return f"{read_mean(row, axis):.1f} ± {row[axis.std]:.1f}"
+    return "" if row[axis.mean] is None else format_distance(row, axis)[0]
 
 
 def format_both(row: Row) -> tuple[str, str, str]:
     """PSNR to the exact solution, its worst sample, and PSNR to the full run."""
-    return format_quality(row, TO_EXACT), f"{row[TO_EXACT.worst]:.1f}", format_quality(row)
+    exact, worst = format_distance(row, TO_EXACT)
+    return exact, worst, format_quality(row)
+
+
+def format_distance(row: Mapping[str, Any], axis: Axis) -> list[str]:
+    """Mean with its deviation, and worst sample; a dash for what an older record does not hold."""
+    mean, std, worst = (row.get(key) for key in (axis.mean, axis.std, axis.worst))
+    if mean is None:
+        return [DASH, DASH]
+    spread = "" if std is None else f" ± {std:.1f}"
+    return [f"{mean:.1f}{spread}", DASH if worst is None else f"{worst:.1f}"]
 
 
 def read_full_run(record: Record) -> Row:
@@ -62,10 +73,9 @@ def read_full_run(record: Record) -> Row:
 def describe_full_run(record: Record) -> str:
     """How near the full run itself comes to the exact solution."""
     row = read_full_run(record)
-    return (
-        f"The full run itself is {row['psnr_fine_mean']:.1f} dB from the exact solution, its worst "
-        f"sample {row['psnr_fine_worst']:.1f} dB."
-    )
+    said = f"The full run itself is {read_mean(row, TO_EXACT):.1f} dB from the exact solution"
+    worst = row.get(TO_EXACT.worst)
+    return f"{said}." if worst is None else f"{said}, its worst sample {worst:.1f} dB."
 
 
 def format_work(row: Row, full: Row) -> str:
