@@ -20,7 +20,7 @@ from erta_bench.comparison import (
 from erta_bench.core.page import find_full_run
 from tables.data import Record
 from tables.markdown import escape_cell, format_caption, render_table, render_words
-from tables.rows import DASH, format_distance
+from tables.rows import DASH, count_samples, format_distance
 
 LED = ("peer", "plain", "composed")
 VERDICTS = {True: "reached", False: "**not reached**", None: "not measured"}
@@ -38,9 +38,9 @@ def render_peers_summary(record: Record) -> str:
     lines += map(format_leaders, find_leaders(record["rows"], TO_EXACT), to_full)
     total = full["prompts"] * full["seeds"]
     said = (
-        f"PSNR in dB, over {full['prompts']} held-out samples in each of {full['seeds']} seed sets "
-        f"({total} in all), on {record['settings']['model']} {describe_loop(record)}; leads are "
-        f"of the mean and of the worst sample. "
+        f"PSNR in dB, over {count_samples(record, 'samples')} ({total} in all), on "
+        f"{record['settings']['model']} {describe_loop(record)}; leads are of the mean and of the "
+        "worst sample. "
         f"{describe_solution(record)} {format_caption(record)}"
     )
     verdicts = "; ".join(f"{goal.number}: {VERDICTS[goal.reached]}" for goal in judge_goals(record))

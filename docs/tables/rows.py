@@ -32,11 +32,11 @@ def find_full_run(record: Record) -> Row:
     return found
 
 
-def count_samples(record: Record) -> str:
+def count_samples(record: Record, noun: str = "prompts") -> str:
     """How many samples stand behind a number."""
     row = find_full_run(record)
     sets = "seed set" if row["seeds"] == 1 else "seed sets"
-    return f"{row['prompts']} held-out prompts × {row['seeds']} {sets}"
+    return f"{row['prompts']} held-out {noun} × {row['seeds']} {sets}"
 
 
 def read_mean(row: Row, axis: Axis) -> float:
