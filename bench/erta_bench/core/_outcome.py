@@ -103,9 +103,7 @@ def make_record(
         "speedup": average(full.seconds) / average(outcome.seconds),
         "processor_seconds": average(outcome.processor),
         "processor_speedup": average(full.processor) / average(outcome.processor),
-        "psnr_mean": as_finite(quality.mean()),
-        "psnr_std": as_finite(quality.std(correction=0)),
-        "psnr_worst": as_finite(quality.min()),
+        **describe_quality(quality, "psnr"),
         **describe_quality(torch.cat(outcome.fine)),
         "ssim_mean": as_finite(structure.mean()),
         "ssim_std": as_finite(structure.std(correction=0)),
@@ -117,16 +115,17 @@ def make_record(
     }
 
 
-def describe_quality(fine: Tensor) -> Row:
-    """Mean, deviation and worst sample of the PSNR to the exact solution, for a record.
+def describe_quality(quality: Tensor, key: str = "psnr_fine") -> Row:
+    """Mean, deviation and worst sample of a PSNR, for a record.
 
     Args:
-        fine: `[prompts]`, in dB.
+        quality: `[prompts]`, in dB.
+        key: What the keys begin with: `psnr_fine` to the exact solution, `psnr` to the full run.
     """
     return {
-        "psnr_fine_mean": as_finite(fine.mean()),
-        "psnr_fine_std": as_finite(fine.std(correction=0)),
-        "psnr_fine_worst": as_finite(fine.min()),
+        f"{key}_mean": as_finite(quality.mean()),
+        f"{key}_std": as_finite(quality.std(correction=0)),
+        f"{key}_worst": as_finite(quality.min()),
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from torch import Tensor
 
-from erta_bench.core import Row, Value, as_finite, as_whole, describe_quality
+from erta_bench.core import Row, Value, as_whole, describe_quality
 from erta_bench.setting import (
     CALIBRATION_SEEDS,
     SUBSTEPS,
@@ -18,7 +18,7 @@ from erta_bench.setting import (
 from erta_framework import CFG, Policy, Profile, Sampler
 from erta_framework.calibration import Solution
 from erta_framework.metrics import psnr
-from erta_framework.sampling import Solver, TextModel, solve
+from erta_framework.sampling import Solver, TextModel
 from erta_policies.ertacache import ResidualProfiler
 from erta_policies.fitted import FittedProfiler, FittedReuse, FittedTable
 
@@ -82,7 +82,7 @@ class Study:
     def solve(self) -> Solution:
         """The nearly exact solution of the measured samples."""
         prompts = repeat_prompts(self.held_out, self.measured)
-        return solve(self.make_sampler(), self.model, prompts, seed=0, substeps=self.substeps)
+        return self.make_sampler().solve(self.model, prompts, seed=0, substeps=self.substeps)
 
     def residuals(self) -> Profile:
         """The residual profile that ERTACache's schedule is planned from."""
@@ -173,9 +173,7 @@ class StudyTable:
                 "kind": kind,
                 "calls": as_whole(calls),
                 **describe_quality(psnr(samples, self.solution.samples)),
-                "psnr_mean": as_finite(quality.mean()),
-                "psnr_std": as_finite(quality.std(correction=0)),
-                "psnr_worst": as_finite(quality.min()),
+                **describe_quality(quality, "psnr"),
                 "gain_mean": gain,
                 "samples": len(quality),
                 **facts,
