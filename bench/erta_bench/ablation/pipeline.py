@@ -8,13 +8,14 @@ serve is refused, and its row says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
+from erta_bench.ablation._loops import OWN_LOOP, PipelineSetting, SameGridSetting
 from erta_bench.ablation._variants import Variant, make_ladder
 from erta_bench.core import TWO_AXES, Bench, Measurement, Row, Value, as_finite, make_record
 from erta_bench.setting import (
@@ -29,11 +30,8 @@ from erta_bench.setting import (
 )
 from erta_framework.calibration import Profile, Solution
 from erta_framework.environment import describe_machine
-from erta_framework.errors import CapabilityError, InputError
-from erta_framework.plugins import Policy
-from erta_framework.sampling import CFG, Callback, FlowEuler, Sampler, Solver, TextSampler
-from erta_integrations.diffusers.bundled import PipelineSampler
-from erta_integrations.shapes_wan.pipeline import WAN, grid
+from erta_framework.errors import CapabilityError
+from erta_framework.sampling import FlowEuler
 
 COLUMNS = {
     "scheduler": "scheduler",
@@ -46,72 +44,7 @@ COLUMNS = {
     "own_psnr_mean": "own loop",
     "identical": "same bits",
 }
-OWN_LOOP = "flow_euler"
-"""The scheduler whose steps the own loop can do too."""
 NAMES = {"flow_euler": "plain Euler", "unipc": "plain UniPC"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PipelineSetting(Setting):
-    """A setting whose samplers run `WanPipeline`.
-
-    Attributes:
-        scheduler: A name of `NAMES`.
-    """
-
-    scheduler: str = "flow_euler"
-
-    def make_sampler(
-        self,
-        policies: Iterable[Policy] = (),
-        steps: int | None = None,
-        solver: Solver | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> TextSampler:
-        """A pipeline with these policies.
-
-        Raises:
-            CapabilityError: The scheduler cannot serve a policy.
-            InputError: A solver was given, or the guidance is not CFG.
-        """
-        if solver not in (None, FlowEuler()) or not isinstance(self.guidance, CFG):
-            raise InputError(
-                f"solver {solver!r} and guidance {self.guidance!r}: a pipeline has its scheduler "
-                "and classifier-free guidance; give no solver, and guidance=CFG(...)"
-            )
-        return PipelineSampler(
-            tuple(policies),
-            callbacks,
-            through=WAN,
-            scheduler=self.scheduler,
-            guidance_scale=self.guidance.scale,
-            num_steps=steps or self.steps,
-            batch_size=self.batch_size,
-            accelerator=self.accelerator,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SameGridSetting(Setting):
-    """The own loop on the grid of the pipeline's scheduler."""
-
-    def make_sampler(
-        self,
-        policies: Iterable[Policy] = (),
-        steps: int | None = None,
-        solver: Solver | None = None,
-        callbacks: Sequence[Callback] = (),
-    ) -> TextSampler:
-        """The own loop with these policies."""
-        return Sampler(
-            tuple(policies),
-            callbacks,
-            solver=solver,
-            guidance=self.guidance,
-            sigmas=grid(OWN_LOOP, steps or self.steps),
-            batch_size=self.batch_size,
-            accelerator=self.accelerator,
-        )
 
 
 @dataclass(frozen=True, slots=True)
